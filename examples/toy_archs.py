@@ -69,7 +69,7 @@ WINDOWS = {
 EXAONE4 = OLMO2 | {"qk_norm": True, "rope_freq_base": 1e6, "tokenizer": "bpe"}
 LAYER_NORM: dict[str, Any] = {"layer_norm": True, "norm_biases": True}
 UNGATED_BIASES = (*QKV, "attn_output", "ffn_up", "ffn_down")
-# ggml's GELU is a step function; a small ffn_down reduces the effect of steps at other places.
+# ggml's GELU is a step function; a small ffn_down reduces the effect of different steps.
 GELU: dict[str, Any] = LAYER_NORM | {
     "gated": False, "biases": UNGATED_BIASES, "down_size": 0.1, "tokenizer": "bpe",
 }  # fmt: skip

@@ -34,10 +34,10 @@ def make_gemma4(
 ) -> None:
     """Write a random model of this architecture.
 
-    `kv_heads`, `head_dims`: in blocks with a window and without. The last `shared` blocks use
-    earlier keys and values, and have a feed-forward layer of twice the width; `idle_keys`: they
-    have matrices for them, which nothing uses. `n_per_layer` can be 0. `keys_are_values`: blocks
-    without a window have no attn_v.
+    `kv_heads`, `head_dims`: values for blocks with a window and for blocks without. The last
+    `shared` blocks use earlier keys and values, and have a feed-forward layer of twice the width;
+    `idle_keys`: these blocks also have unused matrices for keys and values. `n_per_layer` can be 0.
+    `keys_are_values`: blocks without a window have no attn_v.
     """
     w, n_layer = Writer(path, arch, types, seed), len(windows)
     start = n_layer - shared

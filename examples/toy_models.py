@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 RopeScaling = tuple[str, float] | tuple[str, float, int]
 ATTENTION_BIASES = ("attn_q", "attn_k", "attn_v", "attn_output")
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
-# Each word consists of two tokens that come before it, so that merging can produce it.
+# Each word consists of two earlier tokens, so that merging can produce it.
 MERGES = "th he in er an ou re on at en ing and the her you hat".split()
 
 
@@ -62,17 +62,17 @@ def make_llama(
     `n_ff` (ffn_down) numbers, which must be whole blocks. `biases`: True for the four attention
     projections, or the names of the linears with a bias. `rope_scaling`: ("linear", factor) or
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
-    `tokenizer`: "spm" (with byte tokens if n_vocab is at least 259; below that llama.cpp ends the
-    process on text without tokens), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none". `keys`: more of
-    the architecture's metadata, without "ARCH." (those of xIELU have no such prefix). `qk_norm`:
-    norms of queries and keys ("whole": over all heads together); `pre_norms`, `second_norm`: norms
-    before attention and feed-forward, and the name of the second ("": none); `post_norms`: norms
-    after them; `fused`: queries, keys and values in one matrix, gate and up in another ("up": only
-    these); `gated`: whether there is a gate; `layer_norm`: the eps is for LayerNorm;
-    `norm_biases`, `output_bias`: biases of norms and logits; `down_size`: a factor of ffn_down.
-    `experts`: a mixture of experts (`add_experts`) instead of feed-forward, in all blocks from
-    number "first" on. The same arguments write the same bytes. Raises ValueError for a row that is
-    not whole blocks.
+    `tokenizer`: "spm" (with byte tokens if n_vocab is at least 259; with fewer, llama.cpp ends the
+    process on text without tokens), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none". `keys`: further
+    metadata keys of the architecture, without "ARCH." (those of xIELU have no such prefix).
+    `qk_norm`: norms of queries and keys ("whole": over all heads together); `pre_norms`,
+    `second_norm`: norms before attention and feed-forward, and the name of the second ("": none);
+    `post_norms`: norms after them; `fused`: queries, keys and values in one matrix, gate and up in
+    another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is for
+    LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; `down_size`: a factor of
+    ffn_down. `experts`: a mixture of experts (`add_experts`) instead of feed-forward, in all blocks
+    from number "first" on. The same arguments write the same bytes. Raises ValueError for a row
+    that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
     head_dim = head_dim or n_embd // n_head
@@ -240,7 +240,7 @@ def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> N
 def add_matrix(
     w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
 ) -> None:
-    """Add a matrix in the type that `types` (see `make_llama`) has for its name."""
+    """Add a matrix in the type that `types` (see `make_llama`) gives for its name."""
     slot = name.split(".")[-2]
     kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
     if kind == "F32":

@@ -1,4 +1,4 @@
-"""The public functions: training, and functions from tokens to numpy arrays for scripts.
+"""The public functions: training, and, for scripts, functions from tokens to numpy arrays.
 
 All of them use the same forward and backward pass as the trainer.
 """
@@ -59,15 +59,15 @@ def tune(
         `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
         An exception in it ends the run without another save.
     on_eval : callable, optional
-        The same after each evaluation, with its `EvaluationRecord` (`iter`, `val_loss`,
-        `perplexity`, `train_loss`, `best`, `samples`).
+        Called in the same way after each evaluation, with its `EvaluationRecord` (`iter`,
+        `val_loss`, `perplexity`, `train_loss`, `best`, `samples`).
     quiet : bool, optional
         True: show nothing. False: always show the run, on standard error. By default a run shows
         one line that is rewritten in a notebook, the program's display on standard error if that
         is a terminal, and nothing elsewhere.
     screen : Screen, optional
-        Your own object with the methods of `nbllama.train.run.screen.Screen`, which gets the whole
-        output.
+        Your own object with the methods of `nbllama.train.run.screen.Screen`, which receives the
+        whole output.
     **options
         Every option of the program by its name, with `_` instead of `-` (docs/options.md), such as:
 
@@ -86,8 +86,8 @@ def tune(
         seed, threads : int
             The same seed gives the same bits, with any number of threads.
         live : bool or int
-            Serve the run's page to a browser on this machine, on any free port or on this one. The
-            address is printed, on standard error if nothing else is shown.
+            Serve the run's page to a browser on this machine, on any free port or on the given one.
+            The address is printed, on standard error if nothing else is shown.
         lora_out, checkpoint_out, log, report : path
             Files to write. ITERATION in the first two is replaced by the iteration's number.
         checkpoint_in : path
@@ -107,7 +107,7 @@ def tune(
     OutputError, SaveFailed
         A file that cannot be written.
     NotEnoughMemory, Diverged
-        The run does not fit, or its loss is not finite.
+        The run does not fit into memory, or its loss is not finite.
 
     Notes
     -----
@@ -262,7 +262,7 @@ def init_adapter(
     ranks: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Adapter:
-    """Make a new adapter on the linear layers of every block (B = 0, so it has no effect yet).
+    """Create an adapter for the linear layers of every block (B = 0, so it has no effect yet).
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Parameters
     ----------
     path : str or path
-        A GGUF adapter, a `.bin` of llama.cpp of 2023, or a folder of Hugging Face PEFT.
+        A GGUF adapter, a `.bin` of llama.cpp of 2023, or a Hugging Face PEFT folder.
     model : Model
         The base model, which the pairs must fit.
 
@@ -345,6 +345,6 @@ def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Mo
     OutputError
         The path cannot be written.
     UsageError
-        The format cannot hold this adapter.
+        The format cannot store this adapter.
     """
     return adapter_file.save_adapter(path, adapter, model.hp)

@@ -50,14 +50,14 @@ class DataError(NbllamaError):
 
 
 class MessageError(DataError):
-    """Messages of a chat that cannot be trained, by their numbers from 0; None for the tools."""
+    """Chat messages that cannot be trained. Their numbers start at 0; None means the tools."""
 
     def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
         self._numbers, self._reason = tuple(numbers), reason
         super().__init__(self.counted(0))
 
     def counted(self, shift: int) -> str:
-        """Return the message for a record whose messages' numbers are larger by `shift`."""
+        """Return the error text for a record whose message numbers are larger by `shift`."""
         names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
         return f"message {', '.join(names)}{self._reason}"
 
@@ -87,13 +87,13 @@ class SaveFailed(NbllamaError):
 
 
 class Diverged(NbllamaError):
-    """The loss or the gradient stayed NaN or infinite."""
+    """The loss or the gradient remained NaN or infinite."""
 
     exit_code = 7
 
 
 class Interrupted(NbllamaError):
-    """The run was stopped by a signal; `exit_code` is 128 + its number."""
+    """The run was stopped by a signal; `exit_code` is 128 plus the signal's number."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -101,13 +101,13 @@ class Interrupted(NbllamaError):
 
 
 def escaped(text: object) -> str:
-    """Return `text` with all characters escaped that are not printable, such as control ones."""
+    """Return `text` with all non-printable characters escaped, such as control characters."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
 
 
 def shown(text: object, limit: int = 120) -> str:
-    """Return `text` for one terminal line: control characters escaped, cut at `limit`."""
+    """Return `text` for one terminal line: control characters escaped, truncated to `limit`."""
     out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

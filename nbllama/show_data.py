@@ -1,4 +1,4 @@
-"""`python -m nbllama.show_data`: show what is trained in a file of training data."""
+"""`python -m nbllama.show_data`: show which tokens of a training file are trained."""
 
 from __future__ import annotations
 

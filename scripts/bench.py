@@ -1,8 +1,8 @@
 """Speed and memory against numpy's sgemm, PyTorch + PEFT (float32, NF4) and the old finetune.
 
-The parts that are named are measured again, and the others keep their last results; without names,
-all parts are measured. Results are saved after every part. An impossible figure, such as a
-throughput above the machine's peak, is an error.
+Parts that are named are measured again, and the others keep their last results. Without names, all
+parts are measured. Results are saved after every part. An impossible figure, such as a throughput
+above the machine's peak, is an error.
 
 `--quick` checks that every part runs: few repeats, small random models, results in
 build/bench-quick.
@@ -72,7 +72,7 @@ def demo_model() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-# Both sides limited to vectors of one width: Numba's code and numpy's OpenBLAS.
+# Limit both Numba's code and numpy's OpenBLAS to vectors of one width.
 VECTORS = {
     "AVX2": {
         "NUMBA_CPU_NAME": "haswell",
@@ -84,7 +84,7 @@ VECTORS = {
 
 
 def in_child(case: dict[str, Any], **more: str) -> dict[str, Any]:
-    """Run `step.measure` in a separate process, for its peak memory; sgemm has as many threads.
+    """Run `step.measure` in a separate process, for its peak memory; sgemm uses as many threads.
     `more`: further environment variables. An empty case runs `kernels.few_matmuls`.
     """
     words = [sys.executable, __file__, "--case", json.dumps(case)]

@@ -1,12 +1,12 @@
-"""Faults of the machine and of files, each injected into real runs of a tiny training.
+"""Faults of the machine and of files, each injected into real training runs of a tiny model.
 
     scripts/faults [--quick|--full] [F01 F02 ...]
 
 A run passes if no file is torn under its final name, if it can be continued with the same bits as
 without the fault, if at most one interval of saves is lost, and if a failure ends with one line and
-its exit code. `--quick` (the default) makes a few runs of each fault, in less than 4 minutes;
-`--full` makes all, and keeps the table in docs/results/faults.md: rows that are not named keep
-their last results. Exits with 1 if a run did not pass.
+its exit code. `--quick` (the default) makes a few runs per fault, in less than 4 minutes; `--full`
+makes all of them and updates the table in docs/results/faults.md, where faults that are not named
+keep their last results. The exit code is 1 if a run did not pass.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from scripts.fault_parts import (  # noqa: F401 (each adds its faults)
 from scripts.fault_parts.box import FAULTS, ROOT, Box, Fault, NotRun
 
 RESULTS = ROOT / "docs" / "results"
-SHOWN = 5  # failures of a fault
+SHOWN = 5  # failures shown per fault
 
 
 def run(box: Box, fault: Fault) -> dict[str, Any]:
-    """Run a fault; its row of the table."""
+    """Run a fault; return its row of the table."""
     began, runs, failures, note = time.monotonic(), 0, [], ""
     try:
         for wrong in fault.run(box):
@@ -72,7 +72,7 @@ HEAD = "| fault | what | runs | passed |\n|---|---|---|---|"
 
 
 def machine_line() -> str:
-    """Return the machine that this is."""
+    """Return a description of this machine."""
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     cpu = platform.processor() or platform.machine()
     for text in _lines("/proc/cpuinfo"):
@@ -90,7 +90,7 @@ def _lines(path: str) -> list[str]:
 
 
 def keep(row: dict[str, Any]) -> None:
-    """Put a row into docs/results/faults.json, and write the page anew."""
+    """Store a row in docs/results/faults.json, and write the page again."""
     path = RESULTS / "faults.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = [r for r in rows if (r["fault"], r["what"]) != (row["fault"], row["what"])]
@@ -102,12 +102,12 @@ def keep(row: dict[str, Any]) -> None:
 
 
 def key(row: dict[str, Any]) -> tuple[str, str]:
-    """Return what names a row."""
+    """Return the key that identifies a row."""
     return row["fault"], row["what"]
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """Return the page of the results."""
+    """Return the page with the results."""
     missing = [f for f in FAULTS if (f.name, f.what) not in {key(r) for r in rows}]
     wrong = [f"- {r['fault']}, {r['what']}: {w}" for r in rows for w in r["wrong"]]
     table = [HEAD[:-5] + "|---|---|", *(f"{line(r)} {r['seconds']} | {r['date']} |" for r in rows)]
@@ -126,7 +126,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the program; the exit code."""
+    """Run the program; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/faults", description=__doc__.split("\n\n")[0])
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few runs of each (the default)")

@@ -3,9 +3,9 @@
     scripts/fuzz TARGET --seconds N --seed S [--files N]
 
 TARGET is one of `TARGETS`, or `all`, which divides the time among them. `--files` also limits the
-number of files per target. A file can take 2 seconds, and 300 MB more than the file before it.
-Numbers that are read must be finite, and tensors must be inside the file. A file with a wrong
-outcome is kept in build/fuzz; its name has target, seed and number. The exit code is then 1.
+number of files per target. Reading a file may take 2 seconds, and 300 MB more than the file before
+it. Numbers that are read must be finite, and tensors must be inside the file. A file with a wrong
+outcome is kept in build/fuzz, named after target, seed and number, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def text(path: Path, whole: bytes, rng: random.Random) -> None:
         i = rng.randrange(len(lines))
         match rng.randrange(4):
             case 0:
-                lines[i] = damaged(lines[i].ljust(80), rng)  # long enough for every cut
+                lines[i] = damaged(lines[i].ljust(80), rng)  # long enough for all kinds of damage
             case 1:
                 del lines[i]
                 lines = lines or [b""]

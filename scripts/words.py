@@ -1,4 +1,4 @@
-"""Find phrases that scripts/tools/phrases.txt replaces, in the documentation and the package.
+"""Find phrases to replace (scripts/tools/phrases.txt) in the documentation and the package.
 
 Without arguments it checks every file of PAGES, otherwise the given files. It searches only prose:
 in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings.

@@ -2,8 +2,8 @@
 
     python examples/demo/ask.py MODEL.gguf [--adapter ADAPTER.gguf] [--json RESULT.json]
 
-Every question is formatted by the model's chat template; the answer is greedy, with at most 32
-tokens. An answer is right if it contains the fact, character for character.
+Every question is formatted with the model's chat template; answers are greedy, with at most 32
+tokens. An answer is right if it contains the exact fact.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ GGML_TYPE_F32 = 0
 
 
 def answers(request: dict[str, Any]) -> list[list[int]]:
-    """Return the `n` most likely next tokens after each prompt, up to an end of text."""
+    """Return the greedy continuation of each prompt: `n` tokens, or fewer if the text ends."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

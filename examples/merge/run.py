@@ -1,4 +1,4 @@
-"""Combine two adapters by their scales, merge them, and get the same text from llama.cpp.
+"""Combine two adapters with scales, merge them, and check that llama.cpp generates the same text.
 
     python examples/merge/run.py --model MODEL.gguf [A.txt B.txt] [--out FOLDER] [--log FILE]
 

@@ -3,8 +3,8 @@
     python examples/preferences/generate.py [FOLDER]
 
 The rule: an answer is one sentence that begins with its unit, such as "Metres: 9 are left." The
-rejected answer is right too, but says it in the usual way, in several sentences. `follows` is the
-check. The content follows from the seed alone.
+rejected answer is also correct, but in the usual form of several sentences. `follows` checks the
+rule. The content depends only on the seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RULE = re.compile(rf"(?:{_UNITS}): [^.!?\n]*[.]")
 
 
 class Question(NamedTuple):
-    """A question, the answer by the rule, and a usual answer."""
+    """A question, the answer that follows the rule, and a usual answer."""
 
     question: str
     by_rule: str
@@ -48,12 +48,12 @@ class Question(NamedTuple):
 
 
 def follows(answer: str) -> bool:
-    """Whether an answer keeps the rule: its unit first, one sentence, and nothing after it."""
+    """Return whether an answer follows the rule: one sentence that begins with its unit."""
     return _RULE.fullmatch(answer.strip()) is not None
 
 
 def questions() -> list[Question]:
-    """All questions, in an order of their own; no two are the same."""
+    """Return all questions in a fixed random order; no two are the same."""
     draw = random.Random(SEED)
     found = []
     for unit, things in _THINGS.items():
@@ -90,7 +90,7 @@ def _question(draw: random.Random, unit: str, thing: str, more: bool | None) -> 
 
 
 def pair(q: Question) -> dict[str, object]:
-    """Return a record of preferences."""
+    """Return a preference record."""
     return {
         "prompt": [{"role": "user", "content": q.question}],
         "chosen": [{"role": "assistant", "content": q.by_rule}],
@@ -99,7 +99,7 @@ def pair(q: Question) -> dict[str, object]:
 
 
 def labelled(q: Question, good: bool) -> dict[str, object]:
-    """Return one of the two answers with a label, as KTO takes it."""
+    """Return one of the two answers with a label, in the form for KTO."""
     answer = q.by_rule if good else q.usual
     return {
         "prompt": [{"role": "user", "content": q.question}],
@@ -109,7 +109,7 @@ def labelled(q: Question, good: bool) -> dict[str, object]:
 
 
 def usual(q: Question) -> dict[str, object]:
-    """Return a chat with the usual answer, for an adapter from which preferences start."""
+    """Return a chat with the usual answer, to train the adapter that preferences start from."""
     turns = (("user", q.question), ("assistant", q.usual))
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
 

@@ -1,11 +1,12 @@
-"""Teach a rule of style by preferences, and count how often held-out questions are answered by it.
+"""Teach a rule of style with preferences, and count how many held-out answers follow it.
 
     python -m examples.preferences.run --model MODEL.gguf [--objective dpo ipo ...] [--from-usual]
         [--out FOLDER] [--log RESULTS.jsonl] [more options of nbllama finetune ...]
 
-From the base model, or with `--from-usual` from an adapter that was trained to answer in the usual
-way. Answers are greedy, at most 24 tokens. Perplexity is measured on the beginning of a text. The
-seconds of a run are those of the processor, of all cores together, next to those of the clock.
+Training starts from the base model, or with `--from-usual` from an adapter that was trained to
+answer in the usual way. Answers are greedy, with at most 24 tokens. Perplexity is measured on the
+beginning of a text. A run's time is reported as processor seconds of all cores and as elapsed
+seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LONGEST, WINDOW, WINDOWS = 24, 256, 6
 
 
 def answers(model: Any, adapter: Any) -> list[str]:
-    """Greedy answers to the held-out questions."""
+    """Return the greedy answers to the held-out questions."""
     lines = (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [
         prompt_ids(model.tokenizer, model.chat_template, [{"role": "user", "content": question}])
@@ -45,7 +46,7 @@ def answers(model: Any, adapter: Any) -> list[str]:
 
 
 def loss_of_text(model: Any, adapter: Any) -> float:
-    """Mean loss, nats a token, of the beginning of the text, in windows of `WINDOW` tokens."""
+    """Return the mean loss in nats per token of the text's beginning, `WINDOW` tokens at a time."""
     ids = model.tokenizer.encode(TEXT.read_text(encoding="utf-8")[:20000])
     total = 0.0
     for at in range(0, WINDOWS * WINDOW, WINDOW):
@@ -62,20 +63,20 @@ def _targets(ids: Sequence[int]) -> Any:
 
 
 def state(model: Any, adapter: Any) -> dict[str, Any]:
-    """How many answers keep the rule, some answers, and the loss of the text."""
+    """Return the number of answers that follow the rule, some answers, and the loss on the text."""
     said = answers(model, adapter)
     kept = sum(map(follows, said))
     return {"kept": kept, "of": len(said), "loss": loss_of_text(model, adapter), "first": said[:3]}
 
 
 def spent() -> tuple[float, float]:
-    """Seconds of the clock, and of the processor by the processes that this one started."""
+    """Return the current time, and the processor seconds of all child processes so far."""
     of = os.times()
     return time.perf_counter(), of.children_user + of.children_system
 
 
 def train(model: str, data: Path, adapter: Path, more: Sequence[str]) -> tuple[float, float]:
-    """Run the trainer; the seconds that it took, of the clock and of the processor."""
+    """Run the trainer; return the elapsed and the processor seconds."""
     words = [sys.executable, "-m", "nbllama.finetune", "--model-base", model, "--force"]
     words += ["--train-data", str(data), "--lora-out", str(adapter), "--checkpoint-out=", *more]
     print("nbllama finetune", *words[3:], flush=True)

@@ -1,7 +1,7 @@
 """The reward of this example: does a query find the right rows?
 
 `right` is 1 for an answer whose query finds the same rows as the record's query in both databases,
-and 0 for any other.
+and 0 for any other answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from examples.text2sql import execute
 
 @cache
 def database(path: str) -> sqlite3.Connection:
-    """Open a database, which can only be read."""
+    """Open a database read-only."""
     return execute.open_read_only(path)
 
 

@@ -3,14 +3,14 @@
     python -m examples.rewards.run [--model MODEL.gguf] [--out FOLDER] [--result FILE.jsonl]
         [more options of nbllama finetune ...]
 
-1. Data and databases are made, as in `examples.text2sql`.
+1. Data and databases are generated, as in `examples.text2sql`.
 2. An adapter is trained on 400 questions with their queries (`--sft`).
-3. It is tested: 270 questions in words that were never trained.
-4. It is continued with `--objective grpo`, on other questions in the words of the first ones. The
-   reward runs each query (`examples.rewards.execution`); no right query is shown.
-5. It is tested again.
+3. The adapter is tested on 270 questions in phrasings that were never trained.
+4. Training continues with `--objective grpo`, on other questions in the phrasings of step 2. The
+   reward runs each query (`examples.rewards.execution`); the model is shown no correct query.
+5. The adapter is tested again.
 
-An adapter that an earlier run made in step 2 is used again.
+If an earlier run trained the adapter of step 2, that adapter is used.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from examples.text2sql.training import demo_model
 from nbllama.errors import NbllamaError
 
 HERE = Path(__file__).resolve().parent
-ASKED = 1600  # questions that are made; the first of them are for step 2
-# of step 2: `examples.text2sql.sweep` found 65 % with the highest of three rates
+ASKED = 1600  # number of generated questions; the first ones are for step 2
+# for step 2: `examples.text2sql.sweep` reached 65 % at the highest of three learning rates
 SFT = [
     "--ctx", "256", "--batch", "8", "--epochs", "1", "--lora-r", "16", "--lora-alpha", "32",
     "--lr", "3e-3", "--no-checkpointing", "--val-split", "0", "--answers", "0",
 ]  # fmt: skip
-# of step 4; without a reference, groups whose answers are all right or all wrong cost no step
+# for step 4; without a reference, groups with only right or only wrong answers are not trained
 REWARDS = [
     "--objective", "grpo", "--beta", "0", "--ctx", "256", "--batch", "4", "--group-size", "8",
     "--max-answer", "64", "--lr", "2e-4", "--lr-schedule", "constant", "--adam-iter", "120",
@@ -48,9 +48,9 @@ REWARDS = [
 
 
 def questions(out: Path, first: int) -> Iterator[dict[str, Any]]:
-    """Yield the prompts: the trained questions from number `first` on, with what finds the rows.
+    """Yield the prompts: questions from number `first` on, with the query and the databases.
 
-    A question of the first ones, which can come again, is left out.
+    Questions that also occur before `first` are skipped.
     """
     lines = (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
     databases = [str((out / name).resolve()) for name in DATABASES]
@@ -63,9 +63,9 @@ def questions(out: Path, first: int) -> Iterator[dict[str, Any]]:
 
 
 def finetune(model: Path, data: Path, adapter: Path, more: Sequence[str]) -> dict[str, float]:
-    """Run the trainer; return its seconds, of the clock and of all processor cores together.
+    """Run the trainer; return its elapsed seconds and the processor seconds of all cores.
 
-    Raises `NbllamaError` if it fails.
+    Raises `NbllamaError` if the trainer fails.
     """
     log = adapter.with_suffix(".jsonl")
     log.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def finetune(model: Path, data: Path, adapter: Path, more: Sequence[str]) -> dic
 
 
 def tested(what: str, model: Path, adapter: Path, out: Path, limit: int | None) -> dict[str, Any]:
-    """Ask the held-out questions; return the result."""
+    """Ask the held-out questions; return the row of the result."""
     loaded = nbllama.load_model(model)
     found = evaluate.evaluate_folder(
         loaded, nbllama.load_adapter(adapter, loaded), out, limit=limit

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
     model = nbllama.load_model(args.model)
-    # the same number of trained paragraphs, spread over the text
+    # the same number of trained paragraphs, evenly spread over the text
     parts = {"held_out": "\n".join(held_out), "trained": "\n".join(trained[::9])}
     tell(
         step="data", paragraphs=len(trained) + len(held_out), held_out=len(held_out),

@@ -3,8 +3,8 @@
     python -m examples.text2sql.evaluate MODEL.gguf build/text2sql/en [--adapter ADAPTER.gguf]
 
 Answers are greedy. An answer is right if it finds the expected rows in both databases; their order
-counts only if the question asks for one. With `--schema` the model gets the table definitions in
-the system message, which is fair to a model that was not trained on them.
+counts only if the question asks for one. With `--schema`, the system message contains the table
+definitions, for a fair test of a model that was not trained on them.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def execute(db: sqlite3.Connection, sql: str, seconds: float = SECONDS) -> Found
 
 
 def has_order(sql: str) -> bool:
-    """Return whether the outermost query asks for an order: "order by" outside of parentheses and
+    """Return whether the outermost query specifies an order: "order by" outside of parentheses and
     quotes.
     """
     bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "''", sql.lower())

@@ -1,10 +1,10 @@
-"""Make the data of the example: two databases and questions with their SQL.
+"""Generate the data of the example: two databases, and questions with their SQL.
 
     python -m examples.text2sql.generate build/text2sql [--language en] [--train 2600] [--seed 1]
 
 Writes `train.jsonl` (chats, for `--train-data`), `validation.jsonl` (chats too), `test.jsonl`
-(question, SQL, kind, phrasing) and `wholesale-1.db`, `wholesale-2.db`: the same company with other
-rows, so that a wrong query that is right on one of them by chance fails on the other.
+(question, SQL, kind, phrasing) and `wholesale-1.db`, `wholesale-2.db`: the same company with
+different rows, so that a wrong query that happens to match in one fails in the other.
 """
 
 from __future__ import annotations

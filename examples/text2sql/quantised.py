@@ -7,7 +7,7 @@
 same pairs are trained with the same options; the adapter is then evaluated in four ways:
 
 - *on its base*: as it was trained;
-- *merged into F16*: added to the weights from which the base was made;
+- *merged into F16*: added to the weights that the base was quantised from;
 - *F16, quantised again*: that file, quantised in the same way as its base;
 - *merged back*: added to its base, in the types of the base.
 
@@ -74,7 +74,7 @@ def judge(path: Path, adapter: Path | None, data: Path, n_test: int) -> dict[str
 def rows_of(
     base: str, original: Path, out: Path, n_train: int, n_test: int, threads: int
 ) -> Iterator[dict[str, Any]]:
-    """Make one base, train on it and evaluate it; yield one row per entry of `WAYS`."""
+    """Create one base, train on it and evaluate it; yield one row per entry of `WAYS`."""
     data = out / "data"
     generate.generate(data, "en", n_train)
     path = original if base == "f16" else out / f"{base}.gguf"

@@ -1,4 +1,4 @@
-"""Kinds of questions: the SQL of each, the values of its gaps, and its phrasings.
+"""Kinds of questions: SQL, values for the gaps, and phrasings.
 
 The words are in `phrasings/en.txt` and `phrasings/zh.txt`: every kind has different phrasings for
 training, validation and test. In a phrasing, `[a|b]` is a choice and `{slot}` a gap.

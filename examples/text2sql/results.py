@@ -1,6 +1,7 @@
-"""A series of measurements in a result file: one JSON object per line, written as each one ends.
+"""A series of measurements in a file: one JSON object per line, written after each measurement.
 
-An interrupted series continues where it ended: cases that have their rows are not measured again.
+An interrupted series continues where it stopped: cases with rows in the file are not measured
+again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The database of an invented wholesale company: its tables, and rows that depend on a seed.
 
-`orders` is a view. For each order it has the number of months, quarters and years since it was
-booked, counted from the day in `clock`, so that "last quarter" is `quarters_ago = 1` on any day.
+`orders` is a view. For each order it contains the number of months, quarters and years since the
+booking, counted from the day in `clock`, so that "last quarter" is `quarters_ago = 1` on any day.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ create view orders as
   from parts;
 """
 
-# Values that questions can name: the value in the database, and the Chinese word for it.
+# Values that questions can mention: as in the database, and in Chinese.
 CITIES = {
     "Leeds": "利兹", "York": "约克", "Bristol": "布里斯托", "Oxford": "牛津",
     "Dover": "多佛", "Derby": "德比", "Perth": "珀斯", "Cardiff": "加的夫",

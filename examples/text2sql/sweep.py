@@ -71,7 +71,7 @@ def table(rows: Rows) -> str:
 
 
 def done(run: Run, rows: Rows) -> bool:
-    """Return whether a run has its row."""
+    """Return whether the rows contain a run's row."""
     wanted = (run.factor, run.n_train, run.training.rank, run.training.rate)
     return any((r["factor"], r["n_train"], r["rank"], r["rate"]) == wanted for r in rows)
 

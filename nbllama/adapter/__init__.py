@@ -6,9 +6,9 @@
 | `ggla` | the old `.bin` | llama.cpp from 2023 to July 2024 |
 | `peft` | a folder of `adapter_model.safetensors` and `adapter_config.json` | Hugging Face PEFT |
 
-Each reader reads a file to a `Stored`, each writer writes a `Stored` to a file. The formats differ
-in the factor by which a reader scales a pair: `Stored` keeps one factor per pair, so that values
-are rounded only if a format requires it.
+Each reader reads a file into a `Stored`, and each writer writes a `Stored` to a file. The formats
+differ in the factor by which a reader scales a pair: `Stored` keeps one factor per pair, so that
+values are rounded only if a format requires it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Check that the matrices of a delta net have Hugging Face's order of heads.
+"""Check that the heads in a delta net's matrices are in Hugging Face's order.
 
-If several value heads share a key head, llama.cpp's converter reorders them: rows of some matrices,
-columns of another.
+If several value heads share a key head, llama.cpp's converter reorders them, in the rows of some
+matrices and in the columns of another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OF_A_DELTA_NET = ("attn_gate", "ssm_alpha", "ssm_beta", "ssm_out")
 
 
 def check_heads(base: Base, names: Iterable[str]) -> None:
-    """Raise `UsageError` unless these base tensors have Hugging Face's order of rows and columns.
+    """Raise `UsageError` unless the rows and columns of these tensors are in Hugging Face's order.
 
     `names`: the base tensors that have a pair.
     """

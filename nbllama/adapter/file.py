@@ -29,7 +29,7 @@ from nbllama.lora.slots import SLOT_BY_NAME, slot_of
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
 
-FOLDER_FILES = (WEIGHTS, CONFIG)  # of a PEFT folder, in the order in which they are written
+FOLDER_FILES = (WEIGHTS, CONFIG)  # files of a PEFT folder, in writing order
 _EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
 
 
@@ -57,7 +57,7 @@ def check_format(path: Path) -> None:
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
-    """Return a line per part of the adapter that readers of the format ignore or refuse.
+    """Return one line for each part of the adapter that readers of the format ignore or refuse.
 
     The format is that of the name `path`.
     """
@@ -65,7 +65,7 @@ def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
 
 
 def stored_notes(stored: Stored, tied_output: bool, kind: str) -> list[str]:
-    """Return `adapter_notes` for an adapter read from a file, if written in the format `kind`."""
+    """Return the `adapter_notes` of a stored adapter for writing it in the format `kind`."""
     return _notes(list(stored.pairs), tied_output, kind)
 
 
@@ -120,9 +120,9 @@ def load_adapter(
 ) -> Adapter:
     """Read an adapter of any of the formats for a base model with tensor `shapes` (numpy).
 
-    An adapter from our files is as it was trained: bit for bit if nothing had to be rounded for the
-    format. If pairs have different scales (such as in files of `convert_lora_to_gguf.py`, with
-    lora_r = their largest rank), B is multiplied to compensate. `say` gets a line about ignored
+    An adapter from our files equals the trained one, bit for bit if the format required no
+    rounding. If pairs have different scales (such as in files of `convert_lora_to_gguf.py`, with
+    lora_r = their largest rank), B is multiplied to compensate. `say` receives a line about ignored
     parts of the file (without `say`: a warning).
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
@@ -144,7 +144,7 @@ def load_adapter(
 def read_stored(path: Path, base: Base) -> Stored:
     """Read an adapter as its file stores it, checked against the known properties of `base`.
 
-    Raises as `load_adapter`, and `UsageError` if more of the base model must be known.
+    Raises the errors of `load_adapter`, and `UsageError` if more of the base model must be known.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -163,7 +163,7 @@ def read_stored(path: Path, base: Base) -> Stored:
 
 
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write in the format of the name; return lines about what was rounded or left out.
+    """Write in the format of the name; return lines about rounded or omitted values.
 
     Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would be infinite in
     the format.

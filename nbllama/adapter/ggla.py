@@ -8,11 +8,11 @@ by alpha / r. Then follow records up to the end of the file, one for each half o
 | n_dims | u32 | 1 or 2 |
 | length of the name, type, ne[n_dims] | u32 | type 0 F32, 1 F16, 30 BF16; ne fastest first |
 | name | bytes | base tensor's name and `.loraA` or `.loraB` |
-| padding | zeros | to the next multiple of 32 of the place in the file |
+| padding | zeros | to the next multiple of 32 bytes in the file |
 | values | | loraA (n_in, rank), loraB (n_out, rank) in numpy's order |
 
 llama.cpp of 2023 reads only two dimensions; the program of July 2024 left out a trailing 1 (for
-loraB of norm vectors), and its reader accepts both.
+loraB of norm vectors), and that program's reader accepts both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ALIGNMENT = 32
 _TYPES = {0: "F32", 1: "F16", 30: "BF16"}
 _HALVES = (".loraA", ".loraB")
 _MAX_NAME = 1024  # the buffer of the 2023 reader
-_MAX_INT = 2**31 - 1  # its type of r and alpha
+_MAX_INT = 2**31 - 1  # the largest r and alpha that it accepts
 
 
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
@@ -74,7 +74,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as whole numbers of the same ratio; else r and r, and a line about it."""
+    """Return alpha and r as integers of the same ratio, or r and r, and a line about a change."""
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:
@@ -105,7 +105,7 @@ def read_ggla(path: Path) -> Stored:
             raise f.error("file", "holds no pair")
     pairs = {n: joined(path, n, None if a is None else a.T, b) for n, (a, b) in halves.items()}
     scale, lora_r, whole = alpha / r, r, float(alpha)
-    if r > MAX_RANK:  # the writer turned a fraction into whole numbers
+    if r > MAX_RANK:  # the writer turned a fraction into integers
         lora_r = max(pair.rank for pair in pairs.values())
         whole = alpha * lora_r / r
     alphas = {name: scale * pair.rank for name, pair in pairs.items()}

@@ -5,9 +5,9 @@ The format is that of llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init
 
     y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
 
-If that is not the scale of the pair, `b` is multiplied to compensate; the key `nbllama.lora_r`
-makes it possible to undo this when reading. The pair of `token_embd` is stored swapped:
-a = B (V, rank), b = Aᵀ (C, rank).
+If a pair has another scale, `b` is multiplied to compensate; the key `nbllama.lora_r` makes it
+possible to undo this when reading. The pair of `token_embd` is stored swapped: a = B (V, rank), b =
+Aᵀ (C, rank).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.he
 _INVOCATION = "adapter.alora.invocation_tokens"
 _SWAPPED = "token_embd.weight"
 # RoPE's frequencies, which some converters write into adapters. They are not weights, and the base
-# model has them too.
+# model contains them too.
 _STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short))\.weight")
 
 
@@ -123,9 +123,9 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:
-    """Read a half as a finite float32 copy; F16, Q8_0 and so on are decoded.
+    """Read one half of a pair as a finite float32 copy; F16, Q8_0 and so on are decoded.
 
-    It has two dimensions, or three if it belongs to all experts.
+    A half has two dimensions, or three if it belongs to all experts.
     """
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape

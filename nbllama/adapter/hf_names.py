@@ -37,7 +37,7 @@ class Half(NamedTuple):
     name: str  # GGUF name of the base tensor
     module: str  # Hugging Face's path of the module
     is_b: bool
-    expert: int | None = None  # of a tensor of experts
+    expert: int | None = None  # number in a tensor of experts
 
 
 def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
@@ -91,7 +91,7 @@ def adapter_of(key: str) -> str:
 
 
 def bare_module(name: str) -> str:
-    """Return a module's path, or the end of one, without the prefixes that wrappers add."""
+    """Return a module's path, or the end of a path, without the prefixes that wrappers add."""
     return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 

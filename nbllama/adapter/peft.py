@@ -1,12 +1,12 @@
 """Hugging Face PEFT adapters: a folder of `adapter_model.safetensors` and `adapter_config.json`.
 
 PEFT scales a pair by its alpha / its rank, or alpha / √rank with `use_rslora`; both can be given
-for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly. It has
-no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
+for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly. PEFT
+has no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
 transposed. Names and the row order of q and k: `hf_names`.
 
-Our files have head size and architecture in the metadata of the safetensors file, which PEFT
-ignores; to read other files, the base model's GGUF file is needed.
+Our files store head size and architecture in the metadata of the safetensors file, which PEFT
+ignores. To read other files, the base model's GGUF file is needed.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _leaf(path: str) -> str:
 
 
 def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
-    """Return values by the modules' last word if all agree, else by their whole path."""
+    """Return values by the last word of the modules' paths if all agree, else by whole paths."""
     out = {}
     for name, value in different.items():
         leaf = _leaf(paths[name])
@@ -155,9 +155,9 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 
 
 def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
-    """Return the modules' last words, or whole paths if some block has no pair.
+    """Return the last words of the modules' paths, or whole paths if some block has no pair.
 
-    A last word is not used if other modules without a pair have it too.
+    A last word is not used if a module without a pair has the same one.
     """
     n_layer, modules = stored.base.n_layer, stored.base.hf_modules
     of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
@@ -181,7 +181,7 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder. Unknown values of `base` are taken from the file, if we wrote it.
+    """Read a folder. Unknown values of `base` are read from the file, if we wrote it.
 
     Raises `FileNotFoundError` if there is no such folder, `UsageError` if the base model is
     needed to read it, `CheckpointError` if it is damaged or contains more than LoRA pairs.

@@ -1,7 +1,7 @@
 """Read and write the safetensors files of adapters: F32, F16 and BF16, whole arrays.
 
 A file is a u64 with the size of the header, the header in JSON, and the values of all tensors
-without gaps: https://github.com/huggingface/safetensors#format. The package of that name would be
+without gaps: https://github.com/huggingface/safetensors#format. The package `safetensors` would be
 one more compiled dependency, to save forty lines.
 """
 

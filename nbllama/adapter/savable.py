@@ -1,4 +1,4 @@
-"""An adapter together with the numbers of its base model, so that it can be saved on its own."""
+"""An adapter with the hyperparameters of its base model, so that it can be saved on its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Adapter(pairs.Adapter):
     """A LoRA adapter: pairs of float32 arrays by the name of the base tensor.
 
-    `hp`: the numbers of the base model, which the file formats need.
+    `hp`: the hyperparameters of the base model, which the file formats need.
     """
 
     hp: Hparams | None = None

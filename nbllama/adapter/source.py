@@ -40,7 +40,7 @@ class Source:
 
     @property
     def left(self) -> int:
-        """Bytes from here to the end."""
+        """Number of bytes from the current position to the end."""
         return self.size - self.at
 
     def error(self, where: str, what: str) -> CheckpointError:

@@ -30,11 +30,11 @@ class Base(NamedTuple):
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
-        """Return what adapters need of a base model: from `hp`, and its tensors' numpy shapes."""
+        """Return what adapters need from a base model, given `hp` and its tensors' numpy shapes."""
         return cls(hp.arch, hp.head_dim, hp.n_layer, shapes, hp.delta)
 
     def or_else(self, other: Base) -> Base:
-        """Return the known values of this one, completed by those of `other`."""
+        """Return the known values, completed by those of `other`."""
         return Base(
             **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
         )
@@ -51,8 +51,8 @@ class Base(NamedTuple):
     def hf_modules(self) -> Mapping[str, str]:
         """Hugging Face's modules of a block by GGUF tensor.
 
-        The usual ones if the architecture is not known. Raises `UsageError` for an architecture
-        whose modules have a different structure.
+        If the architecture is not known, these are the usual ones. Raises `UsageError` for an
+        architecture whose modules have a different structure.
         """
         if self.arch is None:
             return HF_MODULES
@@ -109,13 +109,13 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same with the known values of `base`, completed by those known before."""
+        """Return the same adapter with the known values of `base`, completed by the old ones."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
         """Return B for a reader that scales this pair by `alpha / rank`.
 
-        Raises `OverflowError` if it is not finite in float32.
+        Raises `OverflowError` if B is not finite in float32.
         """
         b = self.pairs[name].b
         factor = np.float32(self.alphas[name] / alpha)
@@ -129,9 +129,9 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return the same with the scale alpha / lora_r for every pair if nothing is rounded.
+        """Return an equal adapter with the scale alpha / lora_r for all pairs where this is exact.
 
-        This undoes the change that `scaled` made in one of our files.
+        For our own files, this undoes the change that `scaled` made.
         """
         pairs, alphas = dict(self.pairs), dict(self.alphas)
         for name, pair in self.pairs.items():
@@ -147,7 +147,7 @@ class Stored:
     def adapter(self) -> Adapter:
         """Return the adapter with one scale for all pairs, as for training.
 
-        Raises `OverflowError`.
+        Raises `OverflowError` for values that are not finite in float32.
         """
         pairs = {}
         for name, pair in self.pairs.items():
@@ -162,7 +162,7 @@ def refuse(path: object, where: str, what: str) -> CheckpointError:
 
 
 def fitting(path: object, stored: Stored, base: Base) -> Stored:
-    """Check that every pair fits the base model, and return `stored` with what is known of it.
+    """Check that every pair fits the base model; return `stored` with the known values of `base`.
 
     Raises `CheckpointError` for a pair that does not fit.
     """

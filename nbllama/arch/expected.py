@@ -66,7 +66,7 @@ def _varying(hp: Hparams, layer: int) -> dict[str, int]:
 
 
 def unused_tensors(hp: Hparams) -> set[str]:
-    """Return the names of tensors of keys and values that a file can have, but no block uses."""
+    """Return the names of key and value tensors that a file can contain but no block uses."""
     layers = [i for i, of in enumerate(hp.blocks) if of.kv_from != i]
     names = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
     return {f"blk.{i}.{name}" for i in layers for name in names}

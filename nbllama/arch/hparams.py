@@ -209,7 +209,7 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """Return the same model with the user's constants; YaRN's factors follow the new scale.
+    """Return `hp` with the user's constants; YaRN's factors follow the new scale.
 
     Raises `UsageError` for a value that is not a positive normal float32.
     """

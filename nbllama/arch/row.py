@@ -21,7 +21,7 @@ class Window(NamedTuple):
     """Blocks with a sliding window, and the defaults of their keys in the file.
 
     Of `period` consecutive blocks the last attends to all tokens, the others only to the last
-    `size` tokens (0: all attend to all tokens; None: the file must have the number). `freq_base`:
+    `size` tokens (0: all attend to all tokens; None: the file must give the number). `freq_base`:
     their RoPE base; None: that of the other blocks. `base_key`: whether the file can give another
     one. `yarn`: whether YaRN changes their RoPE too. `depths`: only models with these numbers of
     blocks have windows.

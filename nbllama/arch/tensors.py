@@ -19,7 +19,7 @@ class TensorRow(NamedTuple):
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
-    """Return the same tensors except for the weights of these names."""
+    """Return the same tensors except for the weights with these names."""
     return tuple(row for row in rows if row.name.removesuffix(".weight") not in names)
 
 

@@ -1,9 +1,9 @@
 """The state of a training run in one GGUF file, written atomically.
 
 Keys, tensor names, tensor orientation and order are those of llama.cpp's `finetune`
-(`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`). Values that that
-program did not store have the keys `nbllama.*`. One of them is a sha256 over everything else in the
-file, so a damaged file is detected before any of it is used. See docs/checkpoints.md.
+(`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`). Values that
+`finetune` did not store have the keys `nbllama.*`. One of them is a sha256 over the rest of the
+file, which detects damage before any value is used. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Path = str | os.PathLike[str]
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Write `state` to `path` in one atomic step; needs memory for one more copy of the state.
+    """Write `state` to `path` atomically; this needs memory for a second copy of the state.
 
-    Raises `OutputError` if the path cannot be written, `Diverged` if the state holds a NaN or an
-    infinity (a file at `path` stays).
+    Raises `OutputError` if the path cannot be written, `Diverged` if the state contains a NaN or an
+    infinity (an existing file at `path` is kept).
     """
     params = state.adapter.parameters()
     for arrays in (params, state.m, state.v):
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _entries(state: TrainState) -> Iterator[Entry]:
-    """Yield all keys. Those that do not come from a field are for llama.cpp's `finetune`."""
+    """Yield all entries. Those that do not come from a field are for llama.cpp's `finetune`."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text
@@ -93,10 +93,10 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint of this program, after a check of its sha256, or of the old `finetune`.
+    """Read a checkpoint of this program, whose sha256 is checked, or of the old `finetune`.
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
-    damaged, is not a checkpoint, or holds impossible values.
+    damaged, is not a checkpoint, or contains impossible values.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))

@@ -1,7 +1,8 @@
 """The identity of a run: base model, data, ranks and options.
 
-A checkpoint stores an `Identity`. A run that continues it compares its own, and refuses with a list
-of the differences, so that it does not silently train something else.
+A checkpoint stores an `Identity`. A run that continues from it compares the stored identity with
+its own. If they differ, it stops with a list of the differences instead of silently training
+something else.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ MODEL_KEYS = {
     "rope.freq_base": ValueType.FLOAT32,
     "rope.scale_linear": ValueType.FLOAT32,
 }
-"""Numbers of the base model in a checkpoint, by the old tool's names after "ARCH."."""
+"""Hyperparameters of the base model in a checkpoint, by the old tool's names after "ARCH."."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Values that two runs must share for one to continue the other; empty: not compared."""
+    """Values that must be equal for one run to continue another; empty ones are not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
     lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
@@ -56,7 +57,7 @@ class Identity:
 
 
 def model_numbers(hp: Hparams) -> dict[str, float]:
-    """Return the base model's values of `MODEL_KEYS`, floats rounded as the file holds them."""
+    """Return the base model's values of `MODEL_KEYS`, with floats rounded as in the file."""
     counts = (hp.n_vocab, hp.n_embd, hp.n_ff, hp.n_head, hp.n_head_kv, hp.head_dim)
     floats = (float(np.float32(x)) for x in (hp.rms_eps, hp.rope_freq_base, hp.rope_freq_scale))
     return dict(zip(MODEL_KEYS, (*counts, hp.n_layer, hp.n_rot, *floats), strict=True))
@@ -86,9 +87,9 @@ def digest(
 def model_fingerprint(f: GGUFFile) -> str:
     """Return a digest that identifies a base model without reading all of it.
 
-    It covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB of each
-    at its start, middle and end. Names, licences and the tokenizer are left out, because the
-    fingerprint of the data covers their tokens.
+    The digest covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB
+    at each tensor's start, middle and end. Names and licences are left out. So is the tokenizer,
+    because the fingerprint of the data covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))
@@ -105,7 +106,7 @@ _DIGESTS = {"base": "the base model is another one", "data": "the training data 
 
 
 def _values(x: Identity) -> dict[str, Any]:
-    """Return everything that is compared, by the name that is shown."""
+    """Return all compared values by the names that messages use."""
     own = {n: getattr(x, n) for n in ("arch", "lora_r", "lora_alpha", *_DIGESTS)}
     return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
 
@@ -124,7 +125,7 @@ def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
 def differences(found: Identity, wanted: Identity) -> list[str]:
     """List the differences between a checkpoint's run and this one, each as "NAME was X, now Y".
 
-    Only settings that `wanted` holds are compared.
+    Only settings in `wanted` are compared.
     """
     return [line for line, _ in _compare(found, wanted)]
 
@@ -134,8 +135,8 @@ def check_fits(
 ) -> list[str]:
     """Raise `CheckpointError` with all differences between the checkpoint's run and this one.
 
-    `force` allows, and returns, all differences except for architecture, sizes of the model and
-    ranks, because then the checkpoint's tensors do not fit this model.
+    With `force`, the differences are returned instead. The architecture, the sizes of the model and
+    the ranks must always agree, because otherwise the checkpoint's tensors do not fit this model.
     """
     different = list(_compare(found, wanted))
     firm = any(f for _, f in different)

@@ -1,11 +1,13 @@
 """Checkpoints of llama.cpp's `finetune`, in its versions of November 2023 and July 2024.
 
-They are read as by `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
+This module follows `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
-They do not contain alpha and r (that training has no scale, which is alpha = r here); seed,
-learning rates and data options (the command line gives them each time); the identity of base model
-and data (only sizes and the number of samples); and the order of the tensors inside the moment
-vectors (`legacy_moments`).
+The old checkpoints do not contain:
+
+- alpha and r (the old tool had no scale, which corresponds to alpha = r here);
+- seed, learning rates and data options (given on the command line each time);
+- the identity of the base model and data (only sizes and the number of samples);
+- the order of the tensors inside the moment vectors (`legacy_moments`).
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
 
 
 def _model(f: GGUFFile, arch: str) -> dict[str, float]:
-    """Return the numbers of the base model in the file."""
+    """Return the base model's hyperparameters in the file."""
     model: dict[str, float] = {}
     for key in (*_REQUIRED, *_OPTIONAL):
         full = f"{arch}.{key}"
@@ -158,7 +160,7 @@ def _optimiser(f: GGUFFile) -> dict[str, Any]:
         raise f.error("key 'optimizer.type'", f"{shown(kind)}, only adam can be continued")
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
-    # The old tool ignores best loss, previous loss and counter, but refuses a wrong type.
+    # The old tool ignores best loss, previous loss and counter, but refuses wrong types.
     f.count("optimizer.iteration_count", MOST)
     f.get("optimizer.just_initialized", "bool")
     return {

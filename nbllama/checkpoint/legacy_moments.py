@@ -3,8 +3,9 @@
 The old tool's optimiser visits its parameters in the order of its compute graph, from the loss down
 (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`), in one of two directions: the one that needed less
 memory in that run. With flash attention, the default of 2023, the graph is different. The file
-contains neither. But first moments are an average of past gradients, so in the right order they
-have nearly the direction of the next gradient, and in a wrong order they do not.
+records neither the direction nor the use of flash attention. But first moments are averages of past
+gradients: in the right order, their direction is close to that of the next gradient, and in a wrong
+order it is not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nbllama.lora.pairs import Adapter
 
 ORDERS = ("left", "right", "left-flash", "right-flash")
 LEAST = 0.1  # lowest mean cosine of moments and gradient in the right order
-MARGIN = 2.0  # its lowest ratio to the cosine of the next best order
+MARGIN = 2.0  # lowest ratio of this cosine to that of any other order
 
 
 def _left(n_layer: int, flash: bool) -> list[str]:
@@ -56,7 +57,7 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
 
 
 class PlacedMoments(NamedTuple):
-    """Moments by parameter name in our orientation, the order they had, and the mean cosine."""
+    """Moments by parameter name in our orientation, their order in the file, and the cosine."""
 
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]
@@ -69,8 +70,8 @@ def agreement(
 ) -> float:
     """Return the mean cosine between moments and gradients over the tensors of `names`.
 
-    Only tensors with more than one element count (with one the cosine is 1 or -1), if neither
-    moments nor gradient are all zero; 0 if there are none.
+    Tensors with a single element are ignored (their cosine is 1 or -1), and so are tensors whose
+    moments or gradient are all zero. Returns 0 if no tensor remains.
     """
     cosines = []
     for name in names:
@@ -91,11 +92,11 @@ def place_moments(
 ) -> PlacedMoments:
     """Assign the moments of an old checkpoint to their parameters.
 
-    `grads`: the gradient of the first batch after loading. `direction` "left" or "right": only
-    these orders are tried, and the better one is used.
+    `grads`: the gradient of the first batch after loading. If `direction` is "left" or "right",
+    only the orders of that direction are tried, and the best of them is used.
 
-    Raises `CheckpointError` if no order is clearly better than each other one, judged by the
-    tensors that have different positions in the two.
+    Raises `CheckpointError` if no order is clearly better than every other, judged by the tensors
+    whose positions differ between the two.
     """
     rows = []
     for order in ORDERS:

@@ -49,10 +49,10 @@ def prune_adapters(
 ) -> None:
     """Remove numbered adapters of `pattern`, except for the newest `keep_last` (0: keep all).
 
-    They are files or PEFT folders. In a folder the files that are named `inside` are removed, and
-    the folder itself if it is empty then.
+    Adapters are files or PEFT folders. In a folder, the files named in `inside` are removed, and
+    then the folder itself if it is empty.
 
-    Raises like `prune`.
+    Raises the same errors as `prune`.
     """
     for name in _numbered(pattern, keep_last, (after, iteration), mark)[keep_last:]:
         if not os.path.isdir(name):
@@ -66,7 +66,7 @@ def prune_adapters(
 
 
 def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
-    """List the names with numbers in `within`, the newest first; none if all are kept."""
+    """List the names with numbers in `within`, newest first; the list is empty if all are kept."""
     low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:

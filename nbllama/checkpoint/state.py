@@ -1,6 +1,6 @@
 """The state of a training run in memory, and its tensors in checkpoints.
 
-Each field of `TrainState` has its key (`nbllama.checkpoint.stored`), by which
+Each field of `TrainState` declares its key (`nbllama.checkpoint.stored`), under which
 `nbllama.checkpoint.file` writes and reads it.
 
 Tensors in files have the layout of llama.cpp's `finetune`: rank is the fastest dimension, so A is
@@ -29,10 +29,10 @@ U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
 
 
 class FlatMoments(NamedTuple):
-    """Both moments as vectors float32 [n_parameters], tensor after tensor.
+    """Both moments as float32 vectors [n_parameters], one tensor after another.
 
-    The file does not contain the order of the tensors (`legacy_moments`). Each tensor's elements
-    are in the order of the file.
+    The file does not contain the order of the tensors (`legacy_moments`). Within each tensor, the
+    elements are in the order of the file.
     """
 
     first: np.ndarray
@@ -43,14 +43,14 @@ class FlatMoments(NamedTuple):
 class TrainState:
     """Everything that a run needs to continue with the same bits.
 
-    Counters are since the very first run.
+    Counters start at the very first run.
 
-    `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: in the data. The
-    next sample is number `next_sample` of the order of `epoch`. `rng_state`: of the old tool's
-    order, at the start of `epoch` (`data.feed.OldFeed`). `decay_begin`, `decay_last`: see
-    `train.run.decay`. `environment`: see `environment`.
-    `validation`: the numbers of `train.validation.Validation`. `past_losses`: the last ones, see
-    `train.convergence`. `moments`: of an old checkpoint, instead of m and v.
+    `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: number of samples
+    in the data. The next sample is number `next_sample` in the order of `epoch`. `rng_state`:
+    random state of the old tool's order at the start of `epoch` (`data.feed.OldFeed`).
+    `decay_begin`, `decay_last`: see `train.run.decay`. `environment`: see `environment`.
+    `validation`: the numbers of `train.validation.Validation`. `past_losses`: the most recent
+    losses, see `train.convergence`. `moments`: those of an old checkpoint, instead of m and v.
     """
 
     identity: Identity
@@ -79,7 +79,7 @@ class TrainState:
 
     @property
     def old(self) -> bool:
-        """Return whether it was read from a checkpoint of the old tool."""
+        """Return whether the state was read from a checkpoint of the old tool."""
         return self.moments is not None
 
 
@@ -89,7 +89,7 @@ def legacy(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def array(f: GGUFFile, name: str) -> np.ndarray:
-    """Copy a float32 tensor in its numpy shape, all values finite."""
+    """Return a copy of a float32 tensor in its numpy shape; all values must be finite."""
     if name not in f.tensors:
         raise f.error(f"tensor '{name}'", "is missing")
     info = f.tensors[name]
@@ -132,7 +132,7 @@ def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.
 
 
 def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
-    """Read a float32 tensor [n], all values finite."""
+    """Read a float32 tensor [n]; all values must be finite."""
     flat = array(f, name)
     if flat.shape != (n,):
         raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
@@ -140,6 +140,6 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 
 
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
-    """Raise for second moments below 0, which means of squares cannot have."""
+    """Raise for negative second moments, because means of squares cannot be negative."""
     if second.size and second.min() < 0:
         raise f.error(f"tensor '{SECOND}'", "holds a negative value")

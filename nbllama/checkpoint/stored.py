@@ -1,4 +1,4 @@
-"""Fields with their keys: one line of a dataclass declares how a value is written and read."""
+"""Dataclass fields with keys: one line declares how a value is written and read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BY_TYPE = {
 }
 # Largest numbers that are read; a continued run adds to them, and the sums must still fit.
 MOST, MAX_ITERATION, MAX_RANK, MAX_PAST = 1 << 53, (1 << 31) - 1, 1 << 16, 1 << 20
-ALPHAS = (1e-30, 1e30)  # bounds of alpha, as its scale is a float32
+ALPHAS = (1e-30, 1e30)  # bounds of alpha, because its scale is a float32
 
 
 class Key(NamedTuple):
@@ -26,15 +26,15 @@ class Key(NamedTuple):
 
     name: str
     kind: ValueType
-    optional: bool  # not in the file if it has its default
-    at_most: int  # of a whole number
+    optional: bool  # not in the file if it equals its default
+    at_most: int  # upper bound of an integer
 
 
 class Group(NamedTuple):
     """A dict; each item is stored under `prefix` and its own name."""
 
     prefix: str
-    kind: ValueType | None  # STRING or FLOAT64; None: by the type of the item
+    kind: ValueType | None  # STRING or FLOAT64; None: chosen by the item's type
 
 
 def stored_key(
@@ -43,8 +43,8 @@ def stored_key(
 ) -> Any:  # fmt: skip
     """Declare a field that is stored under `name`.
 
-    `optional`: stored only if it differs from its default. A field that older checkpoints do not
-    have must be optional.
+    `optional`: stored only if it differs from its default. A field that older checkpoints lack must
+    be optional.
     """
     return field(default=default, metadata={"stored": Key(name, kind, optional, at_most)})
 

@@ -1,7 +1,7 @@
-"""The sample that a merge is calibrated on: records, read as in the run of the adapter.
+"""The calibration sample of a merge: records, read as the adapter's run read them.
 
-A run writes its options next to its adapter (`NAME.config.yaml`). They name the training data and
-say how the data were read.
+A run writes its options next to its adapter (`NAME.config.yaml`). These options name the training
+data and say how they were read.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.options.merge import Export
 
-HELD_BACK = 10  # one sample in this many is kept for the comparison at the end
+HELD_BACK = 10  # one in this many samples is kept for the comparison at the end
 MOST_HELD = 32
-BATCH_TOKENS = 512  # tokens that are read together, in at least one sample
+BATCH_TOKENS = 512  # most tokens in a batch, which has at least one sample
 
 
 class Found(NamedTuple):
-    """The run of an adapter: the file with its options, and the options."""
+    """The run that wrote an adapter: the file with the run's options, and the options."""
 
     path: str
     options: Options
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 def run_of(adapter: str) -> Found | None:
     """Find the options of the run that wrote an adapter, next to it; None if there are none.
 
-    Raises `UsageError` if the file with the adapter's name holds no options of this program.
+    Raises `UsageError` if the file with the adapter's name contains no options of this program.
     """
     bare = adapter.rstrip("/" + os.sep)
     own = os.path.splitext(bare)[0] + ".config.yaml"
@@ -76,16 +76,16 @@ def _names(options: Options, adapter: str) -> bool:
 def load_samples(
     path: str, options: Options | None, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Dataset:
-    """Read data as a run with `options` (None: the defaults). Raises `DataError`, `UsageError`."""
+    """Read data as in a run with `options` (None: defaults). Raises `DataError`, `UsageError`."""
     options = Options() if options is None else options
     return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
 
 
 def draw(data: Dataset, most_tokens: int) -> Sample:
-    """Take samples at random, always the same ones, until there are `most_tokens` tokens.
+    """Draw samples in a fixed random order until they contain `most_tokens` tokens.
 
-    One in `HELD_BACK` is held back, at most `MOST_HELD`; none if there is only one sample. Raises
-    `DataError` for data without any sample to calibrate on.
+    One sample in `HELD_BACK` is held back, at most `MOST_HELD`, and none if there is only one.
+    Raises `DataError` for data without any sample to calibrate on.
     """
     order = permutation(data.n_samples, 0, 0).tolist()
     n_held = min(-(-data.n_samples // HELD_BACK), MOST_HELD) if data.n_samples > 1 else 0
@@ -116,10 +116,10 @@ def _batches(data: Dataset, numbers: Sequence[int]) -> list[Batch]:
 
 
 def find_sample(export: Export, model: Model) -> Sample | None:
-    """Read the sample of `--calibrate`, or of the data of the adapters' runs; print which.
+    """Read the sample from `--calibrate` or from the adapters' training data; print which.
 
-    None, after a printed line, if there are no data, and None with `--nearest`. Raises like
-    `load_samples` and `draw`, and `UsageError` if the output is one of these files.
+    Returns None with `--nearest`, and, after printing a line, if there are no data. Raises the
+    errors of `load_samples` and `draw`, and `UsageError` if the output is one of the data files.
     """
     asked = export.options
     if asked.nearest:

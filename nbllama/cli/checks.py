@@ -43,7 +43,7 @@ Parts = Sequence[tuple[Adapter, float]]
 
 
 def verify(asked: Verify, threads: int) -> None:
-    """Make all checks. Raises `NbllamaError` for no effect at once, else after the last one."""
+    """Run all checks. Raises `NbllamaError` immediately for no effect, else after the last one."""
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
     model = load_model(o.model)
@@ -128,7 +128,7 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 class Peer(NamedTuple):
     """llama.cpp compared with nbllama at several positions.
 
-    Means of the divergence, and how often the most likely token is the same.
+    The result is the mean divergence, and how often the most likely token is the same.
     """
 
     kl: float
@@ -217,6 +217,6 @@ def divergence(theirs: Candidates, ours: np.ndarray) -> float:
     p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
     kl = float((p * (theirs.logp - ours[theirs.ids])).sum())
     p_rest, q_rest = 1 - p.sum(), 1 - q.sum()
-    if p_rest > 1e-6 and q_rest > 0:  # anything smaller is rounding of float32
+    if p_rest > 1e-6 and q_rest > 0:  # anything smaller is float32 rounding
         kl += float(p_rest * np.log(p_rest / q_rest))
     return max(kl, 0.0)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
 
 
 def plain(word: str) -> str:
-    """Return a verb as it is in the table: `_` counts as `-`, as in the names of options."""
+    """Return a verb as in the table, with `-` for `_`, as in the names of options."""
     return word.replace("_", "-").lower()
 
 

@@ -1,7 +1,7 @@
 """The program: `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-It writes a model with the keys of another architecture that computes the same (`ArchRow.same_as`).
-Tensors are copied byte for byte, so a quantised model loses nothing.
+It rewrites a model with the keys of another architecture that computes the same
+(`ArchRow.same_as`). Tensors are copied byte for byte, so a quantised model loses nothing.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f` as `write_gguf` takes them, `OLD.x` as `NEW.x`."""
+    """Return all keys of `f` in the form for `write_gguf`, with `OLD.x` renamed to `NEW.x`."""
     out = []
     for key, value, kind in f.entries():
         if key == "general.architecture":

@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
 
 
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
-    """Convert the file or folder `source` to `target`; return notes on what it cannot hold.
+    """Convert the file or folder `source` to `target`; return notes on what is lost.
 
     `model_base`: a GGUF model, or "" for none. Raises `FileNotFoundError`, `CheckpointError` for an
     adapter that cannot be used, `UsageError`, `OutputError`.

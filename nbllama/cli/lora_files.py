@@ -16,10 +16,10 @@ def load_adapters(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None],
 ) -> list[tuple[Adapter, float]]:
-    """Return the adapters with their scales; `say` gets a line for each.
+    """Return the adapters with their scales; `say` receives a line for each.
 
-    `shapes`: of the base model's tensors. Raises `CheckpointError` for an adapter of another base,
-    `UsageError` for a missing file.
+    `shapes`: shapes of the base model's tensors. Raises `CheckpointError` for an adapter of another
+    base, `UsageError` for a missing file.
     """
     found = []
     for path, scale in files:

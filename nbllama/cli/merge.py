@@ -26,7 +26,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the tensor `name`: every one on a terminal, elsewhere one every 10 %."""
+        """Print the tensor `name`: on a terminal always, elsewhere once every 10 %."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:

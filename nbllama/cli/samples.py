@@ -139,7 +139,7 @@ def _rows(data: Dataset, n: int) -> int:
 
 
 def _side(data: Dataset, i: int) -> str:
-    """Return which side of a preference sample `i` is, with its weight; "" if it has none."""
+    """Return the preference side and weight of sample `i`; "" for data without preferences."""
     if not isinstance(data, Samples) or data.judged is None:
         return ""
     names = ("chosen", "rejected") if data.format == PAIRS else ("good", "bad")

@@ -29,7 +29,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of an objective that 
 
 
 class _Stream:
-    """A text stream that the other side may close without an error here."""
+    """A text stream whose reader may close it without an error here."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream

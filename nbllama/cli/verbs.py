@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# For each verb, the module of its program, which has a function `main`, and what it does.
+# For each verb: the module of its program, which has a function `main`, and a description.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
     "show-data": ("nbllama.cli.show_data", "show what is trained in a file of training data"),

@@ -114,6 +114,7 @@ def load_dataset(
 def data_kind(path: str | os.PathLike[str]) -> str:
     """Return the kind of a training file, by its content: "raw" or "chat" (records of any format).
 
-    Bad records are reported when the file is loaded. Raises as `open_data` with `skip_bad`.
+    Bad records are reported when the file is loaded. Raises the errors of `open_data` with
+    `skip_bad`.
     """
     return open_data(path, skip_bad=True).kind

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def begins_empty(answer: Answer) -> bool:
-    """Return whether an answer begins with an empty thought, or closes the prompt's immediately."""
+    """Return whether an answer begins with an empty thought or the end of the prompt's thought."""
     if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
         return False
     own = opening(answer.text)
@@ -59,7 +59,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
-    """Make a sample of an answer, with character positions and text if a tokenizer is given."""
+    """Make a sample from an answer, with character positions and text if a tokenizer is given."""
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)

@@ -55,7 +55,7 @@ class PromptReader:
     def open(
         self, path: str | os.PathLike[str], records: Records | None = None
     ) -> tuple[DataFile, list[_Read]]:
-        """Return a file's bad records, and line, record and prompt of each good one.
+        """Return a file's bad records, and the line, record and prompt of each good one.
 
         `records`: used instead of the file. Raises `DataError` as `open_data`.
         """
@@ -100,9 +100,9 @@ class PromptReader:
         most: int,
         refuse_long: bool = False,
     ) -> Prompts:
-        """Encode the prompts. With an answer of `most` tokens none is longer than `n_ctx` tokens.
+        """Encode the prompts. Each, with an answer of `most` tokens, fits in `n_ctx` tokens.
 
-        A longer one is left out and counted, or with `refuse_long` refused. Raises `DataError`.
+        A longer one is skipped and counted, or with `refuse_long` refused. Raises `DataError`.
         """
         questions, n_long = [], 0
         reader = None
@@ -187,5 +187,5 @@ class PromptReader:
 
 
 def _as_given(prompt: Conversation | str) -> Any:
-    """Return a prompt as the reward gets it: a text, or messages."""
+    """Return a prompt as the reward receives it: a string, or messages."""
     return prompt if isinstance(prompt, str) else prompt.messages[:-1]

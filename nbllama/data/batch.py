@@ -18,7 +18,7 @@ NOT_TRAINED = -1
 class Tree:
     """Which rows belong to which samples, in a batch whose samples share beginnings.
 
-    `nbllama.data.shared` makes it. All arrays are C-contiguous int32. N computed rows in S
+    `nbllama.data.shared` creates it. All arrays are C-contiguous int32. N computed rows in S
     sequences, n tokens of the samples, P keys.
 
     samples            the same samples, each complete
@@ -46,8 +46,9 @@ class Batch:
     positions [N]      0, 1, 2, ... starting again with every sequence
     seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last one is N
 
-    With a `tree`, a sequence is the part of a sample that no earlier sample has, its positions
-    continue from there, and targets [n] belong to the tokens of `tree.samples`.
+    With a `tree`, a sequence is the part of a sample that it does not share with an earlier one.
+    Its positions continue after the shared part, and targets [n] belong to the tokens of
+    `tree.samples`.
     """
 
     tokens: np.ndarray
@@ -119,14 +120,14 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex sha256 of all samples.
 
-        It changes with any edit that changes a token, and with the tokenizer, template and n_ctx,
-        but not with the file's name.
+        The fingerprint changes with any edit that changes a token, and with the tokenizer, template
+        and n_ctx, but not with the file's name.
         """
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for the user about what was cut or left out; often empty."""
+        """Lines for the user about what was truncated or left out; often empty."""
         ...
 
     def n_tokens(self, i: int) -> int:
@@ -146,7 +147,7 @@ class Dataset(Protocol):
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return at most `n_rows` rows, beginning at place `first` of an epoch's order.
+        """Return at most `n_rows` rows, beginning at position `first` of an epoch's order.
 
         Also returns the number of samples in them. `wraps`: continue at the order's start after
         its end, so that the batch is full.

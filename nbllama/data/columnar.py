@@ -12,7 +12,7 @@ from nbllama.errors import DataError, shown
 
 MAGIC = b"PAR1"
 _ROWS = 256  # per batch: these are in memory before their size is known
-_VALUE_BYTES = 8  # the least that any value takes
+_VALUE_BYTES = 8  # smallest size of a value
 
 
 def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
@@ -41,7 +41,8 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
         # If a column's part of the footer is damaged, asking for the column's numbers makes pyarrow
         # abort the process. Reading the values, without keeping them, raises an error instead.
         pq.ParquetFile(source).scan_contents()
-        # Repeated texts are stored once, and this reader keeps them so. Their sizes are added up.
+        # Repeated strings are stored once, and this reader does not copy them. Add up their full
+        # sizes.
         packed = pq.ParquetFile(source, read_dictionary=_text_columns(metadata, where))
         for batch in packed.iter_batches(batch_size=_ROWS, use_threads=False):
             size += sum(_unpacked_size(column) for column in batch.columns)

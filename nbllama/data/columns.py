@@ -15,8 +15,8 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """Return whether the first line is the header of a table.
 
-    It is if it names all columns of a format that has two or more, or if it consists only of usual
-    names and has one for the question and one for the answer.
+    A header names all columns of a format that has two or more, or consists only of common names,
+    with one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:

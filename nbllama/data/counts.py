@@ -60,7 +60,7 @@ def _counted(names: Counter[str]) -> str:
 
 
 def count_unread(record: Record, found: Format, counts: Counts) -> None:
-    """Count the keys that are not empty but that the format ignores."""
+    """Count the non-empty keys that the format ignores."""
     for key, value in record.items():
         if (
             key not in found.keys

@@ -1,7 +1,8 @@
 """Where the samples of a raw text begin: at every token, or at each occurrence of a given text.
 
-A cutter takes (text, tokenizer, n_ctx) and returns a `Cut`; it gets the text because some cutters
-tokenise sample by sample. Source: llama.cpp `common/train.cpp:tokenize_file`.
+A cutter is called with (text, tokenizer, n_ctx) and returns a `Cut`. Its input is the text, not
+tokens, because some cutters tokenise sample by sample. Source: llama.cpp
+`common/train.cpp:tokenize_file`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def encode_continuation(
 ) -> Row:
     """Encode a prompt and its continuation, and train on the continuation.
 
-    BOS is put in front if the tokenizer adds it, and EOS at the end, which is trained. Special
+    BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special
     tokens in the text are plain characters, unless `parse_special`; then a BOS or an end token that
     the text already has is not added again.
     """
@@ -81,7 +81,7 @@ def encoded(
 ) -> Iterator[tuple[int, int, Found]]:
     """Yield every record's number, line and rows, in the file's order.
 
-    The template's process renders the next chats while samples are made of these.
+    The template's process renders the next chats while samples are made from the current ones.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
@@ -110,7 +110,7 @@ def encoded(
                 if progress is not None and now - reported >= _REPORT_SECONDS:
                     reported = now
                     progress(_bar(first + len(chunk), len(data.samples), now - start))
-        finally:  # after an error they are not needed
+        finally:  # after an error the remaining requests are not needed
             for future in coming:
                 future.cancel()
 
@@ -185,8 +185,8 @@ def encode_chat(
 ) -> Encoded:
     """Encode the last sample of a chat.
 
-    It has the last answer after its prompt, and the earlier answers that can be trained with it.
-    Raises as `ChatReader.rows`.
+    This sample contains the last answer after its prompt, and the earlier answers that can be
+    trained with it. Raises the errors of `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)
     (rendered,) = reader.render([Conversation(list(messages))])

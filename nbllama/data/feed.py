@@ -22,7 +22,7 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 class Taken(NamedTuple):
     """Micro-batches of one iteration, the position after them, and their number of samples.
 
-    There are more samples than rows if rows continue with the next sample.
+    Samples can outnumber rows, because a row can continue with the next sample.
     """
 
     batches: list[Batch]
@@ -33,7 +33,7 @@ class Taken(NamedTuple):
 class Feed(Protocol):
     """Returns batches; the result of `take` depends only on its arguments, not on earlier calls.
 
-    wraps: batches are always full. Raises `DataError` for a place that is not in the data.
+    wraps: batches are always full. Raises `DataError` for a position that is not in the data.
     """
 
     wraps: bool
@@ -77,7 +77,7 @@ class SeedFeed:
         return Taken(batches, _place(epoch, at, n), at - first)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the place after the iteration: in this epoch, or at the start of the next."""
+        """Return the position after the iteration: in this epoch, or at the start of the next."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, at = position
@@ -111,7 +111,7 @@ class OldFeed:
         self._drawn: tuple[int, Shuffled] | None = None
 
     def epoch(self, epoch: int) -> Shuffled:
-        """Return one epoch's order; `unit` can be one rounding above 1, as in the old tool."""
+        """Return one epoch's order; rounding can raise `unit` above 1, as in the old tool."""
         while epoch not in self._states:
             self._draw(max(self._states))
         if self._drawn is None or self._drawn[0] != epoch:
@@ -142,7 +142,7 @@ class OldFeed:
         return Taken(batches, Position(epoch, at), in_all)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the place after the iteration, by making its batches."""
+        """Return the position after the iteration, by making its batches."""
         return self.take(position, batch, grad_acc).after
 
     def rng_state(self, position: Position) -> str:

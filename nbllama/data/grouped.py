@@ -1,9 +1,10 @@
 """An order that puts samples with the same beginning in the same batch: `--group-prompts`.
 
-The samples are sorted by their tokens, so that similar ones are neighbours. An epoch begins at a
-random place in this circle, cuts it into groups of `batch` samples, and takes the groups in random
-order; the remaining samples come last. So an epoch still has every sample once, the groups are cut
-at different places in each epoch, and the order is a pure function of data, seed, epoch and batch.
+The samples are sorted by their tokens, so that similar ones are neighbours, and form a circle. An
+epoch starts at a random position in this circle, splits it into groups of `batch` samples, and
+shuffles the groups; the remaining samples come last. So an epoch still contains every sample once,
+the borders of the groups differ between epochs, and the order is a pure function of data, seed,
+epoch and batch.
 """
 
 from __future__ import annotations

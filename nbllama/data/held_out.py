@@ -1,9 +1,9 @@
 """Validation data: a held-out part of the training data, or another file.
 
 The held-out part shares nothing with the part that is trained on. For records, copies of one sample
-and all samples of one record stay on the same side. For raw text, one stretch of the tokens is held
-out: training keeps only the samples completely outside it, so that no overlapping sample reveals
-its content.
+and all samples of one record stay on the same side. For raw text, one contiguous range of tokens is
+held out: training keeps only the samples completely outside it, so that no overlapping sample
+reveals its content.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 def apart(data: Dataset) -> Dataset:
     """Return the same data for validation, in which no token counts twice.
 
-    Of overlapping samples of a text only the first is kept.
+    If samples of a text overlap, only the first one is kept.
     """
     return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
 
@@ -122,7 +122,7 @@ def _content(data: Any, i: int) -> bytes:
 
 
 def _rows(data: Any, numbers: np.ndarray) -> Dataset:
-    """Return the samples of these numbers, as a data set of the same kind."""
+    """Return the samples with these numbers, as a data set of the same kind."""
     lengths = np.diff(data.offsets)[numbers]
     places = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in numbers])
     part: Dataset = replace(

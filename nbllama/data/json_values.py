@@ -30,8 +30,8 @@ _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 class Value(NamedTuple):
     """A value at the top level of a file, or the error for it.
 
-    lines: those of a list's items (empty if the list is on one line). at: the value's place in the
-    text, -1 if it is one line.
+    lines: line numbers of a list's items (empty if the list is on one line). at: the value's
+    position in the text, -1 if the value is a line.
     """
 
     line: int
@@ -72,10 +72,10 @@ def looks_like_json(text: str) -> bool:
 
 
 def json_values(text: str) -> tuple[list[Value], str]:
-    """Return all values of a text, and the text that their places `at` refer to.
+    """Return all values of a text, and the text that their positions `at` refer to.
 
     A broken line does not affect the others: it is one `DataError` among the values. If values
-    span several lines, the text after a broken place cannot be read reliably: raises `DataError`
+    span several lines, the text after an error cannot be read reliably: raises `DataError`
     ("line N: ...").
     """
     lines = list(numbered_lines(text))
@@ -125,7 +125,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
 
 
 def _of_line(number: int, line: str) -> list[Value]:
-    """Return the value of a line, or the values if it holds several."""
+    """Return the value of a line, or the values if it contains several."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
     text = line.strip().removeprefix("\ufeff")
@@ -188,7 +188,7 @@ def _sequence(text: str) -> Iterator[Value]:
 
 
 def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
-    """Return the items of the list that begins at `at`, their places, and the list's end."""
+    """Return the items of the list that begins at `at`, their positions, and the list's end."""
     begin, items, places = at, [], []
     at = _end(_SPACE, text, at + 1)
     while text[at : at + 1] != "]":
@@ -220,7 +220,7 @@ def member_at(text: str, at: int, key: str) -> int:
 
 
 class _Lines:
-    """Line numbers from 1, for places in ascending order."""
+    """Line numbers from 1, for positions in ascending order."""
 
     def __init__(self, text: str) -> None:
         self._text, self._line, self._at = text, 1, 0
@@ -233,7 +233,7 @@ class _Lines:
 
 
 def line_numbers(text: str, places: list[int]) -> list[int]:
-    """Return the line numbers, from 1, of places in ascending order."""
+    """Return the line numbers, from 1, of `places`, which are in ascending order."""
     count = _Lines(text)
     return [count.of(at) for at in places]
 

@@ -1,4 +1,4 @@
-"""The judgements of the answers of preference data: which are good, and their weights."""
+"""Judgements of the answers in preference data: which are good, and their weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Judged(NamedTuple):
     weight: np.ndarray
 
     def part(self, numbers: np.ndarray) -> Judged:
-        """Return the judgements of the answers of these numbers."""
+        """Return the judgements of the answers with these numbers."""
         return Judged(self.good[numbers], self.weight[numbers])
 
     def content(self) -> tuple[bytes, ...]:
@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
     """Return the judgements of the samples of `data`; `records`: the record number of each sample.
 
-    A pair is two samples, the chosen one first. None for data without judgements. Raises
+    A pair is two samples, the chosen one first. Returns None for data without judgements. Raises
     `DataError` if only some records have judgements.
     """
     if data.format not in (PAIRS, LABELLED):

@@ -48,7 +48,8 @@ class LostPieces:
     """Finds the messages and tools that a template leaves out, for chats of any shape.
 
     One trial per shape of a chat (roles and the parts they have), with marks instead of the words,
-    shows whether a message of a role is written at all. Then the chat's words are searched.
+    shows whether a message of a role is written at all. Then the rendered texts are searched for
+    the chat's words.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -125,7 +126,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return where the words are in a text, as they are or as JSON writes them."""
+    """Return the range of the words in a text, unchanged or as JSON writes them."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 
-# Marks at the start of a file. Those of the archives that are read are in `unpack`.
+# Marks at the start of a file. The marks of readable archives are in `unpack`.
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF-", "a PDF document; save it as plain text"),
     (b"{\\rtf", "an RTF document; save it as plain text"),

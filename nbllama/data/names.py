@@ -161,7 +161,7 @@ def _to_type(question: str, answer: str) -> str:
 def to_type(record: Record) -> str:
     """Return the option that names the columns of a record in no known format.
 
-    The guess is its first and its last text.
+    The option uses the record's first and last string as a guess.
     """
     texts = [key for key, value in record.items() if isinstance(value, str) and "," not in key]
     if len(texts) < 2:
@@ -170,7 +170,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """Return a record's keys that have a value, by their names in lower case."""
+    """Return a record's keys that have a value, by their lower-case names."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:

@@ -25,7 +25,7 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """One epoch: the order of the samples, int64 [n], and a random number for each place.
+    """One epoch: the order of the samples, int64 [n], and a random number for each position.
 
     The numbers are in [0, 1], float64 [n]; they give the samples' random offsets.
     """

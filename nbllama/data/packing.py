@@ -1,17 +1,17 @@
 """Packing: a batch contains as many whole samples as fit, instead of a fixed number of samples.
 
-Nothing is padded in either case, since a batch is a stream in which attention and positions are cut
-between samples. Packing changes how samples are grouped: batches have about the same number of
+Nothing is padded in either case, since a batch is a stream in which attention and positions restart
+with each sample. Packing changes how samples are grouped: batches have about the same number of
 tokens, so that each takes about the same time and memory, and short samples are in batches that are
 large enough for the matrix products.
 
 Samples stay in the epoch's order; a batch ends before the first sample that does not fit. So the
-place in the data is still (epoch, next sample), and unused room costs nothing.
+position in the data is still (epoch, next sample), and unused room costs nothing.
 
 If samples share their beginnings (`nbllama.data.shared`), only computed tokens count. To limit
-memory, a batch then also ends before its samples have more trained targets than there is room, or
-more than `MOST_TOKENS` times as many tokens. A run keeps the rule that it began with, since the
-rule decides which samples are in the same batch.
+memory, a batch then also ends before its trained targets exceed the room, or its tokens exceed
+`MOST_TOKENS` times the room. A run keeps the rule that it began with, since the rule decides which
+samples share a batch.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Packed:
         return self._lengths
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples of these numbers, in this order."""
+        """Return the samples with these numbers, in this order."""
         return self.samples.batch(indices)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the samples from place `first` on that fit in `n_rows` rows together."""
+        """Return the samples from position `first` on that fit in `n_rows` rows together."""
         n = self.used(order, first, n_rows, wraps=wraps)
         return self.batch(order.order[first : first + n].tolist()), n
 
@@ -92,8 +92,8 @@ class Packed:
         """Return bounds for any batch: full rows of the samples with the largest trained share."""
         room = n_rows * self.n_ctx
         tokens, trained = self._lengths
-        # The samples with the largest share of trained targets have the most of them, if part of
-        # the last sample is counted too.
+        # Filling the room in descending order of the trained share gives the most trained targets,
+        # if part of the last sample counts too.
         by_share = np.argsort(-trained / tokens, kind="stable")
         filled = np.cumsum(tokens[by_share])
         whole = int(np.searchsorted(filled, room, side="right"))

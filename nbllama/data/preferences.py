@@ -26,7 +26,7 @@ from nbllama.data.text_file import sha256_parts
 class JudgedBatch(Batch):
     """A batch with the numbers of its answers.
 
-    rows int64 [S]: the numbers of its sequences among the samples of `source`.
+    rows int64 [S]: the numbers of its sequences among the samples in `source`.
     """
 
     source: Preferences
@@ -91,7 +91,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """The answer of row i after the prompt of row i - 1, cut to n_ctx tokens."""
+        """The answer of row i after the prompt of row i - 1, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Prepared(NamedTuple):
     """A chat as it is rendered, and the numbers of the trained answers.
 
-    `shift`: add this to a message's number to get its number in the record.
+    `shift`: difference between a message's number in the record and its number here.
     """
 
     messages: list[Message]

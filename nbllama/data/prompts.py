@@ -1,7 +1,7 @@
 """Prompts without answers as a `Dataset`: the answers are drawn during training.
 
 A sample is a prompt with `group` answers of at most `most` tokens. Until they are drawn, a batch
-has placeholders of that length, so the sizes of a data set are those of the largest possible step.
+contains placeholders of that length, so a data set's sizes are those of the largest possible step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.text_file import sha256_parts
 
-_SMALL = 32  # a token's number that every vocabulary has
+_SMALL = 32  # a token id in every vocabulary
 
 
 class Question(NamedTuple):
@@ -34,7 +34,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch(Batch):
-    """A batch of placeholders. `numbers`: of its prompts among those of `source`."""
+    """A batch of placeholders. `numbers`: numbers of its prompts in `source`."""
 
     source: Prompts
     numbers: tuple[int, ...]
@@ -42,7 +42,7 @@ class PromptBatch(Batch):
 
 @dataclass(frozen=True)
 class Prompts(RowPerSample):
-    """The `Dataset` of prompts; see the module."""
+    """The `Dataset` of prompts; see the module docstring."""
 
     questions: tuple[Question, ...]
     group: int

@@ -1,4 +1,4 @@
-"""Raw text: one file, tokenised and cut into samples, which become rows of at most n_ctx tokens.
+"""Raw text: one file, tokenised and split into samples, which become rows of at most n_ctx tokens.
 
 A sample is a window (begin, size) of the file's tokens t. A row with (the beginning of) a sample is
 the sequence
@@ -103,13 +103,13 @@ class RawText:
         return counts, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples of these numbers, each as a row."""
+        """Return the samples with these numbers, each as a row."""
         order = Shuffled(np.array([self._checked(i) for i in indices]), np.zeros(len(indices)))
         rows = [self._row(order, at, at + 1, wraps=False)[0] for at in range(len(indices))]
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from place `first` on; `Rules` can fill them with further samples."""
+        """Return the rows from position `first` on; `Rules` can fill them with further samples."""
         at = first
         rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):
@@ -138,8 +138,8 @@ class RawText:
     def _row(self, order: Shuffled, first: int, end: int, *, wraps: bool) -> tuple[np.ndarray, int]:
         """Return the targets int32 of one row, and how many samples are in it.
 
-        The row begins with the sample at place `first` of the order. Places from `end` on do not
-        exist, unless the order `wraps`.
+        The row begins with the sample at position `first` of the order. Positions from `end` on do
+        not exist, unless the order `wraps`.
         """
         rules, room = self.rules, self.n_ctx
         parts: list[np.ndarray] = []
@@ -199,9 +199,9 @@ def load_raw_text(
     """Return the samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
     `content` or `text`: the file's content, if it has been read already. `texts`: those of several
-    files, which are cut separately, so that no sample reaches from one into the next. `keep_mark`:
-    a byte-order mark at the start is part of the text.
-    Raises `DataError` for a file that cannot be read, is empty or is not text.
+    files, which are split separately, so that no sample extends from one into the next.
+    `keep_mark`: a byte-order mark at the start is part of the text. Raises `DataError` for a file
+    that cannot be read, is empty or is not text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")

@@ -1,8 +1,8 @@
 """Read training files: detect their kind of data, and read their records as samples.
 
 A bad record is never guessed at: it is refused, or skipped and counted. If the name or the first
-characters of a file show that it holds records, it is never read as plain text, unless the format
-is set to `raw`.
+characters of a file show that it contains records, it is never read as plain text, unless the
+format is set to `raw`.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def open_data(
 ) -> DataFile:
     """Read the files that `path` names (`data_files`), compressed or not.
 
-    Without `data_format` (one of `NAMES`) name and content decide: a file holds records if its name
-    has the ending of such files, if the content begins like JSON objects, if at least half of the
-    lines that are not blank look like JSON, or if the first line is the header of a table with the
-    keys of a format; otherwise it is raw text. `columns`: the file's name for a format's key.
+    Without `data_format` (one of `NAMES`), name and content decide: a file contains records if its
+    name has the ending of such files, if the content begins like JSON objects, if at least half of
+    the lines that are not blank look like JSON, or if the first line is the header of a table with
+    the keys of a format; otherwise it is raw text. `columns`: the file's name for a format's key.
     `keep_mark`: for raw text, the bytes of one file unchanged, including a byte-order mark.
 
     Raises `DataError` for a file that cannot be read, is empty or is not text, for records whose
@@ -111,7 +111,7 @@ def read_files(
 ) -> tuple[list[tuple[str, FileRecords]], list[str]]:
     """Return name and content of each file that `path` names, and lines for the user.
 
-    Raises as `open_data`, except for bad records, which are still unread.
+    Raises the errors of `open_data`, except for bad records, which are still unread.
     """
     chosen = data_files(path)
     notes = list(chosen.notes)
@@ -147,8 +147,8 @@ def open_records(
 ) -> DataFile:
     """Read records in memory as if each were a line of a file called `name`.
 
-    A string is the record `{"text": string}`. Raises as `open_data`, and `UsageError` for a format
-    that only files can have.
+    A string is the record `{"text": string}`. Raises the errors of `open_data`, and `UsageError`
+    for a format that only files can have.
     """
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
@@ -190,7 +190,7 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
 
 
 def _begins_with_object(text: str) -> bool:
-    """Return whether a file with the name of a table holds JSON."""
+    """Return whether a file with the name of a table contains JSON."""
     return text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and looks_like_json(text)
 
 
@@ -269,7 +269,7 @@ def _parsed(
 
 
 def _format_among(record: Record, format: Format) -> Format:
-    """Return the format of a record: `format`, that of most records, if it has its keys."""
+    """Return the format of a record: `format`, which most records have, if it has those keys."""
     if format.knows(record):
         return format
     return format_by_keys(record) or format

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     text: str = ""
 
     def characters(self) -> list[tuple[int, int]]:
-        """Return the trained characters: (start, end) of each unbroken stretch of tokens."""
+        """Return the trained characters: (start, end) of each contiguous range of tokens."""
         edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
         n = len(self.text)
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]

@@ -70,7 +70,7 @@ class Samples(RowPerSample):
     judged: Judged | None = None
 
     def place(self, i: int) -> str:
-        """Return "line N" of the record of sample i, with the file if there are several."""
+        """Return "line N" for the record of sample i, with the file if there are several."""
         line = int(self.lines[i])
         if not self.parts:
             return f"line {line}"
@@ -105,7 +105,7 @@ class Samples(RowPerSample):
         return np.diff(self.offsets) - 1, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples of these numbers, in this order."""
+        """Return the samples with these numbers, in this order."""
         return Batch.from_rows(self._row(i) for i in indices)
 
     def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,11 +134,11 @@ def load_samples(
 ) -> Samples:
     """Return the samples of a file of records, each at most `n_ctx` input tokens.
 
-    `on_long`: a longer sample is cut after its first `n_ctx` tokens (and left out if that leaves no
-    trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
-    `parse_special`: parse the text of control tokens in texts without a template. `template` is
-    needed only for chats. `system_as_user`: see `ChatReader`. `keep_texts`: keep the samples'
-    texts, to show them. `progress` gets a line every few seconds.
+    `on_long`: a longer sample is truncated to its first `n_ctx` tokens (and left out if it then has
+    no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
+    `parse_special`: parse control tokens that are spelled out in samples without a template.
+    `template` is needed only for chats. `system_as_user`: see `ChatReader`. `keep_texts`: keep the
+    samples' texts, to show them. `progress` receives a line every few seconds.
 
     Raises `DataError` for chats without a template, with file and line for a sample that the
     template refuses (unless `skip_bad`) or that is too long, and if the whole file has no trained
@@ -187,7 +187,7 @@ def load_samples(
                 n_dropped += 1
                 continue
             n_cut += n_tokens > n_ctx
-            if not keep_texts:  # places and text are large
+            if not keep_texts:  # positions and text are large
                 cut = Row(cut.ids, cut.trained)
             kept.append((line, number, cut))
         if paired and not _both_sides([row for _, _, row in kept[first:]]):
@@ -233,7 +233,7 @@ def load_samples(
 
 
 def _both_sides(rows: Sequence[Row]) -> bool:
-    """Return whether both sides of a pair are left, and differ in what is left."""
+    """Return whether both sides of a pair remain, and what remains of them differs."""
     return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 

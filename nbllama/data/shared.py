@@ -3,8 +3,8 @@
 Every chat template repeats its system prompt in each record, text-to-SQL repeats a schema, and a
 conversation with one sample per answer repeats all earlier turns. A token of a causal model depends
 only on the tokens before it, so two samples that begin with the same tokens have the same
-activations there. `share` rearranges a micro-batch: a sample's row is left out if an earlier sample
-of the batch has the same tokens up to there.
+activations there. `share` rearranges a micro-batch: a row of a sample is left out if an earlier
+sample of the batch has the same tokens up to it.
 
     samples            a b c d e    a b c f    a b c d g h
     computed rows      a b c d e    f          g h

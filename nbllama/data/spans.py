@@ -1,11 +1,11 @@
 """Encode a rendered chat without parsing special tokens in the text of messages.
 
-`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. That is
-right in the text of the template; in a message it would let the message end its turn and begin
+`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. This is
+right in the text of the template, but in a message it would let the message end its turn and begin
 another one. Tokenising the pieces separately would be safe but gives other ids, because tokens
 reach across the border (a line feed of the template, a line feed of the message). So such messages
-are replaced by neutral characters to find the special tokens of the template, the text is cut only
-there, and the parts between are encoded with parse_special=False.
+are replaced by neutral characters to find the special tokens of the template, the text is split
+only there, and the parts in between are encoded with parse_special=False.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def encode_rendered(
 ) -> Placed:
     """Return the tokens of `text`, to which `template` rendered `messages`.
 
-    If no message contains a special token's text, the ids are those of
-    `tokenizer.encode(text, parse_special=True)`. BOS is put in front if the tokenizer adds one and
-    the text does not begin with it.
+    If no message contains a special token's text, the ids are those of `tokenizer.encode(text,
+    parse_special=True)`. BOS is prepended if the tokenizer adds one and the text does not begin
+    with it.
 
     Raises `MessageError` if a message contains a special token's text and the template changes the
     message so that it cannot be found again; and the errors of `template.render`.
@@ -116,7 +116,7 @@ def special_spans(
 ) -> list[tuple[int, int]]:
     """Find the strings of a chat in the rendered `text` that contain the text of a special token.
 
-    Usually there are none. Raises as `encode_rendered`.
+    Usually there are none. Raises the errors of `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -126,7 +126,7 @@ def special_spans(
 
 
 def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] | None) -> bool:
-    """Return whether a string of a chat, except for roles, would give a special token."""
+    """Return whether a string of a chat, except for roles, would be parsed as a special token."""
     strings = [m["content"] for m in messages if len(m) == 2]  # role and content alone
     others = [m for m in messages if len(m) != 2]
     if others or tools:
@@ -190,8 +190,8 @@ def find_contents(
 
     The chat is rendered once more with marks in place of these contents. Between the marks both
     texts must be the same, and at a mark the content must follow, unchanged or without white space
-    at its ends (many templates trim). A content that the template leaves out has no range, a
-    repeated one has several.
+    at its ends (many templates trim). Content that the template omits has no range; repeated
+    content has several.
 
     Raises `MessageError` if the texts do not agree, and the errors of `template.render`.
     """
@@ -207,7 +207,7 @@ def _find(
     add_generation_prompt: bool,
     variables: Mapping[str, Any] | None,
 ) -> list[tuple[int, int]]:
-    """Do `find_contents` for any strings of a chat, whose last item is its list of tools."""
+    """Apply `find_contents` to any strings of a chat, whose last item is its list of tools."""
     tag = "zq"
     while tag in text or tag in template.source:
         tag += "q"

@@ -155,7 +155,7 @@ def _walk(folder: str) -> Iterator[str]:
 def choose(where: str, names: Sequence[str]) -> Chosen:
     """Choose the data files of a folder or archive.
 
-    These are all record files, or all text files if there are no record files. If there is a split
+    All record files are chosen, or all text files if there are no record files. If there is a split
     `train`, only its files are chosen.
 
     Raises `DataError` if there are none.

@@ -64,7 +64,7 @@ def control_token_notes(
 
 
 def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
-    """Return a line about the first text of a control token in plain text."""
+    """Return a line about the first control token that is spelled out in plain text."""
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (
@@ -75,7 +75,7 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
 
 
 def mostly_lost(data: Any) -> str:
-    """Return a line if more than half of the samples of records were cut or left out; else "".
+    """Return a line if more than half of the record samples were cut short or left out; else "".
 
     `data`: a data set (`nbllama.data.batch.Dataset`).
     """

@@ -25,8 +25,8 @@ def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> byt
     """Read the whole file; `what` describes it in an error message.
 
     Only regular files and pipes of at most `MAX_BYTES` are read; a pipe without a writer is an
-    error after 10 seconds. Raises `DataError` if the path is
-    anything else, cannot be read, or is empty.
+    error after 10 seconds. Raises `DataError` if the path is anything else, cannot be read, or is
+    an empty file.
     """
     name = shown(os.fspath(path), 400)
     try:
@@ -48,7 +48,7 @@ def decode_text(
 ) -> str:
     """Decode `content`: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
-    The mark is left out unless `keep_mark`; nothing else is changed.
+    The mark is removed unless `keep_mark`; nothing else is changed.
 
     `lenient`: bytes that are not UTF-8 become lone surrogates ("surrogateescape").
     Raises `DataError` for binary files and NUL bytes, with what they look like, and for text that

@@ -1,4 +1,4 @@
-"""Ids of the prompts and answers of chats; the shared beginnings of prompts are tokenised once."""
+"""Ids of chat prompts and answers; shared beginnings of prompts are tokenised once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tokens(NamedTuple):
     """The ids of a text; no special token is parsed in its ranges of characters `plain`.
 
     A prompt begins with BOS if the tokenizer adds it. `continues`: the text continues plain text.
-    An answer that was cut has ids for only part of its text.
+    A truncated answer has ids for only part of its text.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A prompt that shorter prompts are the beginning of.
+    """A prompt that begins with the text of shorter prompts.
 
     Its ids have no BOS; its special tokens are (start, end, number of ids before).
     """
@@ -62,7 +62,7 @@ class ChatTokens:
         """Tokenise a prompt.
 
         If the previous prompt begins with this one, the common ids are reused up to the last
-        special token, since the tokenizer cuts there.
+        special token, since the tokenizer splits the text there.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):
@@ -82,8 +82,9 @@ class ChatTokens:
     ) -> tuple[Tokens, int]:
         """Tokenise an answer, and find where it ends.
 
-        It ends at the first token after its first `words` characters that ends a generation; the
-        character there is returned too. `continues`: the answer continues plain text.
+        The answer ends at the first token after its first `words` characters that ends a
+        generation. The position of its end in `text` is returned too. `continues`: the answer
+        continues plain text.
         """
         eog = self._tokenizer.eog_ids
         ids: list[int] = []

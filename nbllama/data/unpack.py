@@ -54,7 +54,7 @@ def read_contents(path: str | os.PathLike[str]) -> Unpacked:
 
 
 def unpack(name: str, content: bytes) -> Unpacked:
-    """Unpack `content`. Raises as `read_contents`."""
+    """Unpack `content`. Raises the errors of `read_contents`."""
     where = shown(name, 400)
     if content.startswith(_ZIP):
         return _archive(name, content)

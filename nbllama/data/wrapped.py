@@ -1,6 +1,6 @@
 """Find the records in the values of a JSON file.
 
-They can be in lists, be chats as bare lists, or be in a list under a key of an object
+Records can be in lists, be bare lists of messages, or be in a list under a key of an object
 ({"data": [...]}).
 """
 
@@ -37,9 +37,9 @@ class _Held(NamedTuple):
 def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
     """Yield the records of a file's values; `known` says whether a record has a format's keys.
 
-    `text`: the text that the places of `values` refer to. `notes` gets a line if records are read
-    from under a key. Raises `DataError` ("line N: ...") for an object in which several lists can be
-    the records.
+    `text`: the text that the positions of `values` refer to. `notes` receives a line if records are
+    read from under a key. Raises `DataError` ("line N: ...") for an object in which several lists
+    can be the records.
     """
     single = len(values) == 1
     for value in values:

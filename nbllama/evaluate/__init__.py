@@ -1,1 +1,1 @@
-"""Measure how well a model predicts a text, how far two models differ, and compare llama.cpp."""
+"""Measure how well a model predicts a text and how far two models differ; query llama.cpp."""

@@ -1,7 +1,7 @@
 """The program that `nbllama.evaluate.llama_cpp` starts.
 
-It reads a JSON request from standard input and writes llama.cpp's results to standard output. It
-imports nothing from nbllama.
+It reads a JSON request from standard input and writes llama.cpp's results to standard output. This
+module imports nothing from nbllama.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _answer(request: dict[str, Any]) -> list[list[tuple[list[int], list[float]]]
 
 
 def _after(server: Any, prompt: list[int], k: int, draw: int) -> tuple[list[int], list[float]]:
-    # The answer has no probabilities if the drawn token ends within a character. They are those
-    # before any bias, so any token that does not can be drawn.
+    # llama.cpp returns no probabilities if the drawn token ends within a character. A bias does not
+    # change the returned probabilities, so it forces a token that ends with a whole character.
     asked = {
         "prompt": prompt, "n_predict": 1, "n_probs": k, "temperature": 0.0, "cache_prompt": True,
         "stream": False, "logit_bias": [[draw, 1e6]],

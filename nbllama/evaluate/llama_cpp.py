@@ -49,7 +49,7 @@ def candidates(
 ) -> list[list[Candidates]]:
     """Return llama.cpp's predictions after each token of each row of token ids.
 
-    `adapters`: GGUF files with their scales. `letter`: a token that is whole characters.
+    `adapters`: GGUF files with their scales. `letter`: a token that consists of whole characters.
 
     Raises `NbllamaError` if llama.cpp fails or ends the process.
     """

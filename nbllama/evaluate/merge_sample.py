@@ -27,7 +27,7 @@ TOO_MUCH = 0.5  # share of the effect: above it a merge fails
 class Change(NamedTuple):
     """The change made by a merge.
 
-    `found`: the merged model against base and adapters. `effect`: KL divergence of base and
+    `found`: the merged model compared with base and adapters. `effect`: KL divergence of base and
     adapters from the base, in nats per token.
     """
 
@@ -108,8 +108,9 @@ def print_change(
     """Print one line that compares the model in the file `merged` with `base` and its adapters.
 
     If rounding lost more than `LOST` of the adapters' effect, a warning with `advice` follows. The
-    text is `held` if it has records and no text is given, else that of `change_on_text`. A model
-    without a tokenizer cannot be compared: a line reports this, and None is returned.
+    models are compared on `held` if it contains records and no text is given, else as in
+    `change_on_text`. A model without a tokenizer cannot be compared: a line reports this, and None
+    is returned.
     """
     model, other = load_model(base), load_model(merged)
     try:

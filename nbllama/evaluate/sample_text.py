@@ -30,7 +30,7 @@ Rows = Sequence[np.ndarray]
 
 
 def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.ndarray]:
-    """Return the token ids int32 of each opening and its completion; end tokens do not end it."""
+    """Return the int32 token ids of each opening and its completion, which ignores end tokens."""
     rows = []
     for opening in OPENINGS:
         ids = model.tokenizer.encode(opening, add_special=True)
@@ -44,9 +44,9 @@ def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.n
 
 
 def of_text(model: Model, text: str, name: str) -> list[np.ndarray]:
-    """Cut the first `TEXT_TOKENS` tokens of a text into rows of `ROW`.
+    """Split the first `TEXT_TOKENS` tokens of a text into rows of `ROW`.
 
-    Each begins with BOS if the model adds one. Raises `DataError` for a text that is too short.
+    Each row begins with BOS if the model adds one. Raises `DataError` for a text that is too short.
     """
     tokenizer = model.tokenizer
     bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
@@ -64,5 +64,5 @@ def reader(model: Model, adapter: Adapter | None, rows: Rows) -> Reader:
 
 
 def compare(base: Reader, other: Reader, rows: Rows) -> Compared:
-    """Compare both on every token of `rows` except for the first of each; see `Compared`."""
+    """Compare both on every token of `rows` except the first of each row; see `Compared`."""
     return Compared.joined([compare_chunk(base, other, row, first=0) for row in rows])

@@ -1,8 +1,9 @@
 """Measure how well a model predicts a text, and how far two models differ, in nats per token.
 
-A text is cut into chunks of `n_ctx` tokens, each read separately. The first half of a chunk is only
-read; every token of the second half is scored given all tokens before it. This is the method of
-llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`), so that the numbers are comparable:
+A text is split into chunks of `n_ctx` tokens, each read separately. The first half of a chunk
+serves only as context; every token of the second half is scored given all tokens before it. This is
+the method of llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`), so that the numbers
+are comparable:
 
     perplexity = exp(mean of -log p(token))
     KL(P ‖ Q) = sum over v of P(v) (log P(v) - log Q(v))
@@ -31,8 +32,8 @@ ROWS = 128  # positions whose logits are in memory at the same time
 def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
     """Return the token ids int32 of a text for `chunks`, with the model's BOS and EOS.
 
-    `name`: of the text's file. Raises `DataError` if there are fewer than two chunks, as llama.cpp
-    does: the perplexity of a shorter text has no meaning.
+    `name`: name of the text's file. Raises `DataError` if there are fewer than two chunks, as
+    llama.cpp does: the perplexity of a shorter text has no meaning.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:
@@ -44,7 +45,7 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
 
 
 def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Cut a text into whole chunks int32 `[n_ctx]`; the rest at the end is dropped.
+    """Split a text into full chunks int32 `[n_ctx]`; the remainder is dropped.
 
     BOS replaces the first token of each chunk if the model adds one.
     """
@@ -56,7 +57,7 @@ def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray
 
 
 class Reader:
-    """A model, with or without an adapter, reading chunks of at most `n_ctx` tokens."""
+    """A model, with or without an adapter, that reads chunks of at most `n_ctx` tokens."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def scored(n: int) -> tuple[int, int]:
-    """Return the positions of `n` tokens after which a token is scored: first, and last + 1."""
+    """Return (first, last + 1) of the positions in `n` tokens whose next token is scored."""
     return n // 2, n - 1
 
 

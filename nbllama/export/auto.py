@@ -1,8 +1,8 @@
 """`--outtype auto`: for each merged matrix the smallest type that keeps the effect of its pair.
 
 The effect of a pair is its contribution to the layer's products, squared and summed over the
-sample; the loss is the same for the rounding error. Both are quadratic in small changes, like the
-KL divergence of the model's output.
+sample; the loss is the same sum for the rounding error. Effect and loss are quadratic in small
+changes, like the KL divergence of the model's output.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from nbllama.gguf_io.types import TENSOR_TYPES
 from nbllama.lora.pairs import Adapter
 from nbllama.quants import decode, nbytes
 
-KEEP = 0.95  # of the effect
+KEEP = 0.95  # share of the effect
 _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
-"""In ascending order of bits; of two equal ones the K type first."""
+"""In ascending order of bits; for equal bits, the K type first."""
 
 
 class Plan(NamedTuple):
-    """A plan. `types`: id by name. `nbytes`: of all planned tensors. `kept`: part of the effect."""
+    """A plan. `types`: id by name. `nbytes`: total size. `kept`: share of the effect."""
 
     types: dict[str, int]
     nbytes: int

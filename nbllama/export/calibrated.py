@@ -43,9 +43,9 @@ def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
 
 
 class Encoded(NamedTuple):
-    """A matrix. `raw`: blocks, uint8 `[nbytes]`. `cost`: squared error of the products, over all.
+    """A matrix. `raw`: blocks, uint8 `[nbytes]`. `cost`: squared error of all products.
 
-    `kept`: rows on the scales of the base; the others are on new ones.
+    `kept`: number of rows on the base's scales; the others are on new ones.
     """
 
     raw: np.ndarray

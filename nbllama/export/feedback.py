@@ -2,7 +2,7 @@
 
 The factor L D Lᵀ of the inputs' second moments is one Cholesky factorisation in float64, in strips.
 Columns are sorted: those with large inputs come first, while all others can still compensate for
-their errors. This is possible because every scale is known beforehand.
+their errors. Sorting is possible because every scale is known in advance.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from nbllama.quants import as_readonly
 from nbllama.quants.encode.feedback import round_piece
 
 PIECE = 256  # columns between two matrix products
-STRIP, WIDE = 512, 1024  # columns that are factorised, and that are updated, at a time
+STRIP, WIDE = 512, 1024  # columns that are factorised and updated at a time
 DAMPING = 0.01
-"""Damping, as a part of the mean of H's diagonal, to which it is added. It keeps H invertible if a
-sample has fewer tokens than the layer has inputs, and limits errors on inputs that the sample does
-not use."""
+"""Damping, as a fraction of the mean of H's diagonal, to which it is added. It keeps H invertible
+if a sample has fewer tokens than the layer has inputs, and limits errors on inputs that the sample
+does not use."""
 _F32 = 0  # ggml's id
 
 
@@ -76,7 +76,7 @@ def _in_order(h: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _cholesky(a: np.ndarray) -> None:
-    """Replace a symmetric float64 matrix by its Cholesky factor, one strip of columns at a time.
+    """Replace a symmetric float64 matrix with its Cholesky factor, one strip of columns at a time.
 
     Most of the work is matrix products, which are three times as fast as LAPACK's factorisation of
     the whole matrix, and there is no second copy of the matrix.
@@ -107,7 +107,7 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     for end in range(n, 0, -PIECE):
         at = max(0, end - PIECE)
         m = end - at
-        wanted = weights[:, at:end].copy()  # it is overwritten, and can be all of the weights
+        wanted = weights[:, at:end].copy()  # a copy even of all weights, as it is overwritten
         for first, last, panels in later:
             part = np.ascontiguousarray(factor.lower[first:last, at:end].T)
             raw = as_readonly(part.reshape(-1).view(np.uint8))

@@ -5,9 +5,9 @@ Rules and fallbacks are facts from `src/llama-quant.cpp` (`tensor_allows_quantiz
 an importance matrix and without experts:
 
 - only matrices named `*.weight` that are not norms change type;
-- `output`, or `token_embd` if it is also the output, gets Q6_K (Q8_0 in a Q8_0 file, and if a row
-  is not whole blocks of the file's main type);
-- `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` of the K mixes get more bits, in some or all
+- `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, and if a
+  row is not whole blocks of the file's main type);
+- `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` of the K mixes use more bits, in some or all
   blocks;
 - a row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
 
@@ -106,9 +106,10 @@ def tensor_types(
     n_head_kv: int,
     pure: bool = False,
 ) -> dict[str, str]:
-    """Return the weight type by name of every tensor that takes one (see `may_change`).
+    """Return the weight type, by name, of every tensor that may change (see `may_change`).
 
-    Shapes are numpy's. `pure`: the main type for all of them. If even blocks of 32 do not fit, F16.
+    Shapes are numpy's. `pure`: use the main type for all of them. Rows that do not even fit blocks
+    of 32 become F16.
     """
     mixed = not pure and kind.main not in _PLAIN
     tied = "output.weight" not in shapes
@@ -136,7 +137,7 @@ def _of_output(kind: FileType, row: int) -> str:
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """Return whether a block is in the first or last eighth, or every third one between."""
+    """Return whether a block is in the first or last eighth, or is every third one in between."""
     eighth = n_layer // 8
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 

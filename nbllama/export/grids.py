@@ -4,7 +4,7 @@ Every type here writes a weight as `scale * q - low` with an integer code q; `sc
 belong to a group of 16 or 32 neighbouring weights. Layouts are in `nbllama.quants.legacy` and
 `nbllama.quants.kquants`; the numbers are, bit for bit, those that the decoders compute.
 
-It is plain numpy, because a matrix is processed here only twice and rounding takes most of the
+The code is plain numpy, because it processes a matrix only twice and rounding needs most of the
 time.
 """
 
@@ -69,7 +69,7 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy the blocks of `raw` with other codes, int8 `[R, n]`. Raises like `grid_of`."""
+    """Copy the blocks of `raw` with other codes, int8 `[R, n]`. Raises the errors of `grid_of`."""
     kind, out = _kind(type_id), _blocks(type_id, raw, codes.size).copy()
     least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written unchanged
     kind.pack(out, (codes.astype(np.int16) - least).astype(np.uint8).reshape(len(out), -1))

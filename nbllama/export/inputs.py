@@ -1,7 +1,7 @@
 """Second moments of the inputs of each linear layer when a model with adapters reads a sample.
 
-They are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a block is
-run on it when its tensors are needed. So only one block's matrices are in memory at a time.
+The moments are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a
+block runs on it when its tensors are needed. So only one block's matrices are in memory at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def input_of(name: str) -> tuple[int, int] | None:
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
-    if found[0].name == "down_shexp":  # a watcher does not get its input
+    if found[0].name == "down_shexp":  # its input is not shown to watchers
         return None
     slot, layer = found
     return layer, _FUSED.get(slot.tensor, slot.source)
@@ -42,7 +42,7 @@ def input_of(name: str) -> tuple[int, int] | None:
 def source_nodes(hp: Hparams) -> dict[str, int]:
     """Return the nodes of a block that are inputs of its linear layers: input numbers by name.
 
-    The block's own input, which no norm makes, has the name "".
+    The block's own input, which is not the output of a norm, has the name "".
     """
     kind = hp.activation
     act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
@@ -100,7 +100,7 @@ class BlockInputs:
         return sum(b.n_tokens for b in self._batches)
 
     def advance(self) -> None:
-        """Run the next block; `moments` (float32 `[n, n]` by input number) are then those of it.
+        """Run the next block; `moments` (float32 `[n, n]` by input number) are then its moments.
 
         Raises `RuntimeError` if the model has a watcher already.
         """
@@ -143,7 +143,7 @@ class BlockInputs:
         add_second_moments(x, self.moments[source])
 
     def begin(self, bound: Any, batch: Batch) -> None:
-        """See `Watcher`; nothing is to be done."""
+        """Do nothing; see `Watcher`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
         """Return False: no nodes in addition to those that the passes need."""
@@ -158,7 +158,7 @@ class BlockInputs:
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
-        """See `Watcher`; nothing is to be done."""
+        """Do nothing; see `Watcher`."""
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
-        """See `Watcher`; nothing is to be done."""
+        """Do nothing; see `Watcher`."""

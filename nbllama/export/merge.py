@@ -15,7 +15,7 @@ Parts = Sequence[tuple[Adapter, float]]
 
 
 def deltas_of(parts: Parts) -> Deltas:
-    """Return the deltas of scaled adapters by tensor name, as `rewrite` takes them."""
+    """Return the deltas of scaled adapters by tensor name, in the form for `rewrite`."""
     deltas: dict[str, list[tuple[float, Pair]]] = {}
     for adapter, scale in parts:
         for name, pair in adapter.pairs.items():
@@ -47,7 +47,7 @@ def merge(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     whole: Whole | None = None,
 ) -> Changes:
-    """Write `f` with merged adapters; `types` as from `merged_types`. Raises like `rewrite`."""
+    """Write `f` with merged adapters; `types` is from `merged_types`. Raises like `rewrite`."""
     metadata = metadata_for(f, kind.id if kind else None)
     return rewrite(
         f, path, types, deltas_of(parts), metadata=metadata, progress=progress, whole=whole

@@ -1,8 +1,8 @@
 """Write a model again, piece by piece, with other weight types or merged adapters.
 
 Only a few rows of a tensor are in memory at a time, as float32: they are decoded, the adapters'
-deltas are added, and they are encoded, and decoded again to measure the error of encoding. Tensors
-that change neither type nor values are copied as bytes.
+deltas are added, and the sums are encoded, and decoded again to measure the error of encoding.
+Tensors that change neither type nor values are copied as bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIECE = 1 << 21
 class Whole(Protocol):
     """An encoder of whole tensors, instead of a few rows at a time (`export.calibrated`).
 
-    Tensors then come block by block, in ascending order.
+    Its tensors are then encoded block by block, in ascending order.
     """
 
     def takes(self, name: str, type_id: int) -> bool:
@@ -41,8 +41,8 @@ class Whole(Protocol):
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         """Encode w float32 `[R, n]` as uint8 `[nbytes]`.
 
-        `base`: the tensor's bytes in the input file, if the type stays. Raises ValueError for
-        weights that cannot be encoded.
+        `base`: the tensor's bytes in the input file, if the type does not change. Raises ValueError
+        for weights that cannot be encoded.
         """
         ...
 
@@ -81,7 +81,8 @@ Changes = dict[tuple[str, str], Change]
 def writable_type(type_id: int, row: int) -> int:
     """Return the type itself if it can be written, else the next wider one that can.
 
-    Of equally wide types it is the K type, if rows of `row` weights are whole blocks of it.
+    Among equally wide types the K type is preferred, if rows of `row` weights are whole blocks of
+    it.
     """
     t = TENSOR_TYPES[type_id]
     if t.name in QUANTISED:
@@ -119,14 +120,14 @@ def rewrite(
 ) -> Changes:
     """Write the tensors of `f` to `path` in one atomic step (see `nbllama.system.files`).
 
-    `types`: new type id by tensor name; tensors that are not in it keep theirs. `deltas`: the
-    values to add by tensor name: (scale, pair) adds scale * B A. `progress(done, total, name)` is
-    called before each tensor. `whole` encodes the tensors that it takes. Returns a `Change` by (old
-    type, new type).
+    `types`: new type id by tensor name; other tensors keep their types. `deltas`: the values to add
+    by tensor name: (scale, pair) adds scale * B A. `progress(done, total, name)` is called before
+    each tensor. `whole` encodes the tensors for which its `takes` returns True. Returns a `Change`
+    by (old type, new type).
 
     Raises GGUFError for weights that are not finite or do not fit their new type, and if `f`
-    changes meanwhile; `OutputError` if the path cannot be written; ValueError for a type that
-    cannot be written and for a delta without a tensor.
+    changes during the writing; `OutputError` if the path cannot be written; ValueError for a type
+    that cannot be written and for a delta without a tensor.
     """
     if missing := set(deltas) - set(f.tensors):
         raise ValueError(f"deltas for tensors that the model does not have: {sorted(missing)}")

@@ -40,8 +40,8 @@ def generate_many(
 ) -> list[list[int]]:
     """Complete each prompt greedily.
 
-    Computes in float32, as `generation.Session(exact=True)`. The answers are the same as that
-    session's, except for near ties.
+    It computes in float32, like `generation.Session(exact=True)`, and returns the same answers
+    except for near ties.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def _greedy(rows: Sequence[int], logits: np.ndarray) -> list[int]:
 class Group:
     """Some sequences that grow together.
 
-    Each prompt has `copies` rows of the cache, one after another, and is read once.
+    Each prompt has `copies` consecutive rows of the cache, and is read once.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Group:
         self._max_new = max_new_tokens
         self._prompts, self._copies = [list(p) for p in prompts], copies
         longest, n = max(map(len, prompts)), len(prompts) * copies
-        # at least one token of each prompt is left, which gives the next logits
+        # at least one token of each prompt remains, which gives the next logits
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}
@@ -129,7 +129,7 @@ class Group:
     def run(self, choose: Choose, *, keep_end: bool = False) -> list[list[int]]:
         """Return the answers in the order of the rows.
 
-        `keep_end`: with the end-of-generation token of those that have one.
+        `keep_end`: include the end-of-generation token where there is one.
         """
         n, shared = len(self._lengths), self._shared
         answers: list[list[int]] = [[] for _ in range(n)]
@@ -185,7 +185,7 @@ class Group:
 
     @own_cores()
     def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:
-        """Append `tokens[i]` to row `rows[i]`; the last block's output is left in acts."""
+        """Append `tokens[i]` to row `rows[i]`; the last block's output is in acts."""
         counts = [len(t) for t in tokens]
         past = [self._lengths[row] for row in rows]
         batch = Batch(

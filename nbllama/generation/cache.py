@@ -8,7 +8,7 @@ from nbllama.arch import Hparams
 
 
 def cache_floats(hp: Hparams) -> int:
-    """Return the number of floats in the keys of one token in all blocks; values have as many."""
+    """Return the number of floats in one token's keys in all blocks; values need the same."""
     sizes = map(hp.sizes_at, hp.attention_layers)
     return sum(of.n_head_kv * of.head_dim for of in sizes)
 

@@ -1,7 +1,7 @@
 """Several random answers to each of many prompts, all at once.
 
 Each answer is drawn from the model's own distribution, without filters, with separate random
-numbers (`Stream`). So the answer depends on the model, the prompt and the key of that stream.
+numbers (`Stream`). So an answer depends on the model, the prompt and the key of its stream.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nbllama.model.activations import forward_bytes
 from nbllama.model.passes import Model, layout
 from nbllama.model.weights import Weights
 
-ROWS = 64  # answers that grow together, at most, but at least those to one prompt
+ROWS = 64  # most answers that grow together; all answers to one prompt always do
 
 
 class Stream:
-    """Random numbers in [0, 1) that follow from a key: whole numbers, 0 or more."""
+    """Random numbers in [0, 1) that depend only on a key: integers, 0 or more."""
 
     def __init__(self, *key: int) -> None:
         digest = hashlib.sha256(repr(tuple(map(int, key))).encode()).digest()
@@ -63,7 +63,7 @@ def draw_many(
     temperature: float = 1.0,
     check: Callable[[], None] | None = None,
 ) -> list[list[int]]:
-    """Draw answers, the same number to each prompt.
+    """Draw the same number of answers to each prompt.
 
     Parameters
     ----------

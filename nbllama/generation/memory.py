@@ -1,4 +1,4 @@
-"""The private memory of a session, computed before it is made.
+"""The private memory of a session, computed before the session is created.
 
 The weights are not part of it: they are in the mapped file, whose pages the system can drop and
 read again, so a model can be larger than memory.

@@ -22,7 +22,7 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 
 class Model(passes.Model):
-    """A GGUF model that computes and generates text; made by `nbllama.load_model`."""
+    """A GGUF model that computes and generates text; `nbllama.load_model` creates it."""
 
     def generate(
         self,
@@ -96,7 +96,7 @@ class Model(passes.Model):
         params = sampling_params(temperature, sampling)
         (ids,) = self._prompts([prompt], chat_template)
         n_ctx = self._context([ids], max_tokens)
-        # the sampler uses the last n_ctx tokens; the predictor never uses the last place
+        # the sampler uses the last n_ctx tokens; the predictor never uses the last position
         sampler = Sampler(params, self.hp.n_vocab, n_ctx)
         predictor = Predictor(self, adapter, sampler, n_ctx + 1, exact=exact)
         predictor.append(ids)
@@ -113,8 +113,8 @@ class Model(passes.Model):
     ) -> list[str]:
         """Answer many prompts greedily, several of them at a time.
 
-        Computes in float32, so a near tie can have another result than in `generate`, unless that
-        is called with `exact=True`. Parameters that are not listed are those of `generate`.
+        It computes in float32, so a near tie can differ from `generate` without `exact=True`.
+        Parameters that are not listed are those of `generate`.
 
         Parameters
         ----------

@@ -25,9 +25,9 @@ class ContextFull(NbllamaError):
 class Predictor:
     """Tokens of one text, and the session that has read some or all of them.
 
-    `n_ctx`: size of the context, of which one place is never used, as in llama.cpp. `batch`: tokens
-    of a prompt that are computed together. `keep`: tokens at the start that a shift keeps. `exact`:
-    see `Session`. `check` is called between the blocks of the model and may raise.
+    `n_ctx`: size of the context, of which one position is never used, as in llama.cpp. `batch`:
+    tokens of a prompt that are computed together. `keep`: tokens at the start that a shift keeps.
+    `exact`: see `Session`. `check` is called between the blocks of the model and may raise.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Predictor:
     def become(self, tokens: Sequence[int]) -> None:
         """Set the text to `tokens`; a beginning that was read already is not read again.
 
-        Raises `ContextFull` if it differs in tokens that were dropped.
+        Raises `ContextFull` if the texts differ in tokens that were dropped.
         """
         same = 0
         for old, new in zip(self.tokens[: self.n_read], tokens[:-1], strict=False):
@@ -103,7 +103,8 @@ class Predictor:
     def read(self) -> np.ndarray:
         """Read the rest of the text; return the logits float32 `[V]` after it.
 
-        Raises `ContextFull`. If the check of the session raises, a later call continues there.
+        Raises `ContextFull`. If the check of the session raises, a later call continues at the same
+        position.
         """
         self._accept()
         start, begun = time.monotonic(), self.n_read

@@ -72,7 +72,7 @@ class Session:
     """One sequence that grows token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as before the step. A single token takes the fast path
+    blocks; if it raises, the session is unchanged by the step. A single token uses the fast path
     (`nbllama.generation.token_program`), in which products with quantised weights are integer, as
     in llama.cpp, unless `exact`.
     """
@@ -129,7 +129,7 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Drop all except the first `length` tokens; for a model with states (`States`), all.
+        """Drop all except the first `length` tokens; for a model with states (`States`), drop all.
 
         `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
         `length`.
@@ -148,7 +148,7 @@ class Session:
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
-        """Return the tokens' positions in the sequence; their embeddings are left in acts.x(0)."""
+        """Return the tokens' positions in the sequence; their embeddings are in acts.x(0)."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,
@@ -213,7 +213,7 @@ def stream(
     prompt : sequence of int
         Token ids, at least one.
     max_new_tokens : int
-        The most tokens to write; 0 or more.
+        Maximum number of new tokens; 0 or more.
     adapter : Adapter, optional
         LoRA pairs to apply; None: the base model alone.
     exact : bool
@@ -222,7 +222,7 @@ def stream(
     Yields
     ------
     int
-        The next token id; an end-of-generation token ends the text and is not among them.
+        The next token id; an end-of-generation token ends the text and is not yielded.
     """
     session = Session(model, adapter, len(prompt) + max_new_tokens, exact=exact)
     tokens = list(prompt)
@@ -251,7 +251,7 @@ def generate(
     prompt : sequence of int
         Token ids, at least one.
     max_new_tokens : int
-        The most tokens to write; 0 or more.
+        Maximum number of new tokens; 0 or more.
     adapter : Adapter, optional
         LoRA pairs to apply; None: the base model alone.
     exact : bool
@@ -266,7 +266,7 @@ def generate(
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
-    """Rotate y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
+    """Rotate y `[N, heads, D]`, to which RoPE was applied, back by `count` positions in place."""
     if tables := model.rope_tables(count + 1, layer):
         cos, sin = (table[count : count + 1] for table in tables)
         size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already

@@ -24,7 +24,7 @@ def state_floats(hp: Hparams) -> int:
 class States:
     """States of `rows` sequences, initially zero: float32 `[rows, ...]`.
 
-    `commit` replaces the old states by those of the step, once all blocks are done. `version`
+    `commit` replaces the old states with those of the step, once all blocks are done. `version`
     changes when it replaces arrays.
     """
 

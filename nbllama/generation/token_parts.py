@@ -1,6 +1,6 @@
-"""What the parts of a token's program are made of: inputs, linear layers, and branches.
+"""Components of a token's program: inputs, linear layers, and branches.
 
-`nbllama.generation.token_program` has the phases of ordinary blocks,
+`nbllama.generation.token_program` contains the phases of ordinary blocks,
 `nbllama.generation.token_mixture` those of a mixture of experts,
 `nbllama.generation.token_mixers` those of blocks without attention.
 """

@@ -33,12 +33,12 @@ from nbllama.quants.dot import SUMMED
 class TokenProgram(ProgramParts):
     """The step of one token, for one adapter and one KV cache (`generation.cache.new_cache`).
 
-    `states` are those of blocks without attention; a run replaces them by those after the token.
+    `states` are those of blocks without attention; a run replaces them with those after the token.
 
     `run` reads the token's embedding in `x` (`[C]`), which becomes the last block's output, and
     leaves the logits in `logits` (`[V]`). `rows` `[L, P]`: the token's embeddings for each block,
-    if the model has them. Without `exact`, weights whose type has an integer dot
-    product get their input in int8 blocks, as in llama.cpp.
+    if the model has them. Without `exact`, weights whose type has an integer dot product read their
+    input in int8 blocks, as in llama.cpp.
     """
 
     def __init__(

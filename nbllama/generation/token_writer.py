@@ -23,7 +23,7 @@ class Layer(NamedTuple):
 
     `x`, if the other products of the phase have another input, begins at index `at` of the int8
     blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair are those of all `experts`,
-    and the number of one of them is in `chosen`.
+    and `chosen` contains the number of one of them.
     """
 
     w: Weight
@@ -63,7 +63,7 @@ class Writer:
         return int(array.ctypes.data)
 
     def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
-        """Add a phase with its rows; SCORES and JOIN take the newest row of HEADS."""
+        """Add a phase with its rows; SCORES and JOIN use the newest row of HEADS."""
         table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
         first = len(table) if rows else len(table) - 1
         table.extend(rows)

@@ -40,7 +40,7 @@ class Cursor:
     def take(self, size: int, what: str, part: str = "") -> int:
         """Skip `size` bytes, which must exist; return where they start.
 
-        The error names `what` and its `part` (two strings, so that reading joins no strings).
+        The error names `what` and its `part` (two strings, so that reading never joins strings).
         """
         start = self.pos
         if size > self.end - start:
@@ -106,7 +106,7 @@ class Cursor:
         """Read `count` fixed-size values as a read-only copy.
 
         It is a copy because the values in the file can be unaligned, and because no view of the
-        mapping must be left after an error.
+        mapping must remain after an error.
         """
         dtype = SCALARS.get(type_id)
         if dtype is None:

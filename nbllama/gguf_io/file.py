@@ -114,7 +114,8 @@ class GGUFFile:
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
         """Return the count of `key`, from `low` to `at_most`; `default` if the key is missing.
 
-        All numbers of a file that become a loop, a size or an allocation are read with this.
+        All numbers in a file that determine a loop, a size or an allocation are read with this
+        method.
 
         Raises `GGUFError` with the key for any other type or number.
         """
@@ -142,7 +143,7 @@ class GGUFFile:
         return next(t for t, d in SCALARS.items() if d == value.dtype)  # type: ignore[return-value]
 
     def entries(self) -> Iterator[tuple[str, object, ValueType]]:
-        """Yield every key with value and type, as `write_gguf` takes them."""
+        """Yield every key with value and type, in the form for `write_gguf`."""
         for key, value in self.metadata.items():
             yield key, value, self._types[key]
 

@@ -1,8 +1,8 @@
 """Limits for GGUF files. A file that exceeds one is refused before memory is allocated.
 
 Published models stay well below (Gemma 3: 262,144 tokens, 514,906 merges, 16 MB of metadata;
-mixtures of experts with one tensor per expert: about 30,000 tensors). With these limits no header
-takes more than a second or 200 MB to read.
+mixtures of experts with one tensor per expert: about 30,000 tensors). With these limits, reading a
+header never takes more than a second or 200 MB.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ MAX_METADATA_BYTES = 48 << 20
 MAX_ARRAY_STRINGS = 1 << 21  # elements of all string arrays together
 
 DEFAULT_ALIGNMENT = 32
-MIN_ALIGNMENT = 8  # so that a float64 in the data section is always aligned
+MIN_ALIGNMENT = 8  # so that every float64 in the data section is aligned
 MAX_ALIGNMENT = 1 << 20

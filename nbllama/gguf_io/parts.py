@@ -1,6 +1,6 @@
 """A model in several files, as llama.cpp's `gguf-split` writes it, read like a single file.
 
-The first part has the metadata; the others have only `split.no` (from 0), `split.count` and
+The first part contains the metadata; the others contain only `split.no` (from 0), `split.count` and
 `split.tensors.count`, and their tensors. A file's name contains the number of its part. All of this
 is checked before anything is read: parts of two models can easily be mixed in one folder.
 """
@@ -30,7 +30,7 @@ class PartsFile(GGUFFile):
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """Take `parts` in order, as checked by `open_gguf`; they are closed with this file."""
+        """Join `parts` in order, as checked by `open_gguf`; they are closed with this file."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}

@@ -40,7 +40,7 @@ _NOT_GGUF = (
 def open_one(path: str | os.PathLike[str]) -> GGUFFile:
     """Open `path` and check its header; raise `GGUFError` with one line that says what and where.
 
-    It takes less than a second and 200 MB for any file.
+    Checking any file takes less than a second and 200 MB.
     """
     name = os.fsdecode(os.fspath(path))
     fd, info = _open_regular(name)

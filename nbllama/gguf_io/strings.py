@@ -11,8 +11,8 @@ class StringArray(Sequence[str]):
     """Read-only sequence of `str`; bytes that are not UTF-8 become lone surrogates.
 
     `s.encode("utf-8", "surrogateescape")` of an element returns its original bytes, and so does
-    `raw(i)` directly. `wire` has the elements as in the file (each after its u64 length),
-    `ends[i]` the byte of `wire` where element i ends.
+    `raw(i)` directly. `wire` contains the elements as in the file (each after its u64 length), and
+    `ends[i]` is the byte of `wire` where element i ends.
     """
 
     __slots__ = ("ends", "wire")
@@ -23,7 +23,7 @@ class StringArray(Sequence[str]):
 
     @classmethod
     def of(cls, items: Iterable[str | bytes]) -> StringArray:
-        """Make the sequence from Python strings or bytes."""
+        """Create the sequence from Python strings or bytes."""
         wire, ends = bytearray(), array("q")
         for item in items:
             raw = item if isinstance(item, bytes) else item.encode("utf-8", "surrogateescape")

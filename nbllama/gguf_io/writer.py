@@ -1,6 +1,6 @@
 """Write a GGUF file (version 3, little endian) in one atomic step.
 
-It does not use `gguf.GGUFWriter`: that class opens the final name itself, always adds an
+This module does not use `gguf.GGUFWriter`: that class opens the final name itself, always adds an
 architecture key, silently drops empty strings and arrays, and reports a short write without an
 error number. The format is small enough to write here, directly from the arrays, without a second
 copy in memory. Tests read every file with the `gguf` package and with llama.cpp.
@@ -37,8 +37,8 @@ class RawTensor:
     """A tensor in any GGUF type: `shape` in numpy order, `raw` its bytes as written to the file.
 
     `raw` is a uint8 array, bytes or memoryview of exactly the size of shape and type; or a function
-    that returns them in pieces. It is called when the tensor is written, so that a model can be
-    written that does not fit into memory; an exception ends the writing and no file is changed.
+    that returns them in pieces. A function is called when its tensor is written, so that a model
+    larger than memory can be written. If it raises, writing stops and no file is changed.
     """
 
     shape: tuple[int, ...]
@@ -53,10 +53,10 @@ def write_gguf(
 ) -> None:
     """Write keys and tensors, in the given order, to `path`; the old file is replaced at the end.
 
-    `metadata` has (key, value, value type), with a type from `ValueType` or `gguf.GGUFValueType`.
-    Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int -> INT64,
-    float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are written as
-    F32, F16, F64 or I8..I64 by their dtype.
+    `metadata` contains (key, value, value type), with a type from `ValueType` or
+    `gguf.GGUFValueType`. Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int ->
+    INT64, float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are
+    written as F32, F16, F64 or I8..I64 by their dtype.
 
     Raises `OutputError` if the path cannot be written, and `ValueError`, before the first byte is
     written, for names, values, shapes and sizes that the format or `limits` do not allow. It also

@@ -6,11 +6,11 @@ For each half p of a pair, with g the gradient that training would use and L the
     error    = max over d of |slope(d) - g . d| / |g|  √(n for a random d)
 
 There are two directions: that of g, which reveals a wrong size or sign, and a random one, which
-involves every number of g. In a random direction, an error of the gradient appears smaller by the
-square root of the number n of elements; the factor √n corrects for that.
+involves every number of g. In a random direction, an error in a gradient of n elements appears √n
+times smaller; the factor √n corrects for this.
 
-The kernels use float32, with errors of about 1e-5 of the gradient norm; the error of the slope is
-about h² of it. A wrong formula causes an error of a large part of the gradient.
+The kernels use float32, with errors of about 1e-5 of the gradient norm; the slope has an error of
+about h² times that norm. A wrong formula causes an error that is a large fraction of the norm.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class PartOfFile(GGUFFile):
 
 
 def renamed(name: str, layers: Sequence[int]) -> str | None:
-    """Return a tensor's name in the part; None if it is not in it."""
+    """Return a tensor's name in the part; None if the tensor is not in the part."""
     match = _BLOCK.fullmatch(name)
     if match is None:
         return name
@@ -47,7 +47,7 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 def part_of(model: Model, layers: Sequence[int]) -> Model:
     """Return the model of these blocks, in this order.
 
-    Raises `UsageError` if one of them uses the keys and values of a block that is not there.
+    Raises `UsageError` if one of them uses the keys and values of a block that is not among them.
     """
     hp = replace(model.hp, n_layer=len(layers))
     if hp.mixers:
@@ -57,7 +57,7 @@ def part_of(model: Model, layers: Sequence[int]) -> Model:
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
     if hp.experts:
-        dense = sum(not hp.experts.at(layer) for layer in layers)  # which come first
+        dense = sum(not hp.experts.at(layer) for layer in layers)  # dense blocks come first
         hp = replace(hp, experts=hp.experts._replace(first=dense), next_blocks=0)
     return Model(PartOfFile(model.gguf, layers), hp)
 

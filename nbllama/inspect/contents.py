@@ -139,7 +139,7 @@ def _option(slot: Slot) -> str:
 
 
 def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
-    """Return the targets, with the ranks of a run without further options per kind of data."""
+    """Return the targets, with their ranks for each kind of data (`rank` None: defaults)."""
     missing = without_tensor(shapes)
     ranks: dict[str, dict[str, int]] = {}
     for kind, column in _COLUMNS.items():

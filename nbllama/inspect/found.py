@@ -11,7 +11,7 @@ from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
 
 
 class Key(NamedTuple):
-    """A metadata value with the name of its type; arrays are `StringArray` or numpy."""
+    """A metadata value with the name of its type; arrays are `StringArray` or numpy arrays."""
 
     name: str
     type: str
@@ -31,7 +31,7 @@ class TensorRow(NamedTuple):
 class Target(NamedTuple):
     """One kind of tensor that has LoRA pairs or can have them.
 
-    `parameters`: by the header of a column; 0: no pair. `ranks`: likewise.
+    `parameters`, `ranks`: by the header of a column; 0 parameters mean no pair.
     """
 
     option: str  # `--rank-NAME` of nbllama.finetune
@@ -59,6 +59,6 @@ class Found:
 
 
 def stated(f: GGUFFile, name: str, use: str = "") -> TensorRow:
-    """Return a tensor as the header gives it."""
+    """Return a tensor as the header describes it."""
     t = f.tensors[name]
     return TensorRow(name, TENSOR_TYPES[t.type_id].name, t.shape, t.nbytes, use)

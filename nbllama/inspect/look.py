@@ -14,7 +14,7 @@ from nbllama.system.regular import first_bytes
 
 
 def look(path: str, *, base: str = "", rank: int | None = None, check: bool = False) -> Found:
-    """Return everything about a file; the result also has the reason if it is refused.
+    """Return everything about a file, including the reason if it is refused.
 
     `base`: a GGUF model that a checkpoint or adapter must fit. `rank`: count the parameters of a
     model's pairs for this rank, None for the defaults. `check`: check every weight of a model.

@@ -127,7 +127,7 @@ def _targets(targets: Sequence[Target]) -> list[str]:
 
 
 def as_json(found: Found) -> str:
-    """Return one document; long arrays and strings are cut, with their original length."""
+    """Return one document; long arrays and strings are truncated and their full length given."""
     refused = found.refused
     document = {
         "path": found.path,

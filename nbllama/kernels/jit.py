@@ -136,7 +136,7 @@ def thread_routine(function: Callable[[int, int], None]) -> Any:
     """Decorate a routine that each thread runs; it is called by its `address`.
 
     The parallel loop around it then does not have to be compiled again for every such routine. The
-    routine takes two int64.
+    routine has two int64 parameters.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

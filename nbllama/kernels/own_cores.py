@@ -39,7 +39,7 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return Linux's list of the processors of this one's core, or else only this processor."""
+    """Return Linux's list of the processors on the same core, or else only this processor."""
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()
@@ -77,8 +77,8 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 def own_cores() -> Iterator[None]:
     """Bind each of Numba's threads, including this one, to a core until the end of the block.
 
-    Programs and threads that this thread starts later run on the same cores as it. Other Python
-    threads wait at such a block until this thread has left its block.
+    Programs and threads that this thread starts later run on its cores. Other Python threads wait
+    at such a block until this thread has left its block.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

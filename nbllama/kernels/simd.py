@@ -155,7 +155,7 @@ transpose_add_tile = _make_transpose(add=True)
 
 @intrinsic
 def next_task(typingctx, counter):
-    """Increment counter[0] atomically; return its previous value, which no other thread gets.
+    """Increment counter[0] atomically; return its previous value, which is unique among threads.
 
     `counter` is an int64 array that was set to 0 before the threads started. Threads that draw
     their tasks from it finish at about the same time, even if a core is slower or busy with another

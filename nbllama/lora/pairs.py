@@ -114,7 +114,7 @@ class Adapter:
         return None
 
     def lowest_layer(self) -> int:
-        """Return the block at which the backward pass can stop: the first one with a pair.
+        """Return the block at which the backward pass can stop: the lowest one with a pair.
 
         0 if the embedding has a pair (the gradient must pass through every block), `NO_LAYER` if no
         block has one.
@@ -149,16 +149,16 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """Make an adapter that changes nothing: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Create an adapter without effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
-    That is the distribution of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's
+    The distribution is that of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's
     Philox keyed by (seed, tensor index), so that a tensor's values do not depend on the other
     pairs.
 
     `ranks`: by slot name, missing or 0 = no pair. A rank above min(n_out, n_in) is allowed, as in
-    the old tool; it takes time and has no benefit over the full rank. `shapes`: numpy shapes of the
+    the old tool; it costs time and has no benefit over the full rank. `shapes`: numpy shapes of the
     base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1. `layers`: the blocks that
-    get pairs, all for None.
+    have pairs; None means all.
 
     Raises `UsageError` for a rank whose tensor is not in this model.
     """

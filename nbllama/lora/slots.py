@@ -1,7 +1,7 @@
 """The table of slots: which tensors of a base model can have a LoRA pair, and all their names.
 
-All code that handles each of them (options, ranks, checkpoint keys, initialisation, the linear
-layers of a block) reads this table. A matrix has four names:
+All code that handles every slot (options, ranks, checkpoint keys, initialisation, the linear layers
+of a block) reads this table. A matrix has four names:
 
 | example | name of | |
 |---|---|---|
@@ -32,7 +32,7 @@ class Slot(NamedTuple):
     in_block: bool
     linear: str = ""  # name of a block's linear layer
     node: str = ""  # name of that layer's output
-    source: int = -1  # which of a block's inputs of linear layers it reads
+    source: int = -1  # number of the block's input that it reads
 
     def base_name(self, layer: int = 0) -> str:
         """Return the GGUF name of the base tensor in block `layer`."""
@@ -96,8 +96,8 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 def tensor_index(name: str) -> int:
     """Return the index of a base tensor in the old tool's order.
 
-    The three outside the blocks come first, then nine per block, then each of `FUSED_SLOTS` for all
-    blocks. Raises `KeyError` for a tensor without a slot.
+    The three tensors outside the blocks come first, then nine per block, then each of `FUSED_SLOTS`
+    for all blocks. Raises `KeyError` for a tensor without a slot.
     """
     found = slot_of(name)
     if found is None:
@@ -114,7 +114,7 @@ def tensor_index(name: str) -> int:
 def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[Slot, str]]:
     """Yield every (slot, base tensor name) of a model with `n_layer` blocks.
 
-    Those outside the blocks come first; within a block they are in the order of `slots`.
+    Tensors outside the blocks come first; within a block, tensors are in the order of `slots`.
     """
     yield from ((slot, slot.base_name()) for slot in slots if not slot.in_block)
     for layer in range(n_layer):
@@ -130,6 +130,6 @@ def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names of the slots that a model with these tensors does not have."""
+    """Return the names of the slots for which a model with these tensors has no tensor."""
     present = {of[0].name for of in map(slot_of, shapes) if of is not None}
     return {slot.name for slot in EVERY_SLOT} - present

@@ -1,6 +1,6 @@
 """Memory of one training step: the activations that the backward pass needs.
 
-It is allocated once, as one array.
+The memory is allocated once, as one array.
 
 For each block it stores, besides the input x (`C` floats per token): q, k, v after RoPE, the
 attention output and its lse, the residual stream between attention and feed-forward, gate and up,
@@ -93,7 +93,7 @@ class BlockSet:
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
     mixed: dict[str, np.ndarray]  # activations of blocks without attention
     h_memory: dict[str, np.ndarray]  # by linear layer
-    h: dict[str, np.ndarray]  # the packed h that the forward pass computed in it
+    h: dict[str, np.ndarray]  # the packed h in `h_memory`, from the forward pass
     mixture: dict[str, np.ndarray]  # for a mixture of experts: `mixture_shapes.kept_shapes`
 
 

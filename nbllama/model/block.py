@@ -1,7 +1,8 @@
 """A block of the model, forward and backward: attention and feed-forward.
 
-Both read the residual stream (in most models a normalised copy of it) and add their output to the
-stream. The differences between models are in `Hparams`, and the steps below depend on them:
+Attention and feed-forward read the residual stream (in most models a normalised copy of it) and add
+their output to the stream. The differences between models are in `Hparams`, and the steps below
+depend on them:
 
 | step | differences |
 |---|---|
@@ -51,7 +52,7 @@ QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
+"""A function of a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
 
 
 def block_forward(
@@ -109,7 +110,7 @@ class Block(BlockParts):
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
         self.mixture = None if experts is None else Mixture(self, experts)
-        if self.mixture is None and self.hp.experts is not None:  # cut to a dense block's width
+        if self.mixture is None and self.hp.experts is not None:  # limited to a dense block's width
             for name in ("gate", "up"):
                 setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"

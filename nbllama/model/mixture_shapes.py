@@ -11,8 +11,8 @@ Shapes = dict[str, tuple[int, ...]]  # by name of the array
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
     """Return the shapes of `BlockSet.mixture`.
 
-    It has the experts' scores, the choice and the weights, and gate and up of the shared expert.
-    `chosen` is int32. The shared expert's output is multiplied by `shared_weight`.
+    The arrays are the experts' scores, the choice and the weights, and gate and up of the shared
+    expert. `chosen` is int32. The shared expert's output is multiplied by `shared_weight`.
     """
     if hp.experts is None:
         return {}

@@ -1,7 +1,7 @@
 """The parts of a block's passes: tensor names, norms, linear layers and branches.
 
-`nbllama.model.block` has the passes of ordinary blocks, `nbllama.model.mixture` those of a mixture
-of experts, `nbllama.model.mixers` those of blocks without attention. Shapes are as in
+`nbllama.model.block` contains the passes of ordinary blocks, `nbllama.model.mixture` those of a
+mixture of experts, `nbllama.model.mixers` those of blocks without attention. Shapes are as in
 `nbllama.model.block`.
 """
 

@@ -1,6 +1,6 @@
 """The model: the forward pass, the loss, and the backward pass.
 
-`nbllama.model.weights` has the tensors, `nbllama.model.bound` binds an adapter to them, and
+`nbllama.model.weights` contains the tensors, `nbllama.model.bound` binds an adapter to them, and
 `nbllama.model.block` computes a block.
 
 The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations
@@ -46,7 +46,7 @@ class Trunk(Protocol):
     layer: int
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
-        """Fill x; False if a sample is missing."""
+        """Fill x; return False if a sample is missing."""
         ...
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
@@ -69,7 +69,7 @@ class Model(Weights):
     ) -> M:
         """Open a GGUF model; its weights stay memory-mapped.
 
-        Numbers in the arguments replace those of the file (`arch.with_overrides`), and so does
+        Constants in the arguments replace those of the file (`arch.with_overrides`), and so does
         `pre`, the name of a pre-tokenizer. Raises `GGUFError` for a file that is damaged or not
         supported.
         """

@@ -1,6 +1,6 @@
 """The whole model on one page: forward pass, loss and backward pass in plain float64 numpy.
 
-It has one operation per line, in order; read `_Pass.forward` and `_Pass.backward`. Every operation
+Each line is one operation, in order; read `_Pass.forward` and `_Pass.backward`. Every operation
 and its gradient (`nbllama.model.reference_ops`) is the plain-numpy function of its page in
 `nbllama.ops`, which has the formula and the derivative. Training does not use this module: it is
 slow and exact, and the passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are

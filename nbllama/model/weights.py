@@ -34,7 +34,7 @@ DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
 class Linear(NamedTuple):
     """The location of a linear layer's matrix: a tensor name, without `blk.N.` and `.weight`.
 
-    `rows`: its rows, if the tensor holds several layers.
+    `rows`: its rows, if the tensor contains several layers.
     """
 
     tensor: str
@@ -42,7 +42,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return a model's layers of `LINEARS`; one tensor of the file can hold several of them."""
+    """Return a model's layers of `LINEARS`; one tensor of the file can contain several."""
     layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -126,7 +126,7 @@ class Weights:
         return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
-        """Return the matrix of a layer of `LINEARS`: its rows, if the tensor holds several."""
+        """Return the matrix of a layer of `LINEARS`: its rows, if the tensor contains several."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")

@@ -1,7 +1,7 @@
 """Preference losses, computed from the log-probabilities of whole answers, one per page.
 
-Each page has the formula, its derivative, a function in plain numpy, and the source. All functions
-use float64 and one number per answer; nothing here depends on a model.
+Each page contains the formula, its derivative, a function in plain numpy, and the source. All
+functions use float64 and one number per answer; nothing here depends on a model.
 
 A loss is a function of log pi(y|x), the sum of the log-probabilities of an answer's tokens, of the
 same sum under the reference, and of the number of tokens. It also returns its derivative with

@@ -22,7 +22,7 @@ that much more (or less) likely, and the loss does not push further. If the answ
 the parameters that are updated, log old = log pi, and q is 1.
 
 The loss of a step is the sum over the tokens of all answers, divided by their number. (The paper
-takes the mean of each answer first, which gives a token of a long answer a lower weight.)
+averages over each answer first, which gives tokens of long answers a lower weight.)
 
 Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
 Models" (2024), equations 3, 4 and 21; the estimate k: Schulman, "Approximating KL divergence"

@@ -8,8 +8,8 @@ target, 1 / (2 b) nats, and is pulled back if it exceeds the target: unlike with
 agree do not drive the margin to infinity. The reward of an answer is b (log pi - log ref), so the
 target in rewards is 1/2.
 
-As in the paper, log pi is the sum over the tokens. (TRL takes the mean over the tokens of each
-answer, so its beta has another meaning.)
+As in the paper, log pi is the sum over the tokens. (TRL averages over the tokens of each answer, so
+its beta has another meaning.)
 
 Source: Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences"
 (2023), equation 17.

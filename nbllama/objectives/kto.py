@@ -4,11 +4,11 @@
     good:  loss = 1 - sigmoid(b (r - z))        d loss / d log pi = -b s (1 - s)
     bad:   loss = 1 - sigmoid(b (z - r))        d loss / d log pi = +b s (1 - s)
 
-with s the sigmoid in the loss, and b `beta`. z is the reference point: how far the
-model has moved from the reference in general, an estimate of the divergence KL(pi || ref). It is
-the mean of log pi(y'|x) - log ref(y'|x) over answers y' that were written for other prompts, 0
-if that is negative; no gradient goes through it. (The factors lambda_D and lambda_U of the paper
-are the weights of records.) The reward of an answer is b r.
+with s the sigmoid in the loss, and b `beta`. z is the reference point: how far the model has moved
+from the reference in general, an estimate of the divergence KL(pi || ref). z is the mean of
+log pi(y'|x) - log ref(y'|x) over answers y' that were written for other prompts, or 0 if this mean
+is negative; no gradient goes through z. (The factors lambda_D and lambda_U of the paper are the
+weights of records.) The reward of an answer is b r.
 
 Source: Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization" (2024),
 equations 7 and 8, and the estimate of section 4.1.

@@ -9,8 +9,8 @@ lambda in the paper. With m = log pi(y) / |y|,
     d log odds / dm = 1 / (1 - p)       d loss / dr = -b sigmoid(-r)
     d loss / d log pi(w) = -b sigmoid(-r) / ((1 - p(w)) |w|)
 
-and with the other sign for l. The paper's loss also has the negative log-likelihood of the chosen
-answer; that is the term of `supervised`, with the weight 1. The reward of an answer is
+and with the other sign for l. The paper's loss also contains the negative log-likelihood of the
+chosen answer, which is the term of `supervised` with the weight 1. The reward of an answer is
 b log pi / |y|.
 
 Source: Hong, Lee and Thorne, "ORPO: Monolithic Preference Optimization without Reference Model"

@@ -23,9 +23,9 @@ SERIAL = 65536
 class Op:
     """One differentiable function in two implementations: a numpy reference and the kernels.
 
-    `sample(rng, size, dtype)` makes the keyword arguments of the four functions below. `size` is
+    `sample(rng, size, dtype)` creates the keyword arguments of the four functions below. `size` is
     one of `sizes`; "tiny" is small enough for a finite difference of every number. Float arrays
-    have the given dtype, integer arrays are int32 (they get no gradient), bytes are uint8, and
+    have the given dtype, integer arrays are int32 (without a gradient), bytes are uint8, and
     everything else is a parameter. None of the four functions changes its arguments.
 
     - `forward_ref(**inputs)` is the output in plain numpy, in the dtype of the inputs.

@@ -23,7 +23,7 @@ def n_dims(name: str, shape: tuple[int, ...]) -> int:
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Return the name of the first array that holds a NaN or an infinity; None if there is none."""
+    """Return the name of the first array with a NaN or an infinity; None if there is none."""
     for name, x in arrays.items():
         # min and max propagate a NaN, and need no mask as large as the array
         if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):

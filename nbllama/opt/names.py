@@ -1,4 +1,4 @@
-"""The table of optimisers. A new one needs a file in this folder and a row here.
+"""The table of optimisers. A new optimiser needs a file in this folder and a row here.
 
 This module imports nothing large, so that the command line can read the table before numpy is
 loaded.
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class OptimiserRow:
     """One optimiser: its name, and its defaults that differ from AdamW's."""
 
-    name: str  # of its module here, and the value of `--optimizer`
-    label: str  # of its class, and the name on the screen
+    name: str  # name of its module here, and value of `--optimizer`
+    label: str  # name of its class, also on the screen
     rate_divisor: float = 1.0  # the default learning rate is that of AdamW divided by this
     beta2: float = 0.999
     has_beta2: bool = True  # else beta1 is its momentum, and beta2 has no effect

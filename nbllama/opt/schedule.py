@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor per update. A new one needs a function and a row here."""
+"""Learning-rate schedules: a factor per update. A new schedule needs a function and a row here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """`--lora` and `--lora-scaled`, for every program that accepts adapters.
 
-Both can be given several times and take lists. `--lora-scaled FILE SCALE` has two words, which the
-parser of one-value options cannot read, so both options are removed before it reads the rest.
+Both options can be given several times and accept lists. `--lora-scaled FILE SCALE` has two words,
+which the parser of one-value options cannot read, so both options are removed before it reads the
+rest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nbllama.options.parser import Option, option, plain
 from nbllama.options.values import Text
 
 _files = partial(option, "Files")
-_LARGEST = 3.4e38  # of float32
+_LARGEST = 3.4e38  # largest float32
 
 
 def lora_option(*also: str) -> Any:
@@ -38,7 +39,7 @@ def take_adapters(
 ) -> tuple[list[tuple[str, float]], list[str]]:
     """Return the adapters with their scales, in order, and the remaining words of a command line.
 
-    `options`: all options of the program; those with the fields `lora` and `lora_scaled` are taken.
+    `options`: all options of the program; those with the fields `lora` and `lora_scaled` are read.
     Raises `UsageError` for a malformed list and for a scale that is not a number.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
@@ -73,7 +74,7 @@ def take_adapters(
 
 
 def _list(name: str, text: str) -> list[str]:
-    """Split at commas, unless a file of the whole name exists."""
+    """Split at commas, unless a file has the whole text as its name."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
         raise UsageError(f"{name} '{shown(text)}': an empty file name")

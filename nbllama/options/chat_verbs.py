@@ -1,6 +1,6 @@
 """The command lines of `nbllama chat` and `nbllama generate`.
 
-They are those of `nbllama.main`, and the verb decides whether it is a conversation.
+Their options are those of `nbllama.main`; the verb selects conversation or completion.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class GenerateOptions(MainOptions):
 
 
 def parse_chat(argv: Sequence[str]) -> Main:
-    """Parse as `nbllama.options.chat.parse_main`; the default is a conversation."""
+    """Parse like `nbllama.options.chat.parse_main`; the default is a conversation."""
     return parse_main(argv, ChatOptions, about=_CHAT, epilog=_CHAT_END, conversation=True)
 
 
 def parse_generate(argv: Sequence[str]) -> Main:
-    """Parse as `nbllama.options.chat.parse_main`; the default is a completion.
+    """Parse like `nbllama.options.chat.parse_main`; the default is a completion.
 
     Raises `UsageError` also if there is no text to complete.
     """

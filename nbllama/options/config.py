@@ -2,7 +2,7 @@
 
 A key is an option's name without its dashes (`_` counts as `-`). Each option parses its value from
 the text in the file. So `1e-4`, which is a string in YAML 1.1, is read as a number if the option
-takes a number, and `no` as a word if it takes a word.
+expects a number, and `no` as a word if it expects a word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.options.values import Text
 from nbllama.system.regular import read_whole
 
 MAX_BYTES = 1 << 20
-"""Largest file that is read: YAML takes seconds for more, and options need less."""
+"""Size limit in bytes: YAML takes seconds for larger files, and options need less."""
 
 _MARK = "# The options of a run of nbllama"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -111,7 +111,7 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 
 def _is_default(options: Any) -> bool:
-    """Return whether `--checkpoint-in` is the newest of `--checkpoint-out`, the default."""
+    """Return whether `--checkpoint-in` is its default, the newest file of `--checkpoint-out`."""
     newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
     return bool(newest) and options.checkpoint_in == newest
 
@@ -154,7 +154,7 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
 
 
 def is_own_config(path: str) -> bool:
-    """Return whether a run wrote this file, not a person."""
+    """Return whether a run, not a person, wrote this file."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(_MARK)

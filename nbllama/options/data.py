@@ -41,7 +41,7 @@ class DataOptions(Protocol):
 
     @property
     def chat_template(self) -> str:
-        """Name or file of a chat template; the model's own for the empty text."""
+        """Name or file of a chat template; "" means the model's own."""
         ...
 
     @property

@@ -11,7 +11,7 @@ _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def unescape(text: str, option: str = "--sample-start") -> str:
-    r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8); other backslashes stay.
+    r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8); other backslashes are kept.
 
     Raises `UsageError` if the bytes are not UTF-8; `option` is where the text was given.
     """

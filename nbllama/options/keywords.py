@@ -1,6 +1,6 @@
 """Options as keywords of a Python function.
 
-The same names, values and messages as on the command line, whose words they become.
+Names, values and messages are those of the command line; keywords are converted to its words.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Write a value as it would be typed. Numbers keep every bit."""
+    """Return a value as it would be typed; numbers keep every bit."""
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
     if isinstance(value, bool):
@@ -78,7 +78,7 @@ def _python(name: str) -> str:
 
 
 def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) -> UsageError:
-    """Return the command line's error for such an option, with names as in Python."""
+    """Return the command line's error for an unknown option, with Python names."""
     for o in options:
         if f"--{name.replace('_', '-')}" in o.off:
             return UsageError(f"unknown option '{shown(name)}'; give {o.dest}=False")

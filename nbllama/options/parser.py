@@ -3,7 +3,8 @@
 The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
 occurrence wins, no abbreviations) plus `--option=value`. Every error in a command line is one
 `UsageError` (exit 2) that names the option, the value and what is allowed. argparse formats the
-help, but does not read the command line, because it takes values that begin with `-` for options.
+help, but does not read the command line, because it mistakes values that begin with `-` for
+options.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 class Saved(NamedTuple):
     """How a checkpoint stores an option that affects the computation.
 
-    `place`: number of its key among those of all options, never used twice; a new option takes the
-    next one. `key`: "" for the field's own name. `taken`: a run that continues the checkpoint takes
-    the value from it if the option is not given. `may_change`: the continued run can have another
-    value.
+    `place`: position of its key among those of all options, never reused; a new option uses the
+    next one. `key`: "" for the field's own name. `taken`: whether a run that continues the
+    checkpoint uses its value if the option is not given. `may_change`: whether the continued run
+    may have another value.
     """
 
     place: int
@@ -49,7 +50,7 @@ class Option:
     names: tuple[str, ...]
     off: tuple[str, ...]
     group: str
-    value: Value | None  # None: a switch, which takes no value
+    value: Value | None  # None: a switch, which has no value
     default: Any
     shown_default: str
     help: str
@@ -239,7 +240,7 @@ def parse_into(
     familiar: Mapping[str, str] | None = None,
     forms: Sequence[str] = ("",),
 ) -> T:
-    """Make a `kind` (a dataclass) from a command line (without the program's name).
+    """Create a `kind` (a dataclass) from a command line (without the program's name).
 
     `prog`: the program's name if it was not started as a verb of `nbllama`. `familiar`: names that
     other programs use, with the hint (see `nbllama.options.unknown`). `forms`: for the usage line,

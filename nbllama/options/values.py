@@ -55,7 +55,7 @@ class Words(Text):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `low` to `high`, both allowed."""
+    """A whole number from `low` to `high`, inclusive."""
 
     low: int = 0
     high: int = 2**31 - 1
@@ -159,10 +159,10 @@ class Port:
     """A port of this machine, 0 for any free one; "on" (also true, yes) is 0, "off" is None."""
 
     metavar: str = "[PORT]"
-    alone: str = "on"  # what the option means without a value
+    alone: str = "on"  # the value if nothing follows the option
 
     def parse(self, text: str) -> int | None:
-        """Return the port; raises `ValueError` for anything else, and for ports of the system."""
+        """Return the port; raises `ValueError` for anything else, and for system ports."""
         word = text.lower()
         if word in ("on", "true", "yes"):
             return 0

@@ -1,7 +1,7 @@
 """Arrays by name, with information about their origin, and their `.npz` files.
 
-A dump is an ordinary numpy archive: `numpy.load` opens it. In addition to the arrays it has
-`__about__`, a JSON text with the model, the iteration and so on.
+A dump is an ordinary numpy archive: `numpy.load` opens it. Besides the arrays it contains
+`__about__`, a JSON string with the model, the iteration and so on.
 """
 
 from __future__ import annotations

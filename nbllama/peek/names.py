@@ -119,7 +119,7 @@ def aliases(name: str) -> tuple[str, ...]:
 class Patterns:
     """Shell patterns (`*`, `?`, `[0-3]`), separated by commas.
 
-    They are compared with whole names and aliases; `.weight` can be omitted. The number of a
+    Patterns are compared with whole names and aliases; `.weight` can be omitted. The number of a
     micro-batch is ignored unless the pattern has one.
     """
 

@@ -40,7 +40,7 @@ class Watcher:
     # Called by the passes
 
     def begin(self, bound: Bound, batch: Batch) -> None:
-        """Count a new pass, and copy its batch with each sample whole."""
+        """Count a new pass, and copy its batch with every sample complete."""
         self._pass += 1
         self.bound, self._tree = bound, batch.tree
         batch = batch.whole()
@@ -86,7 +86,8 @@ class Watcher:
     ) -> None:
         """Compute scores and probabilities in numpy; the kernels never store them as a whole.
 
-        They are `[H, N, Nk]` of the whole stream: 0 (or -inf) for tokens of other sequences.
+        Both are `[H, N, Nk]` for the whole stream, with probability 0 (score -inf) for tokens of
+        other sequences.
         """
         scores, soft = node_name("kq", layer), node_name("kq_soft_max", layer)
         if not (self.patterns(scores) or self.patterns(soft)):

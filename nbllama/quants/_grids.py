@@ -3,7 +3,7 @@
 A code of an IQ type is the index of a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. Rows are
 stored one after the other in a flat uint8 array (two's complement), so kernels read them in the
 same way as blocks. Numba freezes these arrays into the machine code. A family that uses them is
-imported only when a file has such a type.
+imported only when a file contains such a type.
 """
 
 from __future__ import annotations

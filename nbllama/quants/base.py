@@ -1,8 +1,8 @@
 """The weight types and where their decoders are; nothing is compiled here.
 
 The table is `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the file of this package (its
-`family`) that has the decoder `decode_NAME`. A family is imported when one of its types is first
-used, because building the tables of the IQ types takes time and most files do not need them.
+`family`) that contains the decoder `decode_NAME`. A family is imported when one of its types is
+first used, because building the tables of the IQ types takes time and most files do not need them.
 
 There are two sets of decoders with equal results: plain loops in this folder (easier to read), and
 vector code in the folder `vector`, which is two to five times as fast. `NBLLAMA_KERNELS=plain` in

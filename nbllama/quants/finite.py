@@ -41,7 +41,7 @@ def _first_special(raw, at, stride, start, stop, mask):
 
 @kernel()
 def _special_in_words(raw, n_words, mask, step):
-    """Return whether the first `n_words` u32 (one F32, two F16 or BF16 each) have a special number.
+    """Return whether the first `n_words` u32 (one F32, two F16 or BF16 each) are not all finite.
 
     Adding the exponent's lowest bit `step` carries into the sign bit, which `mask` has cleared,
     only if all bits of the exponent are set.

@@ -12,7 +12,7 @@ Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
 
 Weights come in groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32
 (Q4_K, Q5_K). Bits are packed so that one byte serves several groups: two-bit fields of the bytes
-`qs[0:32]` hold weights 0..127 (field r has weights 32r .. 32r+31), those of `qs[32:64]` the rest.
+`qs[0:32]` contain weights 0..127 (field r: weights 32r .. 32r+31), those of `qs[32:64]` the rest.
 
 llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Results are bit-equal with it.
 """
@@ -70,9 +70,9 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 def scale_and_min(raw, at, g):
     """Return the six-bit scale and minimum of group `g` from 12 bytes (`get_scale_min_k4`).
 
-    Bytes 0..3 have scales 0..3 and bytes 4..7 minima 0..3 in their low six bits. The four low bits
-    of scales and minima 4..7 are the halves of bytes 8..11; their two high bits are the top bits of
-    bytes 0..7.
+    Bytes 0..3 contain scales 0..3 and bytes 4..7 minima 0..3 in their low six bits. The four low
+    bits of scales and minima 4..7 are the halves of bytes 8..11; their two high bits are the top
+    bits of bytes 0..7.
     """
     if g < 4:
         return u8(raw, at + g) & 63, u8(raw, at + g + 4) & 63
@@ -116,9 +116,9 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 def decode_q6_k(raw, src, n_blocks, out, dst):
     """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`.
 
-    Scales are signed bytes. For each half (128 weights), 64 bytes of `ql` have weights 0..63 in
-    their low halves and 64..127 in their high halves, and 32 bytes of `qh` have four two-bit fields
-    each.
+    Scales are signed bytes. For each half (128 weights), 64 bytes of `ql` contain weights 0..63 in
+    their low halves and 64..127 in their high halves, and 32 bytes of `qh` contain four two-bit
+    fields each.
     """
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b

@@ -10,7 +10,7 @@ Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp:
 | Q5_1 | 24 | 0 | 2 | 4..7 | 8..23 | d * q + m |
 | Q8_0 | 34 | 0 | | | 2..33 | d * q, q signed |
 
-Four-bit codes: byte j of `qs` holds weight j in its low half and weight j + 16 in its high half.
+Four-bit codes: byte j of `qs` contains weight j in its low half and weight j + 16 in its high half.
 Five-bit codes: the fifth bit of weight j is bit j of the 32-bit number `qh`.
 
 llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Results are bit-equal with it.

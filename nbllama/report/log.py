@@ -38,13 +38,13 @@ class WorkerRow:
 class StepRecord:
     """One iteration, for the display and the metrics file.
 
-    `iter`: 1 for the very first, counted through resumes. `n_iter`: the last iteration of this run.
-    `loss`: nats per trained token. `seconds`: time of the step without compiling and saving.
-    `tokens`: input tokens of the step's samples, which `tokens_per_s` counts too.
-    `computed_tokens`: without those that a sample shares with an earlier one in its micro-batch.
-    `skipped`: loss or gradient was not finite and no parameter was changed. `measures`: further
-    numbers of an objective, which have their own names in a row. `workers`: of a run on many
-    machines; a row without workers does not have this key.
+    `iter`: counted from 1 and across resumes. `n_iter`: the last iteration of this run. `loss`:
+    nats per trained token. `seconds`: time of the step without compiling and saving. `tokens`:
+    input tokens of the step's samples, also counted by `tokens_per_s`. `computed_tokens`: `tokens`
+    without those that a sample shares with an earlier one in its micro-batch. `skipped`: loss or
+    gradient was not finite and no parameter was changed. `measures`: further numbers of an
+    objective, each under its own name in a row. `workers`: of a run on many machines; a row without
+    workers does not have this key.
     """
 
     iter: int
@@ -67,10 +67,10 @@ class StepRecord:
 class EvaluationRecord:
     """An evaluation between two iterations, after iteration `iter`.
 
-    `val_loss`: nats per trained token of the validation data, None without such data, and its
-    `perplexity`; `best`: the lowest so far. `train_loss`: mean since the last evaluation, None at
-    the start. `samples`: prompts with their answers, and the reward if there is one. `measures`: as
-    in `StepRecord`, for the validation data.
+    `val_loss`: nats per trained token of the validation data, None without such data. `perplexity`:
+    that of `val_loss`. `best`: lowest `val_loss` so far. `train_loss`: mean since the last
+    evaluation, None at the start. `samples`: prompts with their answers, and the reward if there is
+    one. `measures`: as in `StepRecord`, for the validation data.
     """
 
     iter: int
@@ -103,7 +103,7 @@ class Eta:
 
 
 class LossCurve:
-    """The losses of a whole run in at most `2 * width` means, whatever its length."""
+    """The losses of a run of any length, as at most `2 * width` means."""
 
     def __init__(self, width: int = 24) -> None:
         self.width = width
@@ -154,8 +154,8 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
 class MetricsLog:
     """A file with one JSON object per line, appended to and readable during training.
 
-    A failing disk does not stop training: `on_error` is called once, and each later line is tried
-    again. A line that was cut (full disk, killed process) is ended before the next one begins.
+    A failing disk does not stop training: `on_error` is called once, and each later line is still
+    attempted. A truncated line (full disk, killed process) is ended before the next one begins.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -169,7 +169,7 @@ class MetricsLog:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> None:
-        """Append one line. A number that is not finite becomes null, as JSON cannot hold it."""
+        """Append one line; a number that is not finite becomes null, as JSON has no such number."""
         row = as_row(record)
         line = (
             (b"\n" if self._cut else b"")
@@ -197,7 +197,7 @@ class MetricsLog:
 
 
 def _opened(path: str) -> FileIO:
-    """Open and lock the file for appending, as two runs would mix their lines."""
+    """Open the file for appending, locked so that two runs cannot mix their lines."""
     fd = open_own(path, os.O_WRONLY | os.O_APPEND)
     file = FileIO(fd, "ab")
     if not try_lock(fd):

@@ -1,7 +1,8 @@
 """The content of the page about a run: one object for JSON, from the rows of a log.
 
-It is the same for a page in a file and for one that is served during training. The latter gets
-`event` of each further row, and adds it in the same places (`nbllama/report/page/data.js`).
+The object is the same for a page in a file and for one that is served during training. A served
+page receives the `event` of each further row and adds it to the object
+(`nbllama/report/page/data.js`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from nbllama import __version__
 from nbllama.errors import UsageError
 from nbllama.report.records import Row, Run, number, points, text
 
-MOST_POINTS = 2000  # of a curve; more are means of neighbours
+MOST_POINTS = 2000  # per curve; longer curves consist of means of neighbours
 OF_PREFERENCES = (
     "margin", "accuracy", "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected",
 )  # fmt: skip
@@ -48,7 +49,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
 
 
 def run_object(run: Run) -> dict[str, Any]:
-    """Return the object of one run. Anything that is not in the log is left out, or empty."""
+    """Return the object of one run. Anything that is not in the log is left out or empty."""
     head, last = run.run, run.steps[-1] if run.steps else {}
     return {
         "name": text(head.get("model") or "a run"),
@@ -180,7 +181,7 @@ def _numbers(value: Any, keys: Sequence[str]) -> dict[str, float | None]:
 
 
 def _pairs(value: Any, without: str = "") -> list[list[str]]:
-    """Return (name, value) of an object in a log, as texts."""
+    """Return (name, value) of an object in a log, as strings."""
     if not isinstance(value, dict):
         return []
     return [[text(k), text(v)] for k, v in value.items() if k != without]

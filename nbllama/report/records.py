@@ -1,4 +1,4 @@
-"""Reading a log of JSON lines; of a run that was killed and continued, only the rows that count."""
+"""Reading a log of JSON lines, without rows that a killed and continued run computed again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nbllama.system.regular import read_whole
 Row = dict[str, Any]
 
 MAX_BYTES = 1 << 30
-"""Largest log that is read, a million iterations and more."""
+"""Size limit of a log in bytes, enough for more than a million iterations."""
 
 
 @dataclass
 class Run:
-    """Rows as in the log, in order of their iterations; of repeated ones the last.
+    """Rows as in the log, in order of their iterations; the last one of repeated rows counts.
 
     `run`: the last start. `steps`, `evaluations`: one for each iteration. `norms`, `texts`,
     `questions`: measurements and questions of a run with `--live`. `verdict`, `end`: the verdict,
@@ -77,9 +77,10 @@ def _put(rows: list[Row], row: Row, *, several: bool) -> None:
 
 
 def read_log(path: str) -> Run:
-    """Read the run in a log. Lines that are cut, as a kill leaves them, are skipped.
+    """Read the run in a log. Truncated lines, as a kill leaves them, are skipped.
 
-    Raises `DataError` for a file that cannot be read or holds no iteration and no start of a run.
+    Raises `DataError` for a file that cannot be read or contains neither an iteration nor the start
+    of a run.
     """
     run = Run()
     try:

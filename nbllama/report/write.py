@@ -14,7 +14,7 @@ from nbllama.system.replaced import PAGE, check_kind
 
 
 def write_report(logs: str | Sequence[str], out: str) -> None:
-    """Write the page `out` from a log, or from several that are compared, in one atomic step.
+    """Write the page `out` from a log, or from several to compare, in one atomic step.
 
     Raises `DataError` for a file that is not a log, `OutputError` if the page cannot be written or
     would replace a file that is not such a page, `UsageError` if the page would replace a log, and

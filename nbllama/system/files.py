@@ -2,10 +2,10 @@
 
 A file appears under its final name in one step: a temporary file in the same folder is written,
 flushed to the disk, renamed to the name, and the folder is flushed. At any moment, also after
-kill -9 or a power cut, the name holds the whole old file or the whole new one.
+kill -9 or a power cut, the name refers to the complete old file or the complete new one.
 
-The temporary file is locked while its writer lives. So a leftover of a killed process can be
-distinguished from a file that is being written without process ids, which containers reuse.
+The temporary file is locked while its writer lives. The lock distinguishes a file that is being
+written from one that a killed process left. Process ids cannot, because containers reuse them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise `OutputError` unless a file can be created in the folder of `path` and replace it."""
+    """Raise `OutputError` unless a new file in the folder of `path` can replace `path`."""
     name = os.fsdecode(os.fspath(path))
     folder, base = split_name(name)
     probe = os.path.join(folder, f".{base}.{secrets.token_hex(6)}{_SUFFIX}")
@@ -185,7 +185,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def try_lock(fd: int, *, strict: bool = False) -> bool:
-    """Take the exclusive lock of an open file if it is free; `strict`: raise any other error."""
+    """Lock an open file exclusively if it is not locked; `strict`: raise any other error."""
     try:
         if sys.platform == "win32":
             os.lseek(fd, 1 << 30, os.SEEK_SET)  # far after the text, which must stay readable

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Pause the collection of cycles; it takes a fifth of the time of reading a large file.
+    """Pause the collection of cycles, which takes a fifth of the time to read a large file.
 
-    For code that makes no cycles. It works as a decorator too.
+    Use it for code that creates no cycles. It also works as a decorator.
     """
     was_on = gc.isenabled()
     gc.disable()

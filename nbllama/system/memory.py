@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Return the bytes of mapped files that are in memory now; 0 if the system has no figure."""
+    """Return the bytes of mapped files that are in memory now; 0 if the system reports none."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
@@ -43,7 +43,7 @@ def peak_resident() -> int:
 def available_memory() -> int:
     """Return the bytes that this process can still allocate.
 
-    This is what the system has available, or what the control groups allow, whichever is less.
+    The result is the system's available memory or the control groups' limit, whichever is less.
     """
     available = int(psutil.virtual_memory().available)
     for limit, used in _control_groups():
@@ -58,7 +58,7 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 def _control_groups() -> Iterator[tuple[int, int]]:
     """Yield (limit, used) of this process's Linux control groups and of their parents.
 
-    Versions 1 and 2. Pages of files, which can be dropped, do not count as used.
+    Both versions 1 and 2 are read. Pages of files, which can be dropped, do not count as used.
     """
     for line in read(PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

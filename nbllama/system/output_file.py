@@ -14,7 +14,7 @@ from nbllama.system.replaced import Kind, check_kind
 def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
     """Check that an output can be written and is not an input; remove old temporary files.
 
-    A file in a folder that is an input is refused too, and one that would replace a file of another
+    An output in an input folder is refused too, and so is one that would replace a file of another
     `kind`. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
@@ -27,7 +27,7 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
 
 
 def _files(name: str) -> Iterator[str]:
-    """Yield an input that exists, the other parts of a model in parts, and a folder's files."""
+    """Yield an existing input, the other parts of a model in parts, and the files in a folder."""
     yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:

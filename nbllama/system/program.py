@@ -32,7 +32,7 @@ _name: ContextVar[str] = ContextVar("_name", default="")
 
 @contextmanager
 def called(name: str) -> Iterator[None]:
-    """Call the running program `name`, such as "nbllama chat", inside the `with` block."""
+    """Set the running program's name, such as "nbllama chat", inside the `with` block."""
     token = _name.set(name)
     try:
         yield
@@ -46,10 +46,10 @@ def called_as(name: str) -> str:
 
 
 def prepare_streams() -> None:
-    """Make standard output and error UTF-8 that never fails on a character, line by line.
+    """Make standard output and error line-buffered UTF-8 that accepts every character.
 
-    A missing one of the first three file descriptors is opened on the null device: otherwise the
-    next file that the program opens would get its number.
+    A closed one of the first three file descriptors is opened on the null device; otherwise the
+    next file that the program opens would receive its number.
     """
     for fd in range(3):
         try:
@@ -68,7 +68,7 @@ def _say(line: str) -> None:
 
 
 def _close_stdout() -> None:
-    """Flush; if the reader is gone, keep the interpreter from complaining when it exits."""
+    """Flush standard output; if the reader is gone, prevent an error when Python exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -88,15 +88,15 @@ def os_error_code(e: OSError) -> int:
     path = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
     if isinstance(e, PermissionError):
         return 2 if os.path.exists(path) and not os.access(path, os.R_OK) else 3
-    # A file that can be read, or whose folder is missing, should have been written.
+    # If the file can be read or its folder is missing, the failed operation was writing.
     return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
 
 
 def _for_want_of_memory(e: BaseException) -> bool:
-    """Return whether an import failed because the dynamic linker got no memory.
+    """Return whether an import failed because the dynamic linker ran out of memory.
 
-    Its message for a segment is the same on a file system that allows no execution, so the limit
-    decides (`ulimit -v`).
+    The linker's message about a segment is the same on a file system that forbids execution, so the
+    memory limit decides (`ulimit -v`).
     """
     if not isinstance(e, ImportError):
         return False
@@ -134,7 +134,7 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
 def _stoppable() -> Iterator[Unwinding]:
     """Let signals unwind the program, so that nothing is left half done.
 
-    Outside the main thread, which gets all signals, this changes nothing.
+    Outside the main thread, which receives all signals, this changes nothing.
     """
     if threading.current_thread() is threading.main_thread():
         with unwinding() as handler:
@@ -148,9 +148,9 @@ def run_program(
 ) -> int:
     """Run `program` with the words of a command line, by default the process's.
 
-    Returns the exit code: that which `program` returns (None for 0), or that of its exception,
-    which is printed as one line on standard error, with --debug after a traceback. `SystemExit`
-    passes with its code.
+    Returns the exit code: the one that `program` returns (0 for None), or that of its exception. An
+    exception is printed as one line on standard error, with --debug after a traceback. For
+    `SystemExit`, it returns that exception's code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()

@@ -7,7 +7,7 @@ import os
 import select
 import stat
 
-_PIPE_SECONDS = 10.0  # time without a byte after which a pipe is given up
+_PIPE_SECONDS = 10.0  # seconds without a byte after which reading a pipe fails
 _CHUNK = 1 << 20
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -25,7 +25,7 @@ def kind_of(mode: int) -> str:
 
 
 def open_own(name: str, flags: int) -> int:
-    """Open a regular file for writing, which is made if missing; return its descriptor.
+    """Open a regular file for writing, and create it if missing; return its descriptor.
 
     `flags`: `os.O_RDWR` or `os.O_WRONLY`, with or without `os.O_APPEND`. Links are not followed,
     and FIFOs and devices are not opened. Raises `OSError` with a reason.
@@ -53,7 +53,7 @@ def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
     """Read all bytes of a regular file or a pipe.
 
     Raises `OSError`, and `ValueError` with a reason for a folder or a device, for more than
-    `at_most` bytes, and for a pipe from which nothing came for 10 seconds.
+    `at_most` bytes, and for a pipe that delivers nothing for 10 seconds.
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):

@@ -1,6 +1,6 @@
 """Files that an output may replace: a file of the same kind, or an empty one.
 
-A file of zero bytes, as a power cut can leave it, counts as empty.
+A file that contains only zero bytes, as a power cut can leave it, counts as empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LOOKED_AT = 2048  # bytes from the start of a file that are checked
 
 
 class Kind(NamedTuple):
-    """The first bytes of files of a kind, and bytes near their start."""
+    """A kind of file: possible first bytes, and bytes that occur near the start."""
 
     name: str
     begin: tuple[bytes, ...]
@@ -44,7 +44,7 @@ def check_kind(path: str, kind: Kind) -> None:
 
 
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
-    """Return the error for a file that is not replaced."""
+    """Return the error for a file that must not be replaced."""
     return OutputError(
         f"{shown(path, 400)}: there is a file that {what}; it is not replaced: choose another name,"
         " or move the file"

@@ -14,13 +14,13 @@ _held: set[int] = set()  # descriptors of locks, closed in forked children
 
 
 class RunLock:
-    """A lock for writing `path`, as long as the process lives.
+    """A lock for writing `path`, held at most as long as the process lives.
 
     The lock is the kernel's (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
     it; the remaining file does not matter. Over NFS it works between machines only if the server
-    supports locks. Use it as a context manager; a second holder gets `OutputError` with the first
-    one's process and host. A lock file that is a link, is not a regular file, or belongs to another
-    user is refused, and nothing is written to it.
+    supports locks. Use it as a context manager; locking it again raises `OutputError` with the
+    holder's process and host. A lock file that is a link, is not a regular file, or belongs to
+    another user is refused, and nothing is written to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class RunLock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Take the lock, which no other process may hold."""
+        """Acquire the lock. Raises `OutputError` if another process holds it."""
         if self._fd >= 0:
             raise RuntimeError(f"{self.lock_path} is already held")
         while True:
@@ -41,7 +41,7 @@ class RunLock:
             try:
                 _check_ours(fd, self.lock_path)
                 lock_or_refuse(fd, self.path)
-                if not _same_file(fd, self.lock_path):  # the holder before us removed it
+                if not _same_file(fd, self.lock_path):  # the previous holder removed it
                     os.close(fd)
                     continue
                 os.lseek(fd, 0, os.SEEK_SET)
@@ -76,7 +76,7 @@ class RunLock:
 
 
 def lock_or_refuse(fd: int, name: str) -> None:
-    """Lock an open file for this process. Raises `OutputError` with `name` if it is taken."""
+    """Lock an open file for this process. Raises `OutputError` with `name` if it is locked."""
     if not try_lock(fd, strict=True):
         raise OutputError(
             f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait for it, or choose"
@@ -85,7 +85,7 @@ def lock_or_refuse(fd: int, name: str) -> None:
 
 
 def _check_ours(fd: int, name: str) -> None:
-    """Refuse a file with another name (a hard link), or of another user."""
+    """Refuse a file that has another name (a hard link) or belongs to another user."""
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(

@@ -21,8 +21,8 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows does not have the 
 class Stopped(BaseException):
     """A signal ends the program.
 
-    It is not a `KeyboardInterrupt`: after one of these has passed through `exec`, which Numba uses,
-    Python ends as if killed by SIGINT, even if it was handled.
+    It is not a `KeyboardInterrupt`: if one passes through `exec`, which Numba uses, Python exits as
+    if killed by SIGINT, even if the exception is handled.
     """
 
     def __init__(self, signum: int) -> None:
@@ -33,7 +33,7 @@ class Stopped(BaseException):
 class Unwinding:
     """A signal handler that raises `Stopped`, at most once per second, so that cleanup can finish.
 
-    `over`: it no longer raises.
+    After `over` is set, it no longer raises.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def signals() -> Iterator[signal.Signals]:
 def unwinding() -> Iterator[Unwinding]:
     """Let signals that have no other handler raise `Stopped` inside the block.
 
-    Signals that `leave` handled are ignored after the block, as the program has ended.
+    After the block, signals that `leave` handled before are ignored, as the program has ended.
     """
     free = (signal.SIG_DFL, signal.default_int_handler, leave)
     handler, before = Unwinding(), {}
@@ -84,18 +84,18 @@ def unwinding() -> Iterator[Unwinding]:
 
 
 class Program:
-    """The function `main` of a module, which is imported when it is called."""
+    """The function `main` of a module; calling it imports the module."""
 
     def __init__(self, module: str, **given: Any) -> None:
         self.module, self._given = module, given
 
     def __call__(self, *args: Any, **given: Any) -> int:
-        """Call it; return the exit code."""
+        """Call `main`; return the exit code."""
         code: int = import_module(self.module).main(*args, **self._given, **given)
         return code
 
     def start(self) -> int:
-        """Call it as the program of this process, with signal handlers."""
+        """Call `main` as this process's program, with signal handlers."""
         for signum in signals():
             signal.signal(signum, leave)
         return self()

@@ -9,11 +9,11 @@ One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
      "variables": {...}, "now": str|null}                     -> {"ok": [texts or error...]}
     any failure                                               -> {"error": kind, "message": str}
 
-A cut renders the first n messages; `texts` has one text per cut. If the template refuses a chat or
-fails on it, that chat has an error instead of texts. `tools` is a variable of the chat, undefined
-if there are none, as in llama.cpp's server. Kinds: syntax, security, raised, memory, recursion,
-size, failed. This module imports nothing from nbllama, so that the child starts quickly and holds
-no data of the program.
+A cut renders the first n messages; `texts` contains one string per cut. If the template refuses a
+chat or fails on it, that chat has an error instead of texts. `tools` is a variable of the chat,
+undefined if there are none, as in llama.cpp's server. Kinds: syntax, security, raised, memory,
+recursion, size, failed. This module imports nothing from nbllama, so that the child starts quickly
+and contains no data of the program.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def failure(error: BaseException) -> dict[str, str]:
 def limit_memory(extra: int) -> None:
     """Prevent this process from writing files and from growing by more than `extra` bytes.
 
-    The memory limit needs the current size of the process, which only Linux gives. Windows has
+    The memory limit needs the current size of the process, which only Linux reports. Windows has
     neither limit; the time limit works everywhere.
     """
     try:
@@ -175,7 +175,7 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm() -> Callable[[float], object]:
-    """Return a function that ends this process after the given seconds; 0 cancels this.
+    """Return a function that ends this process after a number of seconds; 0 cancels this.
 
     The parent kills a child that is late; this is for a child whose parent has ended.
     """

@@ -1,9 +1,10 @@
 """Find the text that a model must write after a prompt, so that both together are a given chat.
 
-P is the chat up to an answer with the prompt for it, as a server renders it; F is the chat
-including the answer. If F begins with P, the answer is the rest of F. Many templates are different:
-the prompt opens a thought that the history does not show, or contains a closed one; the history has
-another system message. The differences listed here are accepted; all others are refused.
+As a server renders them, P is the chat before an answer, with the prompt for the answer, and F is
+the chat including the answer. If F begins with P, the answer is the rest of F. Many templates are
+different: the prompt opens a thought that the history does not show, or contains a closed one; the
+history has another system message. The differences listed here are accepted; all others are
+refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nbllama.text.thoughts import Thought, at_end, closer_in, opening, thought_o
 _DEFAULT_CLOSER = "\n</think>\n\n"
 _MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
 _MARKS = re.compile(rf"(?:\s|{_MARK.pattern})*")
-_FEW = 2  # characters that a tail needs at least to count as a match
+_FEW = 2  # minimum length of a matching tail, in characters
 
 
 class Part(NamedTuple):
@@ -156,7 +157,7 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
 
 
 def _words_at(through: str, message: dict[str, Any]) -> int | None:
-    """Return where the message's words (or its thought, or its first call) begin in F."""
+    """Return the position in F of the message's words, or of its thought or first call."""
     pieces = [visible(message)] + [
         str(call["function"]["name"]) for call in message.get("tool_calls") or []
     ]
@@ -177,8 +178,8 @@ def _rest(prompt: str, through: str) -> str:
 def words_end(text: str, message: dict[str, Any]) -> int:
     """Return the position in an answer's text after the words of the message.
 
-    These are its thought, content and calls. The first token after them that ends a generation ends
-    the answer.
+    The words are its thought, content and calls. The first token after them that ends a generation
+    ends the answer.
     """
     end = 0
     pieces = [thought_of(message), visible(message)]

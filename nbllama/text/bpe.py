@@ -1,11 +1,11 @@
 """Byte-level BPE on Hugging Face `tokenizers`.
 
-It is built from a GGUF's tokens and merges and its row of `pretokenizers`.
+The tokenizer is built from a GGUF's tokens and merges and its row of `pretokenizers`.
 
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
-exceptions. Both drop a byte whose character is not in the vocabulary, but only in llama.cpp does it
-still separate its neighbours; so it gets an id past the vocabulary here, which is then dropped. And
-a merge that is listed twice keeps its first rank (`vocab`).
+exceptions. Both drop a byte whose character is not in the vocabulary, but only in llama.cpp does
+this byte still separate its neighbours; here it receives an id past the vocabulary, which is then
+dropped. And a merge that is listed twice keeps its first rank (`vocab`).
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
@@ -35,13 +35,13 @@ def byte_characters() -> dict[int, str]:
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
 _ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the vocabulary, for bytes
-# Every pre-tokenizer cuts after a line feed between a character that is not white space and a
-# letter, and none of their patterns reaches across this place.
+# Every pre-tokenizer splits after a line feed between a character that is not white space and a
+# letter, and none of their patterns extends across this position.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
 
-# Words with the characters in front of them. Every pre-tokenizer cuts between an ASCII letter or
+# Words with the characters in front of them. Every pre-tokenizer splits between an ASCII letter or
 # digit and a space or line feed, before a space that follows no white space and precedes such a
-# letter, and at a line feed as above. Text without such a place, such as Chinese, is one word.
+# letter, and at a line feed as above. Text without such a position, such as Chinese, is one word.
 _WORDS = re.compile(
     r"""
     (?s: . ) [^ \t\r\n]*
@@ -92,8 +92,8 @@ class BpeTokenizer(Tokenizer):
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
         """Return the library's ids of each text.
 
-        Words repeat often, and a lookup is much faster than the library. So texts are cut into
-        words, and the library gets only the new ones.
+        Words repeat often, and a lookup is much faster than the library. So texts are split into
+        words, and the library tokenises only the new ones.
         """
         cut = [_WORDS.findall(text) for text in texts]
         words = self._words
@@ -132,7 +132,7 @@ class BpeTokenizer(Tokenizer):
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids, without those past the vocabulary, and the characters where they start.
 
-        The library can return these places too, but that takes longer than the tokenising.
+        The library can return these positions too, but that takes longer than the tokenising.
         """
         ids = np.array(library_ids, np.int32)
         sizes = self._n_bytes[ids]

@@ -1,7 +1,7 @@
 """Tool calls: the form that a chat template accepts, and a form for templates without calls.
 
-Most templates take a call's arguments as an object, some as text; the wrong form raises an error,
-is printed as Python, or is encoded twice. Some templates write calls only in a message whose
+Most templates expect a call's arguments as an object, some as a string; the wrong form raises an
+error, is printed as Python, or is encoded twice. Some templates write calls only in a message whose
 content is null. A small chat shows once which form a template needs.
 """
 
@@ -17,7 +17,7 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 class Form(NamedTuple):
     """How a template accepts calls: arguments as "object" or "text", or "none" for no calls.
 
-    null: it writes calls only if the content is null, so empty content must be null.
+    null: whether it writes calls only if the content is null, so that empty content must be null.
     """
 
     arguments: str

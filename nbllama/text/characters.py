@@ -25,8 +25,8 @@ def character_groups(
 ) -> list[Group]:
     """Return the smallest groups of neighbouring tokens that are whole characters.
 
-    A byte-level vocabulary can cut one character, such as a Chinese one, into several tokens.
-    Groups do not cross a place where `apart` (one flag per token) changes.
+    A byte-level vocabulary can split one character, such as a Chinese one, into several tokens. No
+    group contains a change of `apart` (one flag per token).
     """
     groups: list[Group] = []
     held, first = b"", 0

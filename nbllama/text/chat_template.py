@@ -37,7 +37,7 @@ class ChatTemplate:
     `bos_token`, `eos_token`: texts for the template's variables of these names. `variables`:
     further variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
     that the same data give the same text on another day. `where` and `error`: the source and the
-    class of errors. `memory_bytes`: how much memory the child can use in addition to that at its
+    class of errors. `memory_bytes`: memory that the child can use in addition to its memory at the
     start. Raises `error` if the template is larger than 256 KB or cannot be compiled in
     `compile_seconds`.
     """
@@ -141,7 +141,7 @@ def chat_template_for(
 ) -> ChatTemplate:
     """Return the template to use with `tokenizer`: `source` if given, else that of the model file.
 
-    If there is neither, it is ChatML, if the vocabulary has its tokens. `variables`: see
+    Without both, it is ChatML if the vocabulary has its tokens. `variables`: see
     `ChatTemplate`.
 
     Raises UsageError if there is none or the given one is bad, GGUFError if the file's is bad.

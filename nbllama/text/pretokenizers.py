@@ -1,9 +1,10 @@
-r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is cut.
+r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is split.
 
-A row is a tuple of regular expressions. Each one in turn cuts every piece that the previous ones
+A row is a tuple of regular expressions. Each one in turn splits every piece that the previous ones
 left into its matches and the gaps between them, and is matched within that piece only. BPE merges
-never cross a cut. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`, `impl::load`) and
-src/unicode.cpp, which is the reason for differences from the original expressions of tokenizers.
+never cross the border of a piece. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`,
+`impl::load`) and src/unicode.cpp, which is the reason for differences from the original expressions
+of tokenizers.
 
 The expressions are written for Oniguruma, the engine of Hugging Face `tokenizers`: `\z` is the end
 of the piece and `&&` intersects character classes.
@@ -18,10 +19,10 @@ from nbllama.errors import GGUFError, shown
 
 
 class PreTokenizer(NamedTuple):
-    """The rules for cutting a text before the merges."""
+    """The rules for splitting a text before the merges."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a whole piece that is a token is taken unmerged
+    ignore_merges: bool = False  # a whole piece that is a token needs no merges
     add_bos: bool = False  # if `tokenizer.ggml.add_bos_token` is missing
     has_bos: bool = True  # if `tokenizer.ggml.bos_token_id` is missing
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import queue
-import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
-from typing import IO, Any
+from typing import Any
+
+from nbllama.system.child import Child
 
 MAX_SOURCE_BYTES = 256 * 1024
 _MAX_ANSWER_BYTES = 256 << 20
@@ -54,9 +52,7 @@ class TemplateSandbox:
         self._compile_seconds = compile_seconds
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answers: queue.Queue[bytes] = queue.Queue()
-        self._end: weakref.finalize[..., Any] = weakref.finalize(self, _kill, None)
+        self._child: Child | None = None
         with self._lock:
             self._start()
 
@@ -80,7 +76,7 @@ class TemplateSandbox:
             "now": now.isoformat() if now else None,
         }
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self._child is None or not self._child.running:
                 self._start()
             results = self._ask(request, self._render_seconds, "rendering")
         return [
@@ -92,48 +88,34 @@ class TemplateSandbox:
 
     def close(self) -> None:
         """End the child; it can be called twice."""
-        self._end()
-        self._process = None
+        if self._child is not None:
+            self._child.close()
+        self._child = None
 
     def _start(self) -> None:
-        self._end()
+        self.close()
         env = {k: os.environ[k] for k in _ENV if k in os.environ}
         env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
         longest = 2 * max(self._render_seconds, self._compile_seconds) + 10
+        command = [sys.executable, _CHILD, str(self._memory_bytes), str(longest)]
         try:
-            process = subprocess.Popen(
-                [sys.executable, _CHILD, str(self._memory_bytes), str(longest)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=env,
-            )
+            self._child = Child(command, env, most=_MAX_ANSWER_BYTES)
         except OSError as e:
             raise TemplateFailed("died", f"its process cannot be started: {e.strerror}") from None
-        self._process = process
-        self._end = weakref.finalize(self, _kill, process)
-        self._answers = queue.Queue()
-        threading.Thread(
-            target=_read_lines, args=(process.stdout, self._answers), daemon=True
-        ).start()
         self._wait(_START_SECONDS, "starting")
         self._ask({"op": "compile", "source": self._source}, self._compile_seconds, "compiling")
 
     def _ask(self, request: dict[str, Any], seconds: float, doing: str) -> Any:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            pass  # the missing answer is reported below
+        assert self._child is not None
+        self._child.send(json.dumps(request))
         return self._wait(seconds, doing)
 
     def _wait(self, seconds: float, doing: str) -> Any:
-        try:
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
+        assert self._child is not None
+        line = self._child.receive(seconds)
+        if line is None:
             self.close()
-            raise TemplateFailed("time", f"{doing} took more than {seconds:g} s") from None
+            raise TemplateFailed("time", f"{doing} took more than {seconds:g} s")
         if not line.endswith(b"\n"):
             self.close()
             raise TemplateFailed("died", f"its process ended while {doing}")
@@ -143,23 +125,3 @@ class TemplateSandbox:
                 self.close()  # the next request starts a new process
             raise TemplateFailed(answer["error"], answer["message"])
         return answer["ok"]
-
-
-def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
-    """Put every line of `stream` into the queue, and an empty one at its end."""
-    with stream:
-        while True:
-            line = stream.readline(_MAX_ANSWER_BYTES)
-            lines.put(line)
-            if not line.endswith(b"\n"):
-                return
-
-
-def _kill(process: subprocess.Popen[bytes] | None) -> None:
-    if process is None:
-        return
-    process.kill()
-    process.wait()
-    if process.stdin is not None:
-        with suppress(OSError):  # buffered output has no reader any more
-            process.stdin.close()

@@ -1,8 +1,8 @@
 r"""BPE over whole lines, with spaces as U+2581 (`tokenizer.ggml.model` = "gemma4").
 
-The text is cut into runs of line feeds and what is between them. A run of line feeds that is a
-token is taken whole. Everything else is merged by rank, as in byte-level BPE, but over characters;
-a character without a token becomes the tokens of its UTF-8 bytes, `<0x00>` to `<0xFF>`.
+The text is split into runs of line feeds and the text between them. A run of line feeds that is a
+token is not merged. Everything else is merged by rank, as in byte-level BPE, but over characters; a
+character without a token becomes the tokens of its UTF-8 bytes, `<0x00>` to `<0xFF>`.
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session` (LLAMA_VOCAB_PRE_TYPE_GEMMA4).
 """
 

@@ -1,8 +1,8 @@
-"""Cut a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
+"""Split a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
 
-The special tokens are searched one after another, longest first, from left to right in the plain
-text that is left. In most vocabularies no special token can begin inside another one and end after
-it; then one search for all of them has the same result and is several times faster.
+The special tokens are searched one after another, longest first, from left to right in the
+remaining plain text. In most vocabularies no special token can begin inside another one and end
+after it; then one search for all of them has the same result and is several times faster.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Special(NamedTuple):
 
 
 class SpecialCuts:
-    """Cuts texts at special tokens, which are given longest first."""
+    """Splits texts at special tokens, which are given longest first."""
 
     def __init__(self, tokens: Sequence[Special]) -> None:
         self._tokens = [token for token in tokens if token.text]

@@ -1,9 +1,9 @@
 """Tokens that llama.cpp identifies by their text, as data, and how it handles them.
 
 Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary has several names
-of one role and no key gives the id, llama.cpp takes the first one in its hash table; here it is the
-first in the list. For the end of a turn this changes only `eot_id`: every name of that role ends a
-generation anyway.
+of one role and no key gives the id, llama.cpp uses the first one in its hash table; this module
+uses the first one in the list. For the end of a turn this changes only `eot_id`: every name of that
+role ends a generation anyway.
 """
 
 from __future__ import annotations

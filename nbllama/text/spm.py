@@ -1,11 +1,11 @@
 """SentencePiece vocabularies (`tokenizer.ggml.model` = "llama") on the `sentencepiece` library.
 
-The library gets a ModelProto made of the GGUF's tokens and scores: BPE, byte fallback, identity
+The library reads a ModelProto made from the GGUF's tokens and scores: BPE, byte fallback, identity
 normaliser; spaces are escaped here. It merges as llama.cpp does (best score, leftmost on ties), but
 it distinguishes kinds of tokens, while llama.cpp merges all kinds in the same way. So every token
 is a normal piece for the library, except for
 
-- the 256 byte tokens, which must have type byte there and so are never merged;
+- the 256 byte tokens, which must have the type byte in the library and so are never merged;
 - an additional unknown token, past the vocabulary.
 
 A vocabulary in which merges could build the text of a byte token, such as "<0x0A>" from "<0x0A" and

@@ -14,8 +14,8 @@ class StreamDecoder:
 
     A character whose bytes are spread over several tokens is returned with the last of them.
 
-    `at_start`: the first token begins a text, so a space that the model puts there is left out, and
-    all parts together equal `Tokenizer.decode`. A continuation keeps the space.
+    `at_start`: whether the first token begins a text. If so, a space that the model puts there is
+    left out, and all parts together equal `Tokenizer.decode`. A continuation keeps the space.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Chat templates by name, for model files without a template or with an unsuitable one.
 
-Each is the layout that its family publishes, written as a Jinja template: the text around the
+Each template is the layout that its family publishes, in Jinja: the text around the
 messages, and the tokens that end a turn. In all of them the token that ends an answer follows it,
 so that a trained model learns to stop.
 """

@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold its thought; a template gets the thought under all of them."""
+"""Keys of a message's thought; a template receives the thought under all of them."""
 
 _WORD = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|rationale)[\w:.-]*"
 _OPENERS = (
@@ -87,7 +87,7 @@ def first_thought(text: str) -> Thought | None:
 def at_end(prompt: str) -> Thought | None:
     """Return the thought at the end of a prompt, open or closed, with the white space after it.
 
-    None if there is none. A closer alone counts as a closed thought.
+    Returns None if there is none. A closer alone counts as a closed thought.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
     openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))

@@ -1,7 +1,7 @@
 """Convert text to token ids and back, with the same ids as llama.cpp.
 
-`Tokenizer` cuts a text at its special tokens, adds bos and eos, and turns ids back into bytes; its
-two subclasses (`spm`, `bpe`) tokenize the plain text between special tokens.
+`Tokenizer` splits a text at its special tokens, adds bos and eos, and turns ids back into bytes;
+its two subclasses (`spm`, `bpe`) tokenize the plain text between special tokens.
 Sources: llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`,
 `detokenize`.
 """
@@ -33,7 +33,7 @@ class Tokenizer(ABC):
     """The tokenizer of one GGUF file; made by `from_gguf.tokenizer_from_gguf`.
 
     `path` is the model file. Ids are None if the file has no such token. `eog_ids` are the ids that
-    end an answer, `special_ids` those of the tokens at which a text is cut.
+    end an answer, `special_ids` those of the tokens at which a text is split.
     """
 
     CHUNK = 1 << 18
@@ -112,7 +112,7 @@ class Tokenizer(ABC):
 
         A token that starts inside a character has that character's index; bos has 0, eos
         `len(text)`. Starts never decrease. `continues`: there is plain text before `text`, so no
-        space is put in front.
+        space is prepended.
         """
         ids, starts = self.encode_arrays(text, parse_special=parse_special, continues=continues)
         if add_special:
@@ -143,7 +143,7 @@ class Tokenizer(ABC):
         return np.concatenate(parts), np.concatenate(places)
 
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
-        """Return the ids of `text` with special tokens parsed, cut at these tokens.
+        """Return the ids of `text` with special tokens parsed, split at these tokens.
 
         `continues`: as in `encode_with_starts`. Ids of the last texts are cached, because the next
         prompts repeat them.
@@ -156,7 +156,7 @@ class Tokenizer(ABC):
     def warm(self, texts: Iterable[str]) -> None:
         """Tokenise together the texts of the next calls of `encode_pieces`.
 
-        This is faster than tokenising them one by one.
+        One call for all texts is faster than one call for each.
         """
         good = [text for text in dict.fromkeys(texts) if _is_unicode(text)]
         self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))
@@ -259,11 +259,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Return the first place from `at` on where a cut does not change the ids, or the end."""
+        """Return the first position from `at` where a split does not change the ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of `_encode_plain`, int32 [n], and their places in `text`, int64 [n]."""
+        """Return ids int32 [n] as `_encode_plain`, and their positions in `text`, int64 [n]."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:
@@ -289,7 +289,7 @@ class Tokenizer(ABC):
     def _fragments(
         self, text: str, parse_special: bool
     ) -> Iterator[tuple[int | None, str, int, int]]:
-        """Cut `text` at its special tokens.
+        """Split `text` at its special tokens.
 
         Yields (id or None for plain text, prefix of the plain text, start, end).
         """

@@ -21,7 +21,7 @@ _QUESTION = {"role": "user", "content": "zqquestion"}
 
 
 class Traits:
-    """The traits of one template; each is found at its first use."""
+    """The traits of one template; each is determined at its first use."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
@@ -29,11 +29,11 @@ class Traits:
     def prepare(
         self, messages: list[Message], system_as_user: bool
     ) -> tuple[list[Message], Counter[str]]:
-        """Return `messages` with roles that the template has, and counts of the changes.
+        """Return `messages` with roles that the template supports, and counts of the changes.
 
-        `developer` becomes `system` if the template does not have it, as in llama.cpp's server.
-        With `system_as_user` a system message is put in front of the first question if the template
-        has no such role.
+        `developer` becomes `system` if the template does not support it, as in llama.cpp's server.
+        With `system_as_user`, a system message is put before the first question if the template
+        does not support that role.
         """
         found: Counter[str] = Counter()
         developers = sum(m["role"] == "developer" for m in messages)

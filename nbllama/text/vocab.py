@@ -51,7 +51,7 @@ class Vocab:
 
     `texts[i]` is the text of token i (bytes that are not UTF-8 as lone surrogates), `attrs[i]` its
     attribute bits (`special_tokens`), `ids` the inverse of `texts`; `scores` float32 [V], SPM only;
-    `merges` pairs of texts, best first, BPE only; `roles` ids by role ("bos", "eot", ...).
+    `merges` pairs of token texts, best first, BPE only; `roles` ids by role ("bos", "eot", ...).
     """
 
     model: str
@@ -73,7 +73,7 @@ class Vocab:
 def read_vocab(f: GGUFFile, pre: str | None = None) -> Vocab:
     """Read the vocabulary of `f`; `pre`: the pre-tokenizer's name instead of the file's.
 
-    Raises GGUFError if a key is missing, has a wrong type or length, gives an id outside the
+    Raises GGUFError if a key is missing, has a wrong type or length, contains an id outside the
     vocabulary, or names a tokenizer or pre-tokenizer that is not supported; UsageError if `pre` is
     given for a vocabulary that has no pre-tokenizer.
     """

@@ -1,6 +1,6 @@
-"""Forecast of a run's memory and time, printed at its start and compared with the facts at its end.
+"""Forecast of a run's memory and time, printed at its start and compared with reality at its end.
 
-Memory is computed exactly. It consists of the memory that the process uses once its kernels are
+Memory is computed exactly, as the sum of the memory that the process uses once its kernels are
 compiled, every array that the trainer has allocated but not yet touched, and the model file. The
 system maps the file's pages as they are read (and can drop them again, as they are not private).
 Time is measured for one block and one loss with the run's sizes.
@@ -31,7 +31,7 @@ from nbllama.train.trainer import Trainer
 class Forecast(NamedTuple):
     """Bytes, and seconds per iteration."""
 
-    held: int  # resident already, without the mapped file: program, kernels, data, optimiser
+    held: int  # already resident, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
     chosen: int  # activations of this run

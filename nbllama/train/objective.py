@@ -91,7 +91,7 @@ class Objective(Protocol):
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of a micro-batch's losses, after its forward pass.
 
-        With `gradient`, the gradient of `weight` times that sum is left in the activations.
+        With `gradient`, the gradient of `weight` times that sum is written to the activations.
         """
         ...
 

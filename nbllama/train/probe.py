@@ -15,7 +15,7 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
-ROUNDS = 3  # of the timing; the first one touches new memory and is not counted
+ROUNDS = 3  # rounds of timing; the first one touches new memory and is not counted
 TOKENS = 8  # too many for the few-token path, so that the packed kernels are compiled
 
 
@@ -59,12 +59,18 @@ def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
 
 
 def _one_block(
-    trainer: Trainer, layer: int, acts: Activations, batch: Batch, repeat: bool = False
+    trainer: Trainer, layer: int, acts: Activations, batch: Batch, first: int | None = None
 ) -> None:
-    """Run a block forward (twice with `repeat`, as under checkpointing) and backward."""
-    block_forward(trainer.model, layer, trainer.bound, acts, batch=batch)
-    if repeat:
-        block_forward(trainer.model, layer, trainer.bound, acts, batch=batch, recompute=True)
+    """Run a block forward and backward.
+
+    Under checkpointing, `first` is the block that runs forward, and `layer` is the one that runs
+    forward again and then backward. If they differ, its weights are not in the cache, as in a step.
+    """
+    if first is not None:
+        block_forward(trainer.model, first, trainer.bound, acts, batch=batch)
+    block_forward(
+        trainer.model, layer, trainer.bound, acts, batch=batch, recompute=first is not None
+    )
     acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
     block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
@@ -107,12 +113,14 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
             # Each round uses a different block: weights still in the cache would be read faster
             # than in a step.
             of = [i for i in of if i >= lowest] or of
-            layer = of[repetition * (len(of) - 1) // (ROUNDS - 1)]
-            trainer.acts.x(layer, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
+            at = repetition * (len(of) - 1) // (ROUNDS - 1)
+            layer, first = of[at], of[at - len(of) // 2]
+            for i in (layer, first):
+                trainer.acts.x(i, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
             spent = []
-            for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
+            for before in (None, first)[: 2 if trainer.checkpointing else 1]:
                 start = time.perf_counter()
-                _one_block(trainer, layer, trainer.acts, batch, repeat=twice)
+                _one_block(trainer, layer, trainer.acts, batch, before)
                 spent.append(time.perf_counter() - start)
             again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
             share = again / max(1, layers - lowest)

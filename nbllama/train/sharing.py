@@ -19,9 +19,9 @@ class Sizes(NamedTuple):
 
 
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
-    """Return bounds for batches of `n_rows` rows that share; `tokens`: the bound without sharing.
+    """Return bounds for batches of `n_rows` rows with sharing; `tokens`: the bound without it.
 
-    For data other than records, the saving is not known beforehand.
+    For data other than records, the saving is not known in advance.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))

@@ -113,9 +113,9 @@ class Trainer:
     ) -> None:
         """Allocate the memory of training.
 
-        `old_schedule`: an update uses the learning rate of the update before it, as in the old
-        tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: the bytes
-        that determine how many blocks are computed twice; 0: `checkpointing` decides (all or none).
+        `old_schedule`: an update uses the learning rate of the previous update, as in the old tool.
+        `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: the bytes that
+        determine how many blocks are computed twice; 0: `checkpointing` decides (all or none).
         `dropout`: see `ops.dropout`; its masks are derived from `seed`. `validation`: data for
         `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
         `share_prompts`: common beginnings of the samples of a micro-batch are computed once
@@ -241,7 +241,7 @@ class Trainer:
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Make one step of the optimiser with the gradient of `found`, the last evaluation.
+        """Make one optimiser step with the gradient of `found`, the last evaluation.
 
         A loss or gradient that is not finite changes no parameter, but counts as an iteration.
         """
@@ -254,7 +254,7 @@ class Trainer:
                 grad_norm = self.opt.step(self.bound.grads, factor).grad_norm
                 skipped = False
         if skipped:
-            self.opt.iteration += 1  # stays the number of iterations
+            self.opt.iteration += 1  # it remains the number of iterations
         else:
             self.bound.refresh()
         epoch = self.position.epoch

@@ -1,14 +1,14 @@
 """The output of the frozen blocks below the lowest pair, stored from one epoch to the next.
 
 With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. So the input of block L
-at a token depends only on the base model and on the tokens up to that one. It has the same bits if
-the sample is computed alone, in a batch, or as the beginning of another sample
+at a token depends only on the base model and on the tokens up to that token. This input has the
+same bits whether the sample is computed alone, in a batch, or as the beginning of another sample
 (`tests/train/test_trunk.py`). The first pass over a sample stores these vectors, float32 `[n, C]`,
 and later passes begin at block L.
 
-The file only grows. It begins with `_MAGIC`, the key and C, followed by a record for each sample: a
-digest of its tokens, their number, a checksum, and the vectors. Reading ends at a record that a
-crash has truncated; a record whose checksum differs is computed again.
+The file, which only grows, begins with `_MAGIC`, the key and C, followed by a record for each
+sample: a digest of its tokens, their number, a checksum, and the vectors. Reading ends at a record
+that a crash has truncated; a record whose checksum differs is computed again.
 """
 
 from __future__ import annotations

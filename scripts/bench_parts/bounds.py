@@ -10,7 +10,7 @@ from nbllama.kernels.lanes import host_vector_length
 
 CLOCK = 6.5e9  # Hz; no processor is faster
 UNITS = 2  # fused multiply-adds that a core starts per cycle, each two operations per lane
-ZERO = frozenset({"compile_seconds"})  # zero if the cache has the kernels
+ZERO = frozenset({"compile_seconds"})  # zero if the kernels are cached
 RATES = ("gflops", "forward_gflops", "gradient_gflops", "sgemm_gflops")
 
 

@@ -1,9 +1,9 @@
 """The same training step with PyTorch and Hugging Face PEFT: a separate program.
 
 peer.py WEIGHTS.npz CTX BATCH STEPS CHECKPOINTING THREADS FORMAT prints one JSON line. It imports
-torch, transformers, peft and numpy, but not this package, so that any interpreter that has these
-can run it. WEIGHTS.npz has arrays under Hugging Face's names and a `config` (JSON as bytes);
-`tokens` `[B, T+1]` is the batch.
+torch, transformers, peft and numpy, but not this package, so that any interpreter with those
+packages can run it. WEIGHTS.npz contains arrays under Hugging Face's names and a `config` (JSON as
+bytes); `tokens` `[B, T+1]` is the batch.
 
 FORMAT is float32, or NF4: bitsandbytes' four-bit type, as in the documentation of PEFT (a model
 loaded with `BitsAndBytesConfig`, `prepare_model_for_kbit_training`, bfloat16 products). For NF4 the
@@ -77,7 +77,7 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder, whose `kernels` is not the one that transformers imports
+    sys.path.pop(0)  # this folder: its `kernels` would shadow the one of transformers
     if len(sys.argv) == 3:
         float32_model(sys.argv[1]).save_pretrained(sys.argv[2])
         return

@@ -1,8 +1,9 @@
 """An epoch over records with PyTorch and Hugging Face PEFT: a separate program, like peer.py.
 
-peer_job.py WEIGHTS.npz SAMPLES.npz RANK ALPHA RATE THREADS prints one JSON line. SAMPLES.npz has
-`tokens` and `targets` `[N]` (-1: not trained), `lengths` of the samples, and `samples_of_batch`.
-Batches are padded to their longest sample; padding is masked in the attention and in the loss.
+peer_job.py WEIGHTS.npz SAMPLES.npz RANK ALPHA RATE THREADS prints one JSON line. SAMPLES.npz
+contains `tokens` and `targets` `[N]` (-1: not trained), `lengths` of the samples, and
+`samples_of_batch`. Batches are padded to their longest sample; padding is masked in the attention
+and in the loss.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""DPO by PyTorch, PEFT and TRL: a program of its own, as peer.py is.
+"""DPO with PyTorch, PEFT and TRL: a separate program, like peer.py.
 
-peer_preferences.py WEIGHTS.npz PAIRS.npz SETTINGS prints one JSON line. PAIRS.npz holds `ids`, one
-after another the prompt, the chosen and the rejected answer of each pair, with their `sizes`
-`[pairs, 3]`, and the first values of the adapter's A by PEFT's names (B is 0). SETTINGS is JSON:
-rank, alpha, rate, beta, batch (pairs of a step), steps, checkpointing, threads.
+peer_preferences.py WEIGHTS.npz PAIRS.npz SETTINGS prints one JSON line. PAIRS.npz contains `ids`
+(for each pair the prompt, the chosen and the rejected answer, all concatenated), their `sizes`
+`[pairs, 3]`, and the initial values of the adapter's A by PEFT's names (B is 0). SETTINGS is JSON:
+rank, alpha, rate, beta, batch (pairs per step), steps, checkpointing, threads.
 
-Everything else is as TRL's trainer has it, except for float32 instead of bfloat16, a constant rate,
-the order of the pairs, and the reference, which is computed before the first step.
+Everything else is as in TRL's trainer, except for float32 instead of bfloat16, a constant learning
+rate, the order of the pairs, and the reference, which is computed before the first step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _peer() -> Any:
 
 
 def _tokenizer(n_vocab: int) -> Any:
-    """Return a tokenizer that is never asked: TRL wants one, but the pairs are ids."""
+    """Return a tokenizer that is never used: TRL requires one, but the pairs are already ids."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +45,7 @@ def _tokenizer(n_vocab: int) -> Any:
 
 
 def main() -> None:
-    sys.path[:] = [p for p in sys.path if p != FOLDER]  # its `kernels` is not transformers'
+    sys.path[:] = [p for p in sys.path if p != FOLDER]  # its `kernels` would shadow transformers'
     weights, pairs, words = sys.argv[1:]
     settings = json.loads(words)
     import numpy as np

@@ -1,4 +1,4 @@
-"""Training on preferences: a DPO step against an SFT step, and against TRL's trainer.
+"""Training on preferences: a DPO step compared with an SFT step, and with TRL's trainer.
 
 The pairs are those of the example. All settings that the sides share are in `SETTINGS`.
 """
@@ -66,7 +66,7 @@ def session(model_path: str, checkpointing: bool, words: Sequence[str] = ()) -> 
 
 
 class Work(NamedTuple):
-    """What a trainer of the same tokens needs."""
+    """The inputs of a trainer on the same tokens."""
 
     model: Model
     data: Dataset
@@ -75,7 +75,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, run: RunSession) -> Work:
-        """Return what a DPO run works on."""
+        """Return the inputs of a DPO run."""
         own = run.trainer
         return cls(run.model, own.dataset, own.feed, own.checkpointing)
 
@@ -91,7 +91,7 @@ class Work(NamedTuple):
 
 
 def compare_steps(model_path: str, checkpointing: bool, steps: int) -> dict[str, Any]:
-    """Time of a DPO step over that of an SFT step of the same tokens, one after the other."""
+    """Return the time of a DPO step relative to an SFT step on the same tokens, run in turns."""
     run = session(model_path, checkpointing)
     trainers = {"sft": Work.of(run).supervised(), "dpo": run.trainer}
     for trainer in trainers.values():
@@ -105,7 +105,7 @@ def compare_steps(model_path: str, checkpointing: bool, steps: int) -> dict[str,
             start = time.perf_counter()
             computed += trainer.step().computed
             seconds[name].append(time.perf_counter() - start)
-    # of the same batch; other work on the machine lengthens single steps
+    # on the same batch; other programs on the machine slow down single steps
     ratios = np.array(seconds["dpo"]) / np.array(seconds["sft"])
     return {
         "checkpointing": checkpointing, "steps": steps, "tokens_a_step": computed / (2 * steps),
@@ -116,13 +116,13 @@ def compare_steps(model_path: str, checkpointing: bool, steps: int) -> dict[str,
 
 
 def measure(model_path: str, checkpointing: bool, objective: str, steps: int) -> dict[str, Any]:
-    """Seconds of a step but the first, losses and peak memory of this process."""
+    """Return seconds per step without the first one, losses, and peak memory of this process."""
     run = session(model_path, checkpointing)
     trainer = run.trainer
     if objective == "sft":
         work = Work.of(run)
         del run, trainer
-        gc.collect()  # the other trainer's memory does not count
+        gc.collect()  # free the other trainer's memory first
         trainer = work.supervised()
     compile_kernels(trainer)
     start = time.perf_counter()
@@ -141,7 +141,7 @@ def measure(model_path: str, checkpointing: bool, objective: str, steps: int) ->
 
 
 def peer(python: str, model_path: str, checkpointing: bool, steps: int) -> dict[str, Any]:
-    """Measure the same run by TRL's DPOTrainer, in a process of its own."""
+    """Measure the same run with TRL's DPOTrainer, in a separate process."""
     run = session(model_path, checkpointing)
     settings = SETTINGS | {
         "checkpointing": checkpointing, "threads": physical_cores(), "steps": steps,
@@ -161,7 +161,7 @@ def peer(python: str, model_path: str, checkpointing: bool, steps: int) -> dict[
 
 
 def _pairs(run: RunSession, steps: int) -> dict[str, np.ndarray]:
-    """Return the pairs of the steps in their order: `ids` and `sizes`, see peer_preferences.py."""
+    """Return the pairs of the steps in order: `ids` and `sizes`, see peer_preferences.py."""
     ids, sizes, place = [], [], Position(0, 0)
     for _ in range(steps):
         taken = run.trainer.feed.take(place, run.trainer.batch, 1)

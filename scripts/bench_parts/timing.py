@@ -45,8 +45,8 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[d
     """Run rounds of all variants, one after the other, for about `seconds`; at least three.
 
     In a round a variant first runs for `SETTLE`, so that the other variant's threads are idle
-    (OpenBLAS and Numba have different threads), and then for 20 ms or twice. The round has the
-    shortest of these times.
+    (OpenBLAS and Numba have different threads), and then for 20 ms or twice. The shortest of these
+    times counts.
     """
     once = {name: min(timed(f), timed(f)) for name, f in runs.items()}
     counts = {name: max(2, min(20, int(0.02 / t))) for name, t in once.items()}

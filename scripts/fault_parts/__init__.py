@@ -1,1 +1,1 @@
-"""The faults of scripts/faults, a family a module; `box` runs the program and checks files."""
+"""The faults of scripts/faults, one family per module; `box` runs the program and checks files."""

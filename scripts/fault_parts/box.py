@@ -1,7 +1,7 @@
-"""Runs of the program under a fault, and what must hold afterwards.
+"""Runs of the program under a fault, and checks of the result.
 
-A run is a process of its own: a fork of this one, in which everything is imported and no kernel has
-run, or a new interpreter (`start`) where the start is what the fault is about.
+Each run is a separate process: a fork of this one, in which everything is imported and no kernel
+has run, or a new interpreter (`start`) for faults that concern the start.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from nbllama.gguf_io import open_gguf
 from tests.train.toy_runs import toy_text, words
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 300.0  # after which a run hangs
-N, EVERY = 24, 3  # iterations, and between saves
-CODES = (0, 1, 2, 3, 4, 5, 6, 7)  # of errors.py, besides signals
+SECONDS = 300.0  # a run that takes longer hangs
+N, EVERY = 24, 3  # iterations, and iterations between saves
+CODES = (0, 1, 2, 3, 4, 5, 6, 7)  # from errors.py, without those of signals
 
 
 class NotRun(Exception):
-    """What this machine lacks for a fault."""
+    """This machine lacks something that a fault needs."""
 
 
 class Done(NamedTuple):
@@ -50,7 +50,7 @@ class Done(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """`run` yields "" for each run that passed, else what was wrong."""
+    """A fault; `run` yields "" for each run that passed, else what was wrong."""
 
     name: str
     what: str
@@ -95,21 +95,21 @@ class Process:
         os.close(wait)
 
     def go(self) -> None:
-        """Let it begin."""
+        """Let the process begin."""
         os.close(self._gate)
         self.began = time.monotonic()
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.alive():
             os.kill(self.pid, signum)
 
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the process is still running."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def end(self, seconds: float = SECONDS) -> Done:
-        """Wait for its end; one that takes longer is killed and has the exit code -9."""
+        """Wait for the end of the process; after `seconds` it is killed, with exit code -9."""
         late = self.began + seconds
         while self.alive():
             if time.monotonic() > late:
@@ -131,7 +131,7 @@ def _as_a_program(args: Sequence[str], folder: Path, paths: Sequence[Path]) -> N
 
 
 class Box:
-    """A folder for runs, and the files of a run that nothing disturbed."""
+    """A folder for runs, and the correct files of a run without a fault."""
 
     def __init__(self, folder: Path, full: bool) -> None:
         self.folder, self.full, self.rng = folder, full, random.Random(1)
@@ -144,7 +144,7 @@ class Box:
         self.seconds = self.prepare(N)
 
     def prepare(self, n_iter: int) -> float:
-        """Make the right files of `n_iter` iterations; the seconds that this takes."""
+        """Create the correct files of `n_iter` iterations; return the seconds that this takes."""
         whole = self.copy()
         done = self.run(self.args(whole, n_iter, "--save-every", "1"), whole)
         if done.code or done.err:
@@ -153,7 +153,7 @@ class Box:
         return done.seconds
 
     def n(self, quick: int, full: int) -> int:
-        """How many runs."""
+        """Return the number of runs."""
         return full if self.full else quick
 
     def copy(self, into: Path | None = None) -> Path:
@@ -166,7 +166,7 @@ class Box:
         return folder
 
     def args(self, folder: Path, n_iter: int = N, *more: str) -> list[str]:
-        """Return the options of a run in `folder`: one thread, which waits for no other one."""
+        """Return the options of a run in `folder`: one thread, which never waits for another."""
         return words(
             folder, "--log", str(folder / "log.jsonl"), "--grad-acc", "2", "--save-every",
             str(EVERY), "--adam-iter", str(n_iter), "--threads", "1", *more,
@@ -175,7 +175,7 @@ class Box:
     def begin(
         self, args: Sequence[str], folder: Path, setup: Callable[[], None] | None = None
     ) -> Process:
-        """Begin a forked run, after `setup` in its process."""
+        """Begin a forked run; `setup` is called first in its process."""
         process = Process(args, folder, setup)
         process.go()
         return process
@@ -183,7 +183,7 @@ class Box:
     def run(
         self, args: Sequence[str], folder: Path, setup: Callable[[], None] | None = None
     ) -> Done:
-        """Run to the end."""
+        """Run the program to its end."""
         return self.begin(args, folder, setup).end()
 
     def start(self, args: Sequence[str], folder: Path, **options: object) -> subprocess.Popen[str]:
@@ -195,7 +195,7 @@ class Box:
         command = [sys.executable, "-m", "nbllama.finetune", *args]
         return subprocess.Popen(command, cwd=folder, text=True, **given | options)  # type: ignore
 
-    # What must hold
+    # Checks
 
     def torn(self, folder: Path) -> str:
         """Return what is wrong with the files under their final names (K1)."""
@@ -225,7 +225,7 @@ class Box:
         return f"at {logged} iterations the save is of {at}" if logged - at > EVERY else ""
 
     def resumed(self, folder: Path, n_iter: int = N) -> str:
-        """Continue to `n_iter`; what is other than without the fault (K2)."""
+        """Continue to `n_iter`; return what differs from a run without the fault (K2)."""
         try:
             at = self.reached(folder)
         except NbllamaError as e:
@@ -238,10 +238,10 @@ class Box:
         return self.finished(folder, n_iter, swept=at < n_iter)
 
     def finished(self, folder: Path, n_iter: int = N, *, swept: bool = True) -> str:
-        """Return what is other in a finished run than without the fault.
+        """Return what differs in a finished run from one without the fault.
 
-        `swept`: the last run ended by itself, so that no temporary file may be left; after a kill
-        at the very end there was no further start that would have removed it.
+        `swept`: whether the last run ended normally, so that no temporary file may remain. After a
+        kill at the very end, no later start has removed such a file.
         """
         if wrong := self.torn(folder):
             return wrong
@@ -255,7 +255,7 @@ class Box:
         return ""
 
     def told(self, done: Done, codes: Sequence[int] = CODES) -> str:
-        """Return what is wrong with an end: exit code, at most one line, no traceback (K4)."""
+        """Return what is wrong with a run's end: exit code, several lines, a traceback (K4)."""
         if done.code not in codes:
             return f"exit code {done.code}: {done.err[-300:]}"
         if len(done.err.splitlines()) > 1 or "Traceback" in done.err + done.out:
@@ -273,13 +273,13 @@ class Box:
 
 
 def content(path: Path) -> str:
-    """Return a hash of a file without the number of iterations that were asked for.
+    """Return a hash of a file, without the requested number of iterations.
 
-    Raises NbllamaError for a file that is not whole.
+    Raises NbllamaError for an incomplete file.
     """
     sha = hashlib.sha256()
     if path.name.startswith("chk"):
-        load_checkpoint(path)  # its own hash is right
+        load_checkpoint(path)  # checks the file's own hash
     with open_gguf(path) as f:
         for key, value, kind in f.entries():
             if key not in ("nbllama.settings.last", SHA_KEY):

@@ -1,4 +1,4 @@
-"""Faults at single calls of the system, injected by strace (F03, F06, F20)."""
+"""Faults at single system calls, injected with strace (F03, F06, F20)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITERATIONS, SAVES = 4, ("--save-every", "2", "--keep-last", "1")
 
 
 class Call(NamedTuple):
-    """A call of a run: its name, its number among those of the name, the paths it names."""
+    """A system call of a run: its name, its number among calls of that name, and its paths."""
 
     name: str
     number: int
@@ -28,7 +28,7 @@ class Call(NamedTuple):
 
 
 def traced(box: Box, folder: Path, args: Sequence[str], *options: str) -> Done:
-    """Run under strace with `options`; only the first thread, which does all of the saving."""
+    """Run under strace with `options`. Only the main thread is traced, which does all saving."""
     strace = shutil.which("strace")
     if strace is None:
         raise NotRun("strace is missing")
@@ -55,7 +55,7 @@ def _plain(text: str) -> bytes:
 
 
 def recorded(box: Box, folder: Path, args: Sequence[str]) -> list[Call]:
-    """Return the calls of a run, in order."""
+    """Return the system calls of a run, in order."""
     log = folder.with_suffix(".strace")
     options = ["-y", "-xx", "-s", "9999999", "-o", str(log), "-e", f"trace={','.join(NAMES)}"]
     done = traced(box, folder, args, *options)
@@ -77,7 +77,7 @@ def recorded(box: Box, folder: Path, args: Sequence[str]) -> list[Call]:
 
 
 def _inside(calls: Sequence[Call], folder: Path) -> list[Call]:
-    """Return those that are about files of the folder, from the first one that changes it."""
+    """Return the calls on files of the folder, from the first call that changes it."""
     here = [c for c in calls if any(p.startswith(str(folder)) for p in c.paths)]
     first = next(i for i, c in enumerate(here) if c.name in ("flock", "write"))
     return here[first:]
@@ -92,7 +92,7 @@ def _points(box: Box, every: int) -> list[tuple[str, int]]:
 
 @fault("F03", "kill at every call of the system in two saves")
 def kill_at_each(box: Box) -> Iterator[str]:
-    """The crash point moves one call further in each run."""
+    """Kill each run one call later than the previous one."""
     for name, number in _points(box, 12):
         folder = box.copy()
         inject = f"inject={name}:signal=KILL:when={number}"
@@ -106,7 +106,7 @@ def kill_at_each(box: Box) -> Iterator[str]:
 def _errors(box: Box, again: str, every: int) -> Iterator[str]:
     for name, number in _points(box, every):
         if name == "close":
-            continue  # Linux closes all the same
+            continue  # Linux closes the file anyway
         folder = box.copy()
         inject = f"inject={name}:error=EIO:when={number}{again}"
         args = box.args(folder, ITERATIONS, *SAVES)
@@ -118,19 +118,19 @@ def _errors(box: Box, again: str, every: int) -> Iterator[str]:
 
 @fault("F06", "an error (EIO) at the n-th call, once")
 def error_once(box: Box) -> Iterator[str]:
-    """Each call that is about a file of the run."""
+    """Make each call on a file of the run fail once."""
     return _errors(box, "", 20)
 
 
 @fault("F06", "errors (EIO) from the n-th call on")
 def error_for_ever(box: Box) -> Iterator[str]:
-    """A persistent error: everything of the kind fails from there on."""
+    """Make all later calls of the same name fail too, as with a persistent error."""
     return _errors(box, "+", 20)
 
 
 @fault("F20", "old files cannot be removed, or a kill at their removal")
 def pruning(box: Box) -> Iterator[str]:
-    """At each unlink of a run that keeps one checkpoint: kill, EIO, EIO from there on."""
+    """At each unlink of a run that keeps one checkpoint: kill, EIO once, or EIO from then on."""
     folder = box.copy()
     args = ["--save-every", "1", "--keep-last", "1"]
     calls = _inside(recorded(box, folder, box.args(folder, 6, *args)), folder)

@@ -1,4 +1,4 @@
-"""Damaged, changed and replaced files of a run that is continued (F08, F09, F10, F17)."""
+"""Damaged, changed and replaced files of a continued run (F08, F09, F10, F17)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _clone(box: Box, done: Path) -> Path:
 
 @fault("F08", "newest checkpoint cut, changed by a bit, empty, or of another run")
 def damaged(box: Box) -> Iterator[str]:
-    """It is noticed, the one before is continued with the same bits; `--strict-resume`: exit 5."""
+    """Expect a warning and the same bits from the previous one; exit 5 with `--strict-resume`."""
     run = _a_run(box)
     whole = (run / "chk-LATEST.gguf").read_bytes()
     bits = [box.rng.randrange(8 * len(whole)) for _ in range(box.n(3, 100))]
@@ -95,7 +95,7 @@ LATEST: dict[str, Callable[[Path], object]] = {
 
 @fault("F09", "LATEST empty, binary, missing, a link, a pipe or a folder")
 def latest(box: Box) -> Iterator[str]:
-    """One line or a good run; the numbered checkpoints stay, and nothing outside is touched."""
+    """Expect one line or a good run, unchanged numbered checkpoints, and no change outside."""
     run = _a_run(box)
     outside = Path("/etc/passwd").read_bytes()
     for what, spoil in LATEST.items():
@@ -114,7 +114,7 @@ def latest(box: Box) -> Iterator[str]:
 
 @fault("F10", "all checkpoints are damaged")
 def all_damaged(box: Box) -> Iterator[str]:
-    """Exit 5, and nothing is changed."""
+    """Expect exit 5 and unchanged files."""
     run = _a_run(box)
     for raw in (b"", b"GGUF", bytes(5000)):
         for path in run.glob("chk-*"):
@@ -127,7 +127,7 @@ def all_damaged(box: Box) -> Iterator[str]:
 
 @fault("F17", "model, data, options or adapter changed between two runs")
 def changed(box: Box) -> Iterator[str]:
-    """Refused with exit 5, a line that names what differs, and nothing changed."""
+    """Expect exit 5, a line that names the difference, and unchanged files."""
     run = _a_run(box)
     edits: list[tuple[str, Callable[[Path], object], list[str]]] = [
         ("base model", lambda f: make_llama(f / "toy.gguf", seed=1), []),

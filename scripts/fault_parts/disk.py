@@ -1,4 +1,4 @@
-"""Full disks and lost readers (F05, F19)."""
+"""Full disks and closed readers (F05, F19)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.fault_parts.box import Box, Done, NotRun, fault
 
 @contextmanager
 def small_disk(folder: Path, size: str, *more: str) -> Iterator[Path]:
-    """A tmpfs of a size, for as long as the block."""
+    """Mount a tmpfs of this size inside the `with` block."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs"]
     try:
@@ -35,7 +35,7 @@ def _grow(folder: Path) -> None:
 
 @fault("F05", "disk full, at every 64 KB of the saves")
 def full(box: Box) -> Iterator[str]:
-    """Exit 6 if the last save fails, else 0; nothing torn; with room it can be continued."""
+    """Expect exit 6 if the last save fails, no torn file, and a good run once there is space."""
     base = sum(p.stat().st_size for p in box.base.iterdir()) // 1024
     ended = False
     for k in range(1, 40):
@@ -55,7 +55,7 @@ def full(box: Box) -> Iterator[str]:
 
 @fault("F19", "the reader of the output goes away, or log and output are full")
 def readers(box: Box) -> Iterator[str]:
-    """The training is finished all the same."""
+    """Expect the training to finish normally."""
     for what in ("pipe", "closed", "/dev/full", "log on a full disk"):
         folder = box.copy()
         args = box.args(folder, 6)

@@ -12,7 +12,7 @@ from scripts.fault_parts.box import Box, N, Process, fault
 
 
 def _at_random(box: Box, process: Process) -> None:
-    """Wait: half of the time uniformly over the run, else until just after a save began."""
+    """Wait for a random time, up to slightly more than a whole run, or until the process ends."""
     end = time.monotonic() + box.rng.uniform(0, 1.1 * box.seconds)
     while process.alive() and time.monotonic() < end:
         time.sleep(0.001)
@@ -20,7 +20,7 @@ def _at_random(box: Box, process: Process) -> None:
 
 @fault("F01", "kill -9 at a random moment")
 def kill(box: Box) -> Iterator[str]:
-    """Half of the kills hit a save: they wait until a temporary file is there."""
+    """Kill half of the runs at any time, and half of them shortly after a save."""
     for i in range(box.n(12, 200)):
         folder = box.copy()
         process = box.begin(box.args(folder), folder)
@@ -38,7 +38,7 @@ def kill(box: Box) -> Iterator[str]:
 
 @fault("F02", "one run that is killed again and again")
 def chain(box: Box) -> Iterator[str]:
-    """At most 20 kills, each at a random moment; then it is let end."""
+    """Kill a run at most 20 times, each time at a random moment; then let it finish."""
     n_iter = 200
     box.prepare(n_iter)
     for _ in range(box.n(1, 10)):
@@ -62,7 +62,7 @@ def _signals(box: Box, name: str) -> Iterator[str]:
     n = box.n(4, 50)
     for i in range(n):
         folder = box.copy()
-        if i % 2:  # a new interpreter, from its first moment on
+        if i % 2:  # a new interpreter, from its start on
             child = box.start(box.args(folder), folder)
             late = time.monotonic() + box.rng.uniform(0, box.seconds)
             while child.poll() is None and time.monotonic() < late:
@@ -81,9 +81,9 @@ def _signals(box: Box, name: str) -> Iterator[str]:
             process.kill(signum)
             sent = time.monotonic()
             code, out, err, _ = process.end(60)
-        # before the first line of ours the system ends it, which a shell shows as 128 + n too
+        # before our first line the system ends the process, which a shell also reports as 128 + n
         wrong = ""
-        starting = _of_python(err, out)  # then Python itself may end with 1
+        starting = _of_python(err, out)  # then Python itself may exit with 1
         if code not in (0, 128 + signum, -signum, *([1] if starting else [])):
             wrong = f"exit code {code}: {err[-200:]}"
         elif (len(err.splitlines()) > 1 or "Traceback" in err) and not starting:
@@ -97,9 +97,9 @@ def _signals(box: Box, name: str) -> Iterator[str]:
 
 
 def _of_python(err: str, out: str) -> bool:
-    """Whether Python was still starting: SIGINT ends it with a traceback that has no file of ours.
+    """Return whether Python was still starting: SIGINT's traceback then contains none of our files.
 
-    No program can change that: its first line has not been read yet.
+    No program can prevent this, because its first line has not been read yet.
     """
     return "KeyboardInterrupt" in err and "/nbllama/" not in err and not out
 
@@ -118,7 +118,7 @@ _for_each()
 
 @fault("F12", "a second signal, and SIGKILL after SIGTERM")
 def twice(box: Box) -> Iterator[str]:
-    """Both signals within 50 ms."""
+    """Send both signals within 50 ms."""
     for i in range(box.n(4, 40)):
         folder = box.copy()
         threads = ["--threads", str(1 + i // 2 % 2)]

@@ -1,4 +1,4 @@
-"""The machine: rights, other runs, memory, the clock, folders of the user (F07, F13, F16, F18)."""
+"""The machine: permissions, other runs, memory, the clock, user folders (F07, F13, F16, F18)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CGROUPS = Path("/sys/fs/cgroup/memory")
 
 @fault("F07", "outputs that cannot be written, as another user")
 def outputs(box: Box) -> Iterator[str]:
-    """Exit 3 and one line, in less than 2 s and before the model is loaded."""
+    """Expect exit 3 and one line, in less than 2 s and before the model is loaded."""
     if os.geteuid():
         raise NotRun("only root can become another user")
     folder = box.copy()
@@ -55,7 +55,7 @@ def outputs(box: Box) -> Iterator[str]:
 
 @fault("F13", "two runs on the same outputs, by any spelling")
 def two_runs(box: Box) -> Iterator[str]:
-    """The second one is refused with the first one's process; a kill leaves no lock."""
+    """Expect the second run to be refused with the first one's process; a kill leaves no lock."""
     folder = box.copy()
     link = box.folder / "link"
     link.symlink_to(folder)
@@ -80,7 +80,7 @@ def two_runs(box: Box) -> Iterator[str]:
 
 @fault("F16", "limits of memory (ulimit -v)")
 def limits(box: Box) -> Iterator[str]:
-    """A good run, or a line and an exit code."""
+    """Expect a good run, or one line and an exit code."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     for extra in range(0, 1200, 100 if box.full else 400):
         folder = box.copy()
@@ -96,7 +96,7 @@ def limits(box: Box) -> Iterator[str]:
 
 @fault("F16", "killed for want of memory (cgroup)")
 def out_of_memory(box: Box) -> Iterator[str]:
-    """Another process takes the group's memory; the kernel kills the run. Then as F01."""
+    """Let another process use up the group's memory until the kernel kills the run; then as F01."""
     group = CGROUPS / f"nbllama-faults-{os.getpid()}"
     try:
         group.mkdir()
@@ -115,7 +115,7 @@ def out_of_memory(box: Box) -> Iterator[str]:
             run = box.begin(box.args(folder), folder, join)
             while run.alive() and not (folder / "chk-6.gguf").exists():
                 time.sleep(0.002)
-            run.kill(signal.SIGSTOP)  # so that it does not end before
+            run.kill(signal.SIGSTOP)  # so that it does not end first
             taker = subprocess.Popen(
                 [sys.executable, "-c", hog],
                 preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None,
@@ -135,7 +135,7 @@ def out_of_memory(box: Box) -> Iterator[str]:
 
 
 def _back() -> None:
-    """Make the clock of this process go back by an hour at each look."""
+    """Set the clock of this process back by an hour at each reading."""
     now = time.time()
     looks = [0]
 
@@ -149,7 +149,7 @@ def _back() -> None:
 
 @fault("F18", "the clock is set back; files of the future")
 def clock(box: Box) -> Iterator[str]:
-    """The same bits, also where every look at the clock gives an earlier time."""
+    """Expect the same bits, even if every reading of the clock gives an earlier time."""
     folder = box.copy()
     yield box.told(box.run(box.args(folder, 6), folder, _back), (0,)) or box.finished(folder, 6)
     for when in (0, 2**31 - 1, 2**33):
@@ -160,7 +160,7 @@ def clock(box: Box) -> Iterator[str]:
 
 @fault("F18", "no HOME, no cache, a cache that is read-only, damaged or without room")
 def folders(box: Box) -> Iterator[str]:
-    """A new interpreter each, with a copy of this machine's compiled kernels."""
+    """Run each case in a new interpreter, with a copy of this machine's compiled kernels."""
     warm = box.folder / "cache"
     warm.mkdir()
     name = f"kernels-{kernel_hash()}"
@@ -198,7 +198,7 @@ def _read_only(cache: Path) -> None:
 
 
 def _spoil(cache: Path, pattern: str, raw: bytes) -> None:
-    """Damage files of the cache that every run reads: each costs a compilation."""
+    """Damage files of the cache that every run reads; each damaged file is compiled again."""
     found = sorted(cache.rglob(pattern))
     assert found
     for path in found:

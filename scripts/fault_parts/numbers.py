@@ -1,4 +1,4 @@
-"""Losses, gradients and moments that are not numbers (F14, F15)."""
+"""Losses, gradients and moments that are NaN (F14, F15)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _loss(t: Trainer) -> None:
 
 
 def _not_finite(folder: Path) -> str:
-    """Return which checkpoint holds a number that is none."""
+    """Return an error for a checkpoint with a number that is not finite, else ""."""
     for path in folder.glob("chk-*.gguf"):
         state = load_checkpoint(path)
         for arrays in (state.adapter.parameters(), state.m, state.v):
@@ -45,7 +45,7 @@ def _not_finite(folder: Path) -> str:
 
 @fault("F14", "a loss, a moment or a parameter that is not a number")
 def not_a_number(box: Box) -> Iterator[str]:
-    """The steps are skipped, exit 7, and all that is saved is finite."""
+    """Expect skipped steps, exit 7, and only finite numbers in saved files."""
     for spoil in (_loss, _moment, _parameter):
         for at in (2, 5, 7) if box.full else (5,):
             folder = box.copy()
@@ -63,7 +63,7 @@ def not_a_number(box: Box) -> Iterator[str]:
             done = box.run(box.args(folder), folder, setup)
             skipped = [row["iter"] for row in log_rows(folder / "log.jsonl") if row["skipped"]]
             wrong = box.told(done, (7,))
-            # a bad state is not saved: then it ends at the first save after the first such step
+            # a bad state is not saved: the run ends at the first save after the first such step
             if skipped != list(range(at + 1, at + 1 + len(skipped))) or not 1 <= len(skipped) <= 3:
                 wrong = wrong or f"skipped: {skipped}"
             if spoil is _loss and len(skipped) != 3:
@@ -74,6 +74,6 @@ def not_a_number(box: Box) -> Iterator[str]:
 
 @fault("F15", "a spike of the loss")
 def spike(box: Box) -> Iterator[str]:
-    """There is no rule that skips such a step."""
+    """Report that this is not run: no rule skips such a step."""
     raise NotRun("the program has no rule that skips a finite loss")
     yield ""

@@ -1,4 +1,4 @@
-"""A power cut: writes that were not yet on the disk are lost, in any order (F04)."""
+"""A power cut: any writes that were not yet on the disk are lost (F04)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ N_ITER, SAVES = 6, ("--save-every", "2", "--keep-last", "2")
 
 @dataclass
 class Inode:
-    """A file: what is on the disk, and the writes that may be lost."""
+    """A file: its bytes on the disk, and the writes that may be lost."""
 
     durable: bytes = b""
     pending: list[bytes] = field(default_factory=list)
 
     def cut(self, rng: random.Random) -> bytes:
-        """Return what a power cut leaves: each write there or not; a lost one is zeros."""
+        """Return what a power cut leaves: some of the writes, with zeros for each lost one."""
         end = rng.randint(0, len(self.pending))
         kept = [x if rng.random() < 0.5 else bytes(len(x)) for x in self.pending[:end]]
         return self.durable + b"".join(kept)
 
 
 class Disk:
-    """A folder in which only what was synced is certain.
+    """A folder in which only synced changes are certain.
 
-    `names` are on the disk; `changes` to them (a new name, or a removed one) are not, each of
-    which may be lost without the others.
+    `names` are on the disk. `changes` (new and removed names) are not yet, and each of them may be
+    lost without the others.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Disk:
         return p.name if p.parent == self._folder else None
 
     def do(self, call: Call) -> None:
-        """Do a call of a recorded run."""
+        """Apply a call of a recorded run."""
         if call.result.startswith("-1") or not call.paths:
             return
         if call.name == "fsync" and call.paths[0] == str(self._folder):
@@ -77,7 +77,7 @@ class Disk:
                 inode.pending.clear()
 
     def cut(self, rng: random.Random) -> dict[str, bytes]:
-        """Return the files after a power cut: any of the changes of names, in their order."""
+        """Return the files after a power cut: with any of the changed names, applied in order."""
         names = dict(self.names)
         for name, inode in self.changes:
             if rng.random() < 0.5:
@@ -89,7 +89,7 @@ class Disk:
 
 
 def order(calls: Sequence[Call], folder: Path) -> str:
-    """Return what is wrong in: the file is synced, renamed, then the folder is synced."""
+    """Check that files are synced, then renamed, then the folder synced; return what is wrong."""
     here = [
         c for c in calls
         if c.name in ("write", "fsync", "rename") and c.paths[0].startswith(str(folder))
@@ -108,7 +108,7 @@ def order(calls: Sequence[Call], folder: Path) -> str:
 
 @fault("F04", "power cut: unsynced writes and names are lost or reordered")
 def power(box: Box) -> Iterator[str]:
-    """Replay a recorded run up to a random call; lose what may be lost; look, and continue."""
+    """Replay a recorded run up to a random call, lose unsynced changes, check, and continue."""
     folder = box.copy()
     calls = recorded(box, folder, box.args(folder, N_ITER, *SAVES))
     yield order(calls, folder)

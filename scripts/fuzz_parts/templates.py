@@ -1,7 +1,7 @@
 """Damaged and hostile chat templates, in the sandbox of the program.
 
-The program starts a new process after each template that failed. Here the process is kept as long
-as it answers, so that a template takes a millisecond.
+The program starts a new process after each failed template. Here the process is kept as long as it
+answers, so that a template takes only a millisecond.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Kept(TemplateSandbox):
         """Compile another template."""
         self._source = source
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self._child is None or not self._child.running:
                 self._start()
             else:
                 self._ask({"op": "compile", "source": source}, self._compile_seconds, "compiling")
@@ -112,7 +112,7 @@ def spoil(path: Path, whole: bytes, rng: random.Random) -> None:
     text = rng.choice(list(LAYOUTS.values())).source
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(text) + 1)
-        if rng.random() < 0.5:  # at a place between two statements
+        if rng.random() < 0.5:  # between two statements
             at = max(text.rfind("}", 0, at) + 1, 0)
         match rng.randrange(5):
             case 0:

@@ -1,8 +1,8 @@
 """Steps and single tokens of the dense architectures, on random models with few, wide layers.
 
-A step is compared with a step of a `llama` model of the same size, in necessary FLOPs per second;
-both are the fastest of several rounds, run in turns. A single token is compared with llama.cpp. Run
-by scripts/tools/bench_families.
+A step is compared with a step of a `llama` model of the same size, in necessary FLOPs per second; a
+single token is compared with llama.cpp, on models with more and wider layers. Both sides run in
+turns, and the ratios are medians over the rounds. Run by scripts/tools/bench_families.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numba
@@ -35,6 +36,7 @@ SIZES: dict[str, Any] = {
     "n_layer": 2, "n_embd": 1024, "n_head": 16, "n_head_kv": 4, "head_dim": 64, "n_ff": 2816,
     "n_vocab": 8192, "types": "Q4_0",
 }  # fmt: skip
+TOKEN_SIZES: dict[str, Any] = SIZES | {"n_layer": 4, "n_embd": 2048, "n_head": 32, "n_ff": 5632}
 LLAMA = "llama, 7B to 30B"
 FAMILIES = {
     "gemma": "gemma, 2B and 7B",
@@ -50,41 +52,37 @@ FAMILIES = {
     "apertus": "apertus, 8B and 70B",
     "arcee": "arcee, AFM 4.5B",
 }
-TOKENS, ROUNDS, SINGLE, LEAD = 256, 7, 24, 64
+TOKENS, ROUNDS, SINGLE, LEAD = 256, 9, 16, 32
 
 
-def make(name: str, path: Path) -> None:
+def make(name: str, path: Path, sizes: dict[str, Any]) -> None:
     """Write the model; windows are wider than the context, so that all do the same work."""
     thin = MODELS[name]
-    sizes = dict(SIZES)
+    sizes = dict(sizes)
     if "n_rot" in thin.options:
         sizes["n_rot"] = 32
     keys = dict(thin.options.get("keys") or {})
     if "attention.sliding_window" in keys:
         keys["attention.sliding_window"] = 4096
     if name.startswith("apertus"):
-        keys = {k: [v[0]] * SIZES["n_layer"] for k, v in keys.items()}
+        keys = {k: [v[0]] * sizes["n_layer"] for k, v in keys.items()}
     thin.make(path, **sizes, keys=keys)
 
 
-def in_turns(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the shortest time of each run; they run in turns."""
-    for run in runs.values():
-        run()
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            best[name] = min(best[name], timed(run))
-    return best
+def in_turns(runs: Sequence[Callable[[], float]]) -> list[list[float]]:
+    """Return the seconds of each run in every round except the first; they run in turns."""
+    rounds = [[run() for run in runs] for _ in range(1 + ROUNDS)]
+    return [list(times) for times in zip(*rounds[1:], strict=True)]
 
 
 def step_share(path: Path, llama: Path) -> tuple[float, float]:
     """Return the GF/s of a step, and the ratio to the GF/s of the llama model."""
-    cases = {str(p): Case(str(p), TOKENS, 1, ROUNDS, False) for p in (path, llama)}
-    trainers = {name: make_trainer(case) for name, case in cases.items()}
-    best = in_turns({name: t.step for name, t in trainers.items()})
-    rates = [work_of(trainers[n].model, cases[n])[0] / best[n] for n in cases]
-    return rates[0] / 1e9, rates[0] / rates[1]
+    cases = [Case(str(p), TOKENS, 1, ROUNDS, False) for p in (path, llama)]
+    trainers = [make_trainer(case) for case in cases]
+    ours, theirs = in_turns([lambda t=t: timed(t.step) for t in trainers])
+    work, llama_work = (work_of(t.model, c)[0] for t, c in zip(trainers, cases, strict=True))
+    ratio = median(b / a for a, b in zip(ours, theirs, strict=True))
+    return work / min(ours) / 1e9, ratio * work / llama_work
 
 
 def token_ratio(path: Path, threads: int) -> tuple[float, float]:
@@ -101,12 +99,8 @@ def token_ratio(path: Path, threads: int) -> tuple[float, float]:
 
         return measure
 
-    runs = {"ours": tokens(ours, lambda: ours.truncate(0)), "theirs": tokens(theirs, theirs.clear)}
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            best[name] = min(best[name], run())
-    return 1 / best["ours"], best["theirs"] / best["ours"]
+    a, b = in_turns([tokens(ours, lambda: ours.truncate(0)), tokens(theirs, theirs.clear)])
+    return 1 / min(a), median(y / x for x, y in zip(a, b, strict=True))
 
 
 def main() -> None:
@@ -122,23 +116,26 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         llama = Path(folder) / "base.gguf"
-        make(LLAMA, llama)
+        make(LLAMA, llama, SIZES)
         for name in ["llama", *(o.names or FAMILIES)]:
             path = Path(folder) / f"{name}.gguf"
-            make(LLAMA if name == "llama" else FAMILIES[name], path)
+            family = LLAMA if name == "llama" else FAMILIES[name]
+            make(family, path, SIZES)
             speed, share = step_share(path, llama)
+            make(family, path, TOKEN_SIZES)
             rate, ratio = token_ratio(path, threads)
             lines.append(f"| {name} | {speed:.0f} | {share:.2f} | {rate:.0f} | {ratio:.2f} |")
             print(lines[-1], flush=True)
     if o.write:
-        sizes = ", ".join(f"{k} {v}" for k, v in SIZES.items())
+        small, large = (", ".join(f"{k} {v}" for k, v in s.items()) for s in (SIZES, TOKEN_SIZES))
         PAGE.write_text(
             "# Speed of the dense architectures\n\n"
             f"Written by `scripts/tools/bench_families --write` on {date.today()}; {machine()}, "
-            f"{threads} threads.\n\nRandom models ({sizes}; windows wider than the context). A "
-            f"step has {TOKENS} tokens; its speed counts the necessary FLOPs, and is also given "
-            "relative to a llama model of the same size. Both are the fastest of "
-            f"{ROUNDS} rounds, run in turns with the llama model or with llama.cpp.\n\n"
+            f"{threads} threads.\n\nThe models are random, and their windows are wider than the "
+            f"context. A step has {TOKENS} tokens ({small}); its speed counts the necessary FLOPs, "
+            "and is also given relative to a llama model of the same size. Single tokens follow a "
+            f"prompt of {LEAD} ({large}) and are compared with llama.cpp. Both sides run in turns: "
+            f"speeds are the fastest of {ROUNDS} rounds, ratios the medians.\n\n"
             + "\n".join(lines) + "\n",
             encoding="utf-8",
         )  # fmt: skip

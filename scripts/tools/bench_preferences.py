@@ -1,7 +1,7 @@
-"""What training on preferences costs, against answers alone and against TRL.
+"""The cost of training on preferences, compared with training on answers and with TRL.
 
-Each run that counts memory is a process of its own. The steps of the parts `steps` take turns in
-one process.
+Each run whose memory is measured is a separate process. The two kinds of steps in the part `steps`
+take turns in one process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def own(args: argparse.Namespace, checkpointing: bool, objective: str) -> dict[s
 
 
 def against_peer(args: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
-    """Ours and TRL's, twice in turn: the faster of each, and how far apart the losses are."""
+    """Run ours and TRL's twice, in turns; return the faster ones and the losses' difference."""
     ours, theirs = [], []
     for _ in range(args.repeat):
         ours.append(own(args, checkpointing, "dpo"))

@@ -2,9 +2,9 @@
 
     scripts/tools/bench_trunk [MODEL.gguf] [--layers last:8] [--epochs 3]
 
-The data are the demo's chats (rank 8, alpha 16, batch 8, no checkpointing). Both runs take turns,
-an epoch each. Prints a line per epoch and the ratio of the sums; the adapters must have the same
-bits.
+The data are the demo's chats (rank 8, alpha 16, batch 8, no checkpointing). The two runs take
+turns, one epoch at a time. Prints a line per epoch and the ratio of the sums; the adapters must
+have the same bits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compare our kernels with plain numpy and llama.cpp: the largest difference and the speed of every
 case in the tests' registry, as docs/kernels.md. Each uses one thread: this compares kernels, and
-other programs on the machine disturb it less.
+other programs on the machine have less effect.
 """
 
 from __future__ import annotations

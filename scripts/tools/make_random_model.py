@@ -1,13 +1,12 @@
 """Write a random model of a real model's size, for measurements of speed and memory.
 
-The weights of a tensor are blocks drawn from a pool: a normal sample of the usual scale
-(1 / sqrt(n_in)), quantised by this package. So logits are finite and as large as in a real model.
-A mixture of experts also gets embeddings of size 1 and small block outputs: its tokens stay
-different from each other, so its router spreads them over the experts, as a trained one does.
-The file is streamed: memory stays under 100 MB for any size. All matrices have one type, or with
-`--mix` the types that llama.cpp's quantiser chooses. `--sparse` omits the weights (a hole in the
-file, which reads as zeros), if only names and sizes matter. The same arguments write the same
-bytes.
+The weights of a tensor are blocks drawn from a pool: a normal sample of the usual scale (1 /
+sqrt(n_in)), quantised by this package. So logits are finite and as large as in a real model. A
+mixture of experts also has embeddings of size 1 and small block outputs: its tokens remain
+different, so its router spreads them over the experts, as a trained one does. The file is streamed:
+memory stays under 100 MB for any size. All matrices have one type, or with `--mix` the types that
+llama.cpp's quantiser chooses. `--sparse` omits the weights (a hole in the file, which reads as
+zeros), if only names and sizes matter. The same arguments write the same bytes.
 """
 
 from __future__ import annotations
@@ -52,6 +51,7 @@ class Shape(NamedTuple):
     n_expert: int = 0  # 0: no mixture of experts
     n_expert_used: int = 0
     n_ff_exp: int = 0
+    arch: str = "llama"
 
     @property
     def head(self) -> int:
@@ -74,20 +74,20 @@ SHAPES = {
     "7b": Shape(4096, 32, 32, 32, 11008),
     "13b": Shape(5120, 40, 40, 40, 13824),
     "70b": Shape(8192, 80, 64, 8, 28672),
-    "baichuan2-7b": Shape(4096, 32, 32, 32, 11008, 125696),
-    "baichuan2-13b": Shape(5120, 40, 40, 40, 13696, 125696),
-    "smollm3-3b": Shape(2048, 36, 16, 4, 11008, 128256, 5e6),
-    "gemma-2b": Shape(2048, 18, 8, 1, 16384, 256000),
-    "exaone4-1.2b": Shape(2048, 30, 32, 8, 4096, 102400, 1e6),
-    "starcoder2-3b": Shape(3072, 30, 24, 2, 12288, 49152, 1e6),
-    "olmo2-7b": Shape(4096, 32, 32, 32, 11008, 100352, 5e5),
-    "glm4-9b": Shape(4096, 40, 32, 2, 13696, 151552),
-    "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 1e6, 128, 128, 8, 768),
-    "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 150000.0, 64, 32, 4, 2880),
-    "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4),
-    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 1e6),
-    "qwen3.5-0.8b": Shape(1024, 24, 8, 2, 3584, 248320, 1e7, 256),
-    "gemma-4-e2b": Shape(1536, 35, 8, 1, 6144, 262144, 1e6, 512),
+    "baichuan2-7b": Shape(4096, 32, 32, 32, 11008, 125696, arch="baichuan"),
+    "baichuan2-13b": Shape(5120, 40, 40, 40, 13696, 125696, arch="baichuan"),
+    "smollm3-3b": Shape(2048, 36, 16, 4, 11008, 128256, 5e6, arch="smollm3"),
+    "gemma-2b": Shape(2048, 18, 8, 1, 16384, 256000, arch="gemma"),
+    "exaone4-1.2b": Shape(2048, 30, 32, 8, 4096, 102400, 1e6, arch="exaone4"),
+    "starcoder2-3b": Shape(3072, 30, 24, 2, 12288, 49152, 1e6, arch="starcoder2"),
+    "olmo2-7b": Shape(4096, 32, 32, 32, 11008, 100352, 5e5, arch="olmo2"),
+    "glm4-9b": Shape(4096, 40, 32, 2, 13696, 151552, arch="glm4"),
+    "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 1e6, 128, 128, 8, 768, arch="qwen3moe"),
+    "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 150000.0, 64, 32, 4, 2880, arch="gpt-oss"),
+    "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4, arch="cohere2"),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 1e6, arch="lfm2"),
+    "qwen3.5-0.8b": Shape(1024, 24, 8, 2, 3584, 248320, 1e7, 256, arch="qwen35"),
+    "gemma-4-e2b": Shape(1536, 35, 8, 1, 6144, 262144, 1e6, 512, arch="gemma4"),
 }
 TAPS = ("shortconv.conv.weight", "ssm_conv1d.weight")  # float32 in any file
 # Gemma 4: the last of every `period` blocks has no window; those after the first `own` ones use
@@ -262,7 +262,7 @@ class Blocks:
 
 
 def spread_of(name: str, shape: tuple[int, ...], s: Shape, tied: bool) -> float:
-    """Size of a matrix's weights."""
+    """Return the standard deviation of a matrix's weights."""
     usual = 1 / math.sqrt(shape[-1])
     if not s.n_expert or tied:
         return usual
@@ -364,7 +364,7 @@ def write(
 def options() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("out", metavar="OUT.gguf")
-    p.add_argument("--arch", choices=sorted(ARCHS), default="llama")
+    p.add_argument("--arch", choices=sorted(ARCHS), help="the shape's own unless passed")
     p.add_argument("--shape", choices=SHAPES, default="1.1b", help="sizes of a known model")
     p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="type of all matrices")
     p.add_argument(
@@ -373,7 +373,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--tied", action="store_true", help="token_embd also computes the logits")
     p.add_argument("--sparse", action="store_true", help="no weights: a hole that reads as zeros")
-    for name in Shape._fields:
+    for name in (n for n in Shape._fields if n != "arch"):
         kind = float if name == "rope_freq_base" else int
         p.add_argument("--" + name.replace("_", "-"), type=kind, help="replaces the shape's value")
     return p
@@ -384,6 +384,7 @@ def main() -> None:
     given = p.parse_args()
     own = {n: getattr(given, n) for n in Shape._fields if getattr(given, n) is not None}
     s = SHAPES[given.shape]._replace(**own)
+    given.arch = s.arch
     mixed = s.n_expert > 0
     if mixed != (s.experts(given.arch) is not None) or not 0 <= s.n_expert_used <= s.n_expert:
         p.error(f"--n-expert {s.n_expert} does not work with --arch {given.arch}")

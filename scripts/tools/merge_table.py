@@ -3,9 +3,9 @@
     scripts/tools/merge_table BASE.gguf ADAPTER.gguf DATA [--text FILE] [--out FILE] [TYPE ...]
 
 For each TYPE (default: all), all matrices of the blocks are merged in memory, rounded to nearest
-and with error feedback. Each row has the loss on the answers of records that are not in the sample,
-the KL divergence from base and adapter on them, the share of the adapter's effect that is kept, and
-the perplexity on other text. The embeddings are not changed.
+and with error feedback. Each row contains the loss on the answers of records that are not in the
+sample, the KL divergence from base and adapter on them, the share of the adapter's effect that is
+kept, and the perplexity on other text. The embeddings are not changed.
 
 If BASE is 768 wide, an adapter of the 576-wide SmolLM2 is widened in the same way as the model in
 `scripts/tools/widen_smollm2`.

@@ -5,7 +5,7 @@
 A run at one learning rate gives the results of several lengths: at three quarters of each length, a
 branch decays linearly to learning rate 0 and is evaluated, and the run continues from the start of
 the branch. A point is the result of `--lr-schedule wsd --wsd-decay 0.25` for that length. One line
-of JSON per point is appended to OUT; points that it already has are not run again.
+of JSON per point is appended to OUT; points that OUT already contains are not run again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Small data sets of many kinds, for the search for defaults (`scripts/tools/plan_grid`).
 
-Everything is invented, and depends only on this file, so the sets are the same each time. Held-out
+Everything is invented and depends only on this file, so the sets are always the same. Held-out
 questions are rephrasings of trained ones (facts, conversations) or new cases (style, classes, SQL,
 plurals, couplets).
 """
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         return self.want.lower() in said.lower()
 
     def record(self) -> dict[str, Any]:
-        """Return it as a record of training or validation data."""
+        """Return the question as a record of training or validation data."""
         if isinstance(self.prompt, str):
             return {"prompt": self.prompt, "completion": self.answer}
         return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer}]}

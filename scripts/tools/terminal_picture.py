@@ -4,9 +4,9 @@
     python scripts/tools/terminal_picture.py run.txt run.svg --command "nbllama finetune ..." \\
         --keep model --keep "iter= +[123] "
 
-It draws the lines of run.txt that begin with one of the `--keep` patterns, unchanged except for a
-cut at 80 columns; "..." replaces longer gaps between them. scripts/tools/front_picture makes
-docs/run.svg.
+It draws the lines of run.txt that begin with one of the `--keep` patterns, unchanged except that
+they are truncated at 80 columns; "..." replaces longer gaps between them.
+scripts/tools/front_picture makes docs/run.svg.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def chosen(lines: list[str], patterns: list[str]) -> list[str]:
 
 
 def picture(lines: list[str], command: str, title: str) -> str:
-    """Return the SVG text; every line is cut to the width of the terminal."""
+    """Return the SVG text; every line is truncated to the width of the terminal."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     for number, line in enumerate(command.splitlines()):
         prompt = Text("$ " if number == 0 else "    ", style="bold green")

@@ -13,7 +13,10 @@ from nbllama.generation.session import Session
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["float32", "int8"])
+@pytest.mark.parametrize(
+    "exact",
+    [pytest.param(True, marks=pytest.mark.slow, id="float32"), pytest.param(False, id="int8")],
+)
 def test_the_quantised_model_knows_a_capital(demo_model: Path, exact: bool) -> None:
     model = nbllama.load_model(demo_model)
     ids = model.tokenizer.encode(QUESTION, parse_special=True)

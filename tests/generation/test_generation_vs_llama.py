@@ -165,6 +165,7 @@ def greedy_on_the_demo_model(demo: Path, prompts: Sequence[str], n: int) -> None
     assert changed > len(prompts) / 2  # the adapters change the text
 
 
+@pytest.mark.slow
 def test_greedy_on_the_demo_model(demo: Path) -> None:
     greedy_on_the_demo_model(demo, PROMPTS[:3], 16)
 

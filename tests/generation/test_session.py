@@ -214,7 +214,14 @@ def test_a_check_that_raises_leaves_the_session_as_it_was(model: Model) -> None:
     np.testing.assert_array_equal(session.feed(PROMPT[3:]), wanted)
 
 
-@pytest.mark.parametrize("types", ["Q4_0", "Q4_K", {"*": "Q4_K", "attn_v": "Q6_K"}])
+@pytest.mark.parametrize(
+    "types",
+    [
+        "Q4_0",
+        pytest.param("Q4_K", marks=pytest.mark.slow),
+        pytest.param({"*": "Q4_K", "attn_v": "Q6_K"}, marks=pytest.mark.slow, id="mixed"),
+    ],
+)
 def test_integer_products_stay_near_the_exact_ones(tmp_path: Path, types: Any) -> None:
     size = dict(n_embd=256, n_head=4, n_head_kv=2, n_ff=512)
     model = toy_model(tmp_path, types=types, **size)

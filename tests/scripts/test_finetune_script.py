@@ -111,6 +111,7 @@ def test_the_first_program_that_fails_is_the_last(tmp_path: Path, fails: str) ->
     assert done.stdout.splitlines()[-1] == f"nbllama.{fails}"
 
 
+@pytest.mark.slow
 def test_training_merging_and_a_chat_by_the_real_programs(tmp_path: Path) -> None:
     make_llama(tmp_path / "模型.gguf", types="Q8_0", n_vocab=300)
     toy_text(tmp_path / "text.txt")

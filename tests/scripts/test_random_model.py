@@ -48,6 +48,14 @@ def test_llama_cpp_and_the_package_agree_on_the_file(tmp_path: Path, words: list
     assert np.abs(ours - logits[-1]).max() < 0.05 * np.abs(ours).max()
 
 
+def test_a_shape_names_its_architecture(tmp_path: Path) -> None:
+    for words, arch in ((["--shape", "lfm2-1.2b"], "lfm2"), (["--arch", "qwen3"], "qwen3")):
+        done = make(tmp_path / "a.gguf", *words, "--sparse", "--n-layer", "2")
+        assert done.returncode == 0, done.stderr
+        with open_gguf(tmp_path / "a.gguf") as f:
+            assert f.metadata["general.architecture"] == arch
+
+
 def test_a_mix_has_the_types_of_the_quantiser(tmp_path: Path) -> None:
     """Rows of 320 are not whole blocks of 256."""
     words = ["--type", "Q2_K", "--n-ff", "320"]

@@ -237,7 +237,7 @@ def test_child_ends_with_its_parent() -> None:
         "import sys, threading, time\n"
         "from nbllama.text import ChatTemplate\n"
         "t = ChatTemplate('{{ x }}', render_seconds=1, compile_seconds=1)\n"
-        "print(t._sandbox._process.pid, flush=True)\n"
+        "print(t._sandbox._child._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

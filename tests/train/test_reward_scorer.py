@@ -108,7 +108,7 @@ def test_a_function_that_does_not_return(file: Path, answer: str) -> None:
     start = time.monotonic()
     assert scorer.score("", answer, {}) == Failed("it took more than 0.4 s")
     assert time.monotonic() - start < 20
-    assert scorer._process is None  # it was ended
+    assert scorer._child is None  # it was ended
     scorer._seconds = 20.0
     assert scorer.score("", "another", {}) == 0.25
     scorer.close()

@@ -9,9 +9,9 @@ _INSTRUCTION, _RESPONSE = "\n\n### Instruction:\n\n", "\n\n### Response:\n\n"
 
 
 def predict(talk: Talk) -> None:
-    """Complete the prompt until the text ends.
+    """Complete the prompt until the model ends the text.
 
-    It also ends at the maximum length, a full context or a reverse prompt.
+    The text also ends at the maximum length, a full context or a reverse prompt.
     """
     talk.open(_prompt(talk))
     stops = talk.stops(slack=2)

@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 
 class Console:
-    """A terminal; with `color`, prompt and input have other colours than answers."""
+    """A terminal; with `color`, prompts and input differ in colour from answers."""
 
     def __init__(self, color: bool) -> None:
         self._color = color
@@ -41,7 +41,7 @@ class Console:
                 import readline  # noqa: F401  # lines can be edited
 
     def write(self, text: str, style: str = "") -> None:
-        """Write text of the model or of a prompt, without buffering.
+        """Write an answer's text or a prompt, without buffering.
 
         On a terminal, control characters are written as escapes.
         """
@@ -60,7 +60,7 @@ class Console:
         print(line, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
-        """End the line, if it is not empty, and the colours."""
+        """End a line that is not empty, and reset the colours."""
         self._set("")
         if not self._clean:
             sys.stdout.write("\n")
@@ -68,9 +68,9 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: a line, and the next one after each line that ends with a backslash.
+        """Read a message: one line, or several of which all but the last end with a backslash.
 
-        None at the end of the input. `prompt` is written only on a terminal.
+        Returns None at the end of the input. `prompt` is written only on a terminal.
         """
         lines: list[str] = []
         while True:
@@ -102,7 +102,7 @@ def _utf8_locale() -> bool:
 
 
 class Interrupt:
-    """The handler of SIGINT, which stops the answer during one, and otherwise the program."""
+    """The handler of SIGINT: it stops the current answer, or else the program."""
 
     def __init__(self) -> None:
         self._answering = False
@@ -119,7 +119,7 @@ class Interrupt:
 
     @contextmanager
     def stops_answer(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C makes `check` raise `Stopped`; the second ends the program."""
+        """Make `check` raise `Stopped` after the first Ctrl-C; the second one ends the program."""
         self._answering = True
         try:
             yield

@@ -35,7 +35,7 @@ from nbllama.train.run.settings import fresh_seed
 
 _SHORTEST = 8  # as llama.cpp
 _USUAL = 4096
-_QUIET = 2.0  # seconds of silence before a line is printed
+_QUIET = 2.0  # seconds without output before a line is printed
 
 
 def run(main: Main, threads: int) -> None:
@@ -88,7 +88,7 @@ def run(main: Main, threads: int) -> None:
 
 @contextmanager
 def saved(path: str, console: Console) -> Iterator[list[Dump]]:
-    """At the end, also after Ctrl-C, write the dump that the caller has put into the list."""
+    """Write the dumps that the caller put into the list, at the end and also after Ctrl-C."""
     seen: list[Dump] = []
     try:
         yield seen
@@ -101,8 +101,8 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     """Return the template of `--chat-template`, or else the model's.
 
-    A model without a template gets ChatML if the vocabulary has its tokens, and otherwise Alpaca's
-    plain text. `variables`: those of `--template-vars`.
+    For a model without a template, it is ChatML if the vocabulary has its tokens, and otherwise
+    Alpaca's plain text. `variables`: those of `--template-vars`.
 
     Raises `UsageError` or `GGUFError` for a template that cannot be used.
     """
@@ -115,7 +115,7 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
-    """Return the context in tokens. If `strict`, raises `UsageError` beyond the trained one."""
+    """Return the context in tokens; if `strict`, raise `UsageError` beyond the trained one."""
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
     for line in context_warnings(hp, n_ctx):
@@ -156,7 +156,7 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
     """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
 
-    A line is printed if that takes long.
+    A line is printed if the computation takes long.
     """
     said = threading.Event()
 

@@ -17,9 +17,9 @@ _WINDOW = 32  # last tokens that are searched for a reverse prompt, as in llama.
 
 
 class Stops:
-    """Reverse prompts: texts after which an answer stops.
+    """Reverse prompts: strings that end an answer.
 
-    `slack`: bytes that may follow such a text, if a token holds more than its end.
+    `slack`: number of bytes that may follow a reverse prompt, as a token can extend beyond it.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], slack: int) -> None:
@@ -30,7 +30,7 @@ class Stops:
         self._single = {ids[0] for ids in encoded if len(ids) == 1}
 
     def met(self, tokens: Sequence[int]) -> bool:
-        """Return whether `tokens` end with one of them."""
+        """Return whether `tokens` end with a reverse prompt."""
         if not self.texts or not tokens:
             return False
         tail = b"".join(self._tokenizer.token_bytes(i) for i in tokens[-_WINDOW:])
@@ -71,13 +71,13 @@ class Talk:
         return Stops(self.tokenizer, [*texts, *more], slack)
 
     def ids(self, text: str) -> list[int]:
-        """Return the tokens of a text of the command line, which may name special tokens."""
+        """Return the tokens of a string from the command line, which may name special tokens."""
         return self.tokenizer.encode(text, parse_special=True)
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Check the first prompt, set what a context shift must keep of it, and print the seed.
+        """Check the first prompt, set how much of it a context shift keeps, and print the seed.
 
-        Raises `UsageError` if it does not fit.
+        Raises `UsageError` if the prompt does not fit.
         """
         if len(ids) > self.n_ctx - 4:
             raise UsageError(

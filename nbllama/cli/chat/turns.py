@@ -13,8 +13,8 @@ from nbllama.text.chat_template import ChatTemplate
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    The whole chat is rendered again in each turn, but only those tokens are read that differ from
-    the ones read before. A message that the template or the context refuses is left out.
+    Each turn renders the whole chat again, but the model reads only the tokens after those that did
+    not change. A message that the template refuses or that does not fit the context is left out.
     """
     o, console = talk.options, talk.console
     messages: list[dict[str, str]] = []

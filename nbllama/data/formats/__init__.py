@@ -44,7 +44,7 @@ __all__ = [
     "plain_ones",
 ]
 
-# If a record has the keys of several formats, the first one counts.
+# If a record has the keys of several formats, the first of these formats is used.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (messages, sharegpt, preference, labelled, completion, alpaca, text)

@@ -1,8 +1,8 @@
 """Instructions in the format of Stanford Alpaca: {"instruction", "input", "output"}.
 
-They go through the chat template as a question and its answer. "input" can be empty or missing;
-otherwise it follows the instruction as the template's layout defines. "system" (a text) and
-"history" (a list of [question, answer]) are optional, as in LLaMA-Factory's variant.
+The records go through the chat template as a question and its answer. "input" can be empty or
+missing; otherwise it follows the instruction as the template's layout defines. "system" (a text)
+and "history" (a list of [question, answer]) are optional, as in LLaMA-Factory's variant.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def calls_of(message: Record, where: str) -> list[Message]:
     """Return the calls of a message.
 
     Each is {"id", "type", "function": {"name", "arguments", "text"}}: "arguments" is an object,
-    "text" the JSON text of the arguments if they were given as text.
+    "text" is their JSON string if they were given as a string.
 
     Raises `DataError` with `where` in front.
     """
@@ -80,7 +80,7 @@ def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
 
 
 def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
-    """Return the arguments as an object, and their JSON text if they were given as text."""
+    """Return the arguments as an object, and their JSON string if they were given as one."""
     what = f"{where}the arguments of a tool call"
     text = ""
     for _ in range(3):  # an object, JSON of it, and JSON of that

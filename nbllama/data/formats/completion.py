@@ -1,7 +1,7 @@
 """A prompt and its continuation: {"prompt", "completion"}.
 
-Two texts are joined unchanged, without a template and without a space between them. Two lists of
-messages are one chat, and the answers in "completion" are trained.
+Two strings are joined unchanged, without a template and without a space between them. Two lists of
+messages form one chat, in which the answers in "completion" are trained.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An answer with a label: {"prompt", "completion", "label": true or false}.
 
 Prompt and completion are read as in the format `completion`. The label can also be 1 or 0, or one
-of these values as text, as in tables.
+of these values as a string, as in tables.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def _message(message: Any, where: str) -> Message:
 def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
     """Return what a message has in addition to role and content.
 
-    These are its thought, its calls and the id of the call that it answers. Raises `DataError`.
+    The extras are its thought, its calls and the id of the call that it answers. Raises
+    `DataError`.
     """
     out: Message = {}
     thought = _thought(message, where)

@@ -1,10 +1,10 @@
 """Two answers to one prompt: {"prompt", "chosen", "rejected"}.
 
 "prompt" is text or a list of messages, and each side is text or a list of messages (or one
-message). Texts are joined unchanged, without a template; messages make one chat, and the answers of
-the side are trained. Without "prompt", both sides contain the whole chat or text, and their common
-beginning is the prompt. With "instruction" or "question" instead of "prompt" the texts go through
-the chat template as in the format `alpaca`.
+message). Strings are joined unchanged, without a template; messages form one chat, in which the
+answers of the side are trained. Without "prompt", both sides contain the whole chat or text, and
+their common beginning is the prompt. With "instruction" or "question" instead of "prompt", the
+strings go through the chat template as in the format `alpaca`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nbllama.errors import DataError
 
 SIDES = ("chosen", "rejected")
 _QUESTIONS = ("instruction", "question")
-# A text under one of these names belongs to the prompt, but it is unknown how to join it.
+# A string under one of these keys is part of the prompt, but the way to join it is unknown.
 _UNKNOWN = ("input", "inputs", "query", "human", "user", "q")
 
 

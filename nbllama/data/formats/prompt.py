@@ -4,7 +4,7 @@
 or "question" go through the chat template as in the format `alpaca`. A text under "prompt" is used
 as it is, without a template. All other keys of the record are for the reward.
 
-It is no member of `FORMATS`: without an answer, there is nothing to train by likelihood.
+This format is not in `FORMATS`: without an answer, there is nothing to train by likelihood.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from nbllama.errors import DataError, shown
 
 Record = dict[str, Any]
 Message = dict[str, Any]
-"""A message as a server gets it: "role" and "content", both text, and optionally "tool_calls" (of
-{"id", "type", "function": {"name", "arguments", "text"}}, `text` being the arguments as they were
-written), the thought under each of `nbllama.text.thoughts.KEYS`, "name" and "tool_call_id".
+"""A message as a server receives it: "role" and "content", both strings, and optionally
+"tool_calls" (of {"id", "type", "function": {"name", "arguments", "text"}}, `text` being the
+arguments as they were written), the thought under each of `nbllama.text.thoughts.KEYS`, "name" and
+"tool_call_id".
 """
 
 ANSWERING_ROLE = "assistant"
@@ -32,9 +33,9 @@ class Conversation(NamedTuple):
     """Messages for a chat template.
 
     `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
-    server gets them, or None. `variables`: of the template, for this chat. `notices`: what was
-    read differently from how it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how
-    many of the first messages are not in the record's list of messages.
+    server receives them, or None. `variables`: the template's variables for this chat. `notices`:
+    what was read differently from how it is written, as keys of `nbllama.data.notices.READ`.
+    `n_first`: how many of the first messages are not in the record's list of messages.
     """
 
     messages: list[Message]
@@ -56,7 +57,7 @@ Plain = Conversation | Continuation
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt; `chosen` is preferred. `weight`: of the pair's loss."""
+    """Two answers to one prompt; `chosen` is preferred. `weight`: weight of the pair's loss."""
 
     chosen: Plain
     rejected: Plain
@@ -64,7 +65,7 @@ class Pair(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """An answer that is `good` or bad. `weight`: of its loss."""
+    """An answer that is `good` or bad. `weight`: weight of its loss."""
 
     answer: Plain
     good: bool

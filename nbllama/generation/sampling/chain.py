@@ -19,7 +19,8 @@ class Sampler:
     """Choose tokens: `sample`, then `accept` for that token (and for those of a prompt).
 
     Without mirostat: penalties, top_k, typical, top_p, min_p, temperature, a draw. With mirostat:
-    temperature, mirostat. `banned` tokens are never chosen. `n_ctx`: what repeat_last_n -1 means.
+    temperature, mirostat. `banned` tokens are never chosen. `n_ctx`: the value of repeat_last_n if
+    that is -1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Mirostat: candidates are cut so that the surprise of the text, in bits per token, stays at `tau`.
+"""Mirostat: drop candidates so that the surprise of the text, in bits per token, stays at `tau`.
 
 Basu et al., "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity" (2021).
 """
@@ -51,7 +51,7 @@ class Mirostat:
         """Return k from Zipf's law p_i ~ i^-s: equation 9 of the paper.
 
         s: by least squares over the most likely candidates. A k above 2^31, which llama.cpp turns
-        into 1, is all of them here.
+        into 1, means all candidates here.
         """
         n = min(_MOST - 1, len(p) - 1)
         i = np.arange(n, dtype=f32)

@@ -26,11 +26,11 @@ class Penalties:
         self._presence = np.float32(presence)
 
     def accept(self, token: int) -> None:
-        """Add a token to the last ones."""
+        """Add a token to the recent ones."""
         self._last.append(token)
 
     def reset(self) -> None:
-        """Forget the last tokens."""
+        """Forget the recent tokens."""
         self._last.clear()
 
     def apply(self, c: Candidates) -> Candidates:

@@ -21,7 +21,7 @@ class Random:
     def index(self, p: np.ndarray) -> int:
         """Draw an index with weights p `[n]`: `std::discrete_distribution`.
 
-        For one weight it draws no number.
+        If there is only one weight, no number is drawn.
         """
         if len(p) < 2:
             return 0

@@ -1,6 +1,6 @@
 """The alternatives to attention in some blocks, one page each.
 
-A page has two functions, which take the block (`nbllama.model.parts.BlockParts`): `forward`
+Each page contains two functions of a block (`nbllama.model.parts.BlockParts`): `forward`
 computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` changes
 acts.dx from the gradient with respect to that stream to the gradient of the block's input.
 """

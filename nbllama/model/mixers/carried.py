@@ -18,7 +18,7 @@ class Carried(NamedTuple):
 
 
 StateExchange = Callable[[int], Carried]
-"""Takes a layer; returns its states. The caller writes `after`."""
+"""A function of a layer that returns its states. The caller writes `after`."""
 
 
 def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:

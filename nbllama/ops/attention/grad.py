@@ -227,7 +227,8 @@ def _gradient(
 def n_parts(n_seq: int, n_head: int) -> int:
     """Return the number of tasks into which a head's queries are divided.
 
-    It depends only on the shape, never on the threads, because it fixes the order of the sums.
+    The number depends only on the shape, never on the threads, because it fixes the order of the
+    sums.
     """
     return -(-TASKS // (n_seq * n_head))
 

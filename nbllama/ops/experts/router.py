@@ -1,7 +1,7 @@
 """The router: which experts each token uses, and with which weights.
 
 From the router's outputs z (one number for each of E experts), the K experts with the largest
-scores are chosen, and each gets a weight w:
+scores are chosen, and each receives a weight w:
 
 | gating | scores p | weights |
 |---|---|---|
@@ -147,7 +147,7 @@ def _choose(p, bias, chosen):
             if after and (best < 0 or score > top):
                 best = e
                 top = score
-        if best < 0 or top != top:  # NaN: take the lowest unused number
+        if best < 0 or top != top:  # NaN: use the lowest unused number
             best = 0
             taken = True
             while taken:

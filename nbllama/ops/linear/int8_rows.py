@@ -6,8 +6,8 @@ In each block of B numbers (32, or 256 for the K-quants; B is the block size of 
 
 Ties are rounded to even. The sums of the numbers are stored as well, for types of W whose codes are
 not centred on zero: d sum q for each block of 32; in blocks of 256, sum q for each 16 numbers. A
-block that contains an infinity or a NaN gets d = NaN, so every output that uses it is NaN. There is
-no gradient, because only generation uses this.
+block that contains an infinity or a NaN has d = NaN, so every output that uses it is NaN. There is
+no gradient, because only generation uses these products.
 
 llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this module
 does not), `quantize_row_q8_K`.

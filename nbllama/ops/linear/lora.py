@@ -6,8 +6,8 @@
     dA = dhᵀ x         dB = dyᵀ h           (`ops.lora_grad`)
 
 Both h and dh are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6 is R rounded up to a
-multiple of the micro-kernel's rows; rows beyond R are zero. They include the factor s, so no other
-product needs it. No matrix of size n_out x n_in is ever computed.
+multiple of the micro-kernel's rows; rows beyond R are zero. h and dh include the factor s, so no
+other product needs it. No matrix of size n_out x n_in is ever computed.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """

@@ -1,8 +1,8 @@
 """Option names of other programs, and the hint that is printed for each.
 
-A row of a table is a hint and the names that get it. A hint is the option to use here, or a
-sentence if the value has another form here or no option is needed. Names are written with `-`; `_`
-counts as `-` on a command line and in a file of `--config`.
+A row of a table contains a hint and the names that it applies to. A hint is the option to use here,
+or a sentence if the value has another form here or no option is needed. Names are written with `-`;
+`_` counts as `-` on a command line and in a file of `--config`.
 """
 
 from __future__ import annotations

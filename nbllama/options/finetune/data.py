@@ -1,4 +1,4 @@
-"""Batches of records, and samples of plain text. How records are read: `cli/data_options.py`."""
+"""Batches of records, and samples of plain text. How records are read: `options/data.py`."""
 
 from __future__ import annotations
 

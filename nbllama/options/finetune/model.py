@@ -1,4 +1,4 @@
-"""The base model: arrays to inspect, constants that replace the model file's."""
+"""The base model: arrays to inspect, and constants that replace those of the model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _model = partial(option, "Model")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Arrays of an iteration to write, and constants that replace the model file's."""
+    """Arrays of an iteration to write, and constants that replace those of the model file."""
 
     dump: tuple[str, ...] = _inside(
         Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; can be"

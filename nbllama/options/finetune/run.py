@@ -79,7 +79,7 @@ class RunOptions:
         "passes over the data in this run; 0 or less: no limit",
         shown_default="no limit for plain text; for records it depends on their number",
     )
-    batch: int = _data(  # None up to `nbllama.train.run.plan`
+    batch: int = _data(  # None until `nbllama.train.run.plan` sets it
         Whole(1, 65536),
         None,
         "samples per forward and backward pass; with --packing, this many times --ctx tokens",

@@ -68,7 +68,7 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q3_K: groups of 16, z = 4, signed scales; 32 bytes hold all groups' third bits."""
+    """Multiply Q3_K: groups of 16, z = 4, signed scales; 32 bytes contain all third bits."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 110 * b

@@ -88,7 +88,7 @@ def extreme(x, n):
 def symmetric_scale(x, w, high):
     """Return the scale of a group of 16, of either sign: the best of 19 candidates.
 
-    For given codes the best scale is sum(w x q) / sum(w q q). It explains
+    For given codes the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
     sum(w x q)^2 / sum(w q q) of sum(w x x); the candidate that explains the most is chosen. One
     candidate is tried twice.
     """

@@ -1,11 +1,11 @@
 """A small HTTP server for one page, on the loopback address only.
 
-Reading needs the secret in the address, which is printed once. A page of another origin cannot
-read, even if a browser on this machine opens it: the names in `Host` and `Origin` must be this
-server's own (no DNS rebinding), and only a request of type application/json can ask or stop.
-(Browsers send these to another origin only if that agrees, which this server never does.)
-Everything else gets 403 (no or a wrong secret, another origin) or 404 (any other path), and an
-empty body.
+Reading needs the secret in the address, which is printed once. A page from another origin cannot
+read the run, even in a browser on this machine: `Host` and `Origin` must name this server (no DNS
+rebinding), and only a request of type application/json can ask a question or stop the run.
+(Browsers send such requests to another origin only with its consent, which this server never
+gives.) All other requests are answered with 403 (no secret, a wrong one, or another origin) or 404
+(any other path), and an empty body.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start one thread per connection, with a limit on both."""
+        """Start one thread per connection, up to a limit."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._serve()
             self.wfile.flush()
         except (TimeoutError, ConnectionError):
-            pass  # an error of the reader's side, which can connect again
+            pass  # an error on the reader's side, which can connect again
         finally:
             self.close_connection = True
 

@@ -1,7 +1,7 @@
 """The state of a served page: the run so far, updates, and requests of its readers.
 
-The run's thread adds rows; the server's threads read them and add questions. There is no
-computation here.
+The run's thread adds rows; the server's threads read them and add questions. This module computes
+nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from nbllama.report.page.template import page
 from nbllama.report.payload import event, payload, run_object
 from nbllama.report.records import Row, Run
 
-NEWS = 400  # rows that are kept for readers; a reader with an older version gets the whole run
+NEWS = 400  # rows that are kept for readers; a reader with an older version receives the whole run
 MOST_WAITING = 4  # questions
-MOST_LETTERS = 4000  # of a question
+MOST_LETTERS = 4000  # per question
 
 
 class Question(NamedTuple):
@@ -61,7 +61,7 @@ class LiveState:
         self._whole_from = 0  # readers before this version need the whole run
         self._news: deque[tuple[int, dict[str, Any]]] = deque(maxlen=NEWS)
         self._waiting: deque[Question] = deque()
-        self._open: dict[int, Row] = {}  # questions with no answer yet, or only its start
+        self._open: dict[int, Row] = {}  # questions whose answer is missing or incomplete
         self._asked = 0
         self._over = False
         self._delivered = 0
@@ -76,7 +76,7 @@ class LiveState:
             self._publish(None)
 
     def add(self, row: Row, *, keep: bool = True) -> None:
-        """Show a row. `keep` False: only present readers see it."""
+        """Show a row; without `keep`, only to the current readers."""
         with self._changed:
             unanswered = row.get("event") == "question" and row.get("done") is False
             if unanswered:
@@ -101,7 +101,7 @@ class LiveState:
             return self._waiting.popleft() if self._waiting else None
 
     def end(self, patience: float = 2.0) -> None:
-        """End the run, and wait until all readers have got the end, at most `patience` seconds."""
+        """End the run; wait at most `patience` seconds until all readers have been informed."""
         with self._changed:
             for row in self._open.values():
                 answer = str(row.get("answer", "")) or "(the run ended before an answer)"
@@ -116,7 +116,7 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Add a new version, with the lock held; None: readers get the whole run."""
+        """Add a new version while holding the lock; for None, readers receive the whole run."""
         self._version += 1
         if news is None:
             self._whole_from = self._version
@@ -136,10 +136,10 @@ class LiveState:
         return page(data)
 
     def since(self, version: int, timeout: float) -> dict[str, Any]:
-        """Return the updates after `version`; wait for them, at most `timeout` seconds.
+        """Return the updates after `version`; wait at most `timeout` seconds for them.
 
-        `version`: the version after these updates. `events`: rows. `run`: None, or the whole run
-        instead of events. `over`: there will be no more updates.
+        The result contains `version` (after the updates), `events` (rows), `run` (None, or the
+        whole run instead of events) and `over` (whether no more updates will follow).
         """
         with self._changed:
             self._last_read = time.monotonic()
@@ -155,7 +155,7 @@ class LiveState:
         return found | {"run": now.whole() if now is not None else None}
 
     def delivered(self, version: int) -> None:
-        """Record that a reader has got everything up to `version`."""
+        """Record that a reader has received everything up to `version`."""
         with self._changed:
             self._delivered = max(self._delivered, version)
             self._changed.notify_all()
@@ -188,6 +188,6 @@ class LiveState:
         return ""
 
     def _now(self) -> _Now:
-        """Copy everything that is shown, with the lock held."""
+        """Copy everything that the page shows, while holding the lock."""
         going = not self._over and not self._run.end
         return _Now(self._run.copy(), list(self._notes), list(self._open.values()), going)

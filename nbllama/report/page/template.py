@@ -13,7 +13,7 @@ from typing import Any
 
 SCRIPTS = ("values", "data", "charts", "heat", "tokens", "cards", "compare", "live", "main")
 
-# Control characters, and characters that change the direction of text. The script has the same.
+# Control characters, and characters that change the text's direction. The script has the same list.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )

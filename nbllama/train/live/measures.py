@@ -13,10 +13,10 @@ from nbllama.train.live.norms import Norms
 from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
-SHARE = 0.005  # of the run's time
+SHARE = 0.005  # share of the run's time
 CREDIT = 30.0  # seconds of the run that later work can still use
 MOST_COLUMNS = 400  # of the norms in a run
-MOST_PASSING = 20  # texts of a run that are logged, besides the followed ones
+MOST_PASSING = 20  # logged texts of a run, besides the followed ones
 
 Row = dict[str, Any]
 

@@ -43,7 +43,7 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Choose sequences and make the rows `tokens` of a log.
+    """Choose sequences and create the rows `tokens` of a log.
 
     The first sequences of the first steps are followed: each time one occurs again, a row is made.
     """
@@ -65,7 +65,7 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Make the row of one sequence of a step; its position in the batch changes each time."""
+        """Make the row for one sequence of a step; its position in the batch varies."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-STEPS = 10  # last steps that a warning is based on
-FALLEN = 0.1  # nats per token, of both sides
+STEPS = 10  # number of last steps that a warning is based on
+FALLEN = 0.1  # nats per token, for both sides
 RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so such a pair has almost no gradient
 
 

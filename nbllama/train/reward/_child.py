@@ -7,11 +7,11 @@ One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
     {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
     any failure                                                        -> {"error": str}
 
-The file is not read again: if it changed during a run, the run would use two reward functions. If
-there is an `argument`, the function `name` is called with it and returns the reward function.
-`check` calls the function `problem` of the same file. Everything that the function prints is
-discarded. This module imports nothing from nbllama, so that the child starts quickly and contains
-none of the program's data.
+The child receives the file's text instead of reading the file again; otherwise, a change of the
+file during a run would lead to two reward functions. If there is an `argument`, the function `name`
+is called with it and returns the reward function. `check` calls the function `problem` of the same
+file. Everything that the function prints is discarded. This module imports nothing from nbllama, so
+that the child starts quickly and contains none of the program's data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST = 300  # characters in a message
 
 
 class Given(importlib.abc.SourceLoader):
-    """Load a module from a text, under the name of its file."""
+    """Load a module from a string, under the name of its file."""
 
     def __init__(self, path: str, text: str) -> None:
         self._path, self._text = path, text

@@ -33,8 +33,8 @@ _READING = {
 def wanted(record: dict[str, Any]) -> str | None:
     """Return the right answer in a record, None if it contains none.
 
-    It is stored under one of the keys `WANTED`, or is the last message of a chat if that is an
-    answer.
+    The right answer is stored under one of the keys `WANTED`, or is the last message of a chat if
+    that message is an answer.
     """
     for key in WANTED:
         value = record.get(key)

@@ -64,7 +64,7 @@ class DrawnBatch(Batch):
 
 @contextmanager
 def unwatched(model: Model) -> Iterator[None]:
-    """Hide passes from a watcher, which should see only the passes of training."""
+    """Hide passes from a watcher, which should observe only the passes of training."""
     watch, model.watch = model.watch, None
     try:
         yield
@@ -141,7 +141,7 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
 def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
     """Return the answers with a reward as a batch; None if there are none.
 
-    `every`: include answers whose advantage is 0, which have a gradient only through the reference.
+    `every`: include answers with advantage 0, which have a gradient only through the reference.
     """
     rows, values = [], []
     for group in groups:

@@ -9,21 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
-import signal
-import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nbllama.errors import UsageError, shown
+from nbllama.system.child import Child
 from nbllama.train.reward import builtin
 
-SECONDS = 10.0  # of one call, by default
+SECONDS = 10.0  # per call, by default
 MEMORY = 2 << 30  # bytes by which the child may grow after loading
 _LOADING_SECONDS = 120.0  # a function may import large packages
 _MOST_LINE = 64 << 20  # bytes in an answer of the child
@@ -36,7 +32,7 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: file, name, and the argument of a function that makes it.
+    """The source of a reward function: file, name, and the argument of a function that creates it.
 
     `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
     `identity`: the value that a checkpoint stores; it depends on the content of the user's file,
@@ -100,9 +96,7 @@ class Scorer:
         """Load the function. Raises `UsageError` if that fails."""
         self.source, self._seconds, self._memory = source, seconds, memory
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lines: queue.Queue[bytes] = queue.Queue()
-        self._end: weakref.finalize[..., Any] = weakref.finalize(self, _kill, None)
+        self._child: Child | None = None
         with self._lock:
             found = self._start()
         if isinstance(found, Failed):
@@ -130,12 +124,13 @@ class Scorer:
 
     def close(self) -> None:
         """End the child; it can be called twice."""
-        self._end()
-        self._process = None
+        if self._child is not None:
+            self._child.close()
+        self._child = None
 
     def _call(self, request: dict[str, Any], check: Check) -> Any:
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self._child is None or not self._child.running:
                 found = self._start()
                 if isinstance(found, Failed):
                     return Failed(f"its process cannot start: {found.reason}")
@@ -143,26 +138,16 @@ class Scorer:
 
     def _start(self) -> Any:
         """Start the child and load the function; return the child's answer or `Failed`."""
-        self._end()
+        self.close()
         longest = 2 * max(self._seconds, _LOADING_SECONDS)
         path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
+        command = [sys.executable, _CHILD, str(self._memory), str(longest)]
         try:
-            process = subprocess.Popen(
-                [sys.executable, _CHILD, str(self._memory), str(longest)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,  # so that the child's own children end with it
+            self._child = Child(
+                command, {**os.environ, "PYTHONPATH": path}, most=_MOST_LINE, group=True
             )
         except OSError as e:
             return Failed(e.strerror or str(e))
-        self._process = process
-        self._end = weakref.finalize(self, _kill, process)
-        self._lines = queue.Queue()
-        threading.Thread(
-            target=_read_lines, args=(process.stdout, self._lines), daemon=True
-        ).start()
         source = self.source
         request = {
             "op": "load", "file": source.file, "text": source.text, "name": source.name,
@@ -172,51 +157,21 @@ class Scorer:
 
     def _ask(self, request: dict[str, Any], seconds: float, check: Check) -> Any:
         """Return the value that the child answers, or `Failed`."""
-        assert self._process is not None and self._process.stdin is not None
-        with suppress(OSError):  # the missing answer is reported below
-            self._process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
-            self._process.stdin.flush()
+        assert self._child is not None
+        self._child.send(json.dumps(request, default=str))
         end = time.monotonic() + seconds
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, min(_POLL, end - time.monotonic())))
-                break
-            except queue.Empty:
-                if time.monotonic() >= end:
-                    self.close()
-                    return Failed(f"it took more than {seconds:g} s")
-                if check is not None:
-                    try:
-                        check()
-                    except BaseException:
-                        self.close()  # a late answer must not be taken for that of a later call
-                        raise
+        while (line := self._child.receive(min(_POLL, end - time.monotonic()))) is None:
+            if time.monotonic() >= end:
+                self.close()
+                return Failed(f"it took more than {seconds:g} s")
+            if check is not None:
+                try:
+                    check()
+                except BaseException:
+                    self.close()  # a late answer must not be mistaken for that of a later call
+                    raise
         if not line.endswith(b"\n"):
             self.close()
             return Failed("its process ended")
         answer = json.loads(line)
         return Failed(answer["error"]) if "error" in answer else answer["ok"]
-
-
-def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
-    """Put every line of `stream` into the queue, followed by an empty line."""
-    with stream:
-        while True:
-            line = stream.readline(_MOST_LINE)
-            lines.put(line)
-            if not line.endswith(b"\n"):
-                return
-
-
-def _kill(process: subprocess.Popen[bytes] | None) -> None:
-    """End a child and the processes that it has started."""
-    if process is None:
-        return
-    if hasattr(os, "killpg"):
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
-    if process.stdin is not None:
-        with suppress(OSError):  # buffered output no longer has a reader
-            process.stdin.close()

@@ -1,6 +1,6 @@
 """Questions from the data that are answered before and after a run.
 
-They do not change the run.
+The answers do not change the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 class Asked:
     """A question, the answer in the data, and the model's answers.
 
-    kind: "trained" or "held out". `wanted` is cut at the maximum length of an answer.
+    kind: "trained" or "held out". `wanted` is truncated to the maximum length of an answer.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Asked:
         return self.after.strip() == self.wanted.strip()
 
     def row(self) -> dict[str, Any]:
-        """Return it as an object of the log."""
+        """Return the question as an object for the log."""
         names = ("kind", "question", "wanted", "before", "after", "right")
         return {name: getattr(self, name) for name in names}
 
@@ -57,8 +57,8 @@ def find_questions(
 ) -> list[Asked]:
     """Choose up to `number` questions from each of the two data sets, spread over the data.
 
-    For a record with several answers, the last one is used. Records without a prompt, or with a
-    long one, are left out.
+    For a record with several answers, the last one is used. Records without a prompt or with a long
+    prompt are skipped.
     """
     found = _questions(tokenizer, data, "trained", number)
     if validation is not None:
@@ -72,7 +72,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
         return []
     found: list[Asked] = []
     seen: set[tuple[int, ...]] = set()
-    # of preferences only the good answers
+    # for preferences, only the good answers
     rows = np.arange(samples.n_samples)
     if samples.judged is not None:
         rows = rows[samples.judged.good]
@@ -112,7 +112,7 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
 def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
     """Return the question in a prompt, without the text that the chat template adds.
 
-    It is the last text between control tokens that is not only the name of a role.
+    The question is the last string between control tokens that is more than the name of a role.
     """
     stretches: list[list[int]] = [[]]
     for token in prompt:

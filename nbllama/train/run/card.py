@@ -1,6 +1,6 @@
 """`--card`: a model card and an Ollama Modelfile next to the adapter of a run.
 
-Each begins with a mark. A file of the same name without the mark belongs to the user and is kept.
+Each file begins with a mark. An existing file without this mark belongs to the user and is kept.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PARAMETER stop "<|im_end|>"
 class Files(NamedTuple):
     """The base model and the adapter.
 
-    `gguf`: whether the adapter is in the format of today's llama.cpp, the only one that llama.cpp
-    reads, and Ollama for every architecture.
+    `gguf`: whether the adapter is in today's GGUF format. llama.cpp reads no other format, and
+    Ollama reads other formats only for some architectures.
     """
 
     base: str
@@ -45,7 +45,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The name of the adapter as GGUF, which `conversion` makes if necessary."""
+        """The name of the GGUF adapter, which `conversion` creates if necessary."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)
@@ -58,7 +58,7 @@ class Files(NamedTuple):
 
     @property
     def conversion(self) -> str:
-        """The command that makes `readable`; "" if the adapter is GGUF already."""
+        """The command that creates `readable`; "" if the adapter is GGUF already."""
         words = [self.adapter, self.readable, "--model-base", self.base]
         arguments = " ".join(map(shlex.quote, words))
         return "" if self.gguf else f"python -m nbllama.convert_lora {arguments}\n"
@@ -69,11 +69,11 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """Return the text for `ollama create NAME -f FILE`, for the model that its second line merges.
+    """Return the file for `ollama create NAME -f FILE`; its second line explains how to merge.
 
-    It has a template only for ChatML: for other models Ollama has its own or reads it from the
-    file. `system`: the text that the chat template puts before a chat without a system message. The
-    older form, with the adapter next to its base, is included as comments.
+    It contains a template only for ChatML: for other models, Ollama has its own template or reads
+    the one in the model file. `system`: the text that the chat template puts before a chat without
+    a system message. The older form, with the adapter next to its base, is included as comments.
 
     Raises `OutputError` for a path with a control character, which could add an instruction.
     """
@@ -126,7 +126,7 @@ def card(
     `run`: the first row of a log (`nbllama.train.run.story.begun`); `results`: lines about
     iterations and losses.
 
-    Text from outside, such as file names, is escaped, so that none of it is Markdown or HTML.
+    Text from outside, such as file names, is escaped, so that it cannot act as Markdown or HTML.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (

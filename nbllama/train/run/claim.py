@@ -1,6 +1,6 @@
 """Locks on a run's outputs: no file of another kind is lost, and no other run writes them.
 
-They are taken before anything slow is done, and held until the run ends.
+The locks are acquired before any slow work and released when the run ends.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def check_contents(option: str, path: str) -> None:
 
 
 def contents(path: str) -> str:
-    """Return what a GGUF file holds; "" for a damaged one."""
+    """Return the kind of a GGUF file, such as "a model"; "" for a damaged file."""
     try:
         with open_gguf(path) as f:
             if "training.type" in f.metadata or is_old(f):

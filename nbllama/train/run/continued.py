@@ -1,7 +1,8 @@
 """Which checkpoint a run continues: the one that is named, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and says
-so; the damaged file is kept under another name. A folder means the newest valid checkpoint in it.
+If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and
+reports this; the damaged file is kept under another name. A folder means the newest valid
+checkpoint in it.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Continued:
     damaged: str = ""
 
     def settle(self, say: Say) -> None:
-        """Keep the damaged file under another name, and replace it with the good one.
+        """Rename the damaged file, and put the good one under its old name.
 
-        So the same command line finds the good one again. A failure is only reported.
+        The same command line then finds the good file. A failure is only reported.
         """
         if not self.damaged:
             return
@@ -94,7 +95,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 
 
 def _numbered(path: str, newest: str) -> Iterator[str]:
-    """Yield the numbered files next to the newest one, the last first; none if it is not `path`."""
+    """Yield the numbered files next to `path`, highest first; none if `path` lacks `newest`."""
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)
     if not found:
@@ -106,9 +107,9 @@ def _numbered(path: str, newest: str) -> Iterator[str]:
 
 
 def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
-    """Find the valid checkpoint of a folder with the most iterations.
+    """Find the valid checkpoint with the most iterations in a folder.
 
-    A GGUF file that cannot be opened may have been a newer one.
+    A GGUF file that cannot be opened may be a newer checkpoint, so it is reported.
     """
     found: list[tuple[int, int, str]] = []
     problems: list[NbllamaError] = []

@@ -83,14 +83,14 @@ def load_data(
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the samples of `--train-data`, and those for validation, if any.
 
-    The first value is the options with the plan that follows from the data.
+    The first value is the options, completed by the plan for these data.
 
-    The training data are a file or a folder with one. The validation data come from `--val-data`,
-    `--val-split`, or the folder.
+    The training data are a file, or a folder that contains one. The validation data come from
+    `--val-data`, `--val-split`, or the folder.
 
-    `say` gets a line now and then while a long text is tokenised. `given`: records in memory that
-    replace these files. Raises like `_load`, and `UsageError` for validation data that are missing
-    or of another kind.
+    `say` receives a line from time to time while a long text is tokenised. `given`: records in
+    memory that replace these files. Raises the errors of `_load`, and `UsageError` for validation
+    data that are missing or of another kind.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -174,7 +174,7 @@ def load_file(
     """Load the samples of any file, read with the options of `--train-data`.
 
     `records`: used instead of the file, under the name `path`. `keep_texts`: see `load_samples`.
-    Raises like `load_data`.
+    Raises the errors of `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -259,9 +259,9 @@ def make_feed(
 def walk_epochs(
     options: Options, data: Dataset, feed: Feed, start: Position
 ) -> Callable[[int], int] | None:
-    """Return a function from a number of epochs to iterations, for `resolve`.
+    """Return a function that converts a number of epochs to iterations, for `resolve`.
 
-    None if this is a plain division.
+    Returns None if a division is enough.
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
@@ -280,12 +280,12 @@ def walk_epochs(
 def rest_of(
     options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
-    """Return options with the length of a run that continues `state`, if it does.
+    """Return options with the length of the run, if it continues `state`.
 
-    Without a given length, a run on records does the rest of the planned one. So does a run that
-    found the checkpoint under its own name, and whose length is that of the whole. If nothing is
-    left, `outputs.complete_at` is set and the length is one iteration, because the run is refused
-    only after a check that it is the same run.
+    Without a given length, a run on records completes the planned length. A run that found the
+    checkpoint under its own name completes the length that its options give. If nothing is left,
+    `outputs.complete_at` is set and the length is one iteration: the run is refused later, after a
+    check that it is the same run.
     """
     if state is None:
         return options

@@ -1,6 +1,6 @@
 """Start and end of the current decay of the learning rate, and the resulting learning rates.
 
-If the decay follows from the run's length, a finished run that gets more iterations starts a new
+If the decay is as long as the run, a finished run that continues with more iterations starts a new
 decay over them. A checkpoint stores where the current one began (`TrainState.decay_begin`).
 """
 
@@ -27,9 +27,9 @@ class Decay:
     `begin`: the iteration after which it starts. `end`: the iteration at which the learning rate
     reaches its minimum. `last`: the last iteration that was planned when the decay started, or
     `end` if the decay has its own length. `first`: the first iteration that `check_rates` checks:
-    that of the whole decay while it is in progress, else that of this run. `new`: it starts with
-    this run. `renews`: more iterations after it start a new one. `given`: `--lr-decay-steps` was
-    given.
+    the first of the whole decay while it is in progress, else the first of this run. `new`: whether
+    it starts with this run. `renews`: whether iterations after its end start a new decay. `given`:
+    whether `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -43,7 +43,7 @@ class Decay:
 
     @property
     def stored_last(self) -> int:
-        """`last` as a checkpoint holds it: 0, and therefore no key, if it equals `end`."""
+        """`last` as a checkpoint stores it: 0, and therefore no key, if it equals `end`."""
         return 0 if self.last == self.end else self.last
 
 
@@ -74,7 +74,7 @@ def plan(
     with_run = last == found or (found == last + 1 and last - begin < SHORT)
     if n_iter and follows and with_run and done >= last:
         new = with_the_run(total, done)
-        # the same end again, as in the file of a run's options, changes nothing
+        # giving the same end again, as a run's options file does, changes nothing
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
@@ -103,8 +103,8 @@ def plan(
 def schedule(settings: Settings, decay: Decay) -> Schedule:
     """Return the learning rates of a run.
 
-    A new decay has no warm-up, which is for a new adapter and empty moments: here both come from
-    the checkpoint.
+    A new decay has no warm-up: warm-up is for a new adapter and empty moments, and here both come
+    from the checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -125,15 +125,16 @@ def check_rates(
 ) -> list[str]:
     """Return lines about iterations at learning rate 0.
 
-    `factor`: of the learning rate, by iteration; `done`: iterations of the checkpoint.
+    `factor`: returns the factor of the learning rate in an iteration; `done`: iterations of the
+    checkpoint.
 
-    Raises `UsageError` if the learning rate is 0 in all of them, except with --compat, which does
-    the same as the old tool, and for the rest of a decay in progress.
+    Raises `UsageError` if the learning rate is 0 in all iterations of the run, except with
+    --compat, which follows the old tool, and for the rest of a decay in progress.
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
-        return []  # an evaluation alone
-    # It is 0 at the end, or in between at a single iteration; in the old tool also at the first.
+        return []  # only an evaluation
+    # It is 0 at the end, or at one iteration in between; in the old tool also at the first one.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:

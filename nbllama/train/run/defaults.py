@@ -1,6 +1,6 @@
 """The defaults that depend on the training data.
 
-Also the values that follow from them before a run has its settings: context, iterations, ranks.
+Also values that are derived from them before a run has settings: context, iterations, ranks.
 
 Plain text has the defaults of the old llama.cpp `finetune`. Defaults that follow from the number of
 records are in `nbllama.train.run.plan`.
@@ -17,7 +17,7 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # iterations; in a shorter run a last one at learning rate 0 would be a large part
+SHORT = 10  # iterations; in a shorter run, a last one at learning rate 0 would be a large share
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ DEFAULTS: dict[str, Defaults] = {
 
 
 def context(options: DataOptions, data_kind: str) -> int:
-    """Return `--ctx`, or its default for the kind of data (needed before the data can be cut)."""
+    """Return `--ctx`, or its default for the kind of data (needed before the data can be split)."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
@@ -71,10 +71,10 @@ def iterations(
 ) -> int:
     """Return the iterations of this run from `--adam-iter`, `--epochs` and the defaults.
 
-    `options` include the plan already. The lower limit applies. A pass over the data takes
-    `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass is the end of an iteration,
-    however few samples it has. If this does not hold, `walk` returns the iterations of a number of
-    passes. With `--compat` the default of `--adam-iter` limits `--epochs` too.
+    `options` include the plan already. If both limits are given, the lower one applies. A pass over
+    the data takes `ceil(n_samples / (batch * grad_acc))` iterations: its last iteration may have
+    fewer samples. If this does not hold, `walk` converts passes to iterations. With `--compat` the
+    default of `--adam-iter` limits `--epochs` too.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -100,8 +100,8 @@ def follows_length(options: Options, data_kind: str) -> bool:
 def with_the_run(total: int, begin: int = 0) -> int:
     """Return the end of a decay that is as long as the run: iterations `begin` + 1 to `total`.
 
-    It is the last iteration, whose learning rate is then 0. In a run of fewer than `SHORT`
-    iterations it is the one after that, so that the last iteration learns something too.
+    The end is the last iteration, whose learning rate is then 0. In a run of fewer than `SHORT`
+    iterations it is one iteration later, so that the last iteration also learns.
     """
     return total + 1 if total - begin < SHORT else total
 

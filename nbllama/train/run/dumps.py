@@ -20,7 +20,7 @@ class Dumps:
     """Write the requested dumps; the run continues if a file cannot be written.
 
     `asked`: words of `--dump`. `out`: file name, in which ITERATION is replaced by the number.
-    `say` gets a line for each file. Raises `UsageError` for a pattern that matches nothing.
+    `say` receives a line for each file. Raises `UsageError` for a pattern that matches nothing.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files of an earlier run under this run's names: the run is continued, or this one refused.
+"""Files that an earlier run wrote under this run's names: continue that run, or refuse this one.
 
 Nothing is replaced by accident. With `--compat` files are replaced silently, as in the old tool.
 """
@@ -72,7 +72,7 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
     """Add commands to the error for a checkpoint under the run's own name that does not fit.
 
-    The two commands continue that run, or start another one. Raises `CheckpointError`, and
+    One command continues that run, the other starts a new one. Raises `CheckpointError`, and
     `UsageError` if the run of the checkpoint is complete.
     """
     try:
@@ -83,7 +83,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = [*words, "--force"]  # with its own options if they are known, else with these
+        own = [*words, "--force"]  # with that run's options if they are known, else with these
         if outputs.config and os.path.exists(outputs.config):
             own = ["--config", outputs.config]
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Values in memory that a caller in Python gives instead of file names."""
+"""Values in memory that a Python caller passes instead of file names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.report.log import EvaluationRecord, StepRecord
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
 
-# A record as in a line of a file; a string is a text that is trained as a whole.
+# A record as in a line of a file; a string is trained as a whole.
 Records = Sequence[Mapping[str, Any] | str]
 
 

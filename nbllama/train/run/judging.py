@@ -30,7 +30,7 @@ def run_judging(
 ) -> Judging | None:
     """Return the objective of a run on preferences or rewards; None for a run on answers only.
 
-    Raises as `RunPreferences` and `RunRewards`.
+    Raises the errors of `RunPreferences` and `RunRewards`.
     """
     if isinstance(data, Prompts):
         return RunRewards(options, model, data, say=say)

@@ -1,4 +1,4 @@
-"""`--lora-layers`: which blocks get pairs."""
+"""`--lora-layers`: the blocks that have pairs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
 
 def as_text(numbers: Collection[int], n_layer: int) -> str:
-    """Return the shortest text that `blocks` reads as these numbers; a set has only one."""
+    """Return the shortest string that `blocks` reads as these numbers; it is unique for a set."""
     if len(numbers) == n_layer:
         return "all"
     runs: list[list[int]] = []

@@ -12,10 +12,10 @@ from nbllama.train.trainer import Trainer
 def load_row(trainer: Trainer) -> dict[str, Any] | None:
     """Return the row `experts` of the last iteration; None for a model without experts.
 
-    `first`: the lowest block that is counted. `busiest`: by block, the largest
-    number of tokens of an expert, divided by the mean; `idle`: by
-    block, the number of experts without a token. The choices of a frozen router change only with
-    its input, so if `busiest` grows from step to step, training changes that input.
+    `first`: the lowest block that is counted. `busiest`: for each block, the most tokens that one
+    expert processed, divided by the mean over experts. `idle`: for each block, the number of
+    experts without a token. The choices of a frozen router change only with its input, so if
+    `busiest` grows from step to step, training changes that input.
     """
     load, experts = trainer.bound.load, trainer.model.hp.experts
     if load is None or experts is None:

@@ -39,9 +39,9 @@ class _Ended(Exception):
 class Loop:
     """Run a `RunSession` to its end.
 
-    With `--compat` the order of events at the end is the old tool's: it evaluates once more after
-    the last update, so the samples of one more iteration are skipped, and an early end takes effect
-    before the update of its evaluation, not after it.
+    With `--compat`, a run ends in the order of the old tool. That tool evaluates once more after
+    the last update, so the samples of one more iteration are skipped. An early end takes effect
+    before the update that follows its evaluation, not after that update.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -59,7 +59,7 @@ class Loop:
         model = session.model
         self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
         self._ending = Ending(session)
-        # the reason of an early end
+        # the reason for an early end
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, expected: Forecast) -> Run:
@@ -106,7 +106,7 @@ class Loop:
             pass
         except (StopRequested, NoWorkers) as e:
             if self._reason:
-                self.result.last = trainer.iteration  # it had ended, except for an evaluation
+                self.result.last = trainer.iteration  # the run had ended, except for an evaluation
             self._save_at_end()
             self.result.interrupted = True
             self._reason = str(e) if isinstance(e, NoWorkers) else self.stop.reason
@@ -148,7 +148,7 @@ class Loop:
             self._keep(now, loss, best)
         watch.last = now
         if self._saved == self._last:
-            self._saved = -1  # it came after the last save; its results are saved too
+            self._saved = -1  # the evaluation follows the last save; save its results too
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
@@ -198,7 +198,7 @@ class Loop:
             return made
         if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
-        # The old tool resets all but the ring buffer in each run; 0 is a loss that was not kept.
+        # The old tool resets all but the ring buffer in each run; 0 means that no loss was kept.
         if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement

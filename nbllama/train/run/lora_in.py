@@ -1,4 +1,4 @@
-"""The options that a run takes from the adapter of `--lora-in`."""
+"""The options that a run reads from the adapter of `--lora-in`."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def started_from(
 def completed_by(options: Options, adapter: Adapter) -> Options:
     """Return options with rank and alpha of `adapter`.
 
-    Raises `UsageError` if the command line gives others, `CheckpointError` if one kind of tensor
-    has several ranks, because a run and its checkpoints have one for each kind.
+    Raises `UsageError` if the command line gives other values, `CheckpointError` if one kind of
+    tensor has several ranks, because a run and its checkpoints store one rank per kind.
     """
     name = shown(options.lora_in)
     found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)

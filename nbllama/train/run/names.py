@@ -20,11 +20,11 @@ _SAME = ("--checkpoint-out", "--checkpoint-in")
 
 
 class Names:
-    """All files or folders of an output's `pattern`.
+    """All files or folders whose names match an output's `pattern`.
 
-    `mark` is the text that the iteration's number replaces, "" for a name without a number, and
-    `newest` its replacement in the name of the newest file. `folder`: a folder with an adapter for
-    PEFT.
+    `mark`: the string that the iteration's number replaces, "" for a name without a number.
+    `newest`: its replacement in the name of the newest file. `folder`: whether the output is a
+    folder with an adapter for PEFT.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Names:
         self.shape = re.compile(re.escape(before) + number + re.escape(after))
 
     def may_be(self, name: str) -> bool:
-        """Return whether one of these is the file `name`, by its name or through links."""
+        """Return whether `name` is one of these files, by its name or through links."""
         for spelling in (name, os.path.realpath(name)):
             if self._parent == _parent(spelling) and self.shape.fullmatch(_base(spelling)):
                 return True
@@ -58,7 +58,7 @@ class Names:
         return _parent(self.pattern)
 
     def existing(self) -> Iterator[str]:
-        """Yield the existing names. The file system may ignore upper and lower case."""
+        """Yield the existing names; the file system may ignore case."""
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
         entries = os.listdir(folder) if os.path.isdir(folder) else []
@@ -72,8 +72,8 @@ class Names:
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
     """Raise `UsageError` if an output is an input, or is another output.
 
-    `outputs`: all files that the run writes, by option. An input is every file of an option that
-    reads files, with the files that are read in a folder.
+    `outputs`: all files that the run writes, by option. Inputs are the files of all options that
+    read files, including the files read inside a folder.
     """
     for option, own in outputs.items():
         for names in own:

@@ -44,7 +44,7 @@ class Outputs:
         self.keep_last, self._kept_before = options.keep_last or 0, -1
         self._keep_is_given = options.keep_last is not None
         self.unlimited = options.epochs is None and options.adam_iter is None
-        self.finishes = False  # the run finishes the newest checkpoint with its names
+        self.finishes = False  # whether the run completes the newest checkpoint with its names
         self.complete_at = 0  # the iteration at which that checkpoint's run was complete
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
@@ -119,12 +119,12 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter alone, under its number and as LATEST. Raises like `save`."""
+        """Save the adapter alone, under its number and as LATEST. Raises the errors of `save`."""
         if kept := self._save_adapter(state, hp):
             raise kept
 
     def _save_adapter(self, state: TrainState, hp: Hparams) -> OutputError | None:
-        """Save it; return the error for a file of another kind, which is kept."""
+        """Save the adapter; return the error for a file of another kind, which is not replaced."""
         kept = None
         for name in self._stamped(self.adapter, state.iteration):
             if not (problem := _other("--lora-out", name)):
@@ -149,7 +149,7 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """Its name, with BEST instead of ITERATION, or else at the end; "" for none."""
+        """The best adapter's name, with BEST instead of ITERATION or at the end; "" for none."""
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -173,10 +173,10 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Set how many numbered files are kept, once this is known; return the same options.
+        """Set how many numbered files are kept, and return the same options.
 
-        If the number is only the default, files from before the run are not removed: the checkpoint
-        `state` and earlier ones.
+        If this number is only the default, the files from before the run are not removed (the
+        checkpoint `state` and earlier ones).
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:

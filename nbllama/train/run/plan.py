@@ -1,8 +1,8 @@
 """The plan of a run on records: its length, learning rate, batches, and held-out records.
 
-It follows from the number of records, and the learning rate from the width of the model. The
-numbers come from an experiment; docs/results/defaults.md has its table. Every given option replaces
-the value of the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+The plan depends on the number of records, and its learning rate on the width of the model. The
+numbers come from an experiment; docs/results/defaults.md has its table. An option that is given
+overrides the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PATIENCE = 4  # evaluations without a lower validation loss
 KEPT = 2  # numbered checkpoints
 ANSWERS = 3  # questions of each kind
 PROMPTS_AT_ONCE, PASSES = 4, 1  # batch and epochs of a run that draws the answers to its prompts
-BATCH_BEFORE = 8  # of plain text, and of checkpoints from before there was a plan
+BATCH_BEFORE = 8  # for plain text, and for checkpoints older than the plan
 RATE_OF_TEXT = 1e-3
 
 
@@ -67,10 +67,10 @@ def row_of(n_records: int) -> Row:
 
 
 def rate_of(n_embd: int) -> float:
-    """Return the learning rate for a model of this width, with two digits.
+    """Return the learning rate for a model of this width, rounded to two digits.
 
-    Between the two known widths it is a power of the width; a narrower model has the learning rate
-    of the narrower one.
+    The learning rate is a power of the width, fitted to the two known widths; a narrower model has
+    the learning rate of the smaller known width.
     """
     from math import floor, log, log10
 
@@ -99,7 +99,8 @@ def with_plan(
 
     `data_kind`: "raw" or "chat" (all records). `n_embd`: width of the model. `state`: the
     checkpoint that is continued, whose values are in `options` already; its plan is kept.
-    `validated`: there are validation data already. A run whose length is given holds nothing out.
+    `validated`: whether there are validation data already. A run of a given length holds nothing
+    out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
     draws = OBJECTIVES[options.objective].data == PROMPTS
@@ -125,7 +126,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Return options in which the numbers of a loss of preferences or rewards are filled in."""
+    """Return options with the missing numbers of a preference or reward loss filled in."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nbllama.adapter.file import load_adapter
@@ -17,6 +16,7 @@ from nbllama.errors import DataError, UsageError, shown
 from nbllama.objectives.names import BASE, LABELS, NONE, OBJECTIVES, SFT, START
 from nbllama.train.preference.loss import Numbers, PreferenceLoss
 from nbllama.train.preference.reference import Reference
+from nbllama.train.run.history import FirstAndLast
 
 if TYPE_CHECKING:
     from nbllama.lora.pairs import Adapter
@@ -30,7 +30,7 @@ _OF_PAIRS = "dpo, ipo, orpo or simpo"
 def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
     """Return data in the form that the objective needs.
 
-    Raises `DataError` for data of another form, with what to do.
+    Raises `DataError`, which says what to do, for data of another form.
     """
     row, name = OBJECTIVES[objective], shown(path, 400)
     judged = data.judged if isinstance(data, Samples) else None
@@ -66,7 +66,7 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
     return Preferences(data, 2)
 
 
-class RunPreferences:
+class RunPreferences(FirstAndLast):
     """The objective of a run on preferences, and its reference, if it has one."""
 
     def __init__(
@@ -102,21 +102,7 @@ class RunPreferences:
             row.name, options.beta or 0.0, options.label_smoothing or 0.0, options.margin or 0.0,
             options.sft_weight or 0.0,
         )  # fmt: skip
-        self.objective = PreferenceLoss(numbers, sets, self.reference)
-
-    @property
-    def _tenth(self) -> int:
-        return max(1, len(self.objective.history) // 10)
-
-    @property
-    def first(self) -> dict[str, float]:
-        """Return means over the first tenth of the run, at least one iteration."""
-        return means(self.objective.history[: self._tenth])
-
-    @property
-    def last(self) -> dict[str, float]:
-        """Return means over the last tenth of the run, at least one iteration."""
-        return means(self.objective.history[-self._tenth :])
+        self.objective: PreferenceLoss = PreferenceLoss(numbers, sets, self.reference)
 
     def identity(self) -> dict[str, str]:
         """Return the values that a checkpoint and a run that continues it must share."""
@@ -139,7 +125,7 @@ class RunPreferences:
 
 
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
-    """Read the reference's adapter again, as the one in training changes; None for the base.
+    """Read a separate copy of the reference's adapter, as training changes it; None for the base.
 
     Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
     """
@@ -155,12 +141,6 @@ def reference_adapter(options: Options, model: Model, say: Callable[[str], None]
             f"{option} {shown(path, 400)}: no such file or folder; give none, base, start or the "
             "file of an adapter"
         ) from e
-
-
-def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each number over the rows that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
 def _folder(outputs: Outputs) -> str | None:

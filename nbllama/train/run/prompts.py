@@ -26,7 +26,7 @@ _ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions go through th
 
 
 class Prompt(NamedTuple):
-    """A prompt's text, and the ids that the model gets."""
+    """A prompt's text, and the ids that the model receives."""
 
     text: str
     ids: list[int]
@@ -35,10 +35,10 @@ class Prompt(NamedTuple):
 def load_prompts(
     options: Options, model: Model, data: Dataset, given: Sequence[str] | None = None
 ) -> list[Prompt]:
-    """Return the lines of `--sample-prompts` that are not blank, or the texts that are `given`.
+    """Return the non-blank lines of `--sample-prompts`, or the `given` strings.
 
-    [] if there are none. If the training data are chats, each text is a message of the user;
-    otherwise the model completes it.
+    Returns [] if there are none. If the training data are chats, each string is a message of the
+    user; otherwise the model completes it.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
     more than `MOST`.
@@ -62,7 +62,7 @@ def load_prompts(
 def encode_prompts(
     options: Options, model: Model, data: Dataset, texts: Sequence[str]
 ) -> list[Prompt]:
-    """Encode the texts for the model.
+    """Encode the prompts for the model.
 
     If the training data are chats, the chat template is applied.
     """
@@ -110,7 +110,7 @@ class GreedyAnswer:
 def answers(
     prompts: list[Prompt], trainer: Trainer, *, most_tokens: int, check: Callable[[], None]
 ) -> tuple[dict[str, str], ...]:
-    """Return the greedy answers, with a limit on their tokens.
+    """Return the greedy answers, each with at most `most_tokens` tokens.
 
     `check` is called often and may raise `StopRequested`.
     """

@@ -68,7 +68,7 @@ def _read(
     on_step: Callable[[StepRecord], object] | None,
     on_eval: Callable[[EvaluationRecord], object] | None,
 ) -> tuple[Options, list[str], Given]:
-    """Return the options, the same as words of a command line, and the values in memory."""
+    """Return the options, the equivalent command-line words, and the values in memory."""
     for name in keywords:
         if name in _ARGUMENTS:
             raise UsageError(f"{name} is the {_ARGUMENTS[name]} argument, not an option")
@@ -86,7 +86,7 @@ def _read(
         keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
     words = list(_NO_FILES)
     if keywords.get("config"):
-        # before the keywords, which win, and after the file names that are empty by default
+        # before the keywords, which override it, and after the file names that are empty by default
         words += config_words(_path("config", keywords["config"]), OPTIONS, FAMILIAR)
     words += keyword_words(OPTIONS, keywords, FAMILIAR)
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]

@@ -1,4 +1,4 @@
-"""Write the reports of a run to the screen, and if given to its log and TensorBoard folder.
+"""Write a run's reports to the screen, and to its log and TensorBoard folder if they are given.
 
 Errors with these files never stop training.
 """
@@ -29,7 +29,7 @@ class Live(Protocol):
     """The page of a run during training (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Take a `Session` whose parts are loaded; `keep` takes rows for the log."""
+        """Attach a `Session` whose parts are loaded; `keep` adds a row to the log."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a row of the log."""
@@ -48,7 +48,7 @@ class Live(Protocol):
 
 
 class Recorder:
-    """A `Screen` in front of another one. `notes`: every line for the user so far."""
+    """A `Screen` that records a run and shows it on another one. `notes`: all lines so far."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class Recorder:
         self._close_files()
 
     def note(self, text: str) -> None:
-        """Keep a line about the run, and show it."""
+        """Record a line about the run, and show it."""
         self.notes.append(text)
         self._screen.note(text)
         self._to_page(lambda live: live.note(text))
 
     def attach(self, session: Any) -> None:
-        """Give the run's parts to the page (a `nbllama.train.run.session.RunSession`)."""
+        """Pass the run's parts to the page (a `nbllama.train.run.session.RunSession`)."""
         self._to_page(lambda live: live.attach(session, self.record))
 
     def header(self, pairs: Pairs) -> None:
@@ -87,13 +87,13 @@ class Recorder:
         self._screen.compiling(seconds)
 
     def step(self, record: StepRecord) -> None:
-        """Keep an iteration, write it to the log and the board, and show it."""
+        """Record an iteration: write it to the log and the board, and show it."""
         self._keep(record)
         self._screen.step(record)
         self._to_page(lambda live: live.step_done(record.iter))
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Keep an evaluation, write it to the log and the board, and show it."""
+        """Record an evaluation: write it to the log and the board, and show it."""
         self._keep(record)
         self._screen.evaluation(record)
         self._to_page(lambda live: live.answer(record.iter))
@@ -116,7 +116,7 @@ class Recorder:
         if self._board is not None:
             try:
                 self._board.write(record)
-            except Exception as e:  # of a package that is not ours
+            except Exception as e:  # from a third-party package
                 self._board = None
                 self.note(f"--tensorboard: {_reason(e)}; training continues without it")
 

@@ -18,7 +18,7 @@ class Best(NamedTuple):
     iteration: int
     val_loss: float
     adapter: Adapter | None
-    """The adapter at that time; None if that was before the checkpoint that was continued."""
+    """The adapter at this evaluation; None if it precedes the checkpoint that was continued."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Run:
     val_losses : list of (int, float)
         Iteration and validation loss of each evaluation of this run.
     best : Best or None
-        Lowest validation loss, with the adapter of that time; None without validation data.
+        Lowest validation loss, with the adapter at that time; None without validation data.
     paths : dict of str to str
         The newest file of each kind that was written: "adapter", "best", "checkpoint", "config",
         "log", "report", "card.md", "Modelfile".
@@ -45,7 +45,7 @@ class Run:
     last : int
         Planned last iteration.
     reason : str
-        Why the run ended earlier, "" if it did not.
+        Why the run ended early, "" if it did not.
     interrupted : bool
         Whether Ctrl-C or another signal ended it.
     options : dict of str to object

@@ -1,4 +1,4 @@
-"""Values that a run takes from the checkpoint it continues, and values that both must share."""
+"""Values that a run reads from the checkpoint it continues, and values that both must share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbllama.train.run.judging import Judging
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
-# The values in checkpoints that are older than the option.
+# The values for checkpoints that are older than the option.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
 _MAY_CHANGE = {
     key for name, o in _SAVED.items() if o.saved and o.saved.may_change
@@ -30,7 +30,7 @@ _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
-    """Return the options, with those that were not given taken from the continued checkpoint."""
+    """Return the options; values that were not given come from the continued checkpoint."""
     if state is None:
         return options
     same = state.identity
@@ -42,7 +42,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
     if options.lora_dropout:  # refused, or with --force: nothing is shared from now on
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
-        stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
+        stored.pop("eval_every", None)  # 0: nothing to evaluate; the option does not allow it
     # --lora-r is the default of all ranks except those of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
     if options.rank_experts is not None:  # it is the default of the experts' ranks
@@ -58,7 +58,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
 
 
 def _value(path: str, o: Option, key: str, found: Any) -> Any:
-    """Check a stored value of an option, which must be possible on the command line."""
+    """Return a stored value of an option, which must be valid on the command line."""
     if not found and o.dest in _NONE:
         return found
     try:
@@ -105,8 +105,8 @@ def check_resume(
 ) -> list[str]:
     """Raise `CheckpointError` unless `wanted` continues the checkpoint.
 
-    Returns lines about the differences that `--force` allowed. `new_decay`: the decay has another
-    end (`nbllama.train.run.decay`).
+    Returns lines about the differences that `--force` allowed. `new_decay`: whether the decay has
+    another end (`nbllama.train.run.decay`).
 
     An old checkpoint contains only the sizes of its base model and the number of its samples.
     """

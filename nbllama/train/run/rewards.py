@@ -18,8 +18,9 @@ from nbllama.train.preference.reference import adapter_digest
 from nbllama.train.reward.loss import RewardLoss, RewardNumbers
 from nbllama.train.reward.scorer import SECONDS, Scorer, find_reward
 from nbllama.train.run.defaults import context
+from nbllama.train.run.history import FirstAndLast
 from nbllama.train.run.plan import with_objective
-from nbllama.train.run.preferences import means, reference_adapter
+from nbllama.train.run.preferences import reference_adapter
 
 if TYPE_CHECKING:
     from nbllama.model.passes import Model
@@ -69,7 +70,7 @@ def load_prompts(
             template.close()  # it is a process with its own memory
 
 
-class RunRewards:
+class RunRewards(FirstAndLast):
     """The objective of a run on rewards."""
 
     def __init__(
@@ -92,7 +93,7 @@ class RunRewards:
             if reference is not None:
                 self._reference = f"adapter {adapter_digest(reference)[:16]}"
         numbers = RewardNumbers(options.beta or 0.0, options.temperature or 1.0)
-        self.objective = RewardLoss(numbers, self._scorer, reference)
+        self.objective: RewardLoss = RewardLoss(numbers, self._scorer, reference)
 
     def _check_records(self) -> None:
         if not self._source.builtin:
@@ -101,20 +102,6 @@ class RunRewards:
             if problem := self._scorer.problem(question.record):
                 name = shown(self._options.train_data, 400)
                 raise DataError(f"{name}, {question.place}: {problem}")
-
-    @property
-    def _tenth(self) -> int:
-        return max(1, len(self.objective.history) // 10)
-
-    @property
-    def first(self) -> dict[str, float]:
-        """Return means over the first tenth of the run, at least one iteration."""
-        return means(self.objective.history[: self._tenth])
-
-    @property
-    def last(self) -> dict[str, float]:
-        """Return means over the last tenth of the run, at least one iteration."""
-        return means(self.objective.history[-self._tenth :])
 
     def identity(self) -> dict[str, str]:
         """Return the values that a checkpoint and a run that continues it must share."""

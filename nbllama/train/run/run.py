@@ -1,4 +1,4 @@
-"""One run from its options to its result; the caller gives the screen.
+"""One run from its options to its result; the caller provides the screen.
 
 `python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
 """

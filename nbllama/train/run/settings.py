@@ -20,7 +20,7 @@ from nbllama.train.run.defaults import DEFAULTS, context, decay_end, iterations,
 from nbllama.train.run.layers import as_text, blocks
 from nbllama.train.run.plan import WIDTH, with_plan
 
-MOST_OFTEN = 5  # iterations between two evaluations, at least
+MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Settings:
     options: Options
     data_kind: str
     n_iter: int  # iterations of this run
-    last: int  # the last of them, counted from the very first
+    last: int  # last iteration of this run, counted from the very first
     threads: int
     seed: int
     ctx: int
@@ -52,7 +52,7 @@ class Settings:
     notes: tuple[str, ...]  # lines for the user about these numbers
 
     def saved(self) -> dict[str, Any]:
-        """Return the options that a checkpoint holds, by its keys and in their order.
+        """Return the options that a checkpoint stores, by its keys and in their order.
 
         An option that the objective does not use has no value, and is left out.
         """
@@ -171,9 +171,9 @@ def resolve(
 
     `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
     model has no tensor for (`out` if the output is the embedding). `cores`: the default of
-    `--threads`. `new_seed`: used for `--seed -1`. `done`: iterations of the checkpoint, from which
-    the schedule counts on. `unscaled`: the run continues an old checkpoint, whose scale is 1 (as
-    with `--compat`). `n_layer`: blocks of the model. `walk`: see `iterations`. `begin`: the
+    `--threads`. `new_seed`: used for `--seed -1`. `done`: iterations of the checkpoint, after which
+    the schedule continues. `unscaled`: whether the run continues an old checkpoint, whose scale is
+    1 (as with `--compat`). `n_layer`: blocks of the model. `walk`: see `iterations`. `begin`: the
     iteration after which the current decay began; only the first one, at 0, has a warm-up.
     `n_embd`: width of the model. A run has applied the plan (`nbllama.train.run.plan`) to `options`
     already; otherwise it is applied here.

@@ -1,8 +1,8 @@
 """`--trunk-cache`: whether a run stores the output of its frozen blocks, and where.
 
-By default it does so if every sample is read more than once and the file takes at most a tenth of
-the free disk. The file is next to the checkpoint (or the adapter), and is removed when the run is
-finished; an interrupted run leaves it for the run that continues it.
+By default a run stores the output if every sample is read more than once and the file takes at most
+a tenth of the free disk space. The file is next to the checkpoint (or the adapter), and is removed
+when the run is finished; an interrupted run leaves it for the run that continues it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
     from nbllama.train.trainer import Trainer
 
-SHARE_OF_DISK = 0.1  # of the free disk, at most, without --trunk-cache
+SHARE_OF_DISK = 0.1  # largest share of the free disk space without --trunk-cache
 
 
 class TrunkPlan(NamedTuple):
-    """The plan: `nbytes` in the file `path` (of `key`) for the blocks below `layer`."""
+    """A plan to store the output of the blocks below `layer`: a file's path, key and size."""
 
     path: str
     key: str
@@ -58,7 +58,7 @@ def plan_trunk(
     """Decide whether the run stores the output of its frozen blocks; None if not.
 
     `size`: the bytes of `--trunk-cache`, None without it. `n_iter`: iterations of this run. If the
-    option cannot be applied, `say` gets a line.
+    option cannot be applied, `say` receives a line.
     """
     model = trainer.model
     layer = min(trainer.adapter.lowest_layer(), model.hp.most_frozen)
@@ -101,7 +101,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of all that these blocks' output depends on besides the tokens."""
+    """Return the hex sha256 of everything except the tokens that affects these blocks' output."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
 KNOWN = 0.25  # nats per token: below this, the text is reproduced almost without errors
-FALLEN = 0.5  # of the first loss
+FALLEN = 0.5  # share of the first loss
 RISEN = 1.1  # times the lowest validation loss
 
 
@@ -48,7 +48,8 @@ class Means:
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return means over the first and the last epoch of `per_epoch` iterations.
 
-    In a run of less than two epochs they are over a tenth of it. None if no iteration counts.
+    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if no
+    iteration counts.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -101,7 +102,7 @@ def verdict_on(
     return Verdict(LEARNED, numbers)
 
 
-RIGHT = 0.75  # of the pairs, and of labelled answers
+RIGHT = 0.75  # share of the pairs, or of labelled answers
 MORE = 0.1  # minimum growth of the share
 
 
@@ -124,7 +125,7 @@ def verdict_on_preferences(
     return Verdict(LEARNED, numbers)
 
 
-RISEN_REWARD = 0.25  # of the first standard deviation: below this, the mean has hardly changed
+RISEN_REWARD = 0.25  # first standard deviations; below this, the mean has hardly changed
 
 
 def verdict_on_rewards(

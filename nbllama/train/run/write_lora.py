@@ -20,8 +20,8 @@ from nbllama.train.run.session import base_model
 def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | None = None) -> Run:
     """Write the adapter of `--checkpoint-in` under its iteration's number and as LATEST.
 
-    An old checkpoint does not contain r, which is only the divisor of the scale there: the command
-    line's `--lora-r` counts, else its most frequent rank.
+    An old checkpoint does not contain r, which only divides the scale: r is `--lora-r` if given,
+    else the checkpoint's most frequent rank.
 
     Raises `UsageError` for a missing checkpoint or output, `CheckpointError` for a checkpoint of
     another base model.

@@ -1,0 +1,41 @@
+"""Means over the beginning and the end of what an objective recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Protocol
+
+
+class Recording(Protocol):
+    """An objective that appends the numbers of each iteration to `history`."""
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """Numbers by name, one mapping per iteration."""
+
+
+class FirstAndLast:
+    """Means over the first and the last tenth of a run, at least one iteration each."""
+
+    objective: Recording
+
+    @property
+    def first(self) -> dict[str, float]:
+        """Return the means over the first tenth."""
+        return means(self.objective.history[: self._tenth])
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Return the means over the last tenth."""
+        return means(self.objective.history[-self._tenth :])
+
+    @property
+    def _tenth(self) -> int:
+        return max(1, len(self.objective.history) // 10)
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
