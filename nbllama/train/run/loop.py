@@ -134,9 +134,8 @@ class Loop:
         if not due or self._watch.last == now:
             return
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
-        asked, most = session.prompts, session.options.sample_tokens
         said = self.trainer.objective.samples() + answers(
-            asked, self.trainer, most_tokens=most, check=self.stop.check
+            session.prompts, self.trainer, session.options.sample_tokens, self.stop.check
         )
         mean, overfits = watch.training_loss, False
         measures: Mapping[str, float] = {}

@@ -92,14 +92,14 @@ def forecast_line(
     )
 
 
-def show_many(session: RunSession, expected: Forecast) -> None:
-    """Print the forecast of speed-up and traffic, if `--ray` is given.
+def forecast_of(session: RunSession) -> Forecast:
+    """Print a run's forecast, with `--ray` also that of speed-up and traffic; see `forecast`.
 
-    Raises `NotEnoughMemory` if workers on this machine need more than is available.
+    Raises `NotEnoughMemory`, also if workers on this machine need more than is available.
     """
-    o = session.options
+    expected, o = session.forecast(), session.options
     if not o.ray:
-        return
+        return expected
     n_bytes = sum(g.nbytes for g in session.trainer.gradients.values())
     local = parse_address(o.ray).local
     line = forecast_line(
@@ -114,6 +114,7 @@ def show_many(session: RunSession, expected: Forecast) -> None:
             f"--ray {o.ray}: the workers need {memory(needs)}, but {memory(available)} are "
             "available; start fewer workers, or give a smaller --batch or --ctx"
         )
+    return expected
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class GreedyAnswer:
 
 
 def answers(
-    prompts: list[Prompt], trainer: Trainer, *, most_tokens: int, check: Callable[[], None]
+    prompts: list[Prompt], trainer: Trainer, most_tokens: int, check: Callable[[], None]
 ) -> tuple[dict[str, str], ...]:
     """Return the greedy answers, each with at most `most_tokens` tokens.
 

@@ -15,7 +15,7 @@ from nbllama.train.run.board import Board
 from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
-from nbllama.train.run.many import many_machines, show_many
+from nbllama.train.run.many import forecast_of, many_machines
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
@@ -65,8 +65,7 @@ def train(
             if session.continued is not None and not options.dry_run:
                 session.continued.settle(ui.note)
             ui.attach(session)
-            expected = session.forecast()
-            show_many(session, expected)
+            expected = forecast_of(session)
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=expected)
