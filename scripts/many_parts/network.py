@@ -176,7 +176,8 @@ def w7(folder: Path) -> list[str]:
             f"{'has ended' if alone else 'runs'} there | {'refused' if alone else 'OTHER'}"
         )
         machines.stop(2)
-        machines.start(2, env={"PYTHONPATH": str(other)})
+        # the driver's folder is the first one that a worker looks in
+        machines.start(2, f"mount --bind {other}/nbllama {ROOT}/nbllama")
         time.sleep(3)
         run = machines.run(folder, "version", steps)
         found, text = run.bits(), run.seen()
