@@ -244,6 +244,7 @@ def _connect(address: Address) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address.local:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15
             # without "local" it would join a cluster that runs on this machine
             ray.init(address="local", num_cpus=address.local, **quiet)
         else:
