@@ -21,6 +21,7 @@ from scripts.many_parts.runs import ENDLESS, ROOT, Run, compared, same_bits
 PORT = 6399
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD = f"10.77.0.1:{PORT}"
+GIVEN_UP = 30.0  # seconds without a link after which Ray may have given up a machine
 LINK = "tbf rate 1gbit burst 256kb latency 50ms"
 
 
@@ -122,9 +123,13 @@ def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
     late = lost = restarted = 0
     with Machines() as machines:
         machines.start(1)
+        machines.start(2)
+        time.sleep(3)
         for i in range(count):
-            if not machines.alive(2):
-                restarted += i > 0
+            if lengths and lengths[-1] > GIVEN_UP:  # Ray has given up the machine
+                restarted += 1
+                machines.stop(2)
+                time.sleep(2)
                 machines.start(2)
                 time.sleep(3)
             run = machines.run(folder, f"cut{i}", ENDLESS)
@@ -141,7 +146,7 @@ def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
             found.append(run.stop())
             late += "has not answered" in run.seen()
             lost += "lost the worker" in run.seen()
-            print(f"cut {i}: {lengths[-1]:.0f} s, {found[-1][0]} steps", flush=True)
+            print(f"cut {i}: {lengths[-1]:.0f} s, steps and bits {found[-1]}", flush=True)
             shutil.rmtree(run.out)
             time.sleep(2)
     same = same_bits(folder, "plain3", found)
