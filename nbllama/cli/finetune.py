@@ -29,7 +29,7 @@ def _run(words: list[str]) -> None:
     options, stop = parse(words), StopFlag()
     with stop.installed():
         run = _train(options, words, stop)
-        if run.interrupted and not stop.signum:  # no worker is left
+        if run.interrupted and run.reason != stop.reason:  # no worker is left
             raise NbllamaError(f"{run.reason}; {how_to_resume(options, words, run)}")
         if run.interrupted:
             raise Interrupted(how_to_resume(options, words, run), stop.signum)
