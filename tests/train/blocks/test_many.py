@@ -12,8 +12,10 @@ import pytest
 from nbllama.cli.ui import Display, plain_line
 from nbllama.report.log import StepRecord, WorkerRow, as_row
 from nbllama.train.blocks.address import Address
+from nbllama.train.blocks.spread import NoWorkers
 from nbllama.train.blocks.worker import facts
 from nbllama.train.run.many import forecast_line, plan_of, traffic
+from nbllama.train.trainer import Trainer
 from tests.train.blocks.test_bits import made
 from tests.train.runs import Run, refused
 from tests.train.toy_runs import Child, log_rows, toy_model, words
@@ -68,6 +70,23 @@ def test_the_forecast_before_a_run(folder: Path, run: Run, monkeypatch: pytest.M
     done = run(words(folder, *more, "10.0.0.1:6379"))
     assert done.code == 0 and "8 workers" in done.out and "1 Gbit/s" in done.out
     assert "ray" not in sys.modules
+
+
+def test_a_run_without_workers_saves_and_says_how_to_continue(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def stops(self: Trainer, *how: Any) -> Any:
+        if self.iteration == 2:
+            raise NoWorkers("no worker could be used for 30 s (--worker-timeout)")
+        return step(self, *how)
+
+    monkeypatch.setattr(Trainer, "step", stops)
+    done = run(words(folder, "--block", "1"))
+    assert done.code == 1, done
+    assert "no worker could be used for 30 s" in done.err
+    assert "--checkpoint-in" in done.err and (folder / "chk-2.gguf").exists()
 
 
 def test_workers_that_do_not_fit_in_memory(
