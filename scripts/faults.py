@@ -63,10 +63,10 @@ def line(row: dict[str, Any]) -> str:
 
 INTRODUCTION = """# Runs under faults
 
-Written by `scripts/faults --full`. Every run is a training of a tiny model in a process of its own.
-It passes if no file is torn under its final name, if it can be continued with the same bits as a
-run without the fault, if at most one interval of saves is lost, and if a failure ends with one line
-and its exit code. [What can go wrong](../faults.md) says what the program does.
+`scripts/faults --full` writes this page. Each run trains a tiny model in a separate process. It
+passes if no file under its final name is incomplete, if the continued run is bit-identical to a
+run without the fault, if at most one save interval is lost, and if a failure ends with one line
+and the right exit code. [What can go wrong](../faults.md) describes what the program does.
 """
 HEAD = "| fault | what | runs | passed |\n|---|---|---|---|"
 

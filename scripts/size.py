@@ -84,10 +84,10 @@ def main() -> int:
     print(f"{sum(sizes.values()):6}  nbllama, {len(sizes)} files")
     print(f"{tests:6}  tests")
     if core > CORE_LIMIT:
-        problems.append(f"the core has {core} lines, {CORE_LIMIT} are the limit")
+        problems.append(f"the core has {core} lines; the limit is {CORE_LIMIT}")
     counted = {name for files in CORE.values() for name in files}
     problems += [
-        f"{name} has {size} lines, {FILE_LIMIT} are the limit"
+        f"{name} has {size} lines; the limit is {FILE_LIMIT}"
         for name, size in sizes.items()
         if size > FILE_LIMIT and name not in counted and name not in LONG
     ]

@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
     line = f"{'together':18}{sum(BUDGET.values()):12}"
     print(line + (f"{sum(took.values()) / 60:11.1f}" if took else ""))
     if sum(BUDGET.values()) > LIMIT:
-        print(f"error: the budgets are more than {LIMIT} minutes together", file=sys.stderr)
+        print(f"error: the budgets add up to more than {LIMIT} minutes", file=sys.stderr)
         return 1
     if unknown := sorted(took.keys() - BUDGET.keys()):
         where = "scripts/slow_budget.py"

@@ -91,7 +91,7 @@ def evaluate(
 
 def show(answer: Answer) -> None:
     mark = "right" if answer.right else "wrong"
-    print(f"{mark}  {answer.question}\n       {answer.answer!r}  (wanted: {answer.fact})")
+    print(f"{mark}  {answer.question}\n       {answer.answer!r}  (expected: {answer.fact})")
 
 
 def main(argv: list[str] | None = None) -> int:

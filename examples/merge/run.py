@@ -112,11 +112,11 @@ def run(args: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     texts = [str(HERE / "logbook.txt"), str(HERE / "recipes.txt")]
-    parser.add_argument("texts", nargs="*", default=texts, help="two UTF-8 texts")
+    parser.add_argument("texts", nargs="*", default=texts, help="two UTF-8 text files")
     parser.add_argument("--model", required=True, help="base model (.gguf)")
     parser.add_argument("--out", default="merge-out", help="folder for adapters and merged model")
     parser.add_argument("--log", help="write all results to this file, one JSON object per line")
-    parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="texts to complete")
+    parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="prompts to complete")
     parser.add_argument("--tokens", type=int, default=40, help="tokens per answer")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     if len(args.texts) != 2:
-        parser.error(f"{len(args.texts)} texts; give two, or none for those of the example")
+        parser.error(f"{len(args.texts)} texts; pass two, or none to use those of the example")
     try:
         agree = run(args)
     except NbllamaError as e:

@@ -151,7 +151,7 @@ def show(answer: Answer) -> None:
     """Print one answer."""
     print(f"{'right' if answer.right else 'wrong'}  {answer.question}")
     if not answer.right:
-        print(f"       {answer.answer!r}: {answer.reason}\n       wanted {answer.wanted!r}")
+        print(f"       {answer.answer!r}: {answer.reason}\n       expected {answer.wanted!r}")
 
 
 def show_kinds(result: Result) -> None:
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", help="base model (.gguf)")
     parser.add_argument("folder", type=Path, help="folder that generate.py wrote")
     parser.add_argument("--adapter", help="LoRA adapter to use on it")
-    parser.add_argument("--schema", action="store_true", help="give the model the tables")
+    parser.add_argument("--schema", action="store_true", help="put the tables into the prompt")
     parser.add_argument("--limit", type=int, help="number of questions (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all answers to this file")
     args = parser.parse_args(argv)

@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print the table, train nothing")
     args = parser.parse_args(argv)
     if args.model is None and not args.table:
-        parser.error("name the F16 model, or --table")
+        parser.error("pass the F16 model, or --table")
 
     def measure(base: str) -> Iterator[dict[str, Any]]:
         return rows_of(base, args.model, args.out, args.train, args.test, args.threads)

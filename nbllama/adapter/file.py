@@ -51,9 +51,7 @@ def check_format(path: Path) -> None:
     """Raise `UsageError` if the name has the ending of a format that cannot be written."""
     name = os.fspath(path)
     if not is_folder(name) and name.lower().endswith((".safetensors", ".json", ".pt", ".pth")):
-        raise UsageError(
-            f"{shown(name, 400)}: an adapter for PEFT is a folder; give its name with / at the end"
-        )
+        raise UsageError(f"{shown(name, 400)}: a PEFT adapter is a folder; end its name with /")
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
@@ -158,7 +156,9 @@ def read_stored(path: Path, base: Base) -> Stored:
         problem = "a PyTorch file; only PEFT folders with safetensors can be read"
         raise refuse(path, "file", problem)
     if os.fspath(path).lower().endswith(".safetensors"):
-        raise refuse(path, "file", f"an adapter for PEFT is a folder: give the one with {CONFIG}")
+        raise refuse(
+            path, "file", f"a PEFT adapter is a folder: pass the folder that contains {CONFIG}"
+        )
     return fitting(path, read_gguf_lora(path, base), base)
 
 

@@ -46,7 +46,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
     finite.
     """
     if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
-        raise UsageError(f"a .bin cannot hold LoRA on experts, but {routed} has a pair: use .gguf")
+        raise UsageError(f"a .bin cannot store LoRA on experts, but {routed} has a pair: use .gguf")
     alpha, r, notes = _header(stored)
     records, inexact = [], []
     for name in sorted(stored.pairs, key=tensor_index):
@@ -94,15 +94,15 @@ def read_ggla(path: Path) -> Stored:
         if magic != MAGIC or version != _VERSION:
             raise f.error("header", f"magic {magic:#x}, version {version}: not a .bin adapter")
         if not 1 <= r <= _MAX_INT or not 1 <= alpha <= _MAX_INT:
-            raise f.error("header", f"alpha {alpha}, r {r}, must be above 0 and below 2^31")
+            raise f.error("header", f"alpha {alpha} and r {r} must be above 0 and below 2^31")
         while f.left:
             base, half, x = _record(f)
             pair_halves = halves.setdefault(base, [None, None])
             if pair_halves[half] is not None:
-                raise f.error(f"tensor '{shown(base)}{_HALVES[half]}'", "is there twice")
+                raise f.error(f"tensor '{shown(base)}{_HALVES[half]}'", "appears twice")
             pair_halves[half] = x
         if not halves:
-            raise f.error("file", "holds no pair")
+            raise f.error("file", "contains no pair")
     pairs = {n: joined(path, n, None if a is None else a.T, b) for n, (a, b) in halves.items()}
     scale, lora_r, whole = alpha / r, r, float(alpha)
     if r > MAX_RANK:  # the writer turned a fraction into integers

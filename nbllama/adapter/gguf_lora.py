@@ -41,7 +41,7 @@ def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
     """
     base = stored.base
     if base.arch is None:
-        raise UsageError("a GGUF adapter names its architecture: give --model-base FILE")
+        raise UsageError("a GGUF adapter names its architecture: pass --model-base FILE")
     tensors, inexact = [], []
     for name in sorted(stored.pairs, key=tensor_index):
         a = stored.pairs[name].a
@@ -104,9 +104,9 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
             a, b = (None if b is None else b.T), a
         pairs[name] = joined(f.path, name, a, b)
     if 2 * len(pairs) != len(f.tensors) - len(stray):
-        raise f.error("file", "holds more than LoRA pairs")
+        raise f.error("file", "contains more than LoRA pairs")
     if not pairs:
-        raise f.error("file", "holds no pair")
+        raise f.error("file", "contains no pair")
     largest = max(pair.rank for pair in pairs.values())
     lora_r = f.count(_LORA_R, 1 << 20, low=1, default=largest)
     head_dim = f.count(_HEAD_DIM, 1 << 20, low=1, default=None)
@@ -137,8 +137,8 @@ def _matrix(f: GGUFFile, name: str) -> np.ndarray:
         from nbllama.quants import QUANTS, decode
 
         if info.type_id not in QUANTS:
-            raise f.error(f"tensor '{shown(name)}'", "its type is not a type of weights")
+            raise f.error(f"tensor '{shown(name)}'", "its type is not a weight type")
         x = decode(info.type_id, f.data(name), math.prod(shape))
     if check_finite({name: x}):
-        raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
+        raise f.error(f"tensor '{shown(name)}'", "contains a NaN or an infinity")
     return x.reshape(shape)

@@ -55,13 +55,14 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     kept = [name for name in norms if (of := slot_of(name)) and of[0].kind != "norm"]
     if kept:
         raise UsageError(
-            f"a PEFT folder cannot hold the pair of {kept[0]}: Hugging Face's models of"
-            f" architecture {stored.base.arch} have no module for it; use .gguf"
+            f"a PEFT folder cannot store the pair of {kept[0]}: Hugging Face's models of "
+            f"architecture {stored.base.arch} have no module for it; use .gguf"
         )
     names = [name for name in names if name not in norms]
     if not names:
         raise UsageError(
-            "a PEFT folder cannot hold LoRA on norm vectors, and there is nothing else; use .gguf"
+            "a PEFT folder cannot store LoRA on norm vectors, and this adapter has nothing else; "
+            "use .gguf"
         )
     head_dim = _head_dim(stored.base, names)
     check_heads(stored.base, names)
@@ -92,8 +93,8 @@ def norms_line(norms: list[str]) -> list[str]:
     if not norms:
         return []
     return [
-        f"a PEFT folder cannot hold LoRA on norm vectors: {len(norms)} pairs, such as {norms[0]},"
-        " are left out, so part of the training is lost; .gguf and .bin keep them"
+        f"a PEFT folder cannot store LoRA on norm vectors: {len(norms)} pairs, such as {norms[0]}, "
+        "are left out, so part of the training is lost; .gguf and .bin keep them"
     ]
 
 
@@ -103,8 +104,8 @@ def _head_dim(base: Base, names: list[str]) -> int:
         return 0
     if base.head_dim is None:
         raise UsageError(
-            "Hugging Face has another row order in attn_q and attn_k, which depends on the size of"
-            " a head: give --model-base FILE"
+            "Hugging Face has another row order in attn_q and attn_k, which depends on the size of "
+            "a head: pass --model-base FILE"
         )
     return base.head_dim
 
@@ -207,7 +208,7 @@ def read_peft(path: Path, base: Base) -> Stored:
             raise refuse(weights, f"tensor '{key}'", "one dimension, must be two")
         pair_halves = read.setdefault((half.name, half.expert), [None, None])
         if pair_halves[half.is_b] is not None:
-            raise refuse(weights, f"tensor '{key}'", "is there twice")
+            raise refuse(weights, f"tensor '{key}'", "appears twice")
         pair_halves[half.is_b] = x
         adapters.add(adapter_of(key))
         if len(adapters) > 1:
@@ -215,7 +216,7 @@ def read_peft(path: Path, base: Base) -> Stored:
             raise refuse(weights, "file", f"pairs of several adapters: {listed}")
         modules[half.name] = half.module
     if not read:
-        raise refuse(weights, "file", "holds no pair")
+        raise refuse(weights, "file", "contains no pair")
     halves = _of_all_experts(weights, read)
     head_dim = _head_dim(base, list(halves))
     check_heads(base, list(halves))
@@ -259,7 +260,7 @@ def _unknown(key: str) -> str:
     if "lora_magnitude_vector" in key:
         return "DoRA, which no other format supports: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
-        return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
+        return "not half of a LoRA pair: a whole tensor (modules_to_save); no format can store it"
     return "not half of a LoRA pair of a tensor that can have one here"
 
 

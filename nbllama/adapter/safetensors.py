@@ -73,7 +73,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
     def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(items)
         if len(values) != len(items):
-            raise ValueError("a key is there twice")
+            raise ValueError("a key appears twice")
         return values
 
     try:

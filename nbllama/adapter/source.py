@@ -65,7 +65,7 @@ class Source:
         else:
             x = np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
         if check_finite({what: x}):
-            raise self.error(what, "holds a NaN or an infinity")
+            raise self.error(what, "contains a NaN or an infinity")
         return x.reshape(shape)
 
     def __enter__(self) -> Source:

@@ -58,15 +58,15 @@ class Base(NamedTuple):
             return HF_MODULES
         if not self._row.hf_modules:
             raise UsageError(
-                f"Hugging Face's models of architecture {self.arch} have other matrices than its"
-                " GGUF files: a PEFT folder cannot hold this adapter; use .gguf or .bin"
+                f"Hugging Face's models of architecture {self.arch} have other matrices than its "
+                "GGUF files: a PEFT folder cannot store this adapter; use .gguf or .bin"
             )
         return self._row.hf_modules
 
     @property
     def _row(self) -> ArchRow:
         if self.arch is None:
-            raise UsageError("the architecture is not known: give --model-base FILE")
+            raise UsageError("the architecture is unknown: pass --model-base FILE")
         if self.arch not in ARCHS:
             raise UsageError(f"architecture '{shown(self.arch)}' is not supported")
         return ARCHS[self.arch]

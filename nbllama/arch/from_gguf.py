@@ -143,7 +143,7 @@ def _row(f: GGUFFile) -> ArchRow:
         why = f": {REFUSED[name]} not supported" if name in REFUSED else " is not supported"
         raise f.error(
             "key 'general.architecture'",
-            f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
+            f"'{shown(name)}'{why}; supported: {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
     if row.experts is None and (

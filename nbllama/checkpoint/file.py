@@ -124,7 +124,7 @@ def verify(f: GGUFFile) -> None:
     entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
     tensors = ((t.name, t.shape, f.data(t.name)) for t in f.tensors.values())
     if f.get(SHA_KEY, "str") != digest(entries, tensors) or f.version != 3 or not _clean(f):
-        raise f.error("file", "damaged: its contents do not have the sha256 that it states")
+        raise f.error("file", "damaged: its contents do not match the sha256 that it states")
 
 
 def _clean(f: GGUFFile) -> bool:

@@ -102,7 +102,7 @@ def model_fingerprint(f: GGUFFile) -> str:
     return digest(keys, sampled)
 
 
-_DIGESTS = {"base": "the base model is another one", "data": "the training data are others"}
+_DIGESTS = {"base": "the base model is a different one", "data": "the training data are different"}
 
 
 def _values(x: Identity) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def check_fits(
     if firm or (lines and not force):
         hint = "" if firm else ", or --force to continue anyway"
         raise CheckpointError(
-            f"{shown(path, 400)}: from another run: {'; '.join(lines)}; give the same model, data"
-            f" and options{hint}"
+            f"{shown(path, 400)}: from another run: {'; '.join(lines)}; use the same model, data "
+            f"and options{hint}"
         )
     return lines

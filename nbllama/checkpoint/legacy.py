@@ -69,7 +69,7 @@ def read_old(f: GGUFFile) -> TrainState:
     """
     arch = f.get("general.architecture", "str")
     if (kind := f.count("general.file_type", 1 << 31)) != 0:
-        raise f.error("key 'general.file_type'", f"{kind}, an old checkpoint has 0 (all F32)")
+        raise f.error("key 'general.file_type'", f"{kind}, but an old checkpoint has 0 (all F32)")
     ranks = {slot.name: f.count(_RANK + slot.tensor, MAX_RANK) for slot in SLOTS}
     stored = {}
     for name in f.tensors:
@@ -82,7 +82,7 @@ def read_old(f: GGUFFile) -> TrainState:
     model = _model(f, arch)
     wanted = {name for _, name in base_names(int(model["block_count"]))}
     if odd := sorted(wanted ^ found.keys()):
-        raise f.error(f"tensor '{odd[0]}.lora_a'", "is missing, or one too many")
+        raise f.error(f"tensor '{odd[0]}.lora_a'", "is missing, or should not be there")
     linear = [ranks[slot.name] for slot in SLOTS if slot.kind != "norm"]
     lora_r = max(set(linear), key=linear.count)
     adapter = Adapter(arch, float(lora_r), lora_r, found)
@@ -95,7 +95,7 @@ def read_old(f: GGUFFile) -> TrainState:
     numbers = _counters(f) | _optimiser(f)
     n = adapter.n_parameters
     if (stated := f.count("optimizer.parameter_count", 1 << 53)) != n:
-        raise f.error("key 'optimizer.parameter_count'", f"{stated}, its tensors have {n}")
+        raise f.error("key 'optimizer.parameter_count'", f"{stated}, but its tensors have {n}")
     moments = FlatMoments(vector(f, FIRST, n), vector(f, SECOND, n))
     check_moments(f, moments.second)
     return TrainState(identity, adapter, {}, {}, seed=0, **numbers, moments=moments)
@@ -127,7 +127,7 @@ def _model(f: GGUFFile, arch: str) -> dict[str, float]:
 def _counters(f: GGUFFile) -> dict[str, Any]:
     version = f.count("training.file_version", 1 << 31)
     if version > 1:
-        raise f.error("key 'training.file_version'", f"{version}, known are 0 and 1")
+        raise f.error("key 'training.file_version'", f"{version}; known: 0 and 1")
     names = ("iteration", "sample", "token") + (("epoch",) if version else ())
     counts = {name: f.count(f"training.{name}_count", MOST) for name in names}
     f.count("training.iteration_count", MAX_ITERATION)
@@ -140,7 +140,7 @@ def _counters(f: GGUFFile) -> dict[str, Any]:
     n_samples = f.count(_SHUFFLE + "sample_count", MOST, default=0)
     next_sample = f.count(_SHUFFLE + "next_sample", MOST, default=0)
     if rng_state and not next_sample < n_samples:
-        stated = f"{next_sample}, there are {n_samples} samples"
+        stated = f"{next_sample}, but there are {n_samples} samples"
         raise f.error(f"key '{_SHUFFLE}next_sample'", stated)
     return {
         "iteration": counts["iteration"],
@@ -155,9 +155,9 @@ def _counters(f: GGUFFile) -> dict[str, Any]:
 
 def _optimiser(f: GGUFFile) -> dict[str, Any]:
     if (version := f.count("optimizer.file_version", 1 << 31)) != 0:
-        raise f.error("key 'optimizer.file_version'", f"{version}, known is 0")
+        raise f.error("key 'optimizer.file_version'", f"{version}; known: 0")
     if (kind := f.get("optimizer.type", "str")) != "adam":
-        raise f.error("key 'optimizer.type'", f"{shown(kind)}, only adam can be continued")
+        raise f.error("key 'optimizer.type'", f"{shown(kind)}, but only adam can be continued")
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
     # The old tool ignores best loss, previous loss and counter, but refuses wrong types.

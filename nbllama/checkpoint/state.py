@@ -97,7 +97,7 @@ def array(f: GGUFFile, name: str) -> np.ndarray:
         raise f.error(f"tensor '{shown(name)}'", "must be F32")
     x = f.data(name).view("<f4").reshape(info.shape).astype(np.float32)
     if check_finite({name: x}):
-        raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
+        raise f.error(f"tensor '{shown(name)}'", "contains a NaN or an infinity")
     return x
 
 
@@ -142,4 +142,4 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
     """Raise for negative second moments, because means of squares cannot be negative."""
     if second.size and second.min() < 0:
-        raise f.error(f"tensor '{SECOND}'", "holds a negative value")
+        raise f.error(f"tensor '{SECOND}'", "contains a negative value")

@@ -98,7 +98,7 @@ def draw(data: Dataset, most_tokens: int) -> Sample:
         chosen.append(i)
         tokens += data.n_tokens(i)
     if not chosen:
-        raise DataError("the training data have no sample to calibrate on; give other data")
+        raise DataError("the training data contain no sample to calibrate on; pass other data")
     return Sample(_batches(data, chosen), _batches(data, held))
 
 

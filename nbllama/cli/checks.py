@@ -100,8 +100,8 @@ def merged_check(
     free = shutil.disk_usage(folder).free
     if size > free:
         print(
-            f"merged: not compared, as {memory(size)} do not fit in {shown(folder, 400)} "
-            f"({memory(free)} free); set TMPDIR=FOLDER to another folder"
+            f"merged: not compared, as {memory(size)} does not fit in {shown(folder, 400)} "
+            f"({memory(free)} free); set TMPDIR to another folder"
         )
         return []
     with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
@@ -163,12 +163,13 @@ def llama_check(
     print(f"llama.cpp against nbllama, with the adapter: {adapted}")
     if base.kl > OTHER_BASE:
         return [
-            f"llama.cpp computes another base model: KL divergence {base.kl:.3g} nats per token"
+            f"the base model computes something else in llama.cpp: KL divergence {base.kl:.3g} "
+            "nats per token"
         ]
     if adapted.kl > 3 * base.kl + LOST * effect + ROUNDING:
         return [
-            f"the adapter does something else in llama.cpp: KL divergence {adapted.kl:.3g} "
-            f"nats per token, and {base.kl:.3g} without the adapter"
+            f"the adapter has a different effect in llama.cpp: KL divergence {adapted.kl:.3g} nats "
+            f"per token, and {base.kl:.3g} without the adapter"
         ]
     return []
 

@@ -46,7 +46,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
     )
     if len(words) != 3 or not all(words):
-        raise UsageError(f"{len(words)} words are given; give CONVERSION IN OUT; see --help")
+        raise UsageError(f"{len(words)} arguments are given; pass CONVERSION IN OUT; see --help")
     return words[0], words[1], words[2], options
 
 
@@ -56,14 +56,16 @@ def pair_of(conversion: str) -> tuple[str, str]:
 
     known = {f"{a.name}-to-{a.same_as}": (a.name, a.same_as) for a in ARCHS.values() if a.same_as}
     if conversion not in known:
-        raise UsageError(f"unknown conversion '{shown(conversion)}'; give {' or '.join(known)}")
+        raise UsageError(f"unknown conversion '{shown(conversion)}'; use {' or '.join(known)}")
     return known[conversion]
 
 
 def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
     """Raise `GGUFError` unless the model `f` computes what a model of architecture `new` does."""
     if hp.arch != old:
-        raise f.error("key 'general.architecture'", f"'{hp.arch}', this conversion is for {old}")
+        raise f.error(
+            "key 'general.architecture'", f"'{hp.arch}', but this conversion is for {old}"
+        )
     if hp.alibi_max_bias:
         raise f.error(
             f"key '{old}.block_count'",
@@ -73,7 +75,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
         )
     theirs = next((key for key in f.metadata if key.startswith(f"{new}.")), None)
     if theirs is not None:
-        raise f.error(f"key '{shown(theirs)}'", f"is of {new} already, in a model of {old}")
+        raise f.error(f"key '{shown(theirs)}'", f"is already a key of {new}, in a model of {old}")
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:

@@ -21,8 +21,8 @@ from nbllama.system.program import run_program
 PROG = "python -m nbllama.convert_lora"
 ABOUT = """Convert a LoRA adapter: IN is a GGUF adapter, a .bin of llama.cpp's old finetune, or a
 PEFT folder, whatever its name; OUT is a .bin if it ends in .bin, a PEFT folder if it ends in / or
-is a folder, else a GGUF adapter. Values are not rounded if OUT can hold them; a note says what it
-cannot hold."""
+is a folder, else a GGUF adapter. Values are not rounded if OUT can store them; a note says
+what it cannot store."""
 EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or bad base model, 3 path that cannot be
 written, 5 adapter that is damaged, or does not fit the base model"""
 
@@ -36,9 +36,9 @@ class Options:
     model_base: str = _files(
         Text(),
         "",
-        "the GGUF model that the adapter is for; needed if IN does not contain all that OUT needs"
-        " (a .bin has no architecture, and only files of nbllama have the size of a head, which"
-        " PEFT's order of rows depends on); with it every pair is checked",
+        "the GGUF model that the adapter is for; needed if IN does not contain all that OUT needs "
+        "(a .bin has no architecture, and only files of nbllama have the size of a head, which "
+        "PEFT's order of rows depends on); with it, every pair is checked",
         also=["-m"],
         shown_default="none",
     )
@@ -93,8 +93,8 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     stored = read_stored(source, base)
     if stored.base.arch is None:
         notes.append(
-            f"{shown(source)} names no architecture: assumed to be {OLD_TOOL_ARCH}, the only one"
-            " of llama.cpp's finetune; --model-base FILE gives another"
+            f"{shown(source)} names no architecture: {OLD_TOOL_ARCH} is assumed, the only one that "
+            "llama.cpp's finetune supported; --model-base FILE overrides it"
         )
         stored = stored.known(Base(OLD_TOOL_ARCH))
     notes += stored.notes

@@ -60,7 +60,7 @@ def _run(words: list[str]) -> None:
                 whole = rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
         if auto:
             if rounder is None:
-                raise UsageError("--outtype auto needs a sample: give --calibrate DATA")
+                raise UsageError("--outtype auto needs a sample: pass --calibrate DATA")
             whole = spool = stack.enter_context(spool_beside(options.model_out))
             with Progress() as progress:
                 chosen = plan(f, mix(parts), rounder, spool, progress=progress)
@@ -80,7 +80,7 @@ def _run(words: list[str]) -> None:
     change = print_change(
         options.model_base, options.model_out, parts, text, name=options.sample,
         held=sample.held if sample else (),
-        advice=_UNMERGED if sample else f"give --calibrate DATA, or {_UNMERGED}",
+        advice=_UNMERGED if sample else f"pass --calibrate DATA, or {_UNMERGED}",
     )  # fmt: skip
     if change is not None and change.lost > TOO_MUCH and not options.force:
         raise NbllamaError(

@@ -43,7 +43,7 @@ def _run(words: list[str]) -> None:
             raise UsageError(f"{shown(o.lora, 400)}: there is no such adapter file") from None
         adapter = part_of_adapter(adapter, layers)
         if not adapter.pairs:
-            raise UsageError("--layers: the adapter has no pair in these blocks; give others")
+            raise UsageError("--layers: the adapter has no pair in these blocks; pass others")
     else:
         adapter = random_adapter(model, o.rank, o.seed)
     losses: list[Losses] = []
@@ -97,8 +97,8 @@ def _check_memory(model: Model, layers: list[int]) -> None:
     need = 2.5 * 8 * sum(map(math.prod, shapes))
     if need > (left := available_memory()):
         raise NotEnoughMemory(
-            f"{len(layers)} blocks in float64 need {need / 1e9:.1f} GB, but {left / 1e9:.1f} GB are"
-            " free; give fewer --layers, such as first:1"
+            f"{len(layers)} blocks in float64 need {need / 1e9:.1f} GB, but only {left / 1e9:.1f} "
+            "GB are free; pass fewer --layers, such as first:1"
         )
 
 
@@ -117,7 +117,7 @@ def _batch(model: Model, o: GradcheckOptions) -> Batch:
             raise DataError(f"{shown(o.data, 400)}: cannot be read: {e.strerror}") from e
     ids = np.array(model.tokenizer.encode(text, add_special=False)[: o.tokens + 1], np.int32)
     if len(ids) < 4:
-        raise DataError(f"{shown(o.data, 400)}: {len(ids)} tokens are too few; give a longer text")
+        raise DataError(f"{shown(o.data, 400)}: {len(ids)} tokens are too few; use a longer text")
     cut = 2 * len(ids) // 3
     rows = [ids[:cut], ids[cut - 1 :]]
     return Batch.from_rows([(row[:-1].copy(), row[1:].copy()) for row in rows])

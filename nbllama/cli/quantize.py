@@ -40,8 +40,8 @@ def _run(words: list[str]) -> None:
         types = {name: IDS[chosen] for name, chosen in names.items()}
         if not asked.options.allow_requantize and (name := requantised(f, types)):
             raise UsageError(
-                f"{shown(asked.source, 400)}: {shown(name)} is quantised already; start from an"
-                " F32, F16 or BF16 model, or give --allow-requantize"
+                f"{shown(asked.source, 400)}: {shown(name)} is already quantised; start from an "
+                "F32, F16 or BF16 model, or pass --allow-requantize"
             )
         prepare_output(asked.target, [asked.source], GGUF)
         note_parts(f, asked.target)

@@ -115,8 +115,8 @@ def print_divergence(asked: Perplexity) -> None:
     other = load_model(o.base_model) if o.base_model else model
     if not _same_tokens(model, other):
         raise UsageError(
-            f"--base-model {shown(o.base_model, 400)}: has another vocabulary; give a model with"
-            " the same one"
+            f"--base-model {shown(o.base_model, 400)}: has another vocabulary; use a model with "
+            "the same one"
         )
     base, reader = Reader(other, None, o.ctx_size), Reader(model, adapter, o.ctx_size)
     ticker, parts = Ticker(len(found), 2 * o.ctx_size), []

@@ -5,14 +5,14 @@ from __future__ import annotations
 # For each verb: the module of its program, which has a function `main`, and a description.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
-    "show-data": ("nbllama.cli.show_data", "show what is trained in a file of training data"),
+    "show-data": ("nbllama.cli.show_data", "show which tokens of the training data are trained"),
     "report": ("nbllama.cli.report", "make the page about a run from its log, or compare runs"),
     "chat": ("nbllama.cli.chat.converse", "chat with a model, with or without adapters"),
     "generate": ("nbllama.cli.chat.generate", "complete a text"),
     "verify": ("nbllama.cli.verify", "check what an adapter does, also in llama.cpp"),
     "perplexity": ("nbllama.cli.perplexity", "measure how well a model predicts a text"),
     "export-lora": ("nbllama.cli.export_lora", "merge adapters into a model"),
-    "quantize": ("nbllama.cli.quantize", "write a model in another weight type"),
+    "quantize": ("nbllama.cli.quantize", "write a model with another weight type"),
     "convert-lora": ("nbllama.cli.convert_lora", "convert an adapter to another file format"),
     "convert": ("nbllama.cli.convert", "rename the keys of a Baichuan model to those of llama"),
     "inspect": ("nbllama.cli.inspect", "show what is in a model, checkpoint or adapter"),

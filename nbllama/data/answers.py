@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
 THOUGHTS = "earlier answers lose their thoughts in later prompts"
-TOKENS = "earlier answers have other token ids in later prompts"
-OTHERWISE = "earlier answers have a different text in later prompts"
+TOKENS = "earlier answers have different token ids in later prompts"
+OTHERWISE = "earlier answers have different text in later prompts"
 
 
 class Answer(NamedTuple):

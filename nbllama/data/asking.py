@@ -71,8 +71,8 @@ class PromptReader:
         for file, held, n_lines in found:
             if held is None:
                 raise DataError(
-                    f"{shown(file, 400)} holds plain text: --objective grpo needs records with a "
-                    "prompt"
+                    f"{shown(file, 400)} contains plain text, but --objective grpo needs records "
+                    "with a prompt"
                 )
             parts.append(Part(file, first))
             every += [Entry(first + line - 1, record) for line, record in held]
@@ -114,8 +114,8 @@ class PromptReader:
             if len(ids) + most > n_ctx + 1:
                 if refuse_long:
                     raise DataError(
-                        f"{data.where(line)}: a prompt of {len(ids)} tokens and an answer of {most}"
-                        f" are longer than the context of {n_ctx}; give a larger --ctx"
+                        f"{data.where(line)}: a prompt of {len(ids)} tokens and an answer of "
+                        f"{most} do not fit in the context of {n_ctx}; pass a larger --ctx"
                     )
                 n_long += 1
                 continue
@@ -135,11 +135,11 @@ class PromptReader:
             )
         if n_long:
             notes.append(
-                f"{n_long} of {len(good)} prompts are too long for the context of {n_ctx} tokens "
-                f"with an answer of {most}: skipped"
+                f"{n_long} of {len(good)} prompts were skipped: they do not fit in the context of "
+                f"{n_ctx} tokens with an answer of {most}"
             )
         if not questions:
-            raise DataError(f"{shown(data.path, 400)} holds no prompt that can be used"
+            raise DataError(f"{shown(data.path, 400)} contains no usable prompt"
                             + (f": {notes[-1]}" if notes else ""))  # fmt: skip
         if reader is not None:
             reader.notices.empty_thoughts = 0  # nothing is learned from the stand-in
@@ -154,7 +154,7 @@ class PromptReader:
             chats = [prompt for _, _, prompt in chunk if isinstance(prompt, Conversation)]
             if chats and reader is None:
                 raise DataError(
-                    f"{shown(data.path)} holds chats, but the model has no chat template"
+                    f"{shown(data.path)} contains chats, but the model has no chat template"
                 )
             rendered = iter(reader.render(chats) if reader is not None and chats else [])
             for line, record, prompt in chunk:

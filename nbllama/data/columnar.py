@@ -53,7 +53,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
                 row += 1
                 yield Entry(row, {key: _plain(value) for key, value in record.items()})
         if row != metadata.num_rows:
-            raise DataError(f"{where}: {row} rows, but its header gives {metadata.num_rows}")
+            raise DataError(f"{where}: {row} rows, but its header says {metadata.num_rows}")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as e:
         raise DataError(f"{where} is a damaged Parquet file: {shown(e)}") from e
 

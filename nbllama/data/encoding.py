@@ -84,7 +84,7 @@ def encoded(
     The template's process renders the next chats while samples are made from the current ones.
     """
     if reader is None and data.has_chats:
-        raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
+        raise DataError(f"{shown(data.path)} contains chats, but the model has no chat template")
     start = reported = time.monotonic()
     firsts = range(0, len(data.samples), _CHUNK)
 

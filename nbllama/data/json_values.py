@@ -181,7 +181,7 @@ def _sequence(text: str) -> Iterator[Value]:
             yield Value(line, value, [], at)
         elif text[at] in "]}":
             kind = "list" if text[at] == "]" else "object"
-            raise DataError(f"line {line}: half a {kind}: '{text[at]}' without its beginning")
+            raise DataError(f"line {line}: '{text[at]}' closes a {kind} that was not opened")
         else:
             raise DataError(f"line {line}: broken JSON: a record or a list of records expected")
         at = _end(_BETWEEN, text, end)
@@ -193,9 +193,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
     at = _end(_SPACE, text, at + 1)
     while text[at : at + 1] != "]":
         if at >= len(text):
-            raise DataError(
-                f"line {_line(text, begin)}: half a list: this '[' is not closed by a ']'"
-            )
+            raise DataError(f"line {_line(text, begin)}: this '[' is not closed by a ']'")
         value, end = _decode(text, at)
         items.append(value)
         places.append(at)

@@ -56,12 +56,12 @@ def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
 def _mixed(data: DataFile) -> str:
     first = type(data.samples[0][1])
     line = next(line for line, s in data.samples if type(s) is not first)
-    reason = "preferences and other records cannot be in one run"
+    reason = "preferences and other records cannot be mixed in one run"
     if first is Labelled:
-        reason = "after a labelled answer each record needs a label that is true or false"
+        reason = "the first record has a label, so all records need a label that is true or false"
     elif first is Pair:
-        reason = "after a pair each record needs chosen and rejected"
+        reason = "the first record is a pair, so all records need chosen and rejected"
     return (
-        f"{data.where(line)}: the format of this record differs from those before: {reason} "
+        f"{data.where(line)}: this record has another format than those before: {reason} "
         f"({shown(data.path)})"
     )

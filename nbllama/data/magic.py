@@ -21,7 +21,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"ORC", "an ORC file; save it as Parquet or JSON lines"),
     (b"Obj\x01", "an Avro file; save it as Parquet or JSON lines"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file; save it as Parquet or JSON lines"),
-    (b"\x93NUMPY", "a NumPy array; save its texts as JSON lines"),
+    (b"\x93NUMPY", "a NumPy array; save its strings as JSON lines"),
     (b"\x80\x02", "a Python pickle, which is not read; save the data as JSON lines"),
     (b"\x80\x03", "a Python pickle, which is not read; save the data as JSON lines"),
     (b"\x80\x04", "a Python pickle, which is not read; save the data as JSON lines"),
@@ -95,7 +95,7 @@ def binary_kind(content: bytes) -> str | None:
 
 def _with_nul(content: bytes) -> str | None:
     at = content.find(b"\0")
-    return None if at < 0 else f"not text: it holds NUL bytes, the first at offset {at}"
+    return None if at < 0 else f"not text: it contains NUL bytes, the first at offset {at}"
 
 
 def _is_no_text(head: bytes) -> bool:
@@ -133,8 +133,8 @@ def _wide_kind(content: bytes) -> str | None:
 
 def _no_mark(name: str) -> str:
     return (
-        f"not UTF-8: it holds NUL bytes; it looks like {name} without a byte-order mark; convert it"
-        f" with iconv -f {name} -t UTF-8"
+        f"not UTF-8: it contains NUL bytes; it looks like {name} without a byte-order mark; "
+        f"convert it with iconv -f {name} -t UTF-8"
     )
 
 
@@ -173,7 +173,7 @@ def office_kind(names: list[str]) -> str | None:
     if any(n.startswith("META-INF/MANIFEST.MF") for n in names):
         return "a Java archive"
     if names and all(n.endswith(".npy") for n in names):
-        return "a NumPy archive; save its texts as JSON lines"
+        return "a NumPy archive; save its strings as JSON lines"
     return None
 
 
@@ -181,7 +181,7 @@ def guessed_encoding(content: bytes) -> str:
     """Return "; it looks like ..." with a command, for bytes that are not UTF-8; else ""."""
     kind = _wide_kind(content[:_LOOK])
     if kind is not None:
-        return "; " + kind.removeprefix("not UTF-8: it holds NUL bytes; ")
+        return "; " + kind.removeprefix("not UTF-8: it contains NUL bytes; ")
     if _is_gb18030(content[:_LOOK]):
         return "; it looks like GB18030; convert it with iconv -f GB18030 -t UTF-8"
     return ""

@@ -43,7 +43,7 @@ class MT19937:
             raise DataError(f"the state of a random generator has 625 numbers, not {len(words)}")
         numbers = [int(w) for w in words]
         if max(numbers) > MOST or numbers[-1] > _N:
-            raise DataError("the state of a random generator holds a number that is too large")
+            raise DataError("the state of a random generator contains a number that is too large")
         return cls(np.array(numbers[:-1], np.uint32), numbers[-1])
 
     def text(self) -> str:

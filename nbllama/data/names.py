@@ -91,7 +91,7 @@ def _refuse_text_and_pair(folded: dict[str, str]) -> None:
     pair = _pair(folded)
     if pair is not None:
         raise DataError(
-            f'both "text" and "{pair[0]}" with "{pair[1]}" can be trained; give --data-format text,'
+            f'both "text" and "{pair[0]}" with "{pair[1]}" can be trained; pass --data-format text,'
             f" or {_to_type(*(folded[name] for name in pair))}"
         )
 
@@ -107,7 +107,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
     chats = [key for key, value in record.items() if is_turns(value)]
     if len(chats) > 1 and wanted is None:
         raise DataError(
-            f"each of the keys {shown(', '.join(chats), 80)} holds a chat; give --data-columns "
+            f"each of the keys {shown(', '.join(chats), 80)} contains a chat; pass --data-columns "
             f"messages={shown(chats[0], 40)}"
         )
     if chats:
@@ -145,7 +145,7 @@ def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
     if len(questions) > 1 or len(answers) > 1:
         names = ", ".join(questions + answers)
         raise DataError(
-            f"which keys are question and answer ({shown(names, 80)})? Give "
+            f"which keys are question and answer ({shown(names, 80)})? Pass "
             f"{_to_type(folded[questions[0]], folded[answers[0]])}"
         )
     return questions[0], answers[0]

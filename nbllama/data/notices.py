@@ -12,7 +12,7 @@ READ = {
         "trained anyway"
     ),
     "developer": (
-        "messages have the role developer, which the chat template does not have: they are "
+        "messages have the role developer, which the chat template does not support: they are "
         "rendered as system messages"
     ),
     "folded": (
@@ -33,15 +33,15 @@ READ = {
         "as text, a line of JSON in <tool_call> marks (Hermes form)"
     ),
     "null": (
-        "answers call tools and have no text: their content is null for the chat template, which "
-        "writes calls only then"
+        "answers call tools and have no text: the chat template receives null as their content, "
+        "because it writes calls only then"
     ),
     "tools": (
-        "records list tools that the chat template does not write: the prompt does not have them, "
-        "as on a server"
+        "records list tools that the chat template does not write: the prompt does not contain "
+        "them, as on a server"
     ),
     "variables": (
-        'records set variables ("chat_template_kwargs") that the chat template does not have'
+        'records set variables ("chat_template_kwargs") that the chat template does not use'
     ),
     "changed": (
         "messages are not in the rendered text as they are written: the chat template changes them"

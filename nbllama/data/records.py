@@ -100,8 +100,8 @@ def open_data(
     for other, records in found:
         if records.entries is None:
             raise DataError(
-                f"{shown(other, 400)} holds plain text, but the other files hold records; give "
-                "only files of the same kind"
+                f"{shown(other, 400)} contains plain text, but the other files contain records; "
+                "pass only files of the same kind"
             )
     return _parsed(name, found, asked, notes)
 
@@ -166,7 +166,7 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
     )
     if data_format != RAW and called and not is_parquet:
         raise DataError(
-            f"{shown(name, 400)} has the name of a Parquet file, but not the content; rename it"
+            f"{shown(name, 400)} is named like a Parquet file but is not one; rename it"
         )
     if data_format != RAW and is_parquet:
         entries = list(parquet_rows(content.content, name))
@@ -256,7 +256,7 @@ def _parsed(
             data.bad.append(Bad(line, str(e)))
     if not data.samples:
         if not data.bad:
-            raise DataError(f"nothing in {shown(path)} can be trained: it holds no record")
+            raise DataError(f"nothing in {shown(path)} can be trained: it contains no record")
         line, reason = data.bad[0]
         place = data.short_place(line)
         raise DataError(f"nothing in {shown(path)} can be trained; {place}: {reason}")
@@ -286,11 +286,11 @@ def _format(entries: list[Entry], data: DataFile) -> Format:
         return FORMATS[votes.most_common(1)[0][0]]
     if not good:
         if not entries:
-            raise DataError(f"nothing in {shown(data.path)} can be trained: it holds no record")
+            raise DataError(f"nothing in {shown(data.path)} can be trained: it contains no record")
         raise DataError(f"{data.where(entries[0].line)}: {entries[0].record}")
     known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
     line, record = good[0]
     raise DataError(
-        f"{data.where(line)}: the keys ({keys_of(record)}) fit no format ({known}); name "
-        f"them, for example with {to_type(record)}, or give --data-format raw"
+        f"{data.where(line)}: the keys ({keys_of(record)}) match no format ({known}); name them, "
+        f"for example with {to_type(record)}, or pass --data-format raw"
     )

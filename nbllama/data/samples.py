@@ -174,7 +174,7 @@ def load_samples(
             if n_tokens > n_ctx and on_long == "refuse":
                 raise DataError(
                     f"{data.where(line)}: {n_tokens} tokens, longer than the context of {n_ctx}; "
-                    "give a larger --ctx, or --on-long cut or skip"
+                    "pass a larger --ctx, or --on-long cut or skip"
                 )
             if n_tokens > n_ctx and on_long == "skip":
                 n_long += 1
@@ -243,8 +243,8 @@ def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
         place = data.short_place(bad[0].line)
         return f"nothing in {where} can be trained; {place}: {bad[0].reason}"
     return (
-        f"no token of {where} can be trained: none of its {n_all} samples has an answer beginning "
-        f"within {n_ctx} tokens; a larger --ctx may help"
+        f"no token of {where} can be trained: none of its {n_all} samples has an answer that "
+        f"begins within {n_ctx} tokens; a larger --ctx may help"
     )
 
 

@@ -236,7 +236,7 @@ def _find(
     if at != len(text):
         raise MessageError(
             [path[0] if path[0] < len(messages) else None for path in which],
-            " holds the text of a special token, and the chat template changes messages so that "
+            " contains the text of a special token, and the chat template changes messages so that "
             "the text cannot be found again; remove that text",
         )
     return spans

@@ -84,7 +84,9 @@ def _split(folder: str, split: str) -> str | None:
     frames = {re.sub(r"[-_.]\d[^.]*", "[-_.][0-9]*", n, count=1) for n in names}
     if len(frames) > 1 or frames == {names[0]}:
         listed = " and ".join(names[:3])
-        raise DataError(f"the folder {shown(folder)} has {shown(listed)}: which one is it?")
+        raise DataError(
+            f"the folder {shown(folder)} has {shown(listed)}: which one is the data? Pass its name"
+        )
     return os.path.normpath(os.path.join(glob.escape(folder), frames.pop()))
 
 
@@ -173,7 +175,9 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
         raise DataError(f"{where} has {shown(sorted(others)[0])}, but no train.jsonl")
     if not files:
         endings = " ".join(RECORD_ENDINGS + TEXT_ENDINGS)
-        raise DataError(f"{where} holds no data: no train.jsonl, no file that ends in {endings}")
+        raise DataError(
+            f"{where} contains no data: no train.jsonl and no file that ends in {endings}"
+        )
     left_out = [n for n in names if n not in set(files)]
     notes = [f"{where}: {len(files)} files are read"] if len(files) > 1 else []
     if left_out:

@@ -60,7 +60,7 @@ def control_token_notes(
         if parse_special
         else "read as plain characters; --parse-special reads them as tokens"
     )
-    return [f"{n} of {n_all} texts hold control tokens such as {shown(first, 40)}: {read}"]
+    return [f"{n} of {n_all} texts contain control tokens such as {shown(first, 40)}: {read}"]
 
 
 def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (
-                f"the text holds control tokens such as {shown(found, 40)}: read as plain"
+                f"the text contains control tokens such as {shown(found, 40)}: read as plain"
                 ' characters; in records ({"text": ...}) --parse-special reads them as tokens',
             )
     return ()
@@ -91,4 +91,4 @@ def mostly_lost(data: Any) -> str:
     if 2 * lost <= n_all:
         return ""
     reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    return f"most of the data was not trained unchanged: of {n_all} samples {reasons}"
+    return f"most of the data is not trained as it is: of {n_all} samples, {reasons}"

@@ -65,7 +65,7 @@ def decode_text(
                     f"{e.start}: {e.reason}"
                 ) from e
             if "\0" in text:
-                raise DataError(f"{name} is not text: it holds NUL characters")
+                raise DataError(f"{name} is not text: it contains NUL characters")
             return text
     if (kind := binary_kind(content)) is not None:
         raise DataError(f"{name} is {kind}")

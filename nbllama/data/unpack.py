@@ -66,12 +66,10 @@ def unpack(name: str, content: bytes) -> Unpacked:
     else:
         packed = name.lower().endswith((".zip", ".gz", ".zst"))
         if packed and not says_records(name):
-            raise DataError(
-                f"{where} has the name of a packed file, but not the content; rename it"
-            )
+            raise DataError(f"{where} is named like a compressed file but is not one; rename it")
         return Unpacked([Content(name, content)], [])
     if content.startswith((_GZIP, _ZSTD, _ZIP)):
-        raise DataError(f"{where} is packed twice; unpack it first")
+        raise DataError(f"{where} is compressed twice; unpack it first")
     return Unpacked([Content(name, content)], [])
 
 
@@ -90,7 +88,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
             if len(out) > budget:
                 raise DataError(
                     f"{where} unpacks to more than {MAX_UNPACKED >> 20} MiB, which is the limit; "
-                    "unpack it yourself and give the files in it"
+                    "unpack it yourself and pass the files in it"
                 )
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as e:
         raise DataError(f"{where} is damaged: {shown(e)}") from e
@@ -139,11 +137,11 @@ def _archive(name: str, content: bytes) -> Unpacked:
             listed = [i for i in archive.infolist() if not i.filename.endswith("/")]
             infos = {i.filename: i for i in listed}
             if len(infos) < len(listed):
-                raise DataError(f"{where} holds two files of the same name; unpack it yourself")
+                raise DataError(f"{where} contains two files of the same name; unpack it yourself")
             if (kind := office_kind(list(infos))) is not None:
                 raise DataError(f"{where} is {kind}")
             if len(infos) > MAX_MEMBERS:
-                raise DataError(f"{where} holds {len(infos)} files; the limit is {MAX_MEMBERS}")
+                raise DataError(f"{where} contains {len(infos)} files; the limit is {MAX_MEMBERS}")
             chosen = choose(where, [n for n in infos if not is_hidden(n)])
             contents = list(_members(name, archive, [infos[n] for n in chosen.files]))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:

@@ -88,8 +88,8 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
     if len(chosen) > 1:
         names = ", ".join(f'"{key}"' for key in chosen)
         raise DataError(
-            f"several keys hold a list of records ({shown(names, 80)}): which one is it? Put only "
-            "that list in the file"
+            f"several keys contain a list of records ({shown(names, 80)}); keep only one of these "
+            "lists in the file"
         )
     if chosen:
         return _Held((chosen[0],), held[chosen[0]])

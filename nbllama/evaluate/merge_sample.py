@@ -44,8 +44,8 @@ def describe(c: Compared) -> str:
     """Describe a comparison in one line."""
     n_different = int((~c.same_top).sum())
     return (
-        f"KL divergence {c.kl.mean():.3g} nats per token, at most {c.kl.max():.3g}; "
-        f"another most likely token at {n_different} of {len(c.kl)} places"
+        f"KL divergence {c.kl.mean():.3g} nats per token, at most {c.kl.max():.3g}; a different "
+        f"most likely token at {n_different} of {len(c.kl)} positions"
     )
 
 

@@ -81,7 +81,7 @@ def file_type(name: str) -> FileType:
         reason = f"unknown type '{shown(name)}'"
         if upper.startswith(("IQ", "TQ", "MXFP")) or upper == "Q2_K_S":
             reason = f"type '{shown(name)}' cannot be written"
-        raise UsageError(f"{reason}; the types are {names}")
+        raise UsageError(f"{reason}; supported: {names}")
     return found
 
 

@@ -105,7 +105,7 @@ class BlockInputs:
         Raises `RuntimeError` if the model has a watcher already.
         """
         if self._model.watch is not None:
-            raise RuntimeError("the model has a watcher already")
+            raise RuntimeError("the model already has a watcher")
         self.layer += 1
         self.moments = {}
         self._model.watch = self

@@ -129,7 +129,7 @@ class Model(passes.Model):
             One answer per prompt, in their order.
         """
         if at_once < 1:
-            raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; give 1 or more")
+            raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; use 1 or more")
         ids = self._prompts(prompts, chat_template)
         self._context(ids, max_tokens)
         found = generate_many(self, ids, max_tokens, adapter, at_once=at_once)
@@ -163,12 +163,13 @@ class Model(passes.Model):
         """Return the tokens of the longest text; warn if the model was trained with fewer."""
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
             raise UsageError(
-                f"max_tokens: '{shown(max_tokens)}' is not allowed; give a whole number, 0 or more"
+                f"max_tokens: '{shown(max_tokens)}' is not allowed; use a whole number, 0 or more"
             )
         longest, trained = max(map(len, prompts), default=0), self.hp.n_ctx_train
         if 0 < trained < longest:
             warnings.warn(
-                f"a prompt has {longest} tokens, but the model was trained with {trained}",
+                f"a prompt has {longest} tokens, but the model was trained with a context of "
+                f"{trained}",
                 stacklevel=4,
             )
         return longest + max_tokens
@@ -192,7 +193,7 @@ def _messages(prompt: object) -> list[dict[str, Any]]:
         and all(isinstance(m, Mapping) for m in prompt)
     ):
         return [dict(m) for m in prompt]
-    raise UsageError("a prompt must be a text, or a list of messages with role and content")
+    raise UsageError("a prompt must be a string, or a list of messages with role and content")
 
 
 def load_model(

@@ -58,7 +58,7 @@ class KVCache:
         If there are states, the last tokens cannot be removed alone, so all tokens are removed.
         """
         if not 0 <= start <= end <= self.length:
-            raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")
+            raise ValueError(f"tokens {start} to {end} of {self.length} cannot be removed")
         if self.states is not None and start < end == self.length:
             self.states.clear()
             start = 0

@@ -31,11 +31,11 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
             continue
         if name not in names:
             near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}"
             raise UsageError(f"unknown setting '{shown(name)}'; {hint}")
         values[name] = _number(name, value)
     if values.get("repeat_penalty", 1.0) <= 0:
-        raise UsageError("repeat_penalty: give a number above 0")
+        raise UsageError("repeat_penalty: use a number above 0")
     values.setdefault("seed", secrets.randbelow(2**32))
     return SamplingParams(**values)
 
@@ -47,9 +47,9 @@ def _number(name: str, value: Any) -> int | float:
             if not isinstance(value, bool) and low <= operator.index(value) <= high:
                 return operator.index(value)
         raise UsageError(
-            f"{name}: '{shown(value)}' is not allowed; give a whole number from {low} to {high}"
+            f"{name}: '{shown(value)}' is not allowed; use a whole number from {low} to {high}"
         )
     with suppress(TypeError, ValueError):
         if not isinstance(value, bool | str) and math.isfinite(value):
             return float(value)
-    raise UsageError(f"{name}: '{shown(value)}' is not allowed; give a number")
+    raise UsageError(f"{name}: '{shown(value)}' is not allowed; use a number")

@@ -20,21 +20,22 @@ PICKLE = f"a Python pickle (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
 def name_hint(name: str) -> str:
     """Return what the name of a missing file looks like and what to do, or ""."""
     if re.match(r"https?://|hf\.co/", name):
-        return "a web address; nothing is downloaded here: download the GGUF file and give its name"
+        return "a web address; nothing is downloaded here: download the GGUF file and pass its name"
     if name.lower().endswith(tuple(_FORMS)) or re.match(r"[A-Za-z]:[\\/]", name):
         return ""
     if _OLLAMA.fullmatch(name):
         return (
-            "it looks like an Ollama model; `ollama show --modelfile "
-            f"{name}` prints its GGUF file after FROM: give that file"
+            f"it looks like an Ollama model; `ollama show --modelfile {name}` prints its GGUF file "
+            "after FROM: pass that file"
         )
     if _HUGGING_FACE.fullmatch(name) and not os.path.isdir(name.split("/")[0]):
         return (
-            "it looks like a model's name at Hugging Face; nothing is downloaded here: download a "
-            "GGUF file of it (often in a repository of the same name with -GGUF) and give that file"
+            "it looks like the name of a model on Hugging Face; nothing is downloaded here: "
+            "download a GGUF file of it (often in a repository of the same name with -GGUF) and "
+            "pass that file"
         )
     if "/" not in name and os.sep not in name:
-        return "give a GGUF file; names of models, such as Ollama's, are not looked up"
+        return "pass a GGUF file; names of models, such as Ollama's, are not looked up"
     return ""
 
 
@@ -46,14 +47,14 @@ def folder_hint(name: str) -> str:
         return ""
     ggufs = [f for f in files if f.lower().endswith(".gguf")]
     if ggufs:
-        return f"give the GGUF file in it, such as {ggufs[0]}"
+        return f"pass the GGUF file in it, such as {ggufs[0]}"
     if "adapter_config.json" in files:
-        return "it holds a PEFT adapter, not a model; give adapters with --lora-in or --lora"
+        return "it contains a PEFT adapter, not a model; pass adapters with --lora-in or --lora"
     if "config.json" in files or any(f.endswith((".safetensors", ".bin")) for f in files):
-        return f"it holds a Hugging Face model; {_CONVERT}"
+        return f"it contains a Hugging Face model; {_CONVERT}"
     if {"manifests", "blobs"} & set(files):
         return (
-            "it holds Ollama's models; `ollama show --modelfile NAME` prints a model's GGUF file "
-            "after FROM: give that file"
+            "it contains Ollama's models; `ollama show --modelfile NAME` prints a model's GGUF "
+            "file after FROM: pass that file"
         )
-    return "give a GGUF file"
+    return "pass a GGUF file"

@@ -88,7 +88,7 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
         raise given.error("file", f"{one}; to find the other parts, its name must be like {wanted}")
     prefix = named[0]
     if named[1:] != (number, count):
-        problem = f"its name says part {named[1]} of {named[2]}, its keys {number} of {count}"
+        problem = f"its name says part {named[1]} of {named[2]}, but its keys {number} of {count}"
         raise given.error("file", problem)
     names = [part_name(prefix, i, count) for i in range(1, count + 1)]
     missing = [i for i, name in enumerate(names, 1) if not os.path.exists(name)]
@@ -127,8 +127,8 @@ def _check_tensors(parts: Sequence[GGUFFile], wanted: int) -> None:
             if name in where:
                 raise part.error(
                     f"tensor '{shown(name)}'",
-                    f"is in {shown(os.path.basename(where[name].path))} too",
+                    f"is also in {shown(os.path.basename(where[name].path))}",
                 )
             where[name] = part
     if len(where) != wanted:
-        raise parts[0].error("file", f"its parts have {len(where)} tensors, not {wanted}")
+        raise parts[0].error("file", f"its parts have {len(where)} tensors, expected {wanted}")

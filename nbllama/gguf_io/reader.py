@@ -122,7 +122,7 @@ def _header(c: Cursor) -> tuple[int, int, int]:
     if version & 0xFFFF == 0 and version:
         raise c.error("version", f"big-endian GGUF (version {version >> 24}); only little-endian")
     if version not in (2, 3):
-        raise c.error("version", f"{version}, supported are 2 and 3")
+        raise c.error("version", f"{version}; supported: 2 and 3")
     n_tensors = c.u64("tensor count")
     n_kv = c.u64("key count")
     left = c.end - c.pos
@@ -150,7 +150,7 @@ def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueT
         at = c.pos
         type_id = c.u32(what, " type")
         if type_id > max(ValueType):
-            raise c.error(what, f"unknown value type {type_id} at byte {at}, known are 0..12")
+            raise c.error(what, f"unknown value type {type_id} at byte {at}; known: 0..12")
         metadata[key] = c.value(type_id, what)
         types[key] = ValueType(type_id)
     c.cap = c.end
@@ -239,7 +239,7 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
         if kind is None:
             known = UNSUPPORTED_TYPES.get(type_id, f"{type_id} at byte {at}, unknown")
             supported = " ".join(t.name for t in TENSOR_TYPES.values())
-            raise c.error(what, f"type {known} is not supported; supported are {supported}")
+            raise c.error(what, f"type {known} is not supported; supported: {supported}")
         if ne[0] % kind.block_size:
             raise c.error(
                 what, f"row of {ne[0]} is not a multiple of the {kind.name} block {kind.block_size}"

@@ -130,7 +130,7 @@ def _use(name: str) -> str:
 
 def _use_unknown(f: GGUFFile, name: str) -> str:
     if f.tensors[name].type_id not in QUANTS:
-        return "refused: its type is not a type of weights"
+        return "refused: its type is not a weight type"
     return _use(name)
 
 

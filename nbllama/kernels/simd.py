@@ -57,7 +57,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
     """
     for array in (a, b, c):
         if not isinstance(array, types.Array) or array.dtype != types.float32:
-            raise TypeError(f"fma_tile wants float32 arrays, not {array}")
+            raise TypeError(f"fma_tile expects float32 arrays, not {array}")
     ints = [types.int64] * 3
     sig = types.void(a, *ints, b, *ints, c, *ints[:2], types.boolean)
 

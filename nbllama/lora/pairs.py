@@ -185,7 +185,7 @@ def init_adapter(
             option = asked.replace("_", "-")
             tied = " (its output is tied to token_embd)" if asked == "out" else ""
             raise UsageError(
-                f"--rank-{option} {rank}: this model has no {SLOT_BY_NAME[asked].tensor}.weight"
-                f"{tied}; leave it out or give 0"
+                f"--rank-{option} {rank}: this model has no "
+                f"{SLOT_BY_NAME[asked].tensor}.weight{tied}; leave it out or pass 0"
             )
     return Adapter(hp.arch, alpha, lora_r, pairs)

@@ -30,9 +30,9 @@ _ANY = Real(-1e30, 1e30)
 
 PROG = "python -m nbllama.main"
 _ABOUT = """Complete a text, or chat, with any number of LoRA adapters."""
-_EPILOG = """-p or -f alone completes the text; -cnv chats with the model's template, and is the
-default if neither a text nor a mode is given. Ctrl-C stops the answer, and pressed again the
-program; Ctrl-D ends it.
+_EPILOG = """-p or -f alone completes the text; -cnv chats with the model's template, and it is the
+default if neither text nor a mode is given. Ctrl-C stops the answer; a second Ctrl-C, or Ctrl-D,
+ends the program.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter that does
 not fit, 130 stopped by Ctrl-C"""
@@ -47,20 +47,23 @@ class MainOptions:
     lora_scaled: str = lora_scaled_option()
 
     prompt: str = _text(
-        Text("TEXT"), "", "text to complete; in a chat the first message", also=["-p"],
+        Text("TEXT"), "", "text to complete; in a chat, the first message", also=["-p"],
         shown_default="none",
     )  # fmt: skip
-    file: str = _text(Text(), "", "file with that text", also=["-f"], shown_default="none")
+    file: str = _text(
+        Text(), "", "file that contains the text to complete", also=["-f"], shown_default="none"
+    )
     escape: bool = _text(
-        None, False, r"read \n \r \t \' \" \\ and \xHH in texts as characters", also=["-e"],
+        None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escapes",
+        also=["-e"],
         off=["--no-escape"],
     )  # fmt: skip
     display_prompt: bool = _text(
         None, True, "print the prompt too", off=["--no-display-prompt"], shown_default="on"
     )
     reverse_prompt: tuple[str, ...] = _text(
-        Text("TEXT"), (), "stop after this text was generated, in interactive mode to read your"
-        " input; can be given several times", also=["-r"], shown_default="none", many=True,
+        Text("TEXT"), (), "stop when this text is generated; in interactive mode, then read your "
+        "input; can be given several times", also=["-r"], shown_default="none", many=True,
     )  # fmt: skip
 
     predict: int = _run(
@@ -68,23 +71,25 @@ class MainOptions:
         also=["-n", "--n-predict"],
     )  # fmt: skip
     ctx_size: int | None = _run(
-        Whole(0, 2**24), None, "context in tokens; 0: what the model was trained with",
+        Whole(0, 2**24), None, "context in tokens; 0: the context the model was trained with",
         also=["-c"], shown_default="the same, but at most 4096",
     )  # fmt: skip
     batch_size: int = _run(
-        Whole(1, 65536), 512, "tokens of a prompt that are computed together", also=["-b"]
+        Whole(1, 65536), 512, "prompt tokens that are computed together", also=["-b"]
     )
     context_shift: bool = _run(
         None, False, "when the context is full, drop its older half and continue",
         off=["--no-context-shift"],
     )  # fmt: skip
-    keep: int = _run(Whole(-1), 0, "tokens at the start of the prompt that are kept then; -1: all")
-    ignore_eos: bool = _run(None, False, "do not end an answer at EOS, only at its full length")
-    strict: bool = _run(None, False, "refuse a context beyond the one the model was trained with")
+    keep: int = _run(
+        Whole(-1), 0, "tokens at the start of the prompt that --context-shift keeps; -1: all"
+    )
+    ignore_eos: bool = _run(None, False, "ignore EOS: end an answer only at its full length")
+    strict: bool = _run(None, False, "refuse a context longer than the model was trained with")
 
     conversation: bool | None = _talk(
         None, None, "chat with a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
-        shown_default="on if there is neither a text nor another mode",
+        shown_default="on if neither text nor another mode is given",
     )  # fmt: skip
     system_prompt: str = _talk(
         Text("TEXT"), "", "the chat's system message", also=["-sys"], shown_default="none"
@@ -103,10 +108,13 @@ class MainOptions:
         None, False, "read more input from the keyboard after each answer", also=["-i"]
     )
     interactive_first: bool = _talk(
-        None, False, "the same, but also read before the first answer", also=["-if"]
+        None, False, "like --interactive, but also read input before the first answer", also=["-if"]
     )
     instruct: bool = _talk(
-        None, False, "the same with Alpaca's headings around your input", also=["-ins"]
+        None,
+        False,
+        "like --interactive-first, with Alpaca's headings around your input",
+        also=["-ins"],
     )
     in_prefix: str = _talk(
         Text("TEXT"), "", "text before your input; no template is used then",
@@ -117,11 +125,15 @@ class MainOptions:
         shown_default="none",
     )  # fmt: skip
     color: bool = _talk(
-        None, False, "prompt and input in other colours", also=["-co"], off=["--no-color"]
+        None,
+        False,
+        "show the prompt and your input in other colours",
+        also=["-co"],
+        off=["--no-color"],
     )
 
     seed: int = _sampling(
-        Whole(-1, 2**32 - 1), -1, "seed of the draws; -1: a new one, which is printed", also=["-s"]
+        Whole(-1, 2**32 - 1), -1, "seed for sampling; -1: a new one, which is printed", also=["-s"]
     )
     temp: float = _sampling(
         _ANY, _D.temp, "temperature; 0 or less: always the most likely token",
@@ -131,32 +143,40 @@ class MainOptions:
         Whole(-(2**31)), _D.top_k, "draw from the K most likely tokens; 0 or less: all"
     )
     top_p: float = _sampling(
-        _ANY, _D.top_p, "draw from the most likely ones that reach P together; 1: all"
+        _ANY, _D.top_p, "draw from the most likely tokens that together reach probability P; 1: all"
     )
     min_p: float = _sampling(
         _ANY, _D.min_p, "leave out tokens less likely than P times the most likely one; 0: none"
     )
     typical: float = _sampling(
-        _ANY, _D.typical, "locally typical sampling with this share of probability; 1: off",
+        _ANY, _D.typical, "locally typical sampling with this total probability; 1: off",
         also=["--typical-p"],
     )  # fmt: skip
     repeat_last_n: int = _sampling(
-        Whole(-1), _D.repeat_last_n, "last tokens that the penalties apply to; -1: the context"
+        Whole(-1),
+        _D.repeat_last_n,
+        "number of last tokens that the penalties apply to; -1: the whole context",
     )
     repeat_penalty: float = _sampling(
-        Real(above=True), _D.repeat_penalty, "divides the logits of these tokens; 1: off"
+        Real(above=True),
+        _D.repeat_penalty,
+        "repetition penalty: divides the logits of these tokens; 1: off",
     )
     frequency_penalty: float = _sampling(
-        _ANY, _D.frequency_penalty, "subtracted for each occurrence of a token among them"
+        _ANY,
+        _D.frequency_penalty,
+        "frequency penalty: subtracted from a logit for each occurrence of its token",
     )
     presence_penalty: float = _sampling(
-        _ANY, _D.presence_penalty, "subtracted if a token is among them"
+        _ANY, _D.presence_penalty, "presence penalty: subtracted from a logit if its token occurs"
     )
     mirostat: int = _sampling(
-        Whole(0, 2), _D.mirostat, "1 or 2: Mirostat instead of the filters and penalties"
+        Whole(0, 2), _D.mirostat, "1 or 2: Mirostat, which replaces the filters and penalties"
     )
-    mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "its learning rate eta")
-    mirostat_ent: float = _sampling(_ANY, _D.mirostat_ent, "its target tau, in bits per token")
+    mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "Mirostat's learning rate eta")
+    mirostat_ent: float = _sampling(
+        _ANY, _D.mirostat_ent, "Mirostat's target tau, in bits per token"
+    )
 
     threads: int | None = threads_option()
     dry_run: bool = _machine(None, False, "print the forecast of memory, then stop")
@@ -164,13 +184,13 @@ class MainOptions:
         None, False, "keep activations in float32 instead of rounding them to 8 bits"
     )
     n_gpu_layers: int = _machine(
-        Whole(-(2**31)), 0, "only 0: this program computes on the CPU", also=["-ngl"]
+        Whole(-(2**31)), 0, "only 0 is allowed: this program computes on the CPU", also=["-ngl"]
     )
     dump: tuple[str, ...] = _machine(
-        Text("PATTERN"), (), "write the arrays with these names, as for nbllama.peek; can be given"
-        " several times", shown_default="none", many=True,
+        Text("PATTERN"), (), "write the arrays with these names (patterns as in nbllama.peek); can"
+        " be given several times", shown_default="none", many=True,
     )  # fmt: skip
-    dump_out: str = _machine(Text(), "dump.npz", "file of --dump")
+    dump_out: str = _machine(Text(), "dump.npz", "file that --dump writes")
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
@@ -230,19 +250,19 @@ def parse_main(
             f"--n-gpu-layers {o.n_gpu_layers}: this program computes on the CPU only; leave it out"
         )
     if o.prompt and o.file:
-        raise UsageError("--prompt and --file: give one of them")
+        raise UsageError("--prompt and --file: pass only one of them")
     if not all(o.reverse_prompt):
-        raise UsageError("--reverse-prompt: the text is empty; give one that ends an answer")
+        raise UsageError("--reverse-prompt: the text is empty; pass the text that ends an answer")
     if o.conversation and o.instruct:
-        raise UsageError("--conversation and --instruct: give one of them")
+        raise UsageError("--conversation and --instruct: pass only one of them")
     main = Main(o, adapters)
     if o.dry_run and o.dump:
-        raise UsageError("--dump and --dry-run: a dry run computes nothing; give one of them")
+        raise UsageError("--dump and --dry-run: a dry run computes nothing; pass only one of them")
     if main.mode != "chat":
         for name in ("system_prompt", "chat_template", "template_vars", "single_turn"):
             if getattr(o, name):
                 text = name.replace("_", "-")
-                raise UsageError(f"--{text} is for chats: give --conversation with it")
+                raise UsageError(f"--{text} is for chats; pass --conversation too")
     return main
 
 
@@ -255,7 +275,8 @@ def options_page() -> str:
     """Write docs/main-options.md."""
     head = f"""# Options of `{PROG}`
 
-Made by `python -m nbllama.options.chat > docs/main-options.md`; a test compares the two.
+Generated by `python -m nbllama.options.chat > docs/main-options.md`; a test checks that it is up
+to date.
 
 `--option VALUE` and `--option=VALUE` are the same, and `_` in a name counts as `-`. If an option is
 given twice, the last value is used, except for `--lora`, `--lora-scaled` and `-r`, which add up.

@@ -16,8 +16,8 @@ from nbllama.options.parser import option
 _EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
 that does not fit, 130 stopped by Ctrl-C"""
 _CHAT = """Chat with a model in its own chat template, with any number of LoRA adapters."""
-_CHAT_END = f"""-p TEXT is the first message, and with -st the only one. Ctrl-C stops the answer,
-and pressed again the program; Ctrl-D ends it. `nbllama generate` completes a text instead.
+_CHAT_END = f"""-p TEXT is the first message, and with -st the only one. Ctrl-C stops the answer;
+a second Ctrl-C, or Ctrl-D, ends the program. `nbllama generate` completes a text instead.
 
 {_EXITS}"""
 _GENERATE = """Complete a text, with any number of LoRA adapters."""
@@ -64,7 +64,6 @@ def parse_generate(argv: Sequence[str]) -> Main:
     o = main.options
     if main.mode == "predict" and not (o.prompt or o.file or o.dry_run):
         raise UsageError(
-            "which text is to be completed? Give -p TEXT or -f FILE; nbllama chat starts a"
-            " conversation"
+            "there is no text to complete; pass -p TEXT or -f FILE, or chat with nbllama chat"
         )
     return main

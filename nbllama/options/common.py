@@ -13,7 +13,7 @@ THREADS = Whole(1, 4096)
 def model_option(what: str, *also: str) -> Any:
     """Declare the field for the model, such as "base model"; `also`: its other names."""
     return option(
-        "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="must be given"
+        "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="none; required"
     )
 
 

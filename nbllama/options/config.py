@@ -62,7 +62,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
         name = "--" + key.value.replace("_", "-")
         found = by_name.get(name) or by_name.get("-" + key.value)
         if found is not None and found.dest == "config":
-            raise UsageError(f"{where}: a file cannot name another one; leave the line out")
+            raise UsageError(f"{where}: an options file cannot name another one; remove the line")
         if found is not None and found.dest in seen:
             raise UsageError(f"{where}: {key.value} was given before, as {seen[found.dest]}")
         if found is None:
@@ -89,12 +89,12 @@ def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
     if not isinstance(value, yaml.ScalarNode):
         raise UsageError(f"{where}: {name} takes one value")
     if value.tag == "tag:yaml.org,2002:null":
-        raise UsageError(f'{where}: {name} has no value; leave the line out, or give "" for none')
+        raise UsageError(f'{where}: {name} has no value; remove the line, or write "" for none')
     if found.value is not None:
         return [f"{name}={value.value}"]
     text = value.value.lower()
     if text not in _TRUE + _FALSE:
-        raise UsageError(f"{where}: {name} is a switch; give true or false")
+        raise UsageError(f"{where}: {name} is a switch; use true or false")
     if (text in _TRUE) == (name not in found.off):
         return [found.names[0]]
     return [found.off[0]] if found.off else []

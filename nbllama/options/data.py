@@ -87,7 +87,7 @@ class RecordOptions:
     data_format: str | None = record_option(
         Choice(FORMATS),
         None,
-        "what --train-data holds: plain text, or records in one of these formats",
+        "what --train-data contains: plain text, or records in one of these formats",
         shown_default="detected from the content",
     )
     data_columns: str = record_option(
@@ -108,8 +108,8 @@ class RecordOptions:
     template_date: str | None = record_option(
         Day(),
         None,
-        "the day that is passed to the chat template, if it uses one",
-        shown_default="the day on which the run started",
+        "the date that is passed to the chat template, if it uses one",
+        shown_default="the date on which the run started",
         saved=Saved(25, taken=True),
     )
     template_vars: str = record_option(
@@ -122,8 +122,8 @@ class RecordOptions:
     system_as_user: bool = record_option(
         None,
         False,
-        "put a system message before the first question, if the chat template has no system"
-        " messages",
+        "put a system message in front of the first question if the chat template has no system "
+        "role",
         only="records",
     )
     train_on_prompt: bool = record_option(
@@ -135,7 +135,8 @@ class RecordOptions:
     parse_special: bool = record_option(
         None,
         False,
-        "read control tokens that are spelled out in documents and completions as these tokens",
+        "where documents and completions spell out control tokens, read them as tokens, not as "
+        "text",
         only="records",
     )
     on_long: str = record_option(

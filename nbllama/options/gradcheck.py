@@ -28,7 +28,7 @@ class GradcheckOptions:
 
     model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
-        Text(), "", "adapter at whose values the gradient is checked",
+        Text(), "", "adapter with which the gradients are checked",
         shown_default="random A and B on every tensor that takes a pair",
     )  # fmt: skip
     data: str = _files(Text(), "", "text whose first tokens are used", shown_default="a sentence")
@@ -40,10 +40,12 @@ class GradcheckOptions:
     rank: int = _run(Whole(1, 1024), 4, "rank of random pairs", also=["--lora-r"])
     seed: int = _run(Whole(), 0, "seed of random pairs and of the directions", also=["-s"])
     tolerance: float = _run(
-        Real(above=True), 1e-3, "largest error of a right gradient, as a share of its norm"
+        Real(above=True),
+        1e-3,
+        "largest error of a gradient that counts as right, as a share of its norm",
     )
     threads: int | None = threads_option()
-    all: bool = _run(None, False, "list every tensor, not kinds of tensors")
+    all: bool = _run(None, False, "list every tensor instead of kinds of tensors")
     json: bool = _run(None, False, "print a JSON document instead of a table")
     debug: bool = debug_option()
 
@@ -54,5 +56,5 @@ def parse(argv: Sequence[str]) -> GradcheckOptions:
         GradcheckOptions, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=GRADCHECK
     )
     if not options.model_base:
-        raise UsageError("which model? Give -m FILE; --help lists every option")
+        raise UsageError("which model? Pass -m FILE; --help lists every option")
     return options

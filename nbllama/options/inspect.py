@@ -28,7 +28,7 @@ class InspectOptions:
     """A parsed command line, except for FILE."""
 
     json: bool = _show(None, False, "print everything as one JSON document")
-    all: bool = _show(None, False, "show every tensor and key, not groups and their first ones")
+    all: bool = _show(None, False, "show every tensor and key instead of groups")
     lora_r: int | None = _show(
         Whole(1, 65536), None, "rank for which trainable parameters are counted", also=["--rank"],
         shown_default="4 for plain text, 16 for records",
@@ -49,5 +49,5 @@ def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:
         familiar=INSPECT, forms=["FILE"],
     )  # fmt: skip
     if len(words) != 1 or not words[0]:
-        raise UsageError(f"give one file, not {len(words)}; --help lists every option")
+        raise UsageError(f"pass one file, not {len(words)}; --help lists every option")
     return options, words[0]

@@ -48,7 +48,7 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
     if option.value is None:
         # numpy has its own bool
         if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
-            raise UsageError(f"{name}: '{shown(value)}' is not allowed; give True or False")
+            raise UsageError(f"{name}: '{shown(value)}' is not allowed; use True or False")
         return [option.names[0]] if value else [*option.off[:1]]
     if option.many and isinstance(value, list | tuple):
         return [f"{option.names[0]}={_text(name, each)}" for each in value]
@@ -81,7 +81,7 @@ def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) 
     """Return the command line's error for an unknown option, with Python names."""
     for o in options:
         if f"--{name.replace('_', '-')}" in o.off:
-            return UsageError(f"unknown option '{shown(name)}'; give {o.dest}=False")
+            return UsageError(f"unknown option '{shown(name)}'; pass {o.dest}=False")
     try:
         read(options, [f"--{name.replace('_', '-')}"], familiar)
     except UsageError as e:

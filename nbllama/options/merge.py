@@ -45,25 +45,25 @@ class ExportOptions:
         "",
         "merged model to write",
         also=["-o", "--output", "--output-file"],
-        shown_default="must be given",
+        shown_default="none; required",
     )
     lora: str = lora_option("-l")
     lora_scaled: str = lora_scaled_option("-s")
     outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
     calibrate: str = _run(
-        Text("DATA"), "", "training data, a sample of which the rounding is fitted to",
+        Text("DATA"), "", "training data; the rounding is fitted to a sample of it",
         shown_default="the data of the adapter's run, if its NAME.config.yaml is next to it",
         file="reads",
     )  # fmt: skip
     calibrate_tokens: int = _run(Whole(1), 8192, "maximum tokens of that sample")
     nearest: bool = _run(None, False, "round every weight to the nearest value, without a sample")
     compare: bool = _run(
-        None, True, "compare the merged model with base and adapters on a short text",
+        None, True, "compare the merged model with the base model and adapters on a short text",
         off=["--no-compare"], shown_default="on",
     )  # fmt: skip
     sample: str = _run(
-        Text(), "", "that text, in UTF-8; its first 256 tokens are used",
-        shown_default="the model completes four openings",
+        Text(), "", "text of that comparison, in UTF-8; its first 256 tokens are used",
+        shown_default="completions of four openings by the model",
     )  # fmt: skip
     force: bool = _run(
         None, False, "exit with 0 even if more than half of the adapters' effect is lost"
@@ -110,14 +110,16 @@ def parse_export(argv: Sequence[str]) -> Export:
         if not given:
             raise UsageError(f"{name} is missing; --help lists every option")
     if options.sample and not options.compare:
-        raise UsageError("--sample is for the comparison, which --no-compare leaves out")
+        raise UsageError(
+            "--sample is for the comparison, which --no-compare disables; leave out one of them"
+        )
     if options.calibrate and options.nearest:
-        raise UsageError("--calibrate uses a sample and --nearest does not; give one of them")
+        raise UsageError("--calibrate uses a sample and --nearest does not; pass only one of them")
     return Export(options, adapters)
 
 
 QUANTIZE_PROG = "python -m nbllama.quantize"
-_QUANTIZE_ABOUT = "Write a GGUF model in another weight type."
+_QUANTIZE_ABOUT = "Write a GGUF model with another weight type."
 _QUANTIZE_EPILOG = f"""TYPE, in upper or lower case: {_TYPES}
 (q3_k, q4_k and q5_k mean q3_k_m, q4_k_m and q5_k_m). Each tensor gets the type that llama.cpp
 would choose; --pure gives all of them the same.
@@ -132,7 +134,7 @@ class QuantizeOptions:
 
     pure: bool = _run(None, False, "one type for all matrices, no mix")
     allow_requantize: bool = _run(
-        None, False, "quantise a model that is quantised already; the errors add up"
+        None, False, "quantise a model that is already quantised; the errors add up"
     )
     threads: int | None = threads_option()
     debug: bool = debug_option()
@@ -157,14 +159,14 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
         familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
     )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
-        raise UsageError(f"{len(words)} words are given; give IN OUT TYPE; see --help")
+        raise UsageError(f"{len(words)} arguments are given; pass IN OUT TYPE; see --help")
     threads = options.threads
     if len(words) == 4:
         try:
             last = THREADS.parse(words[3])
         except ValueError:
             raise UsageError(
-                f"THREADS: '{shown(words[3])}' is not allowed; give {THREADS.allowed()}"
+                f"THREADS: '{shown(words[3])}' is not allowed; use {THREADS.allowed()}"
             ) from None
         threads = threads or last
     return Quantize(options, words[0], words[1], words[2], threads)

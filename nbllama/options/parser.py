@@ -205,12 +205,12 @@ def read(
                 parsed = found.value.parse(value)
             except NotInFloat32:
                 raise UsageError(
-                    f"{name}: '{shown(value)}' is not allowed; the program computes in float32:"
-                    f" give a number between {SMALLEST:.1e} and {LARGEST:.1e}"
+                    f"{name}: '{shown(value)}' is not allowed; the program computes in float32: "
+                    f"use a number between {SMALLEST:.1e} and {LARGEST:.1e}"
                 ) from None
             except ValueError:
                 raise UsageError(
-                    f"{name}: '{shown(value)}' is not allowed; give {found.value.allowed()}"
+                    f"{name}: '{shown(value)}' is not allowed; use {found.value.allowed()}"
                 ) from None
             values[found.dest] = (*values.get(found.dest, ()), parsed) if found.many else parsed
         elif equals:

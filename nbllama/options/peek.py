@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> Asked:
     compare = words[:1] == ["diff"]
     files = words[1:3] if compare else words[:1]
     if len(files) != 1 + compare:
-        raise UsageError("give FILE [PATTERN ...], or diff A B [PATTERN ...]; see --help")
+        raise UsageError("pass FILE [PATTERN ...] or diff A B [PATTERN ...]; see --help")
     if compare and options.picture:
         raise UsageError("--picture shows one file; leave it out with diff")
     return Asked(options, tuple(files), tuple(words[1 + 2 * compare :]))

@@ -31,7 +31,7 @@ class PerplexityOptions:
     """A parsed command line of `perplexity`, except for the adapters."""
 
     model: str = model_option("model", "-m", "--model-base")
-    file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="must be given")
+    file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="none; required")
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens per chunk", also=["-c", "--ctx"])
@@ -72,13 +72,14 @@ def parse_perplexity(argv: Sequence[str]) -> Perplexity:
         familiar=PERPLEXITY,
     )
     if not options.model:
-        raise UsageError("which model? Give -m FILE; --help lists every option")
+        raise UsageError("which model? Pass -m FILE; --help lists every option")
     if not options.file:
-        raise UsageError("which text? Give -f FILE; --help lists every option")
+        raise UsageError("which text? Pass -f FILE; --help lists every option")
     if options.base_model and not options.kl_divergence:
-        raise UsageError("--base-model is for --kl-divergence; give both or leave it out")
+        raise UsageError("--base-model is for --kl-divergence; pass both, or leave it out")
     if options.kl_divergence and not (options.base_model or adapters):
         raise UsageError(
-            "--kl-divergence: compare with what? Give --base-model FILE or --lora FILE"
+            "--kl-divergence: there is nothing to compare with; pass --base-model FILE or --lora "
+            "FILE"
         )
     return Perplexity(options, adapters)

@@ -14,11 +14,11 @@ from nbllama.options.words import take_words
 PROG = "python -m nbllama.report"
 ABOUT = """Make the page about a run from its log, the file of --log, or one page that compares
 several runs. The page is a single file without external resources."""
-EPILOG = """A word that ends in .html is the page. Without one the page is written next to the first
-log: RUN.html, or A-vs-B.html. An existing page is replaced only if it is named.
+EPILOG = """An argument that ends in .html names the page. Without one, the page is written next
+to the first log: RUN.html, or A-vs-B.html. An existing page is replaced only if it is named.
 
 exit codes: 0 done, 2 bad usage or a bad log, 3 path that cannot be written"""
-_WORDS = "give the files as words: LOG OUT.html, or LOG LOG ... OUT.html"
+_WORDS = "pass the files as arguments: LOG OUT.html, or LOG LOG ... OUT.html"
 _FAMILIAR = dict.fromkeys(("--log", "--output", "-o", "--out", "--report", "--input"), _WORDS)
 
 
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> tuple[list[str], str]:
     pages = [name for name in names if is_page(name)]
     logs = [name for name in names if not is_page(name)]
     if not logs or not all(names):
-        raise UsageError("give a log, and the name of the page: LOG OUT.html")
+        raise UsageError("pass a log and the name of the page: LOG OUT.html")
     if len(pages) > 1:
         raise UsageError(f"{shown(pages[0])} and {shown(pages[1])}: two pages; name only one")
     for i, log in enumerate(logs):
@@ -58,5 +58,5 @@ def _new_page(logs: Sequence[str]) -> str:
     stems = [os.path.splitext(os.path.basename(log))[0] for log in logs]
     name = os.path.join(os.path.dirname(logs[0]), f"{'-vs-'.join(stems)[:200]}.html")
     if os.path.lexists(name):
-        raise UsageError(f"{shown(name, 400)} exists already; give its name to replace it")
+        raise UsageError(f"{shown(name, 400)} already exists; name it in the command to replace it")
     return name

@@ -26,11 +26,11 @@ class _ShowOptions:
 
     model_base: str = _show(
         Text(), "", "model whose tokenizer and chat template are used, a GGUF file", also=["-m"],
-        shown_default="none, must be given",
+        shown_default="none; required",
     )  # fmt: skip
     train_data: str = _show(
         Text(), "", "training data, a file or a folder with train.jsonl",
-        shown_default="none, must be given",
+        shown_default="none; required",
     )  # fmt: skip
     samples: int | None = _show(
         Whole(), None, "samples to print", also=["-n"], shown_default="3; all with --json"
@@ -56,5 +56,5 @@ def parse(argv: Sequence[str]) -> ShowOptions:
     options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
     for name in ("model_base", "train_data"):
         if not getattr(options, name):
-            raise UsageError(f"give --{name.replace('_', '-')} FILE; --help lists every option")
+            raise UsageError(f"pass --{name.replace('_', '-')} FILE; --help lists every option")
     return options

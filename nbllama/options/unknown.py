@@ -21,8 +21,8 @@ def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> Usa
     if not name.startswith("-"):
         model = next((n for n in ("--model", "--model-base") if n in names), "")
         if model and name.lower().endswith(".gguf"):
-            return UsageError(f"'{shown(name)}' belongs to no option; a model is given as {model}")
-        return UsageError(f"'{shown(name)}' belongs to no option; --help lists them all")
+            return UsageError(f"'{shown(name)}' is not an option; pass a model with {model}")
+        return UsageError(f"'{shown(name)}' is not an option; --help lists them all")
     near = [familiar[name]] if name in familiar else []
     near = near or difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)
     hint = near[0] if near else "--help lists them all"

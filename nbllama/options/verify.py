@@ -18,7 +18,7 @@ _checks = partial(option, "Checks")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.verify"
-_ABOUT = "Check that an adapter has an effect, that merging keeps it and llama.cpp agrees."
+_ABOUT = "Check that an adapter has an effect, that merging keeps it and that llama.cpp agrees."
 _EPILOG = """Three checks on a short text: the model with the adapter against the model without it;
 merged against unmerged; and, if the package xllamacpp is installed, llama.cpp against this
 program, with the same files.
@@ -36,14 +36,14 @@ class VerifyOptions:
     lora_scaled: str = lora_scaled_option()
     file: str = _files(
         Text(), "", "sample text in UTF-8; its first 256 tokens are used", also=["-f"],
-        shown_default="the model completes four openings",
+        shown_default="completions of four openings by the model",
     )  # fmt: skip
     merge: bool = _checks(
         None, True, "merge into a temporary file and compare", off=["--no-merge"],
         shown_default="on",
     )  # fmt: skip
     outtype: str = _checks(
-        Text("TYPE"), "", "weight types of that file, as for export-lora",
+        Text("TYPE"), "", "weight types of the merged file, as for export-lora",
         shown_default="f32 for merged tensors, unchanged for others",
     )  # fmt: skip
     llama: bool = _checks(
@@ -72,9 +72,11 @@ def parse_verify(argv: Sequence[str]) -> Verify:
         VerifyOptions, rest, prog=PROG, about=_ABOUT, epilog=_EPILOG, familiar=VERIFY
     )
     if not options.model:
-        raise UsageError("which model? Give -m FILE; --help lists every option")
+        raise UsageError("which model? Pass -m FILE; --help lists every option")
     if not adapters:
-        raise UsageError("which adapter? Give --lora FILE; --help lists every option")
+        raise UsageError("which adapter? Pass --lora FILE; --help lists every option")
     if options.outtype and not options.merge:
-        raise UsageError("--outtype is for the merge check, which --no-merge leaves out")
+        raise UsageError(
+            "--outtype is for the merge check, which --no-merge disables; leave out one of them"
+        )
     return Verify(options, adapters)

@@ -34,7 +34,7 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
         raise UsageError("nothing to draw: no array has numbers")
     notes = []
     if len(panels) > MOST_PANELS:
-        notes.append(f"the first {MOST_PANELS} of {len(panels)} panels; give a narrower pattern")
+        notes.append(f"the first {MOST_PANELS} of {len(panels)} panels; use a narrower pattern")
         panels = panels[:MOST_PANELS]
     check_writable(path)
     figure = _figure(panels)

@@ -76,11 +76,11 @@ def _model(f: GGUFFile, patterns: Sequence[str]) -> Dump:
     nbytes = sum(4 * math.prod(t.shape) for t in chosen)
     if nbytes > MOST_BYTES:
         raise NotEnoughMemory(
-            f"{shown(f.path, 400)}: {nbytes / 1e9:.1f} GB of decoded weights; give a PATTERN"
+            f"{shown(f.path, 400)}: {nbytes / 1e9:.1f} GB of decoded weights; pass a PATTERN"
         )
     arrays: dict[str, np.ndarray] = {}
     for t in chosen:
         if t.type_id not in QUANTS:
-            raise f.error(f"tensor '{shown(t.name)}'", "its type is not a type of weights")
+            raise f.error(f"tensor '{shown(t.name)}'", "its type is not a weight type")
         arrays[t.name] = decode(t.type_id, f.data(t.name), math.prod(t.shape)).reshape(t.shape)
     return Dump(arrays, {"model": f.path})

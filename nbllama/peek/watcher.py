@@ -194,5 +194,5 @@ def watch(
     if watcher.left_out:
         raise NotEnoughMemory(
             f"{len(watcher.left_out)} arrays such as {watcher.left_out[0]} do not fit in "
-            f"{most_bytes} bytes; give a narrower pattern"
+            f"{most_bytes} bytes; use a narrower pattern"
         )

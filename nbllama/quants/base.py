@@ -46,7 +46,7 @@ def nbytes(type_id: int, n_elements: int) -> int:
 KERNEL_SET = os.environ.get("NBLLAMA_KERNELS") or "vector"
 """The decoders in use: "vector" or "plain"."""
 if KERNEL_SET not in ("vector", "plain"):
-    raise UsageError(f"NBLLAMA_KERNELS is {shown(KERNEL_SET)}; it can be plain or vector")
+    raise UsageError(f"NBLLAMA_KERNELS is {shown(KERNEL_SET)}; use plain or vector")
 
 
 @cache

@@ -203,7 +203,8 @@ def _opened(path: str) -> FileIO:
     if not try_lock(fd):
         file.close()
         raise OutputError(
-            f"--log {shown(path)}: another run is writing it; wait for it, or choose another name"
+            f"--log {shown(path)}: another run is writing it; wait until it ends, or choose "
+            "another name"
         )
     return file
 

@@ -38,7 +38,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
     (`nbllama.report.live.state`), None for a file. Raises `UsageError` for more than `MOST_RUNS`.
     """
     if len(runs) > MOST_RUNS:
-        raise UsageError(f"{len(runs)} runs: give at most {MOST_RUNS} to compare on one page")
+        raise UsageError(f"{len(runs)} runs: pass at most {MOST_RUNS} to compare on one page")
     made = [run_object(run) for _, run in runs]
     if len(made) > 1:
         for (name, _), one in zip(runs, made, strict=True):
@@ -130,7 +130,7 @@ def commands(run: Run) -> list[list[str]]:
     if done < all_of_them and checkpoint and isinstance(words, list) and words:
         left = ["--checkpoint-in", checkpoint, "--adam-iter", text(all_of_them - done)]
         rest = _command(["finetune", *map(text, words), *left, "--epochs", "0"])
-        found.append(["do the iterations that are left", rest])
+        found.append(["run the remaining iterations", rest])
     return found
 
 

@@ -46,6 +46,6 @@ def check_kind(path: str, kind: Kind) -> None:
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
     """Return the error for a file that must not be replaced."""
     return OutputError(
-        f"{shown(path, 400)}: there is a file that {what}; it is not replaced: choose another name,"
-        " or move the file"
+        f"{shown(path, 400)}: a file that {what} exists and is not replaced; choose another name, "
+        "or move the file"
     )

@@ -79,8 +79,8 @@ def lock_or_refuse(fd: int, name: str) -> None:
     """Lock an open file for this process. Raises `OutputError` with `name` if it is locked."""
     if not try_lock(fd, strict=True):
         raise OutputError(
-            f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait for it, or choose"
-            " another output name"
+            f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait until it ends, "
+            "or choose another output name"
         )
 
 

@@ -61,8 +61,8 @@ def split_answer(
         raise MessageError(
             [number],
             f": the prompt for this answer ends with '{shown(_rest(prompt, through), 60)}', which "
-            "the chat template does not write once the answer is there, so it is unknown what the "
-            "model has to write",
+            "the chat template does not write when the answer is included, so it is unclear what "
+            "the model has to write",
         )
     if held is None:
         return Part("", at)
@@ -77,9 +77,9 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
     if thought:
         raise MessageError(
             [number],
-            ": it has a thought, but the prompt of the chat template closes "
-            "the thought before the answer begins; give --template-vars that ask for thoughts, if "
-            "the template has them, or remove the thoughts",
+            ": it has a thought, but the prompt of the chat template closes the thought before the "
+            "answer begins; pass --template-vars that ask for thoughts, if the template has them, "
+            "or remove the thoughts",
         )
     shown_thought = opening(through, at)
     if shown_thought is not None and shown_thought.closed and not shown_thought.inner.strip():

@@ -17,7 +17,7 @@ from nbllama.text.tokenizer import Tokenizer
 
 _PROBLEMS = {
     "syntax": "cannot be compiled",
-    "security": "does something that a template must not do",
+    "security": "does something that templates are not allowed to do",
     "memory": "needs more memory than its limit",
     "recursion": "recurses too deeply",
     "size": "is too large",
@@ -159,7 +159,7 @@ def chat_template_for(
         if None in (tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")):
             raise UsageError(
                 f"{shown(tokenizer.path, 400)}: no chat template, and no <|im_start|> and "
-                "<|im_end|> tokens for ChatML; give a template"
+                "<|im_end|> tokens for ChatML; pass a template"
             )
         source, where = CHATML, "ChatML"
     return ChatTemplate(

@@ -202,7 +202,8 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     row = PRE_TOKENIZERS.get(name)
     if row is None:
         raise GGUFError(
-            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it cuts like "
-            f"a supported one, give that with --pre: {', '.join(sorted(PRE_TOKENIZERS))}"
+            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it splits "
+            "text like a supported one, pass that one with --pre: "
+            f"{', '.join(sorted(PRE_TOKENIZERS))}"
         )
     return row

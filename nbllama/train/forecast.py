@@ -65,12 +65,12 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
         more = needs.activations[True] + needs.untouched - needs.chosen
         hint = "try a smaller --batch or --ctx"
         if trainer.kept and more < available:
-            hint = "give a smaller --activation-memory"
+            hint = "pass a smaller --activation-memory"
         elif not needs.checkpointing and more < available:
-            hint = "give --use-checkpointing"
+            hint = "pass --use-checkpointing"
         raise NotEnoughMemory(
-            f"the run needs {memory(needs.untouched)} more, but {memory(available)} are available; "
-            f"{hint}"
+            f"the run needs {memory(needs.untouched)} more, but only {memory(available)} is "
+            f"available; {hint}"
         )
     return needs
 

@@ -279,7 +279,7 @@ class Trainer:
         """Raise `Diverged` if the last MOST_SKIPPED steps were all skipped."""
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
-                f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row "
-                f"(last: {self.iteration}); the last saved files are good: continue from them "
-                "with a lower --adam-alpha"
+                f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row (last: "
+                f"{self.iteration}); the files of the last save are good: continue from them with "
+                "a lower --adam-alpha"
             )

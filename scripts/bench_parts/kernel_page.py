@@ -9,15 +9,15 @@ from tests.kernels.registry import CASES, GROUPS, NO_CASE, Case
 
 HEAD = """# Every kernel compared with numpy and llama.cpp
 
-Made by `scripts/tools/kernel_tables` on {date}; {machine}, one thread each. The rows come from
-the registry of the tests, `tests/kernels`. `test_registry.py` runs each of them with two other
-sizes, and fails if a function of `nbllama/ops` or a weight type has no row.
+`scripts/tools/kernel_tables` made this page on {date} ({machine}, one thread each). The rows
+come from the tests' registry in `tests/kernels`. `test_registry.py` also runs each of them with two
+other sizes, and fails if a function of `nbllama/ops` or a weight type has no row.
 
 - **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
   largest number of the reference, over three sizes: one token, odd sizes, and the size that is
   timed. The row of a gradient shows the largest difference in any array that it returns.
-- **to llama.cpp**: the same, compared with llama.cpp's own op, called in the same process on the
-  same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
+- **to llama.cpp**: the largest difference from llama.cpp's own op, called in the same process on
+  the same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
   first rounds the activations to 8 bits (to half precision for F16), and training here does not.
 - **rate**: throughput of the best run. GB/s count every input and output array once; GF/s count
   an addition and a multiplication as two operations.
@@ -55,7 +55,7 @@ TEXTS = {
     ),
     "matmul gradient": (
         "Weight types: the gradient with respect to the input",
-        "Here llama.cpp decodes the weights and does not round.",
+        "For this product, llama.cpp decodes the weights and does not round activations.",
     ),
     "one token": (
         "Weight types: one token",

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--out", help="append one line of JSON per way to this file")
+    parser.add_argument("--out", help="append one line of JSON per variant to this file")
     args = parser.parse_args()
 
     model = load_model(args.model)

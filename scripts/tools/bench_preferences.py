@@ -64,10 +64,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--model", default=None)
-    parser.add_argument("--steps", type=int, default=21, help="of each run; the first is not timed")
-    parser.add_argument("--batch", type=int, default=SETTINGS["batch"], help="pairs of a step")
+    parser.add_argument(
+        "--steps", type=int, default=21, help="steps of each run; the first is not timed"
+    )
+    parser.add_argument("--batch", type=int, default=SETTINGS["batch"], help="pairs per step")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each side in part peer")
-    parser.add_argument("--peer", help="an interpreter that has torch, peft and trl")
+    parser.add_argument("--peer", help="a Python interpreter with torch, peft and trl")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", help="append one line of JSON per figure to this file")

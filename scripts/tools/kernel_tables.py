@@ -35,7 +35,9 @@ def chosen(names: list[str]) -> list[Case]:
         return list(CASES)
     for name in names:
         if not any(_means(name, case) for case in CASES):
-            sys.exit(f"there is no case or group {name!r}; groups are {', '.join(GROUPS)}")
+            sys.exit(
+                f"there is no case or group named named {name!r}; groups are {', '.join(GROUPS)}"
+            )
     return [case for case in CASES if any(_means(name, case) for name in names)]
 
 

@@ -368,11 +368,17 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--shape", choices=SHAPES, default="1.1b", help="sizes of a known model")
     p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="type of all matrices")
     p.add_argument(
-        "--mix", action="store_true", help="more bits for some, like llama-quantize for TYPE"
+        "--mix",
+        action="store_true",
+        help="more bits for some matrices, as llama-quantize does for TYPE",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--tied", action="store_true", help="token_embd also computes the logits")
-    p.add_argument("--sparse", action="store_true", help="no weights: a hole that reads as zeros")
+    p.add_argument(
+        "--sparse",
+        action="store_true",
+        help="write no weights: a hole in the file that reads as zeros",
+    )
     for name in (n for n in Shape._fields if n != "arch"):
         kind = float if name == "rope_freq_base" else int
         p.add_argument("--" + name.replace("_", "-"), type=kind, help="replaces the shape's value")

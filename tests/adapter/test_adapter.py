@@ -251,7 +251,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "factor overflows": (
         halves(4) | {f"{Q}.lora_b": np.full((64, 4), 3e38, np.float32)},
         {"nbllama__lora_r": (1 << 20, ValueType.UINT32)}, "overflows"),
-    "integers": (halves(4) | {f"{Q}.lora_a": np.ones((4, 64), np.int32)}, {}, "type of weights"),
+    "integers": (halves(4) | {f"{Q}.lora_a": np.ones((4, 64), np.int32)}, {}, "weight type"),
 }  # fmt: skip
 
 
@@ -330,7 +330,7 @@ def test_notes_belong_to_the_format(toy: Path, tmp_path: Path) -> None:
     adapter = trained(toy, {"att_norm": 2, "wq": 2}, 4, 2)
     assert save_adapter(tmp_path / "a.bin", adapter, hp) == []
     (note,) = save_adapter(f"{tmp_path}/p/", adapter, hp)
-    assert note.startswith("a PEFT folder cannot hold LoRA on norm vectors: 2 pairs, such as blk.")
+    assert note.startswith("a PEFT folder cannot store LoRA on norm vectors: 2 pairs, such as blk.")
     tied = tmp_path / "tied.gguf"
     make_llama(tied, tied=True)
     (note,) = save_adapter(tmp_path / "p", trained(tied, {"tok_embd": 2}, 4, 2), model(tied)[0])

@@ -73,7 +73,7 @@ def test_norm_pairs_are_left_out_of_a_peft_folder(toy: Path, tmp_path: Path) -> 
     one = stored(toy, ranks, 4, 4)
     write_stored(tmp_path / "a.bin", one)
     (note,) = convert(str(tmp_path / "a.bin"), f"{tmp_path}/p/", str(toy))
-    assert note.startswith("a PEFT folder cannot hold LoRA on norm vectors: 3 pairs, such as outp")
+    assert note.startswith("a PEFT folder cannot store LoRA on norm vectors: 3 pairs, such as outp")
     left = {name: pair for name, pair in one.pairs.items() if "norm" not in name}
     assert len(left) == 2
     got = read_stored(tmp_path / "p", Base())
@@ -125,7 +125,7 @@ def test_without_the_base_model(toy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert convert(f"{tmp_path}/p", str(tmp_path / "a.bin")) == []
     (note,) = convert(str(tmp_path / "a.bin"), str(tmp_path / "c.gguf"))
-    assert "a.bin names no architecture: assumed to be llama" in note
+    assert "a.bin names no architecture: llama is assumed" in note
     assert same_bits(one, read_stored(tmp_path / "c.gguf", Base()))
     with pytest.raises(UsageError, match=r"size of a head.*--model-base"):
         convert(str(tmp_path / "a.bin"), f"{tmp_path}/q/")

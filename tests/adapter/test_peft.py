@@ -82,7 +82,7 @@ def test_stored_form(toy: Path, tmp_path: Path) -> None:
     hp, _ = model(toy)
     (tmp_path / "p").mkdir()  # an existing folder needs no / in its name
     (note,) = save_adapter(tmp_path / "p", adapter, hp)
-    assert note.startswith("a PEFT folder cannot hold LoRA on norm vectors: 2 pairs")
+    assert note.startswith("a PEFT folder cannot store LoRA on norm vectors: 2 pairs")
     assert sorted(os.listdir(tmp_path / "p")) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -279,7 +279,7 @@ HEADERS: dict[str, tuple[Any, str]] = {
     "no text": (b"\xff\xff", "not JSON"),
     "a list": ([], "not a JSON object"),
     "deep": (b'{"a":' * 50_000, "not JSON"),
-    "twice": (b'{"a":{},"a":{}}', "a key is there twice"),
+    "twice": (b'{"a":{},"a":{}}', "a key appears twice"),
     "number": ({"a": 1}, "not an object"),
     "F64": ({"a": entry(dtype="F64")}, "type F64"),
     "type a list": ({"a": entry(dtype=[])}, "type"),

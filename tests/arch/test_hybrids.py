@@ -88,7 +88,7 @@ def test_neighbours_are_refused_by_name(arch: str, tmp_path: Path) -> None:
     from nbllama.gguf_io import ValueType, write_gguf
 
     write_gguf(tmp_path / "m.gguf", [("general.architecture", arch, ValueType.STRING)], [])
-    with pytest.raises(GGUFError, match=f"'{arch}'.* not supported; supported are llama, "):
+    with pytest.raises(GGUFError, match=f"'{arch}'.* not supported; supported: llama, "):
         nbllama.load_model(tmp_path / "m.gguf")
 
 

@@ -107,8 +107,8 @@ def test_model_numbers(tmp_path: Path) -> None:
 FORCIBLE = [
     ({"lora_r": 8}, "lora_r was 4, now 8"),
     ({"lora_alpha": 4.0}, "lora_alpha was 8.0, now 4.0"),
-    ({"base": "cc"}, "the base model is another one"),
-    ({"data": "cc"}, "the training data are others"),
+    ({"base": "cc"}, "the base model is a different one"),
+    ({"data": "cc"}, "the training data are different"),
     ({"model": {"rope.freq_base": 2.0}}, "rope.freq_base was 1.0, now 2.0"),
     ({"settings": {"ctx": 128}}, "ctx was 64, now 128"),
     ({"settings": {"ctx": True}}, "ctx was 64, now True"),
@@ -124,7 +124,7 @@ FIRM = [
 def test_differences_are_named(change: dict[str, Any], message: str) -> None:
     wanted = dataclasses.replace(RUN, **change)
     assert differences(RUN, wanted) == [message]
-    with pytest.raises(CheckpointError, match=rf"^c\.gguf: from another run: {message}; give") as e:
+    with pytest.raises(CheckpointError, match=rf"^c\.gguf: from another run: {message}; use") as e:
         check_fits("c.gguf", RUN, wanted)
     firm = (change, message) in FIRM
     assert "\n" not in str(e.value) and ("--force" in str(e.value)) != firm

@@ -113,7 +113,7 @@ def test_a_reverse_prompt_ends_a_text(folder: Path, ask: Ask) -> None:
 def test_contexts(folder: Path, ask: Ask) -> None:
     out, err = ask("-p", "the hen", "-c", "16", "--ignore-eos")
     assert out == greedy(folder, "the hen", 16 - len_ids(folder, "the hen")) + "\n"
-    assert "the context of 16 tokens is full; give a larger --ctx-size, or --context-shift" in err
+    assert "the context of 16 tokens is full; pass a larger --ctx-size, or --context-shift" in err
     longer, err = ask("-p", "the hen", "-c", "16", "--context-shift", "-n", "60")
     assert longer.startswith(out.rstrip("\n")) and len(longer) > len(out)
     assert "full" not in err
@@ -176,7 +176,7 @@ def test_a_message_that_does_not_fit_is_left_out(folder: Path, ask: Ask) -> None
     out, err = ask(*words, said="the\n" + "hen " * 100 + "\nand\n")
     assert out == ask(*words, said="the\nand\n")[0]
     assert (
-        "do not fit into the context of 48; give a larger --ctx-size; the message was left out\n"
+        "do not fit in the context of 48; pass a larger --ctx-size; the message was left out\n"
         in err
     )
     # and one that a model with a smaller context cannot go on from ends the chat
@@ -338,7 +338,7 @@ def test_bad_inputs_end_in_one_line(folder: Path, capsys: pytest.CaptureFixture[
         ([*good, "-cnv", "--chat-template", "nonsense"], 2, "no such file, and not one of"),
         ([*good, "-cnv", "--chat-template", utf16], 2, "not UTF-8"),
         ([*good, "-cnv", "--chat-template", folder / "loop.jinja"], 2, "too slow"),
-        ([*good, "-cnv", "--chat-template", folder / "import.jinja"], 2, "must not do"),
+        ([*good, "-cnv", "--chat-template", folder / "import.jinja"], 2, "not allowed to do"),
         ([*good, "-cnv", "--chat-template", folder / "file.jinja"], 2, "the given chat template"),
         ([*good, "-cnv", "--chat-template", folder / "syntax.jinja"], 2, "cannot be compiled"),
         ([*good, "-cnv", "--chat-template", folder / "memory.jinja"], 2, "memory"),

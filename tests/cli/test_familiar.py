@@ -68,13 +68,13 @@ MEANT = {
     "--lr-scheduler-type": "did you mean --lr-schedule?",
     "--max-grad-norm": "did you mean --grad-clip?",
     "--optim": "did you mean --optimizer?",
-    "--load-in-4bit": "leave it out: weights are used in the types that the GGUF file has",
+    "--load-in-4bit": "leave it out: weights keep the types of the GGUF file",
     "--bf16": "leave it out: weights stay",
     "--device": "leave it out: everything runs on the CPU",
     "--model": "did you mean --model-base?",
     "--model_name_or_path": "did you mean --model-base?",
     "-m": "did you mean --model-base?",
-    "--adapter-path": "--lora-out FILE is where the adapter is written, --lora-in",
+    "--adapter-path": "--lora-out FILE is where the adapter is written, and --lora-in",
     "--save-steps": "did you mean --save-every?",
     "--logging-steps": "--log FILE writes each",
     "--eval-steps": "did you mean --eval-every?",
@@ -84,7 +84,7 @@ MEANT = {
     "--mask-prompt": "only answers count in the loss",
     "--sample-packing": "did you mean --packing?",
     "--neftune-noise-alpha": "--lora-dropout",
-    "--use-dora": "plain LoRA only",
+    "--use-dora": "only plain LoRA",
     "--gradient-checkpointing": "--no-checkpointing",
     "--val-set-size": "--val-split takes a share",
     "--report-to": "--tensorboard FOLDER",
@@ -176,10 +176,8 @@ def test_what_other_programs_call_it(
 
 
 def test_a_model_without_its_option() -> None:
-    assert line("model.gguf") == (
-        "'model.gguf' belongs to no option; a model is given as --model-base"
-    )
-    with pytest.raises(UsageError, match=r"a model is given as --model$"):
+    assert line("model.gguf") == ("'model.gguf' is not an option; pass a model with --model-base")
+    with pytest.raises(UsageError, match=r"pass a model with --model$"):
         parse_main(["model.gguf"])
 
 
@@ -194,10 +192,10 @@ def test_a_model_without_its_option() -> None:
         ("lora_target_modules: [q_proj, v_proj]", "0 leaves it out: --rank-wq (q_proj)"),
         (
             "lora_parameters:\n  rank: 8",
-            "line 1: unknown option '--lora-parameters'; give --lora-r",
+            "line 1: unknown option '--lora-parameters'; pass --lora-r",
         ),
         ("base_model: m", "did you mean --model-base?"),
-        ("load_in_4bit: true", "leave it out: weights are used"),
+        ("load_in_4bit: true", "leave it out: weights keep"),
         ("gradient_checkpointing: true", "leave it out: gradient checkpointing is on"),
         ("output_dir:", "--lora-out FOLDER/"),
         ("val_set_size: 0.05", "--val-split takes a share"),

@@ -256,9 +256,9 @@ def test_what_is_refused() -> None:
         (["--model-base", "m", "--checkpoint", "2"], "did you mean --checkpoint-"),
         (["--model-base", "m", "--use-chekpointing"], "--use-checkpointing"),
         (["--model-base", "m", "-ngl", "33"], "on the CPU only"),
-        (["--model-base", "m", "--checkpoint-order", "up"], "'up' is not allowed; give left or ri"),
-        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest must be a part of a file"),
-        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it must be a part"),
+        (["--model-base", "m", "--checkpoint-order", "up"], "'up' is not allowed; use left or ri"),
+        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest must be part of a file"),
+        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it must be part"),
         (["--model-base", "m", "--escape", "--sample-start", r"\xff"], "is not UTF-8"),
     ]:
         with pytest.raises(UsageError, match=re.escape(word)):

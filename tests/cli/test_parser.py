@@ -101,8 +101,8 @@ def test_an_unknown_option_gets_the_nearest(argv: list[str], nearest: str) -> No
 def test_what_resembles_nothing() -> None:
     assert refused("--qqqqqqqq") == "unknown option '--qqqqqqqq'; --help lists them all"
     assert refused("-n7") == "unknown option '-n7'; did you mean -n?"
-    assert refused("file") == "'file' belongs to no option; --help lists them all"
-    assert refused("") == "'' belongs to no option; --help lists them all"
+    assert refused("file") == "'file' is not an option; --help lists them all"
+    assert refused("") == "'' is not an option; --help lists them all"
 
 
 def test_control_characters_are_escaped() -> None:
@@ -114,14 +114,14 @@ def test_control_characters_are_escaped() -> None:
 def test_whole_numbers(value: str) -> None:
     line = refused(f"--count={value}")
     assert line.startswith("--count: '")
-    assert line.endswith("' is not allowed; give a whole number from 1 to 16")
+    assert line.endswith("' is not allowed; use a whole number from 1 to 16")
     assert len(line) < 250
 
 
 @pytest.mark.parametrize("value", ["0", "1", "nan", "inf", "-inf", "x", "0.5x", ""])
 def test_real_numbers(value: str) -> None:
     line = refused(f"--rate={value}")
-    assert line == f"--rate: '{value}' is not allowed; give a number, above 0, below 1"
+    assert line == f"--rate: '{value}' is not allowed; use a number, above 0, below 1"
 
 
 def test_ends_of_the_ranges() -> None:

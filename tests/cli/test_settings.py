@@ -164,7 +164,7 @@ def test_length_of_the_run(words: str, kind: str, n_iter: int) -> None:
 
 def test_a_run_without_end_is_refused() -> None:
     for kind in ("raw", "chat"):
-        with pytest.raises(UsageError, match="would not end"):
+        with pytest.raises(UsageError, match="would never end"):
             settings("--epochs -1", kind)
 
 

@@ -94,7 +94,7 @@ def test_records_and_samples(folder: Path) -> None:
     lines = [json.dumps({"messages": m}) for m in (chat, chat[:2], chat)]
     (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     out = shown("--chat-template", "own.jinja", "-n", "9").replace("\n", " ")
-    assert "3 records, 5 samples: earlier answers have a different text in later prompts" in out
+    assert "3 records, 5 samples: earlier answers have different text in later prompts" in out
     assert "sample 2, line 1: " in out and "sample 5, line 3: " in out and "sample 6" not in out
     assert " samples     5 " in out
 
@@ -116,8 +116,8 @@ def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "toy.gguf", "--train-data", "train.jsonl", "--skip-bad"]) == 0
     assert "trained " in capsys.readouterr().out
     for words, line in (
-        ([], "give --model-base FILE"),
-        (["-m", "toy.gguf"], "give --train-data FILE"),
+        ([], "pass --model-base FILE"),
+        (["-m", "toy.gguf"], "pass --train-data FILE"),
         (["-m", "toy.gguf", "--train-data", "train.jsonl"], "train.jsonl, line 4: the key"),
         (["-m", "none.gguf", "--train-data", "train.jsonl"], "none.gguf"),
         (["-m", "toy.gguf", "--train-data", "x", "--data-format", "y"], FORMATS[0]),

@@ -186,7 +186,7 @@ def test_json_of_the_program(
     out, err = capsys.readouterr()
     objects = [json.loads(line) for line in out.splitlines()]
     assert [o["line"] for o in objects] == [1, 1]
-    assert "1 records, 2 samples: earlier answers have a different text in later prompts" in err
+    assert "1 records, 2 samples: earlier answers have different text in later prompts" in err
     for o in objects:
         assert set(o) == {"line", "text", "trained", "ids", "trained_ids"}
         ((start, end),), ((first, after),) = o["trained"], o["trained_ids"]

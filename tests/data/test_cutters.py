@@ -128,7 +128,7 @@ def test_the_old_tool_takes_a_byte_order_mark_for_text(tmp_path: Path) -> None:
 
 
 def test_no_token_at_all() -> None:
-    with pytest.raises(DataError, match="holds no token"):
+    with pytest.raises(DataError, match="contains no token"):
         load_raw_text("x", TOY, 4, content=b"<", cutter=SampleStart("<"))
 
 

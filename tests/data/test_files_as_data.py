@@ -150,8 +150,8 @@ def test_a_database_and_other_binary_cases(tmp_path: Path) -> None:
         open_data(CASES / "parquet-magic.parquet")
     with pytest.raises(DataError, match="Zstandard"):
         open_data(CASES / "zstd-magic.jsonl.zst")
-    assert "has the name of a Parquet file" in refusal(tmp_path, LINE.encode(), "a.parquet")
-    assert "has the name of a packed file" in refusal(tmp_path, LINE.encode(), "a.zip")
+    assert "is named like a Parquet file" in refusal(tmp_path, LINE.encode(), "a.parquet")
+    assert "is named like a compressed file" in refusal(tmp_path, LINE.encode(), "a.zip")
 
 
 class TestPacked:
@@ -164,7 +164,7 @@ class TestPacked:
         whole = gzip.compress(LINE.encode())
         for damaged in (whole[:-1], whole[:-9], whole[:12] + b"\xff" + whole[13:]):
             assert "(gzip) is damaged" in refusal(tmp_path, damaged, "a.jsonl.gz")
-        assert "packed twice" in refusal(tmp_path, gzip.compress(whole), "a.jsonl.gz")
+        assert "compressed twice" in refusal(tmp_path, gzip.compress(whole), "a.jsonl.gz")
         table = gzip.compress(b"question,answer\nq,a\n")
         assert opened(tmp_path, table, "a.csv.gz").format == "alpaca"
 
@@ -238,7 +238,7 @@ class TestPacked:
         assert (texts.kind, texts.texts) == ("raw", ("one", "two"))
         split = zipped({"train.jsonl": LINE.encode(), "test.jsonl": LINE.encode() * 5})
         assert len(opened(tmp_path, split, "s.zip").samples) == 1
-        assert "holds no data" in refusal(tmp_path, zipped({"a.py": b"x"}), "a.zip")
+        assert "contains no data" in refusal(tmp_path, zipped({"a.py": b"x"}), "a.zip")
         damaged = zipped(files)[:-30]
         assert "(zip) is damaged" in refusal(tmp_path, damaged, "a.zip")
 
@@ -314,7 +314,7 @@ class TestSeveralFiles:
         Path("set/notes.txt").write_text("Enter HAMLET.")
         assert "1 files are not read: notes.txt" in open_data("set").notes[1]
         with pytest.raises(
-            DataError, match=r"set/notes\.txt holds plain text, but the other files"
+            DataError, match=r"set/notes\.txt contains plain text, but the other files"
         ):
             open_data("set/a.jsonl,set/notes.txt")
         Path("texts").mkdir()

@@ -112,7 +112,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         ("text", {}, 'the key "text" is missing'),
         ("text", {"text": 5}, '"text" must be text, not a number'),
         ("text", {"text": " \n"}, "the text is empty"),
-        ("text", {"text": "\ud800"}, '"text" holds half a surrogate pair at character 0'),
+        ("text", {"text": "\ud800"}, '"text" contains half a surrogate pair at character 0'),
         ("completion", {"prompt": "p"}, 'the key "completion" is missing'),
         ("completion", {"completion": "p"}, 'the key "prompt" is missing'),
         ("completion", {"prompt": "p", "completion": ""}, "the answer (completion) is empty"),
@@ -127,7 +127,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         (
             "alpaca",
             {"instruction": "q", "output": "a", "history": [["q"]]},
-            '"history" must hold pairs',
+            '"history" must contain pairs',
         ),
         (
             "alpaca",
@@ -194,8 +194,8 @@ class TestTables:
             ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
             ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
             ("prompt,prompt\na,b\n", "line 1: two columns have the same name"),
-            ("theme,words\na,b\n", "line 2: the keys (theme, words) fit no form"),
-            ("prompt,completion\n", "holds no record"),
+            ("theme,words\na,b\n", "line 2: the keys (theme, words) match no form"),
+            ("prompt,completion\n", "contains no record"),
         ],
     )
     def test_bad_tables(self, tmp_path: Path, text: str, reason: str) -> None:
@@ -241,7 +241,7 @@ class TestDocuments:
 def test_keys_of_no_format(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(tmp_path, '{"theme": "q", "n": 1, "words": "a"}\n')
-    assert "line 1: the keys (theme, n, words) fit no format" in str(caught.value)
+    assert "line 1: the keys (theme, n, words) match no format" in str(caught.value)
     assert "--data-columns prompt=theme,completion=words" in str(caught.value)
     assert opened(tmp_path, '{"question": "q"}\n', data_format="raw").kind == "raw"
 
@@ -266,7 +266,7 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
 
 def test_splits(tmp_path: Path) -> None:
     assert find_splits(tmp_path / "x.jsonl") == (str(tmp_path / "x.jsonl"), None, None)
-    with pytest.raises(DataError, match=r"holds no data: no train\.jsonl"):
+    with pytest.raises(DataError, match=r"contains no data: no train\.jsonl"):
         open_data(tmp_path)
     for name in ("train.jsonl", "valid.csv", "other.jsonl"):
         (tmp_path / name).touch()
@@ -278,7 +278,7 @@ def test_splits(tmp_path: Path) -> None:
         find_splits(tmp_path)
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     (tmp_path / "train.txt").touch()
-    with pytest.raises(DataError, match=r"has train\.jsonl and train\.txt: which one is it"):
+    with pytest.raises(DataError, match=r"has train\.jsonl and train\.txt: which one is the data"):
         find_splits(tmp_path)
 
 

@@ -108,10 +108,10 @@ def test_one_chat_as_a_bare_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ((CASES / "no-opening-bracket.json").read_text(), "line 3: half a list: ']' without its"),
-        ('[{"text": "a"},\n{"text": "b"},\n', r"line 1: half a list: this '\['"),
-        ('[\n{"text": "a"},\n{"text": "b"}\n', r"line 1: half a list: this '\['"),
-        ('{"text": "a"},\n{"text": "b"}]\n', "line 2: half a list: ']' without its beginning"),
+        ((CASES / "no-opening-bracket.json").read_text(), "line 3: ']' closes a list that"),
+        ('[{"text": "a"},\n{"text": "b"},\n', r"line 1: this '\[' is not closed"),
+        ('[\n{"text": "a"},\n{"text": "b"}\n', r"line 1: this '\[' is not closed"),
+        ('{"text": "a"},\n{"text": "b"}]\n', "line 2: ']' closes a list that was not"),
         ('[\n{"text": "a"},\n{"text": "b"\n]', "line 4: broken JSON"),
         ('{\n"text": "a"\n}\n{\n"text": \n}\n', "line 6: broken JSON"),
         (
@@ -121,7 +121,7 @@ def test_one_chat_as_a_bare_list(tmp_path: Path) -> None:
         ('{"text": "a", "text": "b"}', 'line 1: .*"text" appears twice in an object'),
         (
             '{"data": [{"text": "a"}], "more": [{"text": "b"}]}',
-            "line 1: several keys hold a list of",
+            "line 1: several keys contain a list of",
         ),
         ('["a", "b"]', "line 1: a record is an object with named values, not text"),
         ("a, b\nc, d\n", "line 1: broken JSON"),

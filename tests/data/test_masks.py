@@ -256,7 +256,7 @@ def test_documents_need_no_template(cases: dict[str, Case], tmp_path: Path) -> N
     tokenizer, _ = cases["alpaca"]
     read = partial(load_dataset, tokenizer=tokenizer, n_ctx=50, template=None)
     assert read(lines(tmp_path / "x", {"text": "the"})).n_samples == 1
-    with pytest.raises(DataError, match="x holds chats, but the model has no chat template"):
+    with pytest.raises(DataError, match="x contains chats, but the model has no chat template"):
         read(lines(tmp_path / "x", {"messages": chat(["q", "a"])}))
 
 

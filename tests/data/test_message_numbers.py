@@ -52,7 +52,7 @@ def test_a_system_text_outside_of_the_list_does_not_count(bpe: Tokenizer, tmp_pa
     turns = [QUESTION, {"from": "gpt", "value": "<|im_end|>x"}]
     for more in ({}, {"system": "s"}):
         line = reason(path, {"conversations": turns, **more}, bpe, SHOUTING)
-        assert "message 2 holds the text of a special token" in line, more
+        assert "message 2 contains the text of a special token" in line, more
         empty = {"conversations": [QUESTION, {"from": "gpt", "value": " "}], **more}
         assert "message 2: the answer is empty" in reason(path, empty, bpe, SHOUTING)
 

@@ -220,7 +220,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {**A, "weight": 2}], 'message 2: "weight" must be 0 or 1'),
         ([Q, {**A, "weight": 0}], "every answer has the weight 0: nothing to train on"),
         ([Q, {**A, "tool_calls": {"name": "f"}}], '"tool_calls" must be a list, not an object'),
-        ([Q, {**A, "tool_calls": [1]}], 'message 2: "tool_calls" holds no function'),
+        ([Q, {**A, "tool_calls": [1]}], 'message 2: "tool_calls" contains no function'),
         ([Q, {**A, "tool_calls": [{"name": 1}]}], 'a tool call: "name" must be text'),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": "{"}]}],
@@ -258,7 +258,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([{**Q, "role": " "}, A], 'message 1: "role" is empty'),
         ([Q, {**A, "content": ""}], "message 2: the answer is empty"),
         ([Q, A, Q, {**A, "content": " \n"}], "message 4: the answer is empty"),
-        ([Q, {**A, "content": "ab\ud800"}], 'message 2: "content" holds half a surrogate pair at'),
+        ([Q, {**A, "content": "ab\ud800"}], 'message 2: "content" contains half a surrogate pair'),
     ],
 )
 def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
@@ -271,7 +271,7 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
         ({"tools": {"name": "f"}}, '"tools" must be a list, not an object'),
         (
             {"tools": [{"parameters": {}}]},
-            '"tools" holds an entry that is not a function with a name',
+            '"tools" contains an entry that is not a function with a name',
         ),
         ({"tools": "[{"}, '"tools" is broken JSON'),
         (
@@ -309,7 +309,7 @@ def check(folder: Path, line: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n \n\n", "nothing in .*x can be trained: it holds no record"),
+        (b"\n \n\n", "nothing in .*x can be trained: it contains no record"),
         (GOOD.encode() + b"\n\xc3(", f"byte 0xc3 at offset {len(GOOD) + 1}, line 2;"),
     ],
 )

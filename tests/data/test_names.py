@@ -136,7 +136,9 @@ def test_control_tokens_in_texts(bpe: Tokenizer, tmp_path: Path) -> None:
     path = CASES / "control-text.jsonl"
     plain = load_dataset(path, bpe, 512, template=None)
     (note,) = (n for n in plain.notes if "control tokens" in n)
-    assert note.startswith("1 of 1 texts hold control tokens such as <|im_start|>: read as plain")
+    assert note.startswith(
+        "1 of 1 texts contain control tokens such as <|im_start|>: read as plain"
+    )
     parsed = load_dataset(path, bpe, 512, template=None, parse_special=True)
     text = json.loads(path.read_text())["text"]
     assert parsed.batch([0]).tokens.tolist() == bpe.encode(text, parse_special=True)[:-1]
@@ -164,7 +166,7 @@ def test_most_of_the_data_lost(tmp_path: Path, bpe: Tokenizer, chatml: ChatTempl
     path.write_text("\n".join(map(json.dumps, records)))
     data = load_dataset(path, bpe, 40, template=chatml, skip_bad=True)
     assert mostly_lost(data) == (
-        "most of the data was not trained unchanged: of 4 samples 2 cut at --ctx, 1 bad and skipped"
+        "most of the data is not trained as it is: of 4 samples, 2 cut at --ctx, 1 bad and skipped"
     )
     assert mostly_lost(SimpleNamespace(samples=data)) == mostly_lost(data)
     assert mostly_lost(load_dataset(path, bpe, 4000, template=chatml, skip_bad=True)) == ""

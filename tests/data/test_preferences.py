@@ -106,8 +106,8 @@ BAD_RECORDS: dict[str, dict[str, Any]] = {
     "not null": {"prompt": "a", "chosen": None, "rejected": "b"},
     "first differ in message 1": {"chosen": [USER, GOOD], "rejected": [said("user", "x"), BAD]},
     "no common prompt": {"chosen": [GOOD], "rejected": [BAD]},
-    "there is no answer after": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
-    "no common beginning": {"chosen": "one", "rejected": "two"},
+    "identical up to the end of": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
+    "begin differently": {"chosen": "one", "rejected": "two"},
     'is "input" the prompt?': {"input": "a", "chosen": "one b", "rejected": "one c"},
     '"weight" must be a number above 0': {
         "prompt": "a", "chosen": "b", "rejected": "c", "weight": 0,
@@ -179,13 +179,13 @@ LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ((PAIR, {"messages": [USER, GOOD]}), "needs chosen and rejected"),
-        ((PAIR, LABELLED), "needs chosen and rejected"),
-        (({"messages": [USER, GOOD]}, PAIR), "cannot be in one run"),
-        ((LABELLED, PAIR), "needs a label that is true or false"),
-        ((LABELLED, LABELLED | {"label": "spam"}), "needs a label that is true or false"),
-        ((LABELLED, LABELLED | {"label": None}), "needs a label that is true or false"),
-        ((LABELLED, LABELLED | {"label": 2}), "needs a label that is true or false"),
+        ((PAIR, {"messages": [USER, GOOD]}), "need chosen and rejected"),
+        ((PAIR, LABELLED), "need chosen and rejected"),
+        (({"messages": [USER, GOOD]}, PAIR), "cannot be mixed in one run"),
+        ((LABELLED, PAIR), "need a label that is true or false"),
+        ((LABELLED, LABELLED | {"label": "spam"}), "need a label that is true or false"),
+        ((LABELLED, LABELLED | {"label": None}), "need a label that is true or false"),
+        ((LABELLED, LABELLED | {"label": 2}), "need a label that is true or false"),
         ((LABELLED, {"prompt": [USER], "completion": [BAD]}), "a label that is true or false"),
     ],
 )
@@ -193,7 +193,7 @@ def test_mixed_records_are_refused(
     tmp_path: Path, tokenizer: Tokenizer, records: tuple[dict[str, Any], ...], reason: str
 ) -> None:
     path = file(tmp_path, records[0], *records)
-    with pytest.raises(DataError, match=r"line 3: the format of this record differs") as e:
+    with pytest.raises(DataError, match=r"line 3: this record has another format") as e:
         samples(path, tokenizer)
     assert reason in str(e.value)
 
@@ -237,11 +237,11 @@ def test_data_that_are_not_for_the_objective(tmp_path: Path, tokenizer: Tokenize
     chats = samples(file(tmp_path, {"messages": [USER, GOOD]}), tokenizer)
     assert as_wanted("sft", "f", chats) is chats
     for objective, data, reason in (
-        ("sft", pairs, "give --objective dpo, ipo, orpo or simpo"),
-        ("sft", labelled, "give --objective kto"),
-        ("dpo", chats, "holds no pairs"),
-        ("kto", chats, "holds no labels"),
-        ("ipo", labelled, "give --objective kto, not ipo"),
+        ("sft", pairs, "pass --objective dpo, ipo, orpo or simpo"),
+        ("sft", labelled, "pass --objective kto"),
+        ("dpo", chats, "contains no pairs"),
+        ("kto", chats, "contains no labels"),
+        ("ipo", labelled, "pass --objective kto, not ipo"),
     ):
         with pytest.raises(DataError, match=reason):
             as_wanted(objective, "f", data)

@@ -143,7 +143,7 @@ def test_byte_order_mark_is_not_text() -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"\xef\xbb\xbf", "is empty: it holds no token"),
+        (b"\xef\xbb\xbf", "is empty: it contains no token"),
         (b"ab\ncd\xff\n", "not UTF-8: byte 0xff at offset 5, line 2;"),
         (b"caf\xc3", "not UTF-8: byte 0xc3 at offset 3, line 1;"),
         (b"\xef\xbb\xbfa\x80", "not UTF-8: byte 0x80 at offset 4, line 1;"),

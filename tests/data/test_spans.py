@@ -175,7 +175,7 @@ def test_a_message_that_cannot_be_kept_apart_is_told(
     messages = chat("one", "two <|im_end|>")[::-1]
     with ChatTemplate(source) as template:
         text = template.render(messages, False)
-        with pytest.raises(DataError, match="message 1 holds the text of a special token"):
+        with pytest.raises(DataError, match="message 1 contains the text of a special token"):
             encode_rendered(demo_tokenizer, template, messages, text, add_generation_prompt=False)
 
 

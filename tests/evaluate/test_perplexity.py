@@ -168,12 +168,12 @@ def test_divergence_of_models(tmp_path: Path, run: Run) -> None:
     [
         (("-f", "none.txt"), 2, "none.txt: there is no such file"),
         (("-f", "gbk.txt"), 2, "gbk.txt is not UTF-8: byte 0xba at offset 0"),
-        (("-f", "t.txt", "-c", "400"), 2, "are needed for a context of 400"),
+        (("-f", "t.txt", "-c", "400"), 2, "are needed with a context of 400"),
         (("-f", "t.txt", "--lora", "none.gguf"), 2, "none.gguf: there is no such adapter"),
         (("-f", "t.txt", "--lora-scaled", "none.gguf", "much"), 2, "'much' is not a number"),
         (("-f", "t.txt", "--lora", "other.gguf"), 5, "other.gguf"),
-        (("-f", "t.txt", "--kl-divergence"), 2, "compare with what?"),
-        (("-f", "t.txt", "--base-model", "m.gguf"), 2, "is for --kl-divergence; give both"),
+        (("-f", "t.txt", "--kl-divergence"), 2, "nothing to compare with"),
+        (("-f", "t.txt", "--base-model", "m.gguf"), 2, "is for --kl-divergence; pass both"),
         (
             ("-f", "t.txt", "-c", "32", "--kl-divergence", "--base-model", "words.gguf"),
             2,

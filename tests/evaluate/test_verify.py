@@ -101,7 +101,7 @@ def test_llama_cpp_does_not_do_what_norms_add(tmp_path: Path, run: Run) -> None:
     made = adapter_for(base, rank=2, alpha=4.0, strength=0.5, ranks=ranks)
     nbllama.save_adapter(tmp_path / "a.gguf", made, nbllama.load_model(base))
     done = run("-m", base, "--lora", tmp_path / "a.gguf", "--no-merge")
-    assert done.code == 1 and "the adapter does something else in llama.cpp" in done.err, done
+    assert done.code == 1 and "the adapter has a different effect in llama.cpp" in done.err, done
 
 
 def test_a_process_that_llama_cpp_ends(tmp_path: Path, run: Run) -> None:
@@ -126,7 +126,7 @@ def test_without_xllamacpp_and_without_room(
     done = run("-m", base, "--lora", lora)
     assert done.code == 0, done
     assert "llama.cpp: not compared, as the package xllamacpp is not installed\n" in done.out
-    assert re.search(r"merged: not compared, as .* do not fit in .* \(0 MB free\)", done.out), done
+    assert re.search(r"not compared, as .* does not fit in .* \(0 MB free\)", done.out), done
 
 
 def test_divergence_by_hand() -> None:
@@ -173,7 +173,7 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*good, "--lora-scaled", lora, "much"], 2, "scale 'much' is not a number"),
         ([*good, "--lora-scaled", f"{lora}:inf"], 2, "scale 'inf' is not a number"),
         ([*good, "--outtype", "q7"], 2, "unknown type 'q7'"),
-        ([*good, "--outtype", "q8_0", "--no-merge"], 2, "--no-merge leaves out"),
+        ([*good, "--outtype", "q8_0", "--no-merge"], 2, "--no-merge disables"),
         ([*good, "-f", tmp_path / "no.txt"], 2, "there is no such file"),
         ([*good, "-f", latin], 2, "latin.txt is not UTF-8"),
         ([*good, "-f", empty], 2, "the text has 0 tokens"),

@@ -100,7 +100,7 @@ def test_what_cannot_work_ends_in_a_line(
     assert "no.gguf" in capfd.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit):
         example.main(["one.txt", "--model", "x"])
-    assert "1 texts; give two" in capfd.readouterr().err
+    assert "1 texts; pass two" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_auto_takes_few_bits_where_they_are_enough(
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").stat().st_size < 0.6 * base.stat().st_size
     code, line = refusal(export_lora.main, [*words[:6], "-o", tmp_path / "c"], capsys)
-    assert code == 2 and "give --calibrate DATA" in line
+    assert code == 2 and "pass --calibrate DATA" in line
 
 
 def test_second_moments_are_those_of_what_goes_into_each_layer(tmp_path: Path) -> None:

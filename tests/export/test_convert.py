@@ -63,15 +63,15 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
         write_gguf(mixed, [*f.entries(), *extra], shaped)
     name = "baichuan-to-llama"
     for words, code, said in (
-        ([], 2, "give CONVERSION IN OUT"),
-        ([name, seven], 2, "give CONVERSION IN OUT"),
-        (["llama-to-baichuan", seven, out], 2, "unknown conversion 'llama-to-baichuan'; give b"),
+        ([], 2, "pass CONVERSION IN OUT"),
+        ([name, seven], 2, "pass CONVERSION IN OUT"),
+        (["llama-to-baichuan", seven, out], 2, "unknown conversion 'llama-to-baichuan'; use b"),
         ([name, seven, out, "--threads"], 2, "unknown option '--threads'"),
         ([name, tmp_path / "no.gguf", out], 2, "cannot be opened"),
-        ([name, other, out], 2, "'llama', this conversion is for baichuan"),
+        ([name, other, out], 2, "'llama', but this conversion is for baichuan"),
         ([name, deep, out], 2, "40 layers: this form of baichuan uses ALiBi"),
         ([name, mixed, out], 2, "key 'llama.block_count': is of llama already"),
-        ([name, seven, seven], 2, "is an input too"),
+        ([name, seven, seven], 2, "is also an input"),
         ([name, seven, tmp_path / "no" / "out.gguf"], 3, "cannot be written"),
     ):
         got, line = refusal(main, words, capsys)

@@ -136,7 +136,7 @@ def test_names() -> None:
     assert file_type("Q3_k") is FILE_TYPES["Q3_K_M"]
     assert file_type("q8_0").id == 7
     for name in ("q9", "", "iq2_xs", "Q2_K_S", "same"):
-        with pytest.raises(UsageError, match="the types are F32 F16"):
+        with pytest.raises(UsageError, match="supported: F32 F16"):
             file_type(name)
     assert len({t.id for t in FILE_TYPES.values()}) == len(FILE_TYPES)
     assert {t.main for t in FILE_TYPES.values()} <= {t.name for t in TENSOR_TYPES.values()}

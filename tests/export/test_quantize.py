@@ -69,14 +69,14 @@ def test_bad_inputs_end_in_one_line(
 ) -> None:
     out = tmp_path / "q.gguf"
     for words, code, said in (
-        ([], 2, "give IN OUT TYPE"),
-        ([base, out], 2, "give IN OUT TYPE"),
-        ([base, out, "q4_k", "2", "3"], 2, "give IN OUT TYPE"),
+        ([], 2, "pass IN OUT TYPE"),
+        ([base, out], 2, "pass IN OUT TYPE"),
+        ([base, out, "q4_k", "2", "3"], 2, "pass IN OUT TYPE"),
         ([base, out, "q4_k", "two"], 2, "THREADS"),
         ([base, out, "q4_9"], 2, "unknown type"),
         ([base, out, "q2_k_s"], 2, "cannot be written"),
         ([tmp_path / "no.gguf", out, "q4_k"], 2, "cannot be opened"),
-        ([base, base, "q4_k"], 2, "is an input too"),
+        ([base, base, "q4_k"], 2, "is also an input"),
         ([base, tmp_path / "no" / "q.gguf", "q4_k"], 3, "cannot be written"),
         ([base, out, "q4_k", "--fast"], 2, "unknown option"),
     ):

@@ -109,12 +109,12 @@ def test_draws(model: Model) -> None:
         ({"temp": 1.0}, "unknown setting 'temp'; did you mean temperature"),
         ({"topk": 3}, "did you mean top_k"),
         ({"max_new_tokens": 3}, "unknown setting 'max_new_tokens'"),
-        ({"temperature": "hot"}, "temperature: 'hot' is not allowed; give a number"),
+        ({"temperature": "hot"}, "temperature: 'hot' is not allowed; use a number"),
         ({"temperature": float("nan")}, "temperature: 'nan'"),
-        ({"top_k": 1.5}, "top_k: '1.5' is not allowed; give a whole number"),
+        ({"top_k": 1.5}, "top_k: '1.5' is not allowed; use a whole number"),
         ({"seed": -1}, "seed: '-1' is not allowed"),
         ({"mirostat": 3}, "mirostat: '3'"),
-        ({"repeat_penalty": 0}, "repeat_penalty: give a number above 0"),
+        ({"repeat_penalty": 0}, "repeat_penalty: use a number above 0"),
         ({"max_tokens": -1}, "max_tokens: '-1' is not allowed"),
         ({"max_tokens": True}, "max_tokens: 'True' is not allowed"),
     ],
@@ -129,7 +129,7 @@ def test_bad_settings(model: Model, options: dict[str, Any], message: str) -> No
 def test_bad_prompts(model: Model, tmp_path: Path) -> None:
     bad: Any
     for bad in (5, b"x", ["a text in a list"], {"role": "user"}):
-        with pytest.raises(UsageError, match="a text, or a list of messages"):
+        with pytest.raises(UsageError, match="a string, or a list of messages"):
             model.generate(bad)
     with pytest.raises(UsageError, match="no chat template"):
         model.generate(CHAT)
@@ -141,7 +141,7 @@ def test_bad_prompts(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_prompt_beyond_what_the_model_knows_is_said(model: Model) -> None:
-    with pytest.warns(UserWarning, match="the model was trained with 512") as found:
+    with pytest.warns(UserWarning, match="trained with a context of 512") as found:
         model.generate("hen " * 300, max_tokens=1)
     assert found[0].filename == __file__
     with warnings.catch_warnings():

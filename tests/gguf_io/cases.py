@@ -64,10 +64,10 @@ def counts() -> Iterator[Case]:
     yield "G04b", lambda: b"fmgg" + bytes(60), "GGMF file of 2023 (old format: convert"
     yield "G04c", lambda: b"tjgg" + bytes(60), "GGJT file of 2023 (old format: convert"
     yield "G04d", lambda: b"algg" + bytes(60), "'ggla' LoRA adapter"
-    yield "G05a", lambda: small(version=u32(0)), "version: 0, supported are 2 and 3"
-    yield "G05b", lambda: small(version=u32(1)), "version: 1, supported are 2 and 3"
-    yield "G06a", lambda: small(version=u32(4)), "version: 4, supported are 2 and 3"
-    yield "G06b", lambda: small(version=u32(-1)), "version: 4294967295, supported"
+    yield "G05a", lambda: small(version=u32(0)), "version: 0; supported: 2 and 3"
+    yield "G05b", lambda: small(version=u32(1)), "version: 1; supported: 2 and 3"
+    yield "G06a", lambda: small(version=u32(4)), "version: 4; supported: 2 and 3"
+    yield "G06b", lambda: small(version=u32(-1)), "version: 4294967295; supported"
     yield "G07a", lambda: small(version=struct.pack(">I", 3)), "big-endian GGUF (version 3)"
     yield "G07b", lambda: small(version=struct.pack(">I", 2)), "big-endian GGUF (version 2)"
     yield "G08a", lambda: small(n_tensors=-1), f"tensor count: {Q - 1} need at least {33 * (Q - 1)}"
@@ -197,7 +197,7 @@ def shapes() -> Iterator[Case]:
     yield "G47b", shaped((1 << 30, 1 << 10)), f"needs bytes 384..{384 + (1 << 42)}, file has"
     for name, kind in (("a", 99), ("b", -1), ("c", 42)):
         yield f"G48{name}", shaped((32,), kind), f"type {kind % (1 << 32)} at byte"
-    yield "G49a", shaped((32,), 4), "type Q4_2 (removed from ggml) is not supported; supported are"
+    yield "G49a", shaped((32,), 4), "type Q4_2 (removed from ggml) is not supported; supported:"
     yield "G49b", shaped((32,), 5), "type Q4_3 (removed from ggml) is not supported"
     yield (
         "G49c",

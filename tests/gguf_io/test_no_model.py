@@ -28,7 +28,7 @@ def test_ollama(name: str) -> None:
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.2-1B", "Qwen/Qwen2.5-0.5B-Instruct-GGUF"])
 def test_hugging_face(name: str) -> None:
     line = refusal(name)
-    assert "looks like a model's name at Hugging Face" in line and "GGUF file" in line
+    assert "looks like the name of a model on Hugging Face" in line and "GGUF file" in line
 
 
 def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("none.gguf").endswith("No such file or directory")
     assert refusal("models/none").endswith("No such file or directory")  # a folder that is there
     assert refusal("C:\\models\\x").endswith("No such file or directory")
-    assert "give a GGUF file" in refusal("mistral")
+    assert "pass a GGUF file" in refusal("mistral")
     assert "a web address" in refusal("https://example.org/x.gguf")
 
 
@@ -47,9 +47,9 @@ def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["config.json", "model-00001-of-00002.safetensors"], "convert_hf_to_gguf.py"),
         (["pytorch_model.bin"], "a Hugging Face model; convert it"),
         (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter, not a model"),
-        (["config.json", "b.gguf", "a.gguf"], "give the GGUF file in it, such as a.gguf"),
+        (["config.json", "b.gguf", "a.gguf"], "pass the GGUF file in it, such as a.gguf"),
         (["blobs", "manifests"], "Ollama's models"),
-        ([], "a directory, not a regular file; give a GGUF file"),
+        ([], "a directory, not a regular file; pass a GGUF file"),
     ],
 )
 def test_folders(tmp_path: Path, files: list[str], says: str) -> None:

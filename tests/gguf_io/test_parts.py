@@ -121,8 +121,8 @@ FAULTS: dict[str, tuple[Callable[[list[Path]], None], str, str]] = {
     "foreign": (_foreign, "does not belong to the same model as", "'split.tensors.count'"),
     "other count": (_other_count, "does not belong to the same model as", "are 1, 2, "),
     "of one file": (_of_one_file, "does not belong to the same model as", "are None, None, None"),
-    "doubled": (_doubled, "tensor 'token_embd.weight': is in toy-00001-of-00003.gguf too", ""),
-    "other tensors": (_extra, "its parts have", "tensors, not"),
+    "doubled": (_doubled, "tensor 'token_embd.weight': is also in toy-00001-of-00003.gguf", ""),
+    "other tensors": (_extra, "its parts have", "tensors, expected"),
 }
 
 
@@ -143,8 +143,8 @@ def test_names_that_are_no_parts(parts: list[Path], tmp_path: Path) -> None:
             "one part of 3 of a split model; to find the other parts, its name must be like "
             "NAME-00002-of-00003.gguf",
         ),
-        ("toy-00003-of-00003.gguf", "its name says part 3 of 3, its keys 2 of 3"),
-        ("toy-00002-of-00004.gguf", "its name says part 2 of 4, its keys 2 of 3"),
+        ("toy-00003-of-00003.gguf", "its name says part 3 of 3, but its keys 2 of 3"),
+        ("toy-00002-of-00004.gguf", "its name says part 2 of 4, but its keys 2 of 3"),
     ):
         shutil.copy(parts[1], tmp_path / name)
         with pytest.raises(GGUFError, match=expected):
@@ -176,7 +176,7 @@ def test_part_names() -> None:
 
 
 def test_no_part_is_overwritten(parts: list[Path]) -> None:
-    with pytest.raises(UsageError, match="is an input too"):
+    with pytest.raises(UsageError, match="is also an input"):
         prepare_output(str(parts[2]), [str(parts[0])])
     options = Options(model_base=str(parts[0]), train_data="x.txt")
     outputs = {"--lora-out": [Names(str(parts[1]))]}
@@ -192,6 +192,6 @@ def test_inspect_and_quantise(
     assert len(found.tensors) == len(look(str(whole)).tensors)
     out = tmp_path / "q.gguf"
     assert quantize([str(parts[2]), str(out), "F16"]) == 0
-    assert f"the model is in 3 files; {out} is one" in capsys.readouterr().out
+    assert f"the model has 3 file parts; {out} is one file" in capsys.readouterr().out
     with open_gguf(out) as f:
         assert len(f.tensors) == len(found.tensors) and "split.count" not in f.metadata

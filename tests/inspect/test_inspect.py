@@ -210,7 +210,7 @@ def test_a_model_that_is_not_supported_is_shown(
     path.write_bytes(Gguf((kv_str("general.architecture", "mamba"),), tensors).build())
     code, out, err = run(capsys, path)
     assert code == 2 and "mamba" in err and "not supported" in err
-    assert "refused: its type is not a type of weights" in out and "can be used: no" in out
+    assert "refused: its type is not a weight type" in out and "can be used: no" in out
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,4 +54,4 @@ def test_kernel_set_is_chosen_by_the_environment(tmp_path: Path) -> None:
         timeout=100,
     )
     assert done.returncode != 0
-    assert "NBLLAMA_KERNELS is fast; it can be plain or vector" in done.stderr
+    assert "NBLLAMA_KERNELS is fast; use plain or vector" in done.stderr

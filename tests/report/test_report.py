@@ -225,7 +225,7 @@ def test_a_page_without_a_name_lies_next_to_its_log(
         str(tmp_path / "a.html"), str(tmp_path / "a-vs-b.html"),
     ]  # fmt: skip
     before = (tmp_path / "a.html").read_bytes()
-    assert main([str(a)]) == 2 and "exists already" in capfd.readouterr().err
+    assert main([str(a)]) == 2 and "already exists" in capfd.readouterr().err
     assert main([str(a), str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_bytes() == before
     assert read_log(str(b)).steps  # a second log is not a page
@@ -260,12 +260,12 @@ def test_what_to_do_next() -> None:
     found = dict(commands(run))
     chat = "nbllama chat --model 'my model.gguf' --lora out/lora-LATEST.gguf"
     assert found["talk to the model with the adapter"] == chat
-    assert found["do the iterations that are left"] == (
+    assert found["run the remaining iterations"] == (
         "nbllama finetune --model-base 'my model.gguf' --adam-iter 120 --checkpoint-in"
         " chk-LATEST.gguf --adam-iter 20 --epochs 0"
     )
     run.steps = [step_row(120)]
-    assert "do the iterations that are left" not in dict(commands(run))
+    assert "run the remaining iterations" not in dict(commands(run))
     assert commands(Run(run_row(options=None))) == commands(Run()) == []
 
 

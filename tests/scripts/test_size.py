@@ -16,7 +16,7 @@ def test_what_is_too_long_or_missing_fails(
 ) -> None:
     monkeypatch.setattr(size, "CORE_LIMIT", 1000)
     assert size.main() == 1
-    assert "lines, 1000 are the limit" in capsys.readouterr().err
+    assert "lines; the limit is 1000" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setitem(size.CORE, "more", ("opt.py",))
     assert size.main() == 1

@@ -108,15 +108,17 @@ def test_template_refuses_messages() -> None:
 
 
 ATTACKS = {
-    "cycler": ("{{ cycler.__init__.__globals__.os.popen('touch HIT').read() }}", "must not do"),
-    "lipsum": ("{{ lipsum.__globals__['os'].popen('touch HIT').read() }}", "must not do"),
-    "namespace": ("{{ namespace.__init__.__globals__ }}", "must not do"),
-    "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "must not do"),
-    "format": ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "must not do"),
-    "strftime": ("{{ strftime_now.__globals__.os }}", "must not do"),
-    "mutation": ("{{ messages.append(1) }}", "must not do"),
-    "include": ("{% include '/etc/passwd' %}", "must not do: loads another template"),
-    "import": ("{% import 'os' as os %}{{ os }}", "must not do: loads another template"),
+    "cycler": (
+        "{{ cycler.__init__.__globals__.os.popen('touch HIT').read() }}", "not allowed to do"
+    ),
+    "lipsum": ("{{ lipsum.__globals__['os'].popen('touch HIT').read() }}", "not allowed to do"),
+    "namespace": ("{{ namespace.__init__.__globals__ }}", "not allowed to do"),
+    "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "not allowed to do"),
+    "format": ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "not allowed to do"),
+    "strftime": ("{{ strftime_now.__globals__.os }}", "not allowed to do"),
+    "mutation": ("{{ messages.append(1) }}", "not allowed to do"),
+    "include": ("{% include '/etc/passwd' %}", "not allowed to do: loads another template"),
+    "import": ("{% import 'os' as os %}{{ os }}", "not allowed to do: loads another template"),
     "range": ("{{ range(10 ** 9) | list }}", "Range too big"),
     "loops": (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -291,7 +293,7 @@ def test_which_template(tmp_path: Path) -> None:
         assert t.render(CHAT, False)
     for texts, template in ((), None), (("<|im_end|>",), None), ((), ""):
         none = spm_file(tmp_path / "none.gguf", *texts, template=template)
-        with pytest.raises(UsageError, match=r"none.gguf: no chat template, .* give a template$"):
+        with pytest.raises(UsageError, match=r"none.gguf: no chat template, .* pass a template$"):
             chat_template_for(none)
 
 

@@ -41,7 +41,7 @@ def test_a_file_of_another_kind_is_kept(
     before = listing(folder)
     pattern = name.replace("LATEST", "ITERATION").replace("BEST", "ITERATION")
     given = pattern.replace(".config.yaml", ".gguf")
-    refused(run(words(folder, option, given)), 3, name, "it is not replaced")
+    refused(run(words(folder, option, given)), 3, name, "and is not replaced")
     assert listing(folder) == before
 
 

@@ -67,7 +67,7 @@ threads: 1
         ("ctx:", "line 1: --ctx has no value"),
         ("ctx: [1, 2]", "--ctx takes one value, not a list"),
         ("ctx: {a: 1}", "--ctx takes one value"),
-        ("dry-run: maybe", "--dry-run is a switch; give true or false"),
+        ("dry-run: maybe", "--dry-run is a switch; use true or false"),
         ("config: other.yaml", "cannot name another"),
         ("- a\n- b", "must be lines of `name: value`"),
         ("a: [", "not YAML"),

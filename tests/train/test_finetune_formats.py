@@ -101,7 +101,7 @@ def test_what_is_refused_before_anything_is_done(
         (["--lora-in", "toy.gguf"], 5, "general.type"),
         (["--lora-in", "a.bin", "--model-base", "other.gguf"], 5, "a (320, 64) matrix"),
         (["--lora-out", "x.safetensors"], 2, "folder"),
-        (["--lora-out", "f-ITERATION/a/"], 2, "ITERATION must be in the file's name"),
+        (["--lora-out", "f-ITERATION/a/"], 2, "ITERATION must be in the file name"),
         (["--lora-out", "none/below/"], 3, "cannot be written"),
         (["--lora-out", "file/"], 3, "cannot be written"),
     ):

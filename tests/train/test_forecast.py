@@ -79,7 +79,7 @@ def test_too_little_memory_is_said_before_anything_is_compiled(
     monkeypatch.setattr(forecast, "available_memory", lambda: need)
     assert check_memory(t, 1).untouched == need
     monkeypatch.setattr(forecast, "available_memory", lambda: need - 1)
-    with pytest.raises(NotEnoughMemory, match="give --use-checkpointing") as e:
+    with pytest.raises(NotEnoughMemory, match="pass --use-checkpointing") as e:
         check_memory(t, 1)
     assert e.value.exit_code == 4
     monkeypatch.setattr(forecast, "available_memory", lambda: with_it - 1)

@@ -299,4 +299,4 @@ def test_what_has_no_effect_or_is_ignored_is_said(folder: Path, run: Run) -> Non
     done = run(words(folder, "--use-flash", "--compat", "--lora-alpha", "8", "--dry-run"))
     assert done.code == 0
     assert "--use-flash and --no-flash have no effect" in done.out
-    assert "--lora-alpha 8 counts as 4" in done.out
+    assert "--lora-alpha 8 is treated as 4" in done.out

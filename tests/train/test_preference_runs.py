@@ -79,7 +79,7 @@ def test_a_run_that_is_continued_has_the_same_bits(folder: Path, run: Run, objec
     checkpoint = ["--checkpoint-in", str(other / "chk-LATEST.gguf")]
     done = run(options(other, *own, *checkpoint, "--adam-iter", "2"))
     assert done.code == 0, done
-    assert "the reference is in " in done.out
+    assert "the reference is stored in " in done.out
     whole, parts = (f / "lora-6.gguf" for f in (folder, other))
     assert whole.read_bytes() == parts.read_bytes()
     # another objective is another run
@@ -108,14 +108,14 @@ def test_the_reference_is_the_adapter_that_a_run_starts_from(folder: Path, run: 
 
 def test_refusals(folder: Path, run: Run) -> None:
     pairs(folder)
-    refused(run(options(folder)), 2, "pairs.jsonl", "give --objective dpo")
+    refused(run(options(folder)), 2, "pairs.jsonl", "pass --objective dpo")
     refused(run(options(folder, "--beta", "0.2")), 2, "--beta", "--objective sft")
     refused(run(options(folder, "--objective", "dpo", "--packing")), 2, "--packing")
     refused(run(options(folder, "--objective", "ipo", "--label-smoothing", "0.1")), 2, "ipo")
     gone = ["--objective", "dpo", "--reference", "gone.gguf"]
     refused(run(options(folder, *gone)), 2, "--reference gone.gguf: no such file")
     data = ["--train-data", str(labels(folder))]
-    refused(run(options(folder, *data, "--objective", "dpo")), 2, "give --objective kto")
+    refused(run(options(folder, *data, "--objective", "dpo")), 2, "pass --objective kto")
     equal = {"prompt": "a", "chosen": "b", "rejected": "b"}
     written(folder / "pairs.jsonl", [equal])
     refused(run(options(folder, "--objective", "dpo")), 2, "line 1: chosen and rejected are equal")

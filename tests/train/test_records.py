@@ -80,7 +80,9 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
     assert done.code == 0, done
     assert load_checkpoint(folder / "chk-8.gguf").identity.data == first.identity.data
     other = run(words(folder, *more, "--template-date", "2024-03-01", ctx=99))
-    refused(other, 5, "the training data are others", "template_date was 2024-02-29, now 2024-03")
+    refused(
+        other, 5, "the training data are different", "template_date was 2024-02-29, now 2024-03"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
         ("plain text", ["--train-on-prompt"], "--train-on-prompt is for records, and "),
         ('{"text": "the"}', ["--sample-start", "x"], "--sample-start is for plain text, and "),
         ('{"text": "the"}', ["--data-format", "nix"], "--data-format: 'nix' is not allowed"),
-        ('{"text": "the"}', ["--template-date", "2024-02-30"], "give a day as YYYY-MM-DD"),
+        ('{"text": "the"}', ["--template-date", "2024-02-30"], "use a day as YYYY-MM-DD"),
         ('{"text": "the"}', ["--on-long", "refuse", "--ctx", "1"], "line 1: 2 tokens, longer than"),
     ],
 )

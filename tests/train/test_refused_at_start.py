@@ -134,7 +134,7 @@ def test_a_folder_that_may_not_be_written(
         (["--lora-out", "link.gguf"], ["--model-base"]),
         (["--log", "text.txt"], ["--log", "--train-data"]),
         (["--checkpoint-out", "toyITERATION.gguf", "--model-base", "toy7.gguf"], ["toy7.gguf"]),
-        (["--checkpoint-out", "a-ITERATION/x.gguf"], ["ITERATION must be in the file's name"]),
+        (["--checkpoint-out", "a-ITERATION/x.gguf"], ["ITERATION must be in the file name"]),
         (["--lora-out", "x.safetensors"], ["x.safetensors", "folder"]),
     ],
     ids=lambda x: " ".join(x),
@@ -164,7 +164,7 @@ def test_a_second_run_on_the_same_output(folder: Path, run: Run) -> None:
 def test_not_enough_memory(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbllama.train.forecast.available_memory", lambda: 100_000)
     done = run(words(folder))
-    line = refused(done, 4, "but 0 MB are available")
+    line = refused(done, 4, "but only 0 MB is available")
     assert "smaller --batch" in line and "compil" not in done.out
     assert not list(folder.glob("chk-*"))
 

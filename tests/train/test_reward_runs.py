@@ -68,7 +68,7 @@ def test_a_run_reports_its_rewards(folder: Path, run: Run) -> None:
         assert len(e["samples"]) == 2
         assert all(s["prompt"].startswith("say ") and float(s["reward"]) >= 0 for s in e["samples"])
     assert "(reward " in done.out and " reward=" in done.out and " kl=" in done.out
-    assert "4 to each prompt, at most 6 tokens" in done.out
+    assert "4 for each prompt, at most 6 tokens" in done.out
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert '"answers_per_s"' in page and '"reward"' in page
 
@@ -116,19 +116,19 @@ def test_the_forecast_has_the_drawing(folder: Path, run: Run) -> None:
     ("more", "reward", "parts"),
     [
         ([], "", ("--reward", "what scores an answer")),
-        ([], "exakt", ("--reward exakt", "give FILE.py:FUNCTION")),
+        ([], "exakt", ("--reward exakt", "use FILE.py:FUNCTION")),
         ([], "gone.py:f", ("gone.py:f", "No such file")),
         ([], "rewards.py:nothing", ("it has no function nothing",)),
         (["--val-split", "0.2"], "exact", ("--val-split", "--objective grpo")),
         (["--packing"], "exact", ("--packing", "--objective grpo")),
-        (["--sft-weight", "1"], "exact", ("--sft-weight", "no meaning")),
+        (["--sft-weight", "1"], "exact", ("--sft-weight", "does not apply")),
         (["--objective", "dpo"], "exact", ("--reward is for --objective grpo",)),
         (["--reference", "none", "--beta", "0.1"], "exact", ("--reference none",)),
         (["--reference", "start"], "exact", ("--lora-in",)),
         (["--group-size", "1"], "exact", ("--group-size", "2")),
         (["--temperature", "0"], "exact", ("--temperature", "above 0")),
         ([], "sql", ("asked.jsonl, line 1", '"database"')),
-        (["--ctx", "12"], "exact", ("asked.jsonl", "too long for the context of 12")),
+        (["--ctx", "12"], "exact", ("asked.jsonl", "do not fit in the context of 12")),
     ],
 )
 def test_refusals(folder: Path, run: Run, more: list[str], reward: str, parts: Any) -> None:
@@ -144,7 +144,7 @@ def test_records_without_a_prompt(folder: Path, run: Run) -> None:
     done = run(options(folder, "--skip-bad", "--adam-iter", "1"))
     assert done.code == 0 and "1 of 3 records are bad and were skipped" in done.out
     text = ["--train-data", str(folder / "text.txt")]
-    refused(run(options(folder, *text)), 2, "text.txt holds plain text", "records with a prompt")
+    refused(run(options(folder, *text)), 2, "text.txt contains plain text", "records with a prompt")
 
 
 def test_from_python_with_records_and_texts(folder: Path) -> None:

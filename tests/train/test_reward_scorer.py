@@ -148,9 +148,9 @@ def test_one_process_scores_all_answers(file: Path) -> None:
 def test_what_cannot_be_used(file: Path, tmp_path: Path) -> None:
     for text, words in (
         ("gone.py:f", "gone.py:f: No such file"),
-        (str(file), "give FILE.py:FUNCTION"),
-        (f"{file}:2x", "give FILE.py:FUNCTION"),
-        ("exakt", "give FILE.py:FUNCTION"),
+        (str(file), "use FILE.py:FUNCTION"),
+        (f"{file}:2x", "use FILE.py:FUNCTION"),
+        ("exakt", "use FILE.py:FUNCTION"),
         ("regex:(", "not a regular expression"),
     ):
         with pytest.raises(UsageError) as error:
@@ -232,8 +232,8 @@ def test_built_in_rewards(reward: str, cases: list[tuple[str, dict[str, Any], fl
 
 def test_records_that_a_built_in_reward_cannot_score() -> None:
     for reward, record, words in (
-        ("exact", {"prompt": "a"}, 'needs the right answer as "answer"'),
-        ("sql", {"answer": "select 1"}, 'as "database"'),
+        ("exact", {"prompt": "a"}, 'needs the right answer under "answer"'),
+        ("sql", {"answer": "select 1"}, 'under "database"'),
         ("sql", {"answer": "select a", "database": ""}, "its SQL does not run: no such column"),
         ("sql", {"answer": "select 1", "database": "create x"}, "its SQL does not run"),
     ):

@@ -158,7 +158,7 @@ def test_packing_keeps_its_rule(folder: Path, run: Run) -> None:
 
 def test_with_dropout_it_is_off_or_refused(folder: Path, run: Run) -> None:
     more = [*records(folder), "--lora-dropout", "0.2"]
-    refused(run(words(folder, *more, "--share-prompts", ctx=99)), 2, "its own masks")
+    refused(run(words(folder, *more, "--share-prompts", ctx=99)), 2, "its own dropout masks")
     done = run(words(folder, *more, "--log", "log.jsonl", ctx=99))
     assert done.code == 0, done
     assert all(row["computed_tokens"] == row["tokens"] for row in log_rows(folder / "log.jsonl"))

@@ -158,15 +158,15 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
     [
         ({"lora_rank": 8}, "unknown option 'lora_rank'; did you mean lora_r"),
         ({"batch_size": 8}, "did you mean batch"),
-        ({"no_checkpointing": True}, "give use_checkpointing=False"),
+        ({"no_checkpointing": True}, "pass use_checkpointing=False"),
         ({"xyzzy": 1}, "unknown option 'xyzzy'"),
         ({"lr": 1.0, "adam_alpha": 1.0}, "adam_alpha and lr are the same option"),
-        ({"ctx": "many"}, "--ctx: 'many' is not allowed; give a whole number from 1"),
+        ({"ctx": "many"}, "--ctx: 'many' is not allowed; use a whole number from 1"),
         ({"epochs": 1.5}, "--epochs: '1.5' is not allowed"),
         ({"epochs": True}, "--epochs: 'True' is not allowed"),
-        ({"lr": float("nan")}, "'nan' is not allowed; give a number, above 0"),
-        ({"packing": 1}, "packing: '1' is not allowed; give True or False"),
-        ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; give adamw or sgd or lion"),
+        ({"lr": float("nan")}, "'nan' is not allowed; use a number, above 0"),
+        ({"packing": 1}, "packing: '1' is not allowed; use True or False"),
+        ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw or sgd or lion"),
         ({"lora_out": object()}, "lora_out: a value of type object is not allowed"),
         ({"train_data": "x"}, "train_data is the second argument"),
         ({"list_archs": True}, "list_archs is an option of the command line only"),
@@ -214,13 +214,13 @@ class Table:
     ("data", "error", "message"),
     [
         (None, UsageError, "which data?"),
-        (Table(), UsageError, "give the rows of a table: data.to_dict('records')"),
+        (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
-        ([], DataError, "nothing in a list of 0 records can be trained: it holds no record"),
+        ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record is an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
-        ([{"question": "x"}], DataError, "fit no format"),
+        ([{"question": "x"}], DataError, "match no format"),
         ("missing.jsonl", DataError, "No such file"),
     ],
 )
@@ -237,7 +237,7 @@ def test_bad_models(folder: Path) -> None:
         nbllama.tune("missing.gguf", "text.txt", **SHORT)
     with pytest.raises(UsageError, match=r"load it with nbllama\.load_model"):
         nbllama.tune(passes.load_model("toy.gguf"), "text.txt", **SHORT)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="give rms_eps to load_model"):
+    with pytest.raises(UsageError, match="pass rms_eps to load_model"):
         nbllama.tune(nbllama.load_model("toy.gguf"), "text.txt", **SHORT, norm_rms_eps=1e-5)
     with pytest.raises(OutputError, match="nowhere"):
         nbllama.tune("toy.gguf", "text.txt", **SHORT, lora_out="nowhere/x.gguf")

@@ -78,7 +78,10 @@ def test_early_stop_and_the_best_adapter(folder: Path, run: Run) -> None:
 def test_refused(folder: Path, run: Run) -> None:
     for more, told in [
         (["--early-stop", "2"], "--early-stop needs validation data"),
-        (["--val-split", "0.1", "--val-data", "x"], "--val-data and --val-split: give one of them"),
+        (
+            ["--val-split", "0.1", "--val-data", "x"],
+            "--val-data and --val-split: pass only one of them",
+        ),
         (["--val-data", "missing.txt"], "missing.txt"),
         (["--val-split", "0.999"], "leaves nothing"),
         (["--compat", "--val-split", "0.2"], "--val-split"),

@@ -148,8 +148,8 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
     available = available_memory()
     if needed.private > available:
         raise NotEnoughMemory(
-            f"a context of {n_ctx} tokens needs {memory(needed.private)}, but {memory(available)} "
-            "are available; give a smaller --ctx-size or --batch-size"
+            f"a context of {n_ctx} tokens needs {memory(needed.private)}, but only "
+            f"{memory(available)} is available; pass a smaller --ctx-size or --batch-size"
         )
 
 

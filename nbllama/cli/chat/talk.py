@@ -81,8 +81,8 @@ class Talk:
         """
         if len(ids) > self.n_ctx - 4:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens, the context of {self.n_ctx} has room for"
-                f" {self.n_ctx - 4}; give a larger --ctx-size"
+                f"the prompt has {len(ids)} tokens, but the context of {self.n_ctx} has room for "
+                f"{self.n_ctx - 4}; pass a larger --ctx-size"
             )
         keep, bos = self.options.keep, self.tokenizer.bos_id
         has_bos = int(self.tokenizer.add_bos and bool(ids) and ids[0] == bos)
@@ -93,7 +93,7 @@ class Talk:
     def open(self, ids: Sequence[int]) -> None:
         """Start the text with `ids`, and print it."""
         if not ids:
-            raise UsageError("the prompt is empty; give --prompt TEXT or --file FILE")
+            raise UsageError("the prompt is empty; pass --prompt TEXT or --file FILE")
         self.begin(ids)
         self.predictor.append(ids)
         if self.options.display_prompt:
@@ -134,4 +134,4 @@ class Talk:
     def tell(self, e: ContextFull) -> None:
         """Print that the context is full, and what to do."""
         more = "" if self.options.context_shift else ", or --context-shift"
-        self.console.note(f"{e}; give a larger --ctx-size{more}")
+        self.console.note(f"{e}; pass a larger --ctx-size{more}")

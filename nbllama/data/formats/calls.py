@@ -45,7 +45,7 @@ def call_of(value: Any, where: str) -> Message:
 def _call(call: Any, where: str) -> Message:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
-        raise DataError(f'{where}"tool_calls" holds no function')
+        raise DataError(f'{where}"tool_calls" contains no function')
     name = text_of(function, "name", f"{where}a tool call: ")
     if not name.strip():
         raise DataError(f"{where}a tool call has an empty name")

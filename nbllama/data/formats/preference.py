@@ -119,7 +119,10 @@ def _after_messages(record: Record, side: str) -> Conversation:
     asked, _, notices = messages_of(record, "prompt")
     for i, message in enumerate(record["prompt"], 1):
         if any(wanted_by(message, f"message {i}: ").values()):
-            raise DataError(f'message {i} of "prompt" asks to be trained; only the sides are')
+            raise DataError(
+                f'message {i} of "prompt" is marked for training; only chosen and rejected are '
+                "trained"
+            )
     answered, silent, more = _side(record, side)
     n = len(asked)
     if len(answered) > n and answered[:n] == asked:  # the side repeats the prompt
@@ -140,19 +143,21 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
         raise DataError("chosen and rejected are equal: there is nothing to prefer")
     for side, messages in zip(SIDES, (chosen, rejected), strict=True):
         if n == len(messages):
-            raise DataError(f"{side}: there is no answer after the common beginning")
+            raise DataError(f"chosen and rejected are identical up to the end of {side}")
         if messages[n]["role"] != ANSWERING_ROLE:
             raise DataError(
-                f"the sides first differ in message {n + 1}, which is not an answer: they must "
-                "have the same prompt"
+                f"chosen and rejected first differ in message {n + 1}, which is not an answer: "
+                "they must have the same prompt"
             )
     if not n:
-        raise DataError("the sides begin with different answers: there is no common prompt")
+        raise DataError(
+            "chosen and rejected begin with different answers, so they have no common prompt"
+        )
     prompt = record.get("prompt")
     if prompt is not None and not any(
         m["content"] == text_of(record, "prompt") for m in chosen[:n]
     ):
-        raise DataError('the text of "prompt" is not in the common beginning of the two chats')
+        raise DataError('the text of "prompt" is not in the part that the two chats share')
     first, second = (
         _chat(m[:n], m[n:], frozenset(i - n for i in quiet if i >= n), record, notices, side)
         for side, (m, quiet, notices) in zip(SIDES, parts, strict=True)
@@ -169,7 +174,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         raise DataError("chosen and rejected are equal: there is nothing to prefer")
     if others := [key for key in record if key.lower() in _UNKNOWN]:
         raise DataError(
-            f'is "{others[0]}" the prompt? Give --data-columns instruction={others[0]} (through '
+            f'is "{others[0]}" the prompt? Pass --data-columns instruction={others[0]} (through '
             f"the chat template) or --data-columns prompt={others[0]} (joined as it is)"
         )
     n = 0
@@ -184,10 +189,10 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         whole = len(prompt[:whole].rstrip())
     prompt = prompt[:whole]
     if not prompt:
-        raise DataError('the sides have no common beginning: give the prompt as "prompt"')
+        raise DataError('chosen and rejected begin differently; put their prompt under "prompt"')
     answers = (chosen[whole:], rejected[whole:])
     for side, answer in zip(SIDES, answers, strict=True):
-        filled(answer, f'"{side}", after the common beginning,')
+        filled(answer, f'the part of "{side}" after the common beginning')
     return Continuation(prompt, answers[0]), Continuation(prompt, answers[1])
 
 

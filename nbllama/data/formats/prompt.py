@@ -46,8 +46,8 @@ def read(record: Record, style: Style) -> Conversation | str:
             chat = alpaca.read(named | {"instruction": record[key], "output": STAND_IN}, style)
             return _ended(chat.messages[:-1], record, chat.notices)
     raise DataError(
-        'there is no prompt: "prompt" (text or messages), "messages", "question" or "instruction"; '
-        f"the keys are {keys_of(record)}"
+        'there is no prompt under "prompt" (text or messages), "messages", "question" or '
+        f'"instruction"; the keys are {keys_of(record)}'
     )
 
 
@@ -56,7 +56,7 @@ def _chat(record: Record, key: str) -> Conversation:
     if key == "messages" and messages[-1]["role"] == ANSWERING_ROLE:
         messages = messages[:-1]
         if not messages:
-            raise DataError('"messages" holds only an answer: there is no prompt')
+            raise DataError('"messages" contains only an answer: there is no prompt')
     if messages[-1]["role"] == ANSWERING_ROLE:
         raise DataError(f'"{key}" ends with an answer: the last message must ask for one')
     return _ended(messages, record, notices)

@@ -158,7 +158,7 @@ def tools_of(record: Record) -> list[Any] | None:
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'"{key}" holds an entry that is not a function with a name')
+            raise DataError(f'"{key}" contains an entry that is not a function with a name')
         framed = tool if "function" in tool else {"type": "function", "function": tool}
         out.append(framed)
     check_json(out, f'"{key}"')
@@ -224,7 +224,7 @@ def check_unicode(value: str, what: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise DataError(f"{what} holds half a surrogate pair at character {e.start}") from e
+        raise DataError(f"{what} contains half a surrogate pair at character {e.start}") from e
 
 
 def check_json(value: Any, what: str) -> None:

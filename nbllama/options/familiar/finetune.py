@@ -19,7 +19,7 @@ _FOLDER = (
 _ANSWERS_ONLY = "leave it out: only answers count in the loss, unless --train-on-prompt is given"
 _PRINTED = "leave it out: every iteration is printed; --log FILE writes each as a line of JSON"
 _WHOLE = "leave it out: an evaluation reads all validation data"
-_ONLY_LORA = "leave it out: this program trains LoRA adapters, on pairs of input and answer or text"
+_ONLY_LORA = "leave it out: this program trains LoRA adapters on text or on input-answer pairs"
 
 FILES: Rows = (
     ("--model-base", "--model -m --model-name --model-name-or-path --model-id --model-path"
@@ -34,21 +34,21 @@ FILES: Rows = (
      " --validation-split --test-size --eval-split --validation-split-percentage --test-split"),
     (_FOLDER, "--output --output-dir --out-dir --output-path -o --out --save-path --save-dir"
               " --output-directory --outdir"),
-    ("--lora-out FILE is where the adapter is written, --lora-in FILE an adapter to start from",
-     "--adapter-path --adapter-file --adapter --adapter-name-or-path --lora --lora-path"
+    ("--lora-out FILE is where the adapter is written, and --lora-in FILE is an adapter to start"
+     " from", "--adapter-path --adapter-file --adapter --adapter-name-or-path --lora --lora-path"
      " --lora-model-dir --adapter-name"),
     ("--lora-in", "--resume-adapter-file --resume-adapter --init-adapter --lora-init"),
     ("--checkpoint-in", "--resume --resume-from-checkpoint --resume-from --resume-training"
                         " --auto-resume-from-checkpoints"),
     ("--save-every", "--save-steps --save-interval --steps-per-save --checkpoint-every"
                      " --save-frequency"),
-    ("saves are counted in iterations: give --save-every N; 0 saves at the end only",
+    ("saves are counted in iterations: pass --save-every N; 0 saves only at the end",
      "--save-strategy --saves-per-epoch --save-per-epoch"),
     ("--keep-last", "--save-total-limit --max-checkpoints --keep-checkpoints"),
     ("leave it out: the adapter with the lowest validation loss is kept as BEST",
      "--load-best-model-at-end --metric-for-best-model --greater-is-better --save-best"),
     ("--tensorboard", "--logging-dir --tensorboard-dir --log-dir"),
-    ("give --tensorboard FOLDER, --report FILE.html or --log FILE", "--report-to --wandb --swanlab"
+    ("pass --tensorboard FOLDER, --report FILE.html or --log FILE", "--report-to --wandb --swanlab"
      " --wandb-project --wandb-entity --wandb-name --use-wandb --run-name --project-name"),
     ("--log", "--log-file --logfile --metrics-file"),
     ("--config", "--config-file --yaml"),
@@ -76,7 +76,7 @@ LENGTH: Rows = (
     ("leave it out: data are read within the process", "--dataloader-num-workers"
      " --preprocessing-num-workers --dataset-num-proc --dataloader-pin-memory --overwrite-cache"
      " --dataset-processes --tokenized-path --dataset-prepared-path"),
-    ("leave it out: the order of the data follows from --seed", "--shuffle --shuffle-data"
+    ("leave it out: the order of the data depends on --seed", "--shuffle --shuffle-data"
      " --data-seed --dataset-shuffle-seed --shuffle-merged-datasets"),
     ("leave it out: gradient checkpointing is on, and --no-checkpointing switches it off",
      "--gradient-checkpointing --grad-checkpoint --use-gradient-checkpointing --checkpointing"
@@ -86,24 +86,26 @@ LENGTH: Rows = (
 ADAPTER: Rows = (
     ("--lora-r", "--lora-rank --rank -r --r --lora-dim --peft-lora-r --lora-attn-dim --rank-dim"),
     ("--lora-alpha", "--alpha --peft-lora-alpha"),
-    ("give --lora-alpha, which is the scale times --lora-r", "--scale --lora-scale --lora-scaling"),
+    ("pass --lora-alpha, which is the scale times --lora-r", "--scale --lora-scale --lora-scaling"),
     ("--lora-dropout", "--dropout --peft-lora-dropout"),
     (_TARGETS, "--lora-target-modules --target-modules --lora-target --lora-modules --lora-keys"
                " --peft-target-modules --exclude-modules --rank-pattern"),
-    ("leave it out: with records all seven matrices of a block are trained; --rank-wq to --rank-w3"
-     " leave one out with 0", "--lora-target-linear --all-linear --target-linear"),
+    ("leave it out: with records, all seven matrices of a block are trained; 0 for one of"
+     " --rank-wq to --rank-w3 leaves that one out",
+     "--lora-target-linear --all-linear --target-linear"),
     ("whole matrices are not trained: --rank-tok-embd and --rank-out put pairs on token_embd and"
      " output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
      " --ensure-weight-tying"),
-    ("give --lora-layers last:N, or all instead of -1", "--num-layers --num-lora-layers"),
+    ("pass --lora-layers last:N, or all instead of -1", "--num-layers --num-lora-layers"),
     ("--lora-layers", "--layers-to-transform --lora-layers-to-transform --layers --peft-layers"),
-    ("give --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on, for a matrix",
+    ("pass --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on for single"
+     " matrices",
      "--lora-parameters --lora-config --peft-config"),
     ("--rslora", "--use-rslora --peft-use-rslora --rs-lora"),
     ("--loraplus-lr-ratio", "--lora-plus-ratio --loraplus-ratio"),
     ("leave it out: A starts with random numbers, B with zeros", "--init-lora-weights"
      " --pissa-init --use-loftq --loftq-config --peft-init-lora-weights"),
-    ("there is plain LoRA only; --rslora and --loraplus-lr-ratio are its variants here",
+    ("only plain LoRA and its variants --rslora and --loraplus-lr-ratio are supported",
      "--use-dora --dora --peft-use-dora --galore --use-galore --use-badam --freeze-trainable-layers"
      " --unfrozen-parameters --lisa --relora-steps"),
     ("leave it out: biases stay as they are", "--bias --lora-bias"),
@@ -116,7 +118,7 @@ STEP: Rows = (
     ("--lr", "-lr --rate --learning-rate-init --max-lr --peak-lr"),
     ("--lr-schedule", "--lr-scheduler-type --lr-scheduler --scheduler --schedule"
                       " --learning-rate-scheduler"),
-    ("give --warmup N, in iterations; without it 3 % of the run for records", "--warmup-ratio"
+    ("pass --warmup N, in iterations; the default for records is 3 % of the run", "--warmup-ratio"
      " --lr-warmup-fraction --warmup-fraction --warmup-percent"),
     ("--warmup", "--warmup-steps --num-warmup-steps --lr-warmup-steps --warmup-iters"
                  " --warmup-iterations"),
@@ -129,9 +131,9 @@ STEP: Rows = (
     ("--adam-beta1", "--beta1 --momentum"),
     ("--adam-beta2", "--beta2"),
     ("leave it out: epsilon is 1e-8", "--adam-epsilon --adam-eps --optim-eps"),
-    ("there is no noise on embeddings; --lora-dropout is the regularisation here",
+    ("noise on embeddings is not supported; use --lora-dropout to regularise",
      "--neftune-noise-alpha --noisy-embedding-alpha --neftune-alpha"),
-    ("--label-smoothing, which is for pairs", "--label-smoothing-factor --dpo-label-smoothing"),
+    ("use --label-smoothing, which is for pairs", "--label-smoothing-factor --dpo-label-smoothing"),
     ("--objective", "--loss-type --rl --pref-loss --rlhf-type --train-objective --loss-fn"
                     " --preference-loss --cpo-loss-type --dpo-loss"),
     ("--beta", "--pref-beta --dpo-beta --kto-beta --orpo-beta --orpo-alpha --simpo-beta"
@@ -165,13 +167,13 @@ DATA: Rows = (
      " --dataset-text-field --text-column --prompt-column --response-column --text-key"
      " --prompt-feature --completion-feature --text-feature --field-messages --chat-feature"),
     ("--on-long", "--truncation --truncate --excess-length-strategy --drop-long"),
-    ("cut the file itself", "--max-samples --max-train-samples --train-samples"),
+    ("shorten the file itself", "--max-samples --max-train-samples --train-samples"),
 )  # fmt: skip
 
 EVALUATION: Rows = (
     ("--eval-every", "--eval-steps --steps-per-eval --eval-interval --val-interval --val-every"
                      " --evaluation-steps --eval-frequency"),
-    ("evaluations are counted in iterations: give --eval-every N",
+    ("evaluations are counted in iterations: pass --eval-every N",
      "--eval-strategy --evaluation-strategy --evals-per-epoch"),
     ("--early-stop", "--early-stopping-patience --early-stopping --patience"),
     (_WHOLE, "--val-batches --eval-batches --eval-iters --max-eval-samples --test-batches"),

@@ -34,12 +34,12 @@ _CHAT: Rows = (
     ("--seed", "--random-seed --rng-seed"),
     ("--temp 0 takes the most likely token, anything above it draws", "--do-sample --no-sample"
      " --greedy"),
-    ("there is no beam search; --temp 0 takes the most likely token", "--num-beams --beams"),
+    ("beam search is not supported; --temp 0 takes the most likely token", "--num-beams --beams"),
     ("leave it out: text is shown as it is generated", "--stream --no-stream --streaming"),
     ("--single-turn", "--one-shot --no-interactive"),
     ("leave it out: nothing is warmed up, and no prompt is kept in a file",
      "--no-warmup --warmup --prompt-cache --prompt-cache-all --no-perf"),
-    ("there are no grammars", "--grammar --grammar-file --json-schema -j"),
+    ("grammars are not supported", "--grammar --grammar-file --json-schema -j"),
     ("--batch-size", "--ubatch-size -ub --prefill-step-size --n-batch"),
     ("--debug shows the traceback of an error", "--verbose -v --verbose-prompt"),
 )  # fmt: skip
@@ -49,19 +49,19 @@ _EXPORT: Rows = (
     ("--model-base", f"{_MODEL} --model-file --base --base-model --hf-path"),
     ("--lora", _ADAPTER),
     ("--model-out takes the name of a GGUF file", f"{_OUT} --export-dir --gguf-path"),
-    ("give it with the adapter: --lora-scaled FILE SCALE", "--scale --alpha --lora-scale --weight"),
+    ("pass it with the adapter: --lora-scaled FILE SCALE", "--scale --alpha --lora-scale --weight"),
     ("leave it out: the output is a GGUF file", "--export-gguf --safe-serialization"
      " --export-size --max-shard-size"),
 )  # fmt: skip
 
-_TYPE_IS_A_WORD = "give the type as the third word: IN OUT TYPE"
+_TYPE_IS_A_WORD = "pass the type as the third argument: IN OUT TYPE"
 _QUANTIZE: Rows = (
     (_TYPE_IS_A_WORD, "--type --outtype --ftype --q-bits --bits --quant --quantize -q --qtype"
                       " --quant-type --to"),
-    ("give the files as words: IN OUT TYPE", f"{_MODEL} {_OUT} --model -m --model-base --output -o"
-     " --in --input -i --source --model-out"),
-    ("there is no importance matrix", "--imatrix --include-weights --exclude-weights"),
-    ("--pure gives all matrices one type; single types cannot be chosen",
+    ("pass the files as arguments: IN OUT TYPE", f"{_MODEL} {_OUT} --model -m --model-base"
+     " --output -o --in --input -i --source --model-out"),
+    ("importance matrices are not supported", "--imatrix --include-weights --exclude-weights"),
+    ("--pure gives all matrices one type; types cannot be chosen for single matrices",
      "--output-tensor-type --token-embedding-type --tensor-type --leave-output-tensor"),
     ("--allow-requantize", "--requantize --force"),
 )  # fmt: skip
@@ -79,7 +79,8 @@ _PERPLEXITY: Rows = (
     ("--chunks", "--num-samples --n-chunks --limit --max-samples"),
     ("--kl-divergence with --base-model FILE compares with another model", "--kl-divergence-base"
      " --kl"),
-    ("leave it out: each chunk is read at once", "--batch-size -b --batch -ub --ubatch-size"),
+    ("leave it out: each chunk is computed in one pass", "--batch-size -b --batch -ub"
+     " --ubatch-size"),
 )  # fmt: skip
 
 _VERIFY: Rows = (
@@ -97,9 +98,10 @@ _INSPECT: Rows = (
 )
 
 _PEEK: Rows = (
-    ("give the file as the first word: FILE [PATTERN ...]", f"{_MODEL} --model -m --model-base"
+    ("pass the file as the first argument: FILE [PATTERN ...]", f"{_MODEL} --model -m --model-base"
      " --file -f --input --dump"),
-    ("give patterns as words: FILE [PATTERN ...]", "--name --names --pattern --tensor --tensors"),
+    ("pass patterns as arguments: FILE [PATTERN ...]", "--name --names --pattern --tensor"
+     " --tensors"),
     ("--picture", "--plot --image --output -o --out --save"),
     ("--values", "--head-values --first --numbers"),
 )  # fmt: skip
@@ -126,9 +128,12 @@ _SHOW_DATA: Rows = (
 )  # fmt: skip
 
 _CONVERT_LORA: Rows = (
-    ("give the adapters as words: IN OUT", f"{_ADAPTER} {_OUT} --lora --output -o --in --input"),
+    (
+        "pass the adapters as arguments: IN OUT",
+        f"{_ADAPTER} {_OUT} --lora --output -o --in --input",
+    ),
     ("--model-base", f"{_MODEL} --model --base --base-model"),
-    ("leave it out: values are not rounded if OUT can hold them", "--outtype --type"),
+    ("leave it out: values are not rounded if OUT can store them", "--outtype --type"),
 )
 
 # A hint does not name --threads if the program has no such option.

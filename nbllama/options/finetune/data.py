@@ -28,9 +28,9 @@ class SampleOptions:
     share_prompts: bool | None = record_option(
         None,
         None,
-        "compute the common beginnings of a batch's samples once; the loss has the same bits",
+        "compute each common beginning of a batch's samples only once; the loss is bit-identical",
         off=["--no-share-prompts"],
-        shown_default="on, unless with --lora-dropout or --compat",
+        shown_default="on, except with --lora-dropout or --compat",
         saved=Saved(39, taken=True, may_change=True),
         without=False,
     )
@@ -55,31 +55,31 @@ class SampleOptions:
     include_sample_start: bool = _text(
         None,
         False,
-        "samples begin with --sample-start, not after it",
+        "begin samples with --sample-start, not after it",
         saved=Saved(18),
         only="text",
     )
     escape: bool = _text(
-        None, False, r"read \n \r \t \' \" \\ and \xHH in --sample-start as characters"
+        None, False, r"interpret \n \r \t \' \" \\ and \xHH in --sample-start as escapes"
     )
     overlapping_samples: bool = _text(
         None,
         False,
-        "samples do not end where the next one begins",
+        "let samples overlap: do not end one where the next begins",
         saved=Saved(19),
         only="text",
     )
     fill_with_next_samples: bool = _text(
         None,
         False,
-        "if a sample ends before --ctx tokens, the next ones follow in the same row",
+        "if a sample ends before --ctx tokens, fill its row with the next samples",
         saved=Saved(20),
         only="text",
     )
     separate_with_eos: bool = _text(
         None,
         False,
-        "EOS between samples of a row, with --fill-with-next-samples",
+        "put EOS between the samples of a row, with --fill-with-next-samples",
         off=["--no-separate-with-eos"],
         saved=Saved(21),
         only="text",
@@ -87,7 +87,7 @@ class SampleOptions:
     separate_with_bos: bool = _text(
         None,
         True,
-        "BOS between samples of a row, with --fill-with-next-samples",
+        "put BOS between the samples of a row, with --fill-with-next-samples",
         off=["--no-separate-with-bos"],
         shown_default="on",
         saved=Saved(22),
@@ -96,10 +96,10 @@ class SampleOptions:
     sample_random_offsets: bool = _text(
         None,
         False,
-        "the first sample of a row begins at a random token of it",
+        "begin the first sample of a row at a random token of that sample",
         saved=Saved(23),
         only="text",
     )
     force_reshuffle: bool = _text(
-        None, False, "a new order of samples from --seed, also if a checkpoint is continued"
+        None, False, "shuffle the samples again from --seed, even if a checkpoint is continued"
     )

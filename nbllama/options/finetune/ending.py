@@ -51,23 +51,23 @@ class EndOptions:
     answers: int | None = _val(
         Whole(0, 100),
         None,
-        "questions of the training data, and of the validation data, that are answered before and"
-        " after the run; 0: none",
+        "questions from the training data, and as many from the validation data, that are answered "
+        "before and after the run; 0: none",
         shown_default="3 for records, else 0",
     )
     sample_prompts: str = _val(
         Text(),
         "",
-        "prompts, one per line, that are answered (greedily) at each evaluation",
+        "file of prompts, one per line, that are answered greedily at each evaluation",
         shown_default="none",
         file="reads",
     )
-    sample_tokens: int = _val(Whole(1, 4096), 48, "longest such answer, in tokens")
+    sample_tokens: int = _val(Whole(1, 4096), 48, "longest answer to --sample-prompts, in tokens")
 
     opt_past: int = _stop(
         Whole(0, 1 << 20),
         0,
-        "compare the loss for --opt-delta with that of this many iterations before; 0: off",
+        "for --opt-delta, compare the loss with that of this many iterations ago; 0: off",
     )
     opt_delta: float = _stop(
         Real(-inf), 1e-5, "relative change of the loss below which --opt-past ends the run"
@@ -92,7 +92,7 @@ class EndOptions:
         shown_default="detected from its moments",
     )
     n_gpu_layers: int = _old(
-        Whole(-(2**31)), 0, "only 0: this trainer computes on the CPU", also=["-ngl"]
+        Whole(-(2**31)), 0, "only 0 is allowed: this trainer computes on the CPU", also=["-ngl"]
     )
     use_flash: bool | None = _old(
         None, None, "no effect", off=["--no-flash"], shown_default="not given"

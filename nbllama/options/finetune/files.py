@@ -19,7 +19,7 @@ class FileOptions:
         Text(),
         "",
         "base model to train on, a GGUF file",
-        shown_default="none, must be given",
+        shown_default="none; required",
         file="reads",
     )
     train_data: str = _files(
@@ -34,7 +34,7 @@ class FileOptions:
         None,
         "continue from this checkpoint, or from the newest valid one in a folder, for more"
         " iterations; if the file is missing, the run starts from the beginning",
-        shown_default="the newest of --checkpoint-out, so that a stopped run is finished",
+        shown_default="the newest of --checkpoint-out, so that a stopped run is completed",
         file="reads",
     )
     lora_in: str = _files(
@@ -52,13 +52,16 @@ class FileOptions:
         file="writes",
     )
     strict_resume: bool = _files(
-        None, False, "refuse a damaged newest checkpoint instead of continuing the one before it"
+        None,
+        False,
+        "if the newest checkpoint is damaged, refuse it instead of continuing from "
+        "the one before it",
     )
     lora_out: str = _files(
         Text(),
         "ggml-lora-ITERATION-f32.gguf",
-        "where adapters are saved: .gguf for today's llama.cpp, .bin for that of 2023, a name that"
-        " ends with / for PEFT; empty: nowhere",
+        "where adapters are saved: .gguf for today's llama.cpp, .bin for llama.cpp of 2023, or a "
+        "name that ends with / for PEFT; empty: nowhere",
         file="writes",
     )
     only_write_lora: bool = _files(
@@ -67,10 +70,10 @@ class FileOptions:
     pattern_fn_it: str = _files(
         Text("TEXT"),
         "ITERATION",
-        "text in output names that is replaced by the iteration's number",
+        "text in output names that is replaced by the iteration number",
     )
     fn_latest: str = _files(
-        Text("TEXT"), "LATEST", "text that replaces it in the name of the newest file"
+        Text("TEXT"), "LATEST", "text that replaces --pattern-fn-it in the newest file's name"
     )
     save_every: int = _files(
         Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"
@@ -96,15 +99,15 @@ class FileOptions:
         file="writes",
     )
     card: bool = _files(
-        None, False, "at the end write a model card and an Ollama Modelfile next to the adapter"
+        None, False, "at the end, write a model card and an Ollama Modelfile next to the adapter"
     )
     tensorboard: str = _files(
-        Text("FOLDER"), "", "write TensorBoard event files to it", shown_default="off"
+        Text("FOLDER"), "", "write TensorBoard event files to this folder", shown_default="off"
     )
     config: str = _files(
         Text(),
         "",
-        "options from a YAML file, name: value; options on the command line win",
+        "read options from a YAML file with lines `name: value`; the command line takes precedence",
         shown_default="none",
         file="reads",
     )

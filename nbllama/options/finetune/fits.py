@@ -33,7 +33,7 @@ def check_objective(options: Any) -> None:
             continue
         if not (name == "reference" and value == NONE) and value != 0:
             raise UsageError(
-                f"{_typed(name)} has no meaning with --objective {row.name}; leave it out"
+                f"{_typed(name)} does not apply to --objective {row.name}; leave it out"
             )
     for name in _OF_REWARDS:
         if not draws and getattr(options, name) not in (None, ""):
@@ -41,28 +41,28 @@ def check_objective(options: Any) -> None:
     if row is SFT:
         return
     if options.reference == START and not options.lora_in:
-        raise UsageError("--reference start: the run does not start from an adapter; give "
+        raise UsageError("--reference start: the run does not start from an adapter; pass "
                          "--lora-in, or --reference base")  # fmt: skip
     if options.reference == "":
-        raise UsageError("--reference is empty; give none, base, start or a file")
+        raise UsageError("--reference is empty; use none, base, start or a file")
     if options.beta == 0 and not draws:
-        raise UsageError("--beta: '0' is not allowed; give a number above 0")
+        raise UsageError("--beta: '0' is not allowed; use a number above 0")
     for name in (*_NOT_WITH_JUDGEMENTS, *(_NOT_WITH_REWARDS if draws else ())):
         if getattr(options, name):
             raise UsageError(
-                f"{_typed(name)} is not possible with --objective {row.name}; leave it out"
+                f"{_typed(name)} cannot be combined with --objective {row.name}; leave it out"
             )
     if not draws:
         return
     if not options.reward:
         raise UsageError(
-            "--objective grpo: what scores an answer? Give --reward PATH.py:FUNCTION, exact, "
+            "--objective grpo: what scores an answer? Pass --reward PATH.py:FUNCTION, exact, "
             "regex:PATTERN, json or sql"
         )
     if options.reference == NONE and options.beta:
         raise UsageError(
             f"--reference none and --beta {options.beta:g}: there is no KL without a reference; "
-            "give --beta 0, or another reference"
+            "pass --beta 0, or another reference"
         )
 
 

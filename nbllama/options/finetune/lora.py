@@ -94,7 +94,7 @@ class LoraOptions:
     lora_dropout: float = _lora(
         Real(0, 1, below=True),
         0.0,
-        "share of a block's input values that are dropped for its pairs in training",
+        "share of a block's input values that are dropped for its pairs during training",
         saved=Saved(30),
         without=0.0,
     )

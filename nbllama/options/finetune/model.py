@@ -18,13 +18,13 @@ class ModelOptions:
     """Arrays of an iteration to write, and constants that replace those of the model file."""
 
     dump: tuple[str, ...] = _inside(
-        Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; can be"
-        " given several times", shown_default="none", many=True,
+        Dumped(), (), "write arrays by iteration and name, such as 1:kq_soft_max-*, 10-12:*.grad;"
+        " can be given several times", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
         Text(),
         "dump-ITERATION.npz",
-        "file of --dump; ITERATION is replaced by the number",
+        "file that --dump writes; ITERATION is replaced by the iteration number",
         file="writes",
     )
 
@@ -37,13 +37,13 @@ class ModelOptions:
     rope_freq_scale: float | None = _model(
         Real(1e-6, 1e6),
         None,
-        "factor on RoPE's positions, 1 / factor of a stretched context",
+        "factor on RoPE's positions: 1 / n if the context is stretched n times",
         shown_default="the model's",
     )
     pre: str | None = _model(
         Text("NAME"),
         None,
-        "how a BPE vocabulary splits text, if the file names an unknown way",
+        "pre-tokenizer of a BPE vocabulary, if the file names an unsupported one",
         shown_default="the model's tokenizer.ggml.pre",
     )
 

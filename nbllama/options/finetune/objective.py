@@ -67,7 +67,8 @@ class ObjectiveOptions:
     sft_weight: float | None = _objective(
         Real(0, 1e4),
         None,
-        "weight of an additional term: negative log-likelihood of the chosen answer, per token",
+        "weight of an additional loss term: the negative log-likelihood of the chosen answer, per "
+        "token",
         shown_default=_defaults("sft_weight"),
         saved=Saved(45),
         without=0.0,

@@ -32,21 +32,21 @@ class RewardOptions:
     group_size: int | None = _rewards(
         Whole(2, 1024),
         None,
-        "answers that are drawn to each prompt, with grpo",
+        "answers that are drawn for each prompt, with grpo",
         shown_default=str(GROUP_SIZE),
         saved=Saved(46),
     )
     max_answer: int | None = _rewards(
         Whole(1, 2**20),
         None,
-        "longest answer that is drawn, in tokens",
+        "longest drawn answer, in tokens",
         shown_default=str(MAX_ANSWER),
         saved=Saved(47),
     )
     temperature: float | None = _rewards(
         Real(0, 100, above=True),
         None,
-        "temperature at which answers are drawn; the loss is that of temperature 1",
+        "temperature at which answers are drawn; the loss uses temperature 1",
         shown_default=f"{TEMPERATURE:g}",
         saved=Saved(48),
     )

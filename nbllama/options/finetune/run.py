@@ -68,8 +68,8 @@ class RunOptions:
     adam_iter: int | None = _data(
         Whole(0),
         None,
-        "iterations of this run, in addition to those of the checkpoint; 0: only the evaluation"
-        " that is due after its last one",
+        "iterations of this run, in addition to those of the checkpoint; 0: only the evaluation "
+        "that was due after the checkpoint",
         shown_default="256 for plain text, no limit for records or with --epochs",
         saved=Saved(38, "last", may_change=True),
     )

@@ -42,7 +42,7 @@ class StepOptions:
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "share of the iterations, up to the end of the decay, in which wsd falls",
+        "share of the iterations before the end of the decay in which wsd lowers the learning rate",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(
@@ -83,7 +83,7 @@ class StepOptions:
     enable_restart: bool = _rate(
         None,
         False,
-        "start the cosine again when it has ended",
+        "restart the cosine when it ends",
         off=["--disable-restart"],
         saved=Saved(15),
     )

@@ -141,5 +141,5 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> 
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         wanted = f"{np.dtype(dtype)} {shape}"
         raise ValueError(
-            f"round_piece: {name} is {array.dtype} {array.shape}, wanted {wanted}, contiguous"
+            f"round_piece: {name} is {array.dtype} {array.shape}, expected {wanted}, contiguous"
         )

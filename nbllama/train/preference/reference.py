@@ -92,7 +92,7 @@ class Reference:
                 self._keep(found, say)
         else:
             self.path = self.file
-            say(f"the reference is in {shown(self.file, 400)}")
+            say(f"the reference is stored in {shown(self.file, 400)}")
         at = 0
         for one in self.sets:
             one.reference = found[at : at + one.samples.n_samples]

@@ -67,7 +67,7 @@ def find_reward(text: str) -> Source:
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
         raise UsageError(
-            f"--reward {shown(text, 400)}: give FILE.py:FUNCTION, {', '.join(builtin.NAMES)} or "
+            f"--reward {shown(text, 400)}: use FILE.py:FUNCTION, {', '.join(builtin.NAMES)} or "
             f"{builtin.PATTERN}:PATTERN"
         )
     try:

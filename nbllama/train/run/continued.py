@@ -138,7 +138,7 @@ def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
         return Continued(state, path)
     if problems:
         raise CheckpointError(f"{problems[0]}; the checkpoint cannot be used")
-    raise CheckpointError(f"{shown(folder, 400)}: the folder holds no checkpoint")
+    raise CheckpointError(f"{shown(folder, 400)}: the folder contains no checkpoint")
 
 
 def _free_name(wanted: str) -> str:

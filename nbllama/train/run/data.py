@@ -66,8 +66,8 @@ def _shared(options: Options, model: Model) -> Options:
         return options
     if options.share_prompts:
         raise UsageError(
-            f"--share-prompts: blocks of {model.hp.arch} pass a state from token to token, which"
-            " samples cannot share; give --no-share-prompts"
+            f"--share-prompts: blocks of {model.hp.arch} pass a state from token to token, which "
+            "samples cannot share; pass --no-share-prompts"
         )
     return replace(options, share_prompts=False)
 
@@ -109,11 +109,11 @@ def load_data(
         if validation.kind != data.kind:
             words = {"raw": "plain text", "chat": "records"}
             raise UsageError(
-                f"--val-data {shown(other)} holds {words[validation.kind]}, the training data "
-                f"{words[data.kind]}"
+                f"--val-data {shown(other)} contains {words[validation.kind]}, but the training "
+                f"data contain {words[data.kind]}"
             )
     elif options.early_stop:
-        raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
+        raise UsageError("--early-stop needs validation data: pass --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
         data = Packed(data, bool(options.share_prompts))
     return options, data, validation
@@ -185,7 +185,7 @@ def load_file(
             skip_bad=options.skip_bad, keep_mark=old,
         )  # fmt: skip
     elif old:
-        raise UsageError(f"{path}: a run of the old finetune reads only plain text; give a file")
+        raise UsageError(f"{path}: a run of the old finetune reads only plain text; pass a file")
     else:
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad
@@ -222,7 +222,7 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
     for o in OPTIONS:
         if o.only not in ("", holds) and getattr(options, o.dest) != o.default:
             raise UsageError(
-                f"{o.names[0]} is for {words[o.only]}, and {shown(path)} holds {words[holds]}"
+                f"{o.names[0]} is for {words[o.only]}, but {shown(path)} contains {words[holds]}"
             )
 
 

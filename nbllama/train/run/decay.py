@@ -168,10 +168,10 @@ def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
         )
     if not done:
         return (
-            f"{line}the decay ends at iteration {decay.end}; give a later --lr-decay-steps, or "
+            f"{line}the decay ends at iteration {decay.end}; pass a later --lr-decay-steps, or "
             "--lr-decay-min above 0"
         )
     return (
-        f"{line}the decay ended at iteration {decay.end} (--lr-decay-steps); give a later one, or "
+        f"{line}the decay ended at iteration {decay.end} (--lr-decay-steps); pass a later one, or "
         "--lr-decay-min above 0, with --force, or start a new run from the adapter with --lora-in"
     )

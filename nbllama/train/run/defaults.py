@@ -86,7 +86,7 @@ def iterations(
     elif epochs is not None:
         limits.append(epochs * math.ceil(n_samples / (options.batch * options.grad_acc)))
     if not limits:
-        raise UsageError("the run would not end: give --adam-iter, or --epochs above 0")
+        raise UsageError("the run would never end: pass --adam-iter, or --epochs above 0")
     return min(limits)
 
 

@@ -97,8 +97,8 @@ def complete(checkpoint: str, iteration: int) -> UsageError:
     """Return the error for a run that is complete."""
     return UsageError(
         f"the run in {shown(checkpoint, 400)} is complete: {iteration} iterations; --checkpoint-in "
-        f"{shlex.quote(checkpoint)} with --epochs or --adam-iter trains it further, other names of "
-        "--lora-out and --checkpoint-out start another run, --force replaces it"
+        f"{shlex.quote(checkpoint)} with --epochs or --adam-iter trains it further, other names "
+        "for --lora-out and --checkpoint-out start another run, --force replaces it"
     )
 
 

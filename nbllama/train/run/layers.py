@@ -18,7 +18,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
     def refuse(why: str) -> UsageError:
         return UsageError(
-            f"--lora-layers {shown(text)}: {why}; give all, first:N, last:N or a list such as "
+            f"--lora-layers {shown(text)}: {why}; use all, first:N, last:N or a list such as "
             f"4-11,20, blocks from 0 to {n_layer - 1}"
         )
 

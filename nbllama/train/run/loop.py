@@ -160,8 +160,8 @@ class Loop:
         if overfits:
             self.ui.note(
                 "warning: the training loss has fallen and the validation loss has risen since "
-                f"iteration {watch.best_at}: the adapter learns its data by heart; --early-stop "
-                "ends such a run, and the best adapter is kept"
+                f"iteration {watch.best_at}: the adapter memorises its data; --early-stop ends "
+                "such a run, and the best adapter is kept"
             )
         self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 

@@ -40,7 +40,9 @@ def started_from(
             " leave the option out"
         )
     if options.rslora:
-        raise UsageError("--rslora: the adapter of --lora-in has its scale; leave the option out")
+        raise UsageError(
+            "--rslora: the adapter of --lora-in already has a scale; leave the option out"
+        )
     return replace(completed_by(options, adapter), lora_layers=layers), adapter
 
 

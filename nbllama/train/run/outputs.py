@@ -60,11 +60,11 @@ class Outputs:
         for option, pattern in self._named.items():
             if self._mark in os.path.dirname(pattern):
                 raise UsageError(
-                    f"{option} {shown(pattern, 400)}: {self._mark} must be in the file's name, "
-                    "not in a folder's"
+                    f"{option} {shown(pattern, 400)}: {self._mark} must be in the file name, not "
+                    "in a folder name"
                 )
         if self._newest == BEST:
-            raise UsageError(f"--fn-latest {BEST}: this names the best adapter; give another word")
+            raise UsageError(f"--fn-latest {BEST}: this names the best adapter; use another word")
         self._every = self._all(options)
         check_outputs(options, self._every)
 

@@ -44,7 +44,7 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         wanted = "kto" if labelled else _OF_PAIRS
         column = "--data-format completion" if labelled else "--data-columns completion=chosen"
         raise DataError(
-            f"{name} holds {held}: give --objective {wanted}; {column} trains "
+            f"{name} contains {held}; pass --objective {wanted}; {column} trains "
             f"{'all of them' if labelled else 'the chosen ones'} as they are"
         )
     if judged is None or not isinstance(data, Samples):
@@ -53,15 +53,15 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         )
         kind = "labelled" if row.data == LABELS else "preference"
         raise DataError(
-            f"{name} holds no {'labels' if row.data == LABELS else 'pairs'}: "
-            f"--objective {row.name} needs records with {form} (--data-format {kind} if they have "
-            "other keys too)"
+            f"{name} contains no {'labels' if row.data == LABELS else 'pairs'}: --objective "
+            f"{row.name} needs records with {form} (--data-format {kind} if they have other keys "
+            "too)"
         )
     if row.data == LABELS:
         return Preferences(data, 1)
     if labelled:
         raise DataError(
-            f"{name} holds labelled answers, not pairs: give --objective kto, not {row.name}"
+            f"{name} contains labelled answers, not pairs; pass --objective kto, not {row.name}"
         )
     return Preferences(data, 2)
 
@@ -138,8 +138,8 @@ def reference_adapter(options: Options, model: Model, say: Callable[[str], None]
         return load_adapter(path, model.hp, model.shapes, say)
     except FileNotFoundError as e:
         raise UsageError(
-            f"{option} {shown(path, 400)}: no such file or folder; give none, base, start or the "
-            "file of an adapter"
+            f"{option} {shown(path, 400)}: no such file or folder; use none, base, start or an "
+            "adapter file"
         ) from e
 
 

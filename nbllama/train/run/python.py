@@ -82,7 +82,7 @@ def _read(
     if isinstance(keywords.get("sample_prompts"), list | tuple):
         prompts = list(keywords["sample_prompts"])
         if not all(isinstance(text, str) for text in prompts):
-            raise UsageError("sample_prompts: give a file, or a list of texts")
+            raise UsageError("sample_prompts: pass a file, or a list of strings")
         keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
     words = list(_NO_FILES)
     if keywords.get("config"):
@@ -92,7 +92,7 @@ def _read(
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]
     options = parse(words)
     if data is None and not options.only_write_lora:
-        raise UsageError("which data? Give the name of a file, or a list of records")
+        raise UsageError("which data? Pass the name of a file, or a list of records")
     for o in OPTIONS:
         # a switch without an opposite cannot be switched off after a file that switches it on
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
@@ -110,7 +110,7 @@ def _path(name: str, value: object) -> str:
         raise UsageError(f"{name}: load it with nbllama.load_model")
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
-    raise UsageError(f"{name}: a {type(value).__name__} is not allowed; give the name of a file")
+    raise UsageError(f"{name}: a {type(value).__name__} is not allowed; pass the name of a file")
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
@@ -118,9 +118,9 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):
-        raise UsageError(f"{name}: give the rows of a table: {name}.to_dict('records')")
+        raise UsageError(f"{name}: pass the rows of a table: {name}.to_dict('records')")
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
-        raise UsageError(f"{name}: give the name of a file, or a list of records")
+        raise UsageError(f"{name}: pass the name of a file, or a list of records")
     records = list(value)
     return f"a list of {len(records)} records", records
 

@@ -67,8 +67,8 @@ def _value(path: str, o: Option, key: str, found: Any) -> Any:
         return o.value.parse(str(found))
     except (KeyError, ValueError):
         raise CheckpointError(
-            f"{shown(path, 400)}: key 'nbllama.settings.{shown(key)}': {shown(found)} is not a"
-            f" value of {o.names[0]}"
+            f"{shown(path, 400)}: key 'nbllama.settings.{shown(key)}': {shown(found)} is not a "
+            f"valid value of {o.names[0]}"
         ) from None
 
 
@@ -125,7 +125,7 @@ def check_resume(
         line = f"the training data had {state.n_samples} samples, now {n_samples}"
         if not options.force:
             raise CheckpointError(
-                f"{shown(path, 400)}: {line}; give the same data and options (--ctx and those of "
+                f"{shown(path, 400)}: {line}; use the same data and options (--ctx and those of "
                 "samples), or --force-reshuffle to start the epoch again"
             )
         lines.append(line)

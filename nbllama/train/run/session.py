@@ -54,7 +54,7 @@ def base_model(options: Options, given: Model | None) -> Model:
         return load_model(options.model_base, **constants)
     if constants:
         names = ", ".join(constants)
-        raise UsageError(f"the model is loaded already: give {names} to load_model")
+        raise UsageError(f"the model is already loaded: pass {names} to load_model")
     return given
 
 

@@ -129,13 +129,13 @@ def _check_experts(
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
-        raise UsageError("--rank-experts: this model has no experts; leave it out or give 0")
+        raise UsageError("--rank-experts: this model has no experts; leave it out or pass 0")
     if not any(ranks[name] for name in slots):
         if set(slots) <= set(missing) or options.rank_experts is not None:
             return []
         return ["routed experts get no pairs; --rank-experts gives a pair to each of them"]
     if options.lora_out.lower().endswith(".bin"):
-        raise UsageError("--lora-out: a .bin cannot hold LoRA on experts; use .gguf")
+        raise UsageError("--lora-out: a .bin cannot store LoRA on experts; use .gguf")
     if options.lora_dropout:
         raise UsageError("--lora-dropout and --rank-experts: leave one of the two out")
     return []
@@ -186,7 +186,7 @@ def resolve(
     options = with_plan(options, data_kind, n_samples, n_embd=n_embd)
     n_iter = iterations(options, data_kind, n_samples, walk)
     if not n_iter and not done:
-        raise UsageError("--adam-iter 0: there is no checkpoint to continue; give 1 or more")
+        raise UsageError("--adam-iter 0: there is no checkpoint to continue; use 1 or more")
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
     notes = []
@@ -196,20 +196,20 @@ def resolve(
         _check_old(options)
         if alpha != lora_r:
             notes.append(
-                f"--lora-alpha {alpha:g} counts as {lora_r}: the old tool trained with scale 1 for "
-                "any alpha"
+                f"--lora-alpha {alpha:g} is treated as {lora_r}: the old tool trained with scale 1 "
+                "for any alpha"
             )
         alpha = scaled = lora_r
     ranks = slot_ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
-        raise UsageError("every --rank-... is 0: nothing to train; give one above 0")
+        raise UsageError("every --rank-... is 0: nothing to train; set one above 0")
     notes += _check_experts(options, ranks, missing)
     rate = options.adam_alpha or 0.0  # the plan has filled it in
     optimiser = OPTIMISERS[options.optimizer]
     beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2
     if options.adam_min_alpha > rate:
         raise UsageError(
-            f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}; give a "
+            f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}; use a "
             "lower one"
         )
     total = done + n_iter
@@ -224,7 +224,9 @@ def resolve(
     if options.enable_restart and not cosine:
         raise UsageError(f"--enable-restart is for cosine, not for {options.lr_schedule}")
     if options.use_flash is not None:
-        notes.append("--use-flash and --no-flash have no effect: there is one kind of attention")
+        notes.append(
+            "--use-flash and --no-flash have no effect: there is only one kind of attention"
+        )
     if warmup > total and not begin:
         notes.append(
             f"the learning rate does not reach its peak: warm-up {warmup}, run {total} iterations"

@@ -66,12 +66,18 @@ def plan_trunk(
         return None
     if layer == 0:
         if size is not None:
-            say("--trunk-cache: not used, the first block is trained; give --lora-layers last:N")
+            say(
+                "--trunk-cache: not used, because the first block is trained; pass --lora-layers "
+                "last:N"
+            )
         return None
     name = outputs.checkpoint or outputs.adapter
     if not name:
         if size is not None:
-            say("--trunk-cache: not used, the run writes neither a checkpoint nor an adapter")
+            say(
+                "--trunk-cache: not used, because the run writes neither a checkpoint nor an "
+                "adapter"
+            )
         return None
     folder = os.path.dirname(name.rstrip("/" + os.sep))
     key = trunk_key(model, layer)
@@ -84,8 +90,8 @@ def plan_trunk(
     plan = TrunkPlan(path, key, layer, nbytes)
     if size is not None and nbytes > size:
         say(
-            f"--trunk-cache: not used, the data need {memory(nbytes)}, but {memory(size)} are"
-            f" allowed; give {nbytes} or more"
+            f"--trunk-cache: not used: the data need {memory(nbytes)}, but only {memory(size)} is "
+            f"allowed; pass {nbytes} or more"
         )
         return None
     if size is not None or os.path.exists(path):  # the file of an interrupted run

@@ -221,7 +221,7 @@ class Ending:
         for q in self.questions:
             note(f"{q.kind}: {_short(q.question)}")
             note(f"   before: {_short(q.before)}")
-            mark = "as in the data" if q.right else f"wanted: {_short(q.wanted)}"
+            mark = "as in the data" if q.right else f"expected: {_short(q.wanted)}"
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:

@@ -28,7 +28,7 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | No
     """
     path = options.checkpoint_in or ""
     if not outputs.adapter:
-        raise UsageError("--only-write-lora: --lora-out is empty; give the file to write")
+        raise UsageError("--only-write-lora: --lora-out is empty; name the file to write")
     found = find_checkpoint(options, ui.note) if path else None
     if found is None:
         raise UsageError(f"--only-write-lora: there is no checkpoint {shown(path)}")

@@ -48,12 +48,12 @@ class Cell(NamedTuple):
 
 MARKS = {
     "=": "trained exactly by the rule",
-    "~": "trained by the rule without a part that the template has no place for, which is said",
+    "~": "trained by the rule without a part that has no place in the template; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
-    "c": "refused by the rule: the prompt closes the thought that the data have",
+    "c": "refused by the rule: the prompt closes the thought that the data contain",
     "R": "refused though the template renders it",
-    "D": "trained otherwise",
+    "D": "trained differently",
 }
 RIGHT = "=~rc"
 
@@ -160,16 +160,17 @@ def page(found: list[Cell]) -> str:
     lines = [
         "# Chat templates, one by one",
         "",
-        f"The {len(names)} chat templates that llama.cpp keeps for its tests, each with "
-        f"{len(kinds)} chats, next to a",
-        "reference that renders them with jinja2 as Transformers sets it up and applies the rule",
-        "of [What exactly is trained](../what-is-trained.md). A slow test writes this table again "
-        "and",
-        "fails where it is another one (`tests/data/test_templates_of_llama_cpp.py`).",
+        f"This page compares nbllama with a reference on {len(kinds)} chats for each of the "
+        f"{len(names)} chat templates in",
+        "llama.cpp's tests. The reference renders a chat with jinja2, configured as in "
+        "Transformers, and",
+        "applies the rule of [What exactly is trained](../what-is-trained.md). A slow test "
+        "generates this table",
+        "again and fails if it differs (`tests/data/test_templates_of_llama_cpp.py`).",
         "",
-        f"Of {len(found)} cells the templates themselves render {rendered}. Of these "
-        f"**{right} ({100 * right / rendered:.1f} %) are as the rule",
-        f"says, {counts['R']} are refused by name, and {counts['D']} are trained otherwise.**",
+        f"The templates themselves render {rendered} of {len(found)} cells. Of these, "
+        f"**{right} ({100 * right / rendered:.1f} %) follow the rule,",
+        f"{counts['R']} are refused with a message, and {counts['D']} are trained differently.**",
         "",
         "| mark | cells | meaning |",
         "|---|---|---|",

@@ -84,7 +84,7 @@ def test_where_there_is_no_good_one(done: Path, run: Run) -> None:
     refused(again(run, done, 2, "--checkpoint-in", str(done)), 5, "cannot be used")
     (done / "none").mkdir()
     empty = ["--checkpoint-in", "none", "--force"]
-    refused(again(run, done, 2, *empty), 5, "the folder holds no checkpoint")
+    refused(again(run, done, 2, *empty), 5, "the folder contains no checkpoint")
 
 
 def test_what_is_no_damage_is_refused(done: Path, run: Run) -> None:

@@ -108,17 +108,17 @@ def test_changed_data(done_10: Path, run: Run) -> None:
     # fewer samples than were seen of this epoch: forced, it begins again
     text = (done_10 / "other.txt").read_text()[:60]
     (done_10 / "other.txt").write_text(text)
-    refused(resume(run, done_10, *renamed), 5, "the training data are others", "--force")
+    refused(resume(run, done_10, *renamed), 5, "the training data are different", "--force")
     done = resume(run, done_10, *renamed, "--force")
     assert done.code == 0, done
-    assert "continued by --force: the training data are others" in done.out
+    assert "continued by --force: the training data are different" in done.out
 
 
 def test_another_base_model(done_10: Path, run: Run) -> None:
     (done_10 / "toy.gguf").rename(done_10 / "renamed.gguf")
     assert resume(run, done_10, "--model-base", str(done_10 / "renamed.gguf")).code == 0
     make_llama(done_10 / "toy.gguf", seed=1)
-    refused(resume(run, done_10), 5, "the base model is another one", "--force")
+    refused(resume(run, done_10), 5, "the base model is a different one", "--force")
     assert resume(run, done_10, "--force").code == 0
     make_llama(done_10 / "toy.gguf", n_layer=3)
     for more in ([], ["--force"]):
