@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,6 +22,21 @@ def environment() -> dict[str, str]:
         "numba": numba.__version__,
         "numpy": np.__version__,
         "cpu": getattr(numba.config, "CPU_NAME", None) or llvmlite.binding.get_host_cpu_name(),
+    }
+
+
+def more_of_environment() -> dict[str, str]:
+    """Return what else machines that compute one run together must have in common.
+
+    The version of LLVM, and a digest of the CPU's features.
+    """
+    import llvmlite.binding
+
+    features = llvmlite.binding.get_host_cpu_features()
+    names = sorted(name for name, on in features.items() if on)
+    return {
+        "llvm": ".".join(str(n) for n in llvmlite.binding.llvm_version_info),
+        "cpu features": hashlib.sha256(" ".join(names).encode()).hexdigest()[:12],
     }
 
 

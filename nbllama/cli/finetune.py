@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbllama.errors import Interrupted
+from nbllama.errors import Interrupted, NbllamaError
 from nbllama.options.finetune.table import PROG, Options, parse
 from nbllama.system.program import called_as, run_program
 from nbllama.train.run.stop import StopFlag
@@ -29,6 +29,8 @@ def _run(words: list[str]) -> None:
     options, stop = parse(words), StopFlag()
     with stop.installed():
         run = _train(options, words, stop)
+        if run.interrupted and run.reason != stop.reason:  # no worker is left
+            raise NbllamaError(f"{run.reason}; {how_to_resume(options, words, run)}")
         if run.interrupted:
             raise Interrupted(how_to_resume(options, words, run), stop.signum)
 

@@ -21,6 +21,20 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
+class WorkerRow:
+    """A worker of a run on many machines, during one iteration.
+
+    `blocks`: how many it computed. `tokens_per_s`: while it computed. `share`: of the iteration's
+    time that it computed, 0 to 1.
+    """
+
+    worker: str
+    blocks: int
+    tokens_per_s: float
+    share: float
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One iteration, for the display and the metrics file.
 
@@ -29,7 +43,8 @@ class StepRecord:
     input tokens of the step's samples, also counted by `tokens_per_s`. `computed_tokens`: `tokens`
     without those that a sample shares with an earlier one in its micro-batch. `skipped`: loss or
     gradient was not finite and no parameter was changed. `measures`: further numbers of an
-    objective, each under its own name in a row.
+    objective, each under its own name in a row. `workers`: of a run on many machines; a row without
+    workers does not have this key.
     """
 
     iter: int
@@ -45,6 +60,7 @@ class StepRecord:
     rss_bytes: int
     skipped: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
+    workers: tuple[WorkerRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,8 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
     values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
     if not isinstance(record, Mapping):
         values |= values.pop("measures")
+        if not values.get("workers", True):
+            del values["workers"]
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
     }

@@ -46,6 +46,16 @@ class Measured:
             self._right += int(np.count_nonzero(reward[::2] > reward[1::2]))
             self._judged += len(good) // 2
 
+    def plus(self, part: Measured) -> None:
+        """Add the sums of another one."""
+        self.count += part.count
+        self.policy += part.policy
+        self.change += part.change
+        self.tokens += part.tokens
+        self.reward += part.reward
+        self._right += part._right
+        self._judged += part._judged
+
     def numbers(self) -> dict[str, float]:
         """Return the means; a side without answers is left out.
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from nbllama.train.reward.drawn import Answer, GroupOf
 from nbllama.train.reward.scorer import Failed
+
+
+class KL(NamedTuple):
+    """The sum of the estimates for a number of tokens, nats."""
+
+    total: float
+    tokens: int
 
 
 class RewardMeasures:
@@ -21,8 +29,17 @@ class RewardMeasures:
 
     def add_kl(self, kl: np.ndarray) -> None:
         """Add the estimates for the tokens of a micro-batch."""
-        self._kl += float(kl.sum())
-        self._tokens += len(kl)
+        self.plus_kl(KL(float(kl.sum()), len(kl)))
+
+    def plus_kl(self, part: KL) -> None:
+        """Add a sum over tokens."""
+        self._kl += part.total
+        self._tokens += part.tokens
+
+    def take_kl(self) -> KL:
+        """Return the sum so far, and start again at 0."""
+        found, self._kl, self._tokens = KL(self._kl, self._tokens), 0.0, 0
+        return found
 
     @property
     def answers(self) -> list[Answer]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from nbllama.errors import Interrupted, UsageError, shown
+from nbllama.errors import Interrupted, NbllamaError, UsageError, shown
 from nbllama.generation.model import Model
 from nbllama.kernels.cores import use_threads
 from nbllama.model import passes
@@ -53,6 +53,8 @@ def tune(
         more = ""
         if "checkpoint" in run.paths:
             more = f"; checkpoint_in={run.paths['checkpoint']!r} continues it"
+        if not stop.signum:  # no worker is left
+            raise NbllamaError(f"{run.reason}; saved after iteration {run.iteration}{more}")
         who = "its page" if stop.by_page else "Ctrl-C"
         text = f"{who} ended the run after iteration {run.iteration} of {run.last}{more}"
         warnings.warn(text, stacklevel=3)

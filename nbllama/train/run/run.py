@@ -15,6 +15,7 @@ from nbllama.train.run.board import Board
 from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
+from nbllama.train.run.many import forecast_of, many_machines
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
@@ -64,14 +65,18 @@ def train(
             if session.continued is not None and not options.dry_run:
                 session.continued.settle(ui.note)
             ui.attach(session)
-            expected = session.forecast()
+            expected = forecast_of(session)
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=expected)
             else:
-                with stored_trunk(
-                    session.trunk, session.trainer, finished=lambda: session.finished, say=ui.note
-                ):
+                with (
+                    many_machines(session),
+                    stored_trunk(
+                        session.trunk, session.trainer, finished=lambda: session.finished,
+                        say=ui.note,
+                    ),
+                ):  # fmt: skip
                     run = Loop(session).run(expected)
         run.notes = ui.notes
         return run

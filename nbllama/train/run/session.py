@@ -19,6 +19,7 @@ from nbllama.lora.slots import without_tensor
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
+from nbllama.train.blocks.address import check_address
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
 from nbllama.train.run.continued import continued
@@ -79,6 +80,7 @@ class RunSession:
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # the given value
         self.options = options = completed(options, self.state)
+        check_address(options.ray)
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()
@@ -202,6 +204,7 @@ class RunSession:
             validation=self.validation,
             objective=self.preferences.objective if self.preferences is not None else None,
             share_prompts=bool(o.share_prompts),
+            block=o.block or 0,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
