@@ -14,7 +14,7 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch (tokens, trained positions), longest sequence, and means per sample.
+    """Largest micro-batch (tokens, trained positions), longest sequence, and per-sample means.
 
     If samples share beginnings, `computed` counts computed rows, `keys` the tokens they attend to.
     """

@@ -43,7 +43,7 @@ class Drawing(Passes, Protocol):
 
 
 class Objective(Protocol):
-    """A loss of micro-batches whose forward pass is done.
+    """A loss that is computed for micro-batches after their forward pass.
 
     `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
     divided by that of its forward and backward passes.
@@ -53,7 +53,7 @@ class Objective(Protocol):
     work: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: those of the data, or batches made from them."""
+        """Return the micro-batches of a step: those of the data, or batches built from them."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
@@ -68,11 +68,11 @@ class Objective(Protocol):
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return further numbers of the step (or evaluation) so far."""
+        """Return additional numbers about the step (or evaluation) so far."""
         ...
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
-        """Do what must be done before the first step of a run."""
+        """Prepare for the first step of a run."""
         ...
 
     def done(self, say: Say) -> None:
@@ -93,7 +93,7 @@ class Objective(Protocol):
 
 
 class TakesData:
-    """Methods of an `Objective` whose micro-batches are those of the data."""
+    """Methods shared by every `Objective` that uses the data's own micro-batches."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Return the micro-batches as they are."""

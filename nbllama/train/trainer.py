@@ -4,8 +4,8 @@
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
 gradients are summed in ascending m. The loss of an iteration is its sum over the trained tokens of
-all micro-batches, divided by the number of those tokens: batch 4 with one accumulation equals batch
-1 with four.
+all micro-batches, divided by the number of those tokens: batch size 4 with one accumulation step
+equals batch size 1 with four.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Evaluation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One iteration. `loss` is nats per trained token, `lr` the learning rate.
+    """The result of one iteration. `loss` is in nats per trained token; `lr` is the learning rate.
 
     `skipped`: no parameter was changed.
     """
@@ -169,7 +169,7 @@ class Trainer:
         check: Callable[[], None] | None = None,
         seen: Callable[[Evaluation], None] | None = None,
     ) -> StepResult:
-        """Do one iteration: `evaluate`, then `update`.
+        """Perform one iteration: `evaluate`, then `update`.
 
         `seen` is called with the evaluation before the update; if it raises, there is no update.
         """
@@ -180,7 +180,7 @@ class Trainer:
 
     @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
-        """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
+        """Compute the next samples' loss and gradient; `check` can stop it between layers."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         batches = self.objective.drawn(self, batches, check)
@@ -246,7 +246,7 @@ class Trainer:
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Make one optimiser step with the gradient of `found`, the last evaluation.
+        """Perform one optimiser step with the gradient of `found`, the last evaluation.
 
         A loss or gradient that is not finite changes no parameter, but counts as an iteration.
         """

@@ -15,7 +15,7 @@ from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # share of the run's time
 CREDIT = 30.0  # seconds of the run that later work can still use
-MOST_COLUMNS = 400  # of the norms in a run
+MOST_COLUMNS = 400  # rows of norms in a run
 MOST_PASSING = 20  # logged texts of a run, besides the followed ones
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ class Budget:
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Count work that has been done. At most `CREDIT` seconds of unused run time are kept."""
+        """Record the time of finished work; at most `CREDIT` seconds of unused time are kept."""
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 

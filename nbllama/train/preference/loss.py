@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(NamedTuple):
-    """The numbers of an objective, see `nbllama.options.finetune.objective`."""
+    """The numeric options of an objective; see `nbllama.options.finetune.objective`."""
 
     objective: str
     beta: float

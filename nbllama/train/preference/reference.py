@@ -77,7 +77,7 @@ class Reference:
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Set the log-probabilities of the data sets, from the file or by computing them.
 
-        Raises `NbllamaError` if they are not finite.
+        Raises `NbllamaError` if any of them is not finite.
         """
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None

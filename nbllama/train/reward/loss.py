@@ -41,7 +41,7 @@ _TIMED = 4  # tokens that are drawn to measure the time of drawing
 
 
 class RewardNumbers(NamedTuple):
-    """The numbers of the objective, see `nbllama.options.finetune.rewards`."""
+    """The numeric options of the objective; see `nbllama.options.finetune.rewards`."""
 
     beta: float
     temperature: float = 1.0
@@ -67,7 +67,7 @@ class RewardLoss:
         self._say: Callable[[str], None] | None = None
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Store `say`, which is used to report rewards that fail."""
+        """Store `say`, which is used to report failed rewards."""
         self._say = say
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
@@ -188,7 +188,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes for drawing answers, and for a reference with other ranks."""
+        """Return the bytes needed for drawing answers, and for a reference with different ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -202,7 +202,7 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time to draw a step's answers, all with the maximum length."""
+        """Measure the time for drawing a step's answers, all of maximum length."""
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]

@@ -67,7 +67,7 @@ class RewardMeasures:
 
 
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
-    """Return two answers to show: best and worst of the first group with different rewards.
+    """Return two answers to show: the best and worst of the first group whose rewards differ.
 
     If there is no such group, the first two answers are returned.
     """

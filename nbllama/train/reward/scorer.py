@@ -156,7 +156,7 @@ class Scorer:
         return self._ask(request, _LOADING_SECONDS, None)
 
     def _ask(self, request: dict[str, Any], seconds: float, check: Check) -> Any:
-        """Return the value that the child answers, or `Failed`."""
+        """Send the child a request; return the value in its reply, or `Failed`."""
         assert self._child is not None
         self._child.send(json.dumps(request, default=str))
         end = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from nbllama.report.log import EvaluationRecord, StepRecord
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
 
-# A record as in a line of a file; a string is trained as a whole.
+# A record, as on a line of a file; a string is trained on as a whole.
 Records = Sequence[Mapping[str, Any] | str]
 
 

@@ -1,4 +1,4 @@
-"""The training loop of `nbllama.finetune`: iterations, saves, early ends, and the summary."""
+"""The training loop of `nbllama.finetune`: iterations, saves, early stopping, and the summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from nbllama.train.validation import Validation, perplexity
 
 
 class _Ended(Exception):
-    """An early end before the update."""
+    """Raised to end a run early, before the update."""
 
 
 class Loop:

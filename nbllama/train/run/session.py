@@ -1,4 +1,4 @@
-"""One run of `nbllama.finetune` up to its first iteration: loading and the forecast."""
+"""The part of a `nbllama.finetune` run before its first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OLD_FLOOR = 1e-9  # lower bound of probabilities in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Return the model of `--model-base`, or the one that is loaded already.
+    """Return the model that `--model-base` names, or the one that is already loaded.
 
     Raises `GGUFError`, and `UsageError` for options that cannot change a loaded model.
     """
