@@ -17,7 +17,7 @@ from nbllama.data.shared import sort_key
 
 
 class GroupedOrder(Order):
-    """The orders of a seed's epochs, with samples of the same beginning in groups of `batch`."""
+    """The epoch orders of a seed, with samples that begin alike in groups of `batch`."""
 
     def __init__(self, samples: Samples, seed: int, batch: int) -> None:
         super().__init__(samples.n_samples, seed)

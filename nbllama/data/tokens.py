@@ -1,4 +1,4 @@
-"""Ids of chat prompts and answers; shared beginnings of prompts are tokenised once."""
+"""Token ids of chat prompts and answers; shared beginnings of prompts are tokenised once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Whole(NamedTuple):
 
 
 class ChatTokens:
-    """Tokenises the prompts and answers of one chat, the last ones first.
+    """Tokenises the prompts and answers of one chat, from last to first.
 
     `tails`: ids of the ends of prompts, from their last special token on; kept for the next chats.
     """
