@@ -1,4 +1,4 @@
-"""The command line of `python -m nbllama.main`: one table for parser, help and docs.
+"""The command line of `python -m nbllama.main`: one table for the parser, the help and the docs.
 
 Names, meanings and defaults are those of llama.cpp's completion program (its `main` of 2023),
 except for the differences that docs/main.md lists.

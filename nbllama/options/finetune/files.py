@@ -13,7 +13,7 @@ _files = partial(option, "Files")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Names of files, and when they are saved."""
+    """File names, and when the files are saved."""
 
     model_base: str = _files(
         Text(),

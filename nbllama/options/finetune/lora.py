@@ -1,4 +1,4 @@
-"""The adapter: ranks, scale, dropout, layers."""
+"""Options about the adapter: ranks, scale, dropout and layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step: learning rate and optimiser."""
+"""Options about a training step: learning rate and optimiser."""
 
 from __future__ import annotations
 
