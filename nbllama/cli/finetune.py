@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.finetune`.
+"""The program `python -m nbllama.finetune`.
 
 It connects the command line and the screen with `nbllama.train.run.run.train`. Options:
 `nbllama.options.finetune.table`.
