@@ -20,7 +20,7 @@ from nbllama.ops.token.tasks import GATE_PART
 
 
 class TokenMixers:
-    """The blocks without attention of a model, the memory that they share, and their states."""
+    """A model's blocks without attention, the memory that they share, and their states."""
 
     def __init__(self, parts: ProgramParts, states: States) -> None:
         self._parts, self._states = parts, states
