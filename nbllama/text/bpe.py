@@ -54,7 +54,7 @@ _KEPT = 500_000  # characters of words whose ids are kept
 
 
 class BpeTokenizer(Tokenizer):
-    """Tokenizer of a `tokenizer.ggml.model` = "gpt2" vocabulary."""
+    """A tokenizer for `tokenizer.ggml.model` = "gpt2" vocabularies."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
@@ -112,7 +112,7 @@ class BpeTokenizer(Tokenizer):
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
 
     def _known(self, library_ids: list[int]) -> list[int]:
-        """Leave out the ids past the vocabulary."""
+        """Remove the ids past the vocabulary."""
         if self._is_whole:
             return library_ids
         return [i for i in library_ids if i < self.n_vocab]
@@ -126,11 +126,11 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _n_bytes(self) -> np.ndarray:
-        """Number of bytes of each id of the library, int64."""
+        """Number of bytes for each of the library's ids, int64."""
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids, without those past the vocabulary, and the characters where they start.
+        """Return the ids, except those past the vocabulary, and the characters at which they start.
 
         The library can return these positions too, but that takes longer than the tokenising.
         """
