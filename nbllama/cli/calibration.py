@@ -31,7 +31,7 @@ BATCH_TOKENS = 512  # most tokens in a batch, which has at least one sample
 
 
 class Found(NamedTuple):
-    """The run that wrote an adapter: the file with the run's options, and the options."""
+    """The run that wrote an adapter: the file with its options, and the options themselves."""
 
     path: str
     options: Options

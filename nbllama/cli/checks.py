@@ -142,7 +142,7 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Compare with llama.cpp with and without the adapter; return a line if the check failed.
+    """Compare with llama.cpp, with and without the adapter; return a line if the check failed.
 
     llama.cpp's rounding makes a difference without the adapter too. With the adapter, the
     difference may be three times as large, plus a tenth of the adapter's effect.

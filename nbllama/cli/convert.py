@@ -1,6 +1,6 @@
 """The program `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-It rewrites a model with the keys of another architecture that computes the same
+It rewrites a model with the keys of a different architecture that computes the same
 (`ArchRow.same_as`). Tensors are copied byte for byte, so a quantised model loses nothing.
 """
 

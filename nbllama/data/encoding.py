@@ -39,7 +39,7 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """Encode a prompt and its continuation, and train on the continuation.
+    """Encode a prompt and its continuation, which is the part that is trained.
 
     BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special
     tokens in the text are plain characters, unless `parse_special`; then a BOS or an end token that

@@ -1,4 +1,4 @@
-"""An order that puts samples with the same beginning in the same batch: `--group-prompts`.
+"""`--group-prompts`: an order in which samples with the same beginning share a batch.
 
 The samples are sorted by their tokens, so that similar ones are neighbours, and form a circle. An
 epoch starts at a random position in this circle, splits it into groups of `batch` samples, and

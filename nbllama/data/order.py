@@ -1,4 +1,4 @@
-"""The order of the samples: a pure function of (seed, epoch), with two integers of state.
+"""The sample order: a pure function of (seed, epoch), with two integers of state.
 
 An epoch's permutation sorts the samples by one random 64-bit number each, drawn from numpy's
 Philox 4x64 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al.

@@ -24,7 +24,7 @@ from nbllama.data.text_file import sha256_parts
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedBatch(Batch):
-    """A batch with the numbers of its answers.
+    """A batch, with the numbers of its answers.
 
     rows int64 [S]: the numbers of its sequences among the samples in `source`.
     """
@@ -91,7 +91,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """The answer of row i after the prompt of row i - 1, truncated to n_ctx tokens."""
+        """Samples with row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

@@ -50,7 +50,7 @@ class FileRecords(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """How files are read."""
+    """The requested way of reading files."""
 
     data_format: str | None
     columns: Mapping[str, str]

@@ -17,7 +17,7 @@ class Encoded(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sample: its ids, which of them are trained, and their characters in `text`.
+    """One sample: its ids, which of them are trained, and the characters of `text` they cover.
 
     ids int32 [n], trained bool [n], starts and ends int64 [n]: a token's first character and the
     one after its last. starts, ends and text are optional.

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """Records found in an object: the keys that lead to them, and the records."""
+    """Records that were found in an object, and the keys that lead to them."""
 
     keys: tuple[str, ...]
     items: list[Any]

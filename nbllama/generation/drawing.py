@@ -23,7 +23,7 @@ ROWS = 64  # maximum number of answers that grow together; all answers to one pr
 
 
 class Stream:
-    """Random numbers in [0, 1) that depend only on a key: one or more integers, all at least 0."""
+    """Random numbers in [0, 1) that depend only on a key of integers, each at least 0."""
 
     def __init__(self, *key: int) -> None:
         digest = hashlib.sha256(repr(tuple(map(int, key))).encode()).digest()

@@ -148,7 +148,7 @@ class Session:
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
-        """Write the tokens' embeddings to `acts.x(0)`; return their positions in the sequence."""
+        """Embed the tokens in `acts.x(0)`; return them as a batch with their positions."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,

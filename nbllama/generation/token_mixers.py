@@ -45,7 +45,7 @@ class TokenMixers:
     def renew(self, tables: dict[str, np.ndarray]) -> None:
         """Write the addresses of the states to the tables, if they changed.
 
-        Raises ValueError for states of another model, or of several sequences.
+        Raises ValueError for states of a different model, or of several sequences.
         """
         if self._version == self._states.version:
             return

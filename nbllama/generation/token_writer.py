@@ -21,7 +21,7 @@ Row = tuple[float, ...]
 class Layer(NamedTuple):
     """A product y `[n_out]` = w x (or, with `add`, y += w x), with its bias and pair.
 
-    `x`, if the other products of the phase have another input, begins at index `at` of the int8
+    If the phase's other products have a different input, `x` begins at index `at` of the int8
     blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair are those of all `experts`,
     and `chosen` contains the number of one of them.
     """

@@ -94,8 +94,8 @@ class GGUFFile:
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
         | "flags" | array of bool or integers | numpy array, as stored |
 
-        Raises `GGUFError` with the key if it has another type, or if it is missing and there is no
-        default.
+        Raises `GGUFError` with the key if it has a different type, or if it is missing and there is
+        no default.
         """
         if key not in self.metadata:
             if default is _MISSING:

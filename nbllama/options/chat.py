@@ -40,7 +40,7 @@ not fit, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class MainOptions:
-    """A parsed command line of `main`, except for the adapters."""
+    """A parsed `main` command line, except for the adapters."""
 
     model: str = model_option("the model", "-m")
     lora: str = lora_option()

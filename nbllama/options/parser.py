@@ -79,7 +79,7 @@ def option(
 ) -> Any:
     """Declare a dataclass field that is an option, named as the field with `_` written as `-`.
 
-    `also`: further names. `first`: the one of them that help shows first. `shown_default`: the
+    `also`: additional names. `first`: the name that help shows first. `shown_default`: the
     default as help prints it, None for the value itself. `many`: the field is a tuple of all values
     that are given, instead of the last one.
 

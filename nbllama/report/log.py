@@ -28,8 +28,8 @@ class StepRecord:
     nats per trained token. `seconds`: time of the step without compiling and saving. `tokens`:
     input tokens of the step's samples, also counted by `tokens_per_s`. `computed_tokens`: `tokens`
     without those that a sample shares with an earlier one in its micro-batch. `skipped`: loss or
-    gradient was not finite and no parameter was changed. `measures`: further numbers of an
-    objective, each under its own name in a row.
+    gradient was not finite and no parameter was changed. `measures`: an objective's additional
+    numbers, each under its own name in a row.
     """
 
     iter: int

@@ -1,8 +1,7 @@
 """The content of the page about a run: one JSON object, built from the rows of a log.
 
 The object is the same for a page in a file and for one that is served during training. A served
-page receives the `event` of each further row and adds it to the object
-(`nbllama/report/page/data.js`).
+page receives the `event` of each new row and adds it to the object (`nbllama/report/page/data.js`).
 """
 
 from __future__ import annotations

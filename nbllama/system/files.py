@@ -125,7 +125,7 @@ def check_writable(path: Path) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the folder and the last part of a file name; `OutputError` if the latter is empty."""
+    """Return the folder and the last part of a path; `OutputError` if this cannot name a file."""
     folder, base = os.path.split(name)
     if not base or base in (".", "..") or "\0" in name:
         raise OutputError(f"{shown(name, 400)!r}: not the name of a file")

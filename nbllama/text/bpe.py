@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def byte_characters() -> dict[int, str]:
-    """Return GPT-2's character for each byte: itself if printable Latin-1, else from U+0100 on."""
+    """Return GPT-2's character for each byte: printable Latin-1 as it is, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}

@@ -35,7 +35,7 @@ class ChatTemplate:
     """A Jinja chat template. Use it as a context manager or call `close`.
 
     `bos_token`, `eos_token`: texts for the template's variables of these names. `variables`:
-    further variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
+    additional variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
     that the same data give the same text on another day. `where` and `error`: the source and the
     class of errors. `memory_bytes`: memory that the child can use in addition to its memory at the
     start. Raises `error` if the template is larger than 256 KB or cannot be compiled in

@@ -249,7 +249,7 @@ class Tokenizer(ABC):
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
-        """Return the first control token (or unknown token) spelled out in `text`, or None."""
+        """Return the first text of a control or unknown token in `text`; None if there is none."""
         found = self._on_request.search(text)
         return None if found is None else found[0]
 

@@ -1,4 +1,4 @@
-"""Forecast of a run's memory and time, printed at its start and compared with reality at its end.
+"""A forecast of a run's memory and time, printed at its start and checked at its end.
 
 The memory figure is exact: it is the sum of the memory that the process uses once its kernels are
 compiled, every array that the trainer has allocated but not yet touched, and the model file. The
@@ -29,7 +29,7 @@ from nbllama.train.trainer import Trainer
 
 
 class Forecast(NamedTuple):
-    """Bytes, and seconds per iteration."""
+    """A run's memory in bytes, and its seconds per iteration."""
 
     held: int  # already resident, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
@@ -50,7 +50,7 @@ class Forecast(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Expected peak of resident memory."""
+        """Expected peak of the resident memory."""
         return self.held + self.untouched + self.weights
 
 

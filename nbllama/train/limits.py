@@ -1,4 +1,4 @@
-"""How large the micro-batches of a run can be, and how many blocks fit in memory."""
+"""Limits on the size of a run's micro-batches, and on the blocks that memory can keep."""
 
 from __future__ import annotations
 

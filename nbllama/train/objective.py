@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """Parts of a trainer that an objective uses: model, adapter in training, and their memory."""
+    """The parts of a trainer that an objective uses: model, trained adapter, and their memory."""
 
     model: Model
     adapter: Adapter
@@ -34,7 +34,7 @@ class Passes(Protocol):
 
 
 class Drawing(Passes, Protocol):
-    """Parts of a trainer that an objective uses if it draws answers, such as the random seed."""
+    """The parts of a trainer that an objective needs for drawing answers, such as the seed."""
 
     seed: int
     iteration: int
@@ -45,8 +45,8 @@ class Drawing(Passes, Protocol):
 class Objective(Protocol):
     """A loss that is computed for micro-batches after their forward pass.
 
-    `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
-    divided by that of its forward and backward passes.
+    `data`: additional data, each sample of which must fit in the run's memory. `work`: time of a
+    step, divided by that of its forward and backward passes.
     """
 
     data: Sequence[Dataset]
@@ -57,7 +57,7 @@ class Objective(Protocol):
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number of items its loss is averaged over."""
+        """Begin a step (or an evaluation); return the number of items that its loss averages."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:

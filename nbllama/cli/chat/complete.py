@@ -1,4 +1,4 @@
-"""Text completion, once or in turns with a user."""
+"""Complete a text, once or in turns with a user."""
 
 from __future__ import annotations
 

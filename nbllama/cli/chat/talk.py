@@ -53,7 +53,7 @@ def read_text(options: MainOptions) -> str:
 
 @dataclass
 class Talk:
-    """A model and its user."""
+    """A conversation between a model and its user."""
 
     options: MainOptions
     tokenizer: Tokenizer
@@ -91,7 +91,7 @@ class Talk:
             self.console.note(f"seed {self.seed}")
 
     def open(self, ids: Sequence[int]) -> None:
-        """Start the text with `ids`, and print it."""
+        """Start the text with `ids`, and print this beginning."""
         if not ids:
             raise UsageError("the prompt is empty; pass --prompt TEXT or --file FILE")
         self.begin(ids)

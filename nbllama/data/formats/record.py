@@ -47,7 +47,7 @@ class Conversation(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """Plain text without a template: a prompt (can be empty), and the text the model must write."""
+    """Plain text without a template: a prompt, which can be empty, and the text to be written."""
 
     prompt: str
     answer: str
@@ -95,7 +95,7 @@ class Style(NamedTuple):
 class Format(NamedTuple):
     """A format: its name, the keys that identify its records, and the function that reads a record.
 
-    `suits`: a further condition that a record of this format must meet.
+    `suits`: an additional condition that a record of this format must meet.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Files that a run reads and writes."""
+"""Options about the files that a run reads and writes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _rank(
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter's options; a rank of None follows from another option or from the data."""
+    """The adapter's options; a rank of None is derived from a different option or from the data."""
 
     lora_r: int | None = _lora(
         Whole(1, 65536),

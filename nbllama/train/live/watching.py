@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Watching:
-    """The page as seen by a `Recorder`, which calls each method from the run's own thread."""
+    """The page's interface for a `Recorder`, which calls every method from the run's thread."""
 
     def __init__(self, stop: StopFlag, port: int) -> None:
         """Start serving. Raises `OSError` if the port is not available."""

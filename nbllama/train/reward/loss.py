@@ -1,4 +1,4 @@
-"""GRPO as the objective of a trainer.
+"""GRPO as a trainer's objective.
 
 A step draws the answers of all its micro-batches with the current adapter, scores them, and then
 makes one update with them. So the probability ratio in the loss is 1 (`nbllama.objectives.grpo`).

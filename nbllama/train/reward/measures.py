@@ -1,4 +1,4 @@
-"""Measures of a step of a run on rewards."""
+"""Measures of a step in a run on rewards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.train.reward.scorer import Failed
 
 
 class RewardMeasures:
-    """Measures of one step. `refers`: the KL to the reference is one of them."""
+    """Measures of one step. `refers`: whether they include the KL to the reference."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers

@@ -32,7 +32,7 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: file, name, and the argument of a function that creates it.
+    """The source of a reward function: its file and name, and the argument for creating it, if any.
 
     `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
     `identity`: the value that a checkpoint stores; it depends on the content of the user's file,

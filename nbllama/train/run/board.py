@@ -1,4 +1,4 @@
-"""`--tensorboard`: event files, written by the package tensorboardX."""
+"""`--tensorboard`: event files, written with the package tensorboardX."""
 
 from __future__ import annotations
 

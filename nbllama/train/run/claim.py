@@ -1,4 +1,4 @@
-"""Locks on a run's outputs, so that no foreign file is lost and no other run writes them.
+"""Locks on a run's outputs, so that no other file is lost and no other run writes to them.
 
 The locks are acquired before any slow work and released when the run ends.
 """

@@ -17,7 +17,7 @@ Records = Sequence[Mapping[str, Any] | str]
 
 @dataclass(frozen=True)
 class Given:
-    """Values in memory; each replaces the file that the option of its name would read.
+    """Values in memory; each replaces the file that the option of the same name would read.
 
     `on_step`, `on_eval`: called after each iteration and evaluation; if one returns True, the run
     ends after it. `keep_best`: keep a copy of the adapter with the lowest validation loss.

@@ -96,7 +96,7 @@ class Outputs:
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save adapter and checkpoint, each under its number and as LATEST.
+        """Save the adapter and the checkpoint, each under its number and as LATEST.
 
         The adapter comes first. If a run is killed in between, it continues from the older
         checkpoint and writes the same adapter again. A checkpoint of the last iteration without its
@@ -161,7 +161,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """Name of the file with the run's options, next to the newest adapter; "" for none."""
+        """The name of the file with the run's options, next to the newest adapter; "" for none."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 

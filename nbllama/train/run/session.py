@@ -214,7 +214,7 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """Return the number of tokens in the data, and how many are trained."""
+        """Return the number of tokens in the data, and the number of trained ones."""
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
@@ -247,7 +247,7 @@ class RunSession:
     def forecast(self) -> Forecast:
         """Print the run's settings and its forecast.
 
-        Raises `NotEnoughMemory` before anything slow is done.
+        Raises `NotEnoughMemory`, if necessary, before any slow work is done.
         """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters

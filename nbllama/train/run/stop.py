@@ -1,4 +1,4 @@
-"""Stopping a run from outside."""
+"""Stop a run from outside."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StopFlag:
 
     @property
     def reason(self) -> str:
-        """Return why the run ended, for its log."""
+        """Return the reason why the run ended, for its log."""
         return "stopped from its page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
