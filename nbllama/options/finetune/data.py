@@ -1,4 +1,4 @@
-"""Options about batches of records and samples of plain text (not about reading records)."""
+"""Options about batches of records and samples of plain text; see `options/data.py` for reading."""
 
 from __future__ import annotations
 
