@@ -31,7 +31,7 @@ _QUESTIONS = ("instruction", "question")
 def read(record: Record, style: Style) -> Conversation | str:
     """Read the prompt: a text, or a chat that ends with a stand-in for the answer.
 
-    Only this answer counts as trained. Raises `DataError`.
+    Only this answer is treated as a training target. Raises `DataError`.
     """
     if record.get("messages") is not None:
         return _chat(record, "messages")

@@ -1,4 +1,4 @@
-"""One task of each kind of phase that only mixtures of experts have."""
+"""The tasks of the phases that only mixtures of experts have, one function per kind of phase."""
 
 from __future__ import annotations
 
