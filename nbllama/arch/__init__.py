@@ -1,7 +1,7 @@
-"""Architectures as rows of data; the sizes and constants of one model; the checks of a file.
+"""Architectures as rows of data, the sizes and constants of a model, and the checks of a file.
 
-Only the rows (`families`) name architectures. To add one, add a row (and a field of `ArchRow` and
-`Hparams` if it does something that no other row does).
+Architectures are named only in the rows (`families`). To add one, add a row (and a field of
+`ArchRow` and `Hparams` if it needs something that no other row does).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sizes of blocks in models whose blocks differ in their heads and feed-forward layers."""
+"""Block sizes in models whose blocks differ in their heads and feed-forward layers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def read_blocks(
     n_rot: int,
     window: int,
 ) -> tuple[BlockSizes, ...]:
-    """Read the sizes of every block; () if all blocks of the row's models are the same.
+    """Read the sizes of every block; () if the row's models have blocks of equal size.
 
-    `head_dim` and `n_rot` are those of the blocks without a window. The last blocks can be without
+    `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may have no
     separate keys and values: they use those of the last earlier block of the same kind.
     """
     if not row.varied:
@@ -77,7 +77,7 @@ def read_blocks(
 
 
 def _windows(f: GGUFFile, key: str, n_layer: int) -> list[bool]:
-    """Return which blocks have a window; the file must have a flag for each."""
+    """Return which blocks have a window; the file must contain a flag for each block."""
     flags = [bool(flag) for flag in f.get(key, "flags")]
     if len(flags) != n_layer:
         raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")

@@ -20,7 +20,7 @@ _OTHER_SENSES = ("v.", "a.", "mm.")
 
 
 def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
-    """Check that no required tensor is missing, and that all are known and fit in shape and type.
+    """Check that all required tensors exist, and that all tensors are known and valid.
 
     Returns lines about tensors that are not used.
     """

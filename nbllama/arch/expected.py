@@ -57,7 +57,7 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
 
 
 def _varying(hp: Hparams, layer: int) -> dict[str, int]:
-    """Return the sizes that are not the same in all blocks, for this block."""
+    """Return this block's values of the sizes that differ between blocks."""
     if not hp.blocks:
         return {}
     of = hp.blocks[layer]
@@ -66,7 +66,7 @@ def _varying(hp: Hparams, layer: int) -> dict[str, int]:
 
 
 def unused_tensors(hp: Hparams) -> set[str]:
-    """Return the names of key and value tensors that a file can contain but no block uses."""
+    """Return the names of optional key and value tensors that no block uses."""
     layers = [i for i, of in enumerate(hp.blocks) if of.kv_from != i]
     names = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
     return {f"blk.{i}.{name}" for i in layers for name in names}

@@ -1,4 +1,4 @@
-"""Mixtures of experts: their settings in a row and in a file, and one model's constants."""
+"""Mixtures of experts: their settings in a row and in a file, and a model's constants."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # of the key expert_gating
 
 
 class ExpertsRow(NamedTuple):
-    """The properties of its experts that an architecture's name determines."""
+    """The properties of the experts that are determined by an architecture's name."""
 
-    gating: str  # a name of `ops.experts.router.CODES`
+    gating: str  # a key of `ops.experts.router.CODES`
     normed: bool = False  # do the weights of the chosen experts sum to 1?
-    gating_keys: bool = False  # are the keys read that change these two?
+    gating_keys: bool = False  # does the file have keys that change these two?
     own_width: bool = True  # is the width in expert_feed_forward_length, not feed_forward_length?
-    shared: str = ""  # a shared expert: "key": its width, "count": in widths of an expert
+    shared: str = ""  # shared expert: "key": its width, "count": in widths of an expert
     lead_key: bool = False  # leading_dense_block_count: blocks without experts
     step_key: bool = False  # interleave_moe_layer_step: one of this many blocks has experts
-    optional: bool = False  # may a file have none?
-    kind: str = "silu"  # a name of `ops.experts.gate.CODES`
+    optional: bool = False  # may a file have no experts?
+    kind: str = "silu"  # a key of `ops.experts.gate.CODES`
     tensors: tuple[TensorRow, ...] = ROUTED  # in place of a dense block's feed-forward
 
 
@@ -35,9 +35,9 @@ class Experts(NamedTuple):
 
     total: int
     used: int  # experts per token
-    n_ff: int  # of one expert
-    n_ff_shared: int  # 0: there is no shared expert
-    first: int  # blocks before this one have none
+    n_ff: int  # width of one expert
+    n_ff_shared: int  # width of the shared expert; 0: none
+    first: int  # blocks before this one have no experts
     gating: str
     normed: bool
     scale: float
@@ -51,7 +51,7 @@ class Experts(NamedTuple):
 def block_rows(
     rows: tuple[TensorRow, ...], row: ExpertsRow | None, experts: Experts | None, layer: int
 ) -> tuple[TensorRow, ...]:
-    """Return the tensors of a block, from those of a dense one."""
+    """Return the tensors of a block, given those of a dense block."""
     if row is None or experts is None or not experts.at(layer):
         return rows
     dense = tuple(r for r in rows if r.name.rpartition(".")[0] not in DENSE_FEED_FORWARD)
@@ -105,7 +105,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
 def _weights(
     f: GGUFFile, arch: str, row: ExpertsRow, warnings: list[str]
 ) -> tuple[str, bool, float]:
-    """Return the gating, whether the weights are normed, and their scale."""
+    """Return the gating, whether the weights are normed, and the weights' scale."""
     keys = {k: f"{arch}.{k}" for k in ("expert_gating_func", "expert_weights_norm")}
     scale_key = f"{arch}.expert_weights_scale"
     if not row.gating_keys:

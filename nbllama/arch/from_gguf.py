@@ -1,4 +1,4 @@
-"""Read `Hparams` from a GGUF file and refuse files that do not fit.
+"""Read `Hparams` from a GGUF file, and refuse files that are not valid models.
 
 Defaults for missing keys are llama.cpp's (`llama_model_base::load_hparams`, and the constructor of
 `llama_context` for YaRN). All numbers are checked before a kernel or an allocation uses them.
@@ -38,7 +38,7 @@ _OTHER_FILES = {
 }
 
 
-@np.errstate(all="ignore")  # values that overflow are refused by name
+@np.errstate(all="ignore")  # values that overflow are refused, and the error names them
 def hparams_from_gguf(f: GGUFFile) -> Hparams:
     """Read the sizes and constants of the model in `f`, and check all its tensors.
 
@@ -169,7 +169,7 @@ def _row(f: GGUFFile) -> ArchRow:
 
 
 def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> int:
-    """Read the width of a dense feed-forward layer; it is optional without dense blocks."""
+    """Read the width of a dense feed-forward layer, which is optional without dense blocks."""
     key = f"{row.name}.feed_forward_length"
     if experts is not None and experts.first == 0 and key not in f.metadata:
         return experts.n_ff
@@ -177,7 +177,7 @@ def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> i
 
 
 def _n_per_layer(f: GGUFFile, row: ArchRow) -> int:
-    """Read the size of each token's embedding for each block; 0 without one."""
+    """Read the size of the per-block token embeddings; 0 if there are none."""
     key = f"{row.name}.embedding_length_per_layer_input"
     return int(f.count(key, MAX_COUNT)) if row.per_layer else 0
 
@@ -200,7 +200,7 @@ def _logit_scale(row: ArchRow, scales: Scales) -> float:
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
-    """Read a soft-cap, 0 for none; a file can disable it with 0."""
+    """Read a soft-cap; 0 means none, also in the file."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
     return positive(f, key, default)
@@ -249,7 +249,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
 
 
 def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int:
-    """Return the number of rows of token_embd; the tokenizer must agree."""
+    """Return the number of rows of token_embd, which must match the tokenizer."""
     name = "token_embd.weight"
     info = f.tensors.get(name)
     if info is None:

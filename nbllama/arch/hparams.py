@@ -19,8 +19,8 @@ _TINY = 2.0**-126  # the smallest normal float32
 class RopeScaling:
     """How positions beyond the trained context are scaled.
 
-    `attn_factor` is that of `ggml_rope_ext`: cos and sin are multiplied by it, and with YaRN
-    (`ext_factor` not 0) by `1 + 0.1 ln(1 / rope_freq_scale)` as well.
+    `attn_factor` is the parameter of `ggml_rope_ext`: cos and sin are multiplied by it, and with
+    YaRN (`ext_factor` not 0) by `1 + 0.1 ln(1 / rope_freq_scale)` as well.
     """
 
     kind: str  # "none", "linear" or "yarn"
@@ -30,7 +30,7 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # for the magnitude that YaRN gives all numbers of a head; 0: none
+    log_mul: float = 0.0  # for the factor that YaRN applies to all numbers of a head; 0: none
 
 
 class Rope(NamedTuple):
@@ -39,8 +39,8 @@ class Rope(NamedTuple):
     freq_base: float
     freq_scale: float
     yarn: bool = True
-    n_rot: int = 0  # numbers of a head that are rotated; 0: `Hparams.n_rot`
-    factors: bool = True  # do the factors of the file's `rope_freqs` apply?
+    n_rot: int = 0  # how many numbers of a head are rotated; 0: `Hparams.n_rot`
+    factors: bool = True  # do the factors in the file's `rope_freqs` apply?
 
 
 class Temperature(NamedTuple):
@@ -50,7 +50,7 @@ class Temperature(NamedTuple):
     length: int
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Return the factors (float32) of positions, rounded as in llama.cpp."""
+        """Return the positions' factors (float32), rounded as in llama.cpp."""
         steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
         factors = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
         return np.asarray(factors, np.float32)
@@ -66,7 +66,7 @@ class DeltaNet(NamedTuple):
 
     @property
     def n_values(self) -> int:
-        """The number of elements in all heads' values."""
+        """The number of elements in the values of all heads."""
         return self.heads * self.size
 
     @property
@@ -128,9 +128,9 @@ class Hparams:
     experts: Experts | None = None
     blocks: tuple[BlockSizes, ...] = ()  # sizes of the blocks if they differ, else ()
     values_normed: bool = False  # values have a norm, without a weight
-    n_per_layer: int = 0  # size of each token's embedding for each block; 0: none
-    next_blocks: int = 0  # blocks of the file after `n_layer`, which are not used
-    warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
+    n_per_layer: int = 0  # size of the per-block token embeddings; 0: none
+    next_blocks: int = 0  # number of the file's blocks after `n_layer`, which are not used
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # one line each
 
     def mixer_at(self, layer: int) -> str:
         """Return how a block mixes tokens: "attention", "conv" or "delta"."""
@@ -138,7 +138,7 @@ class Hparams:
 
     @property
     def attention_layers(self) -> list[int]:
-        """The blocks with attention, except for those that use another block's keys and values."""
+        """The blocks with attention, except those that use another block's keys and values."""
         layers = (i for i in range(self.n_layer) if self.mixer_at(i) == "attention")
         return [i for i in layers if self.sizes_at(i).kv_from == i]
 
@@ -156,15 +156,15 @@ class Hparams:
 
     @property
     def most_frozen(self) -> int:
-        """The largest number of first blocks that the stored output of the last one can replace.
+        """The largest number of blocks that can be replaced with the last one's stored output.
 
-        Later blocks must not use the keys and values of these blocks.
+        Counted from the first block. Later blocks must not use the keys and values of these blocks.
         """
         return min((*self.lent, self.n_layer))
 
     @property
     def lent(self) -> list[int]:
-        """The blocks whose keys and values later blocks use too, ascending."""
+        """The blocks whose keys and values later blocks use too, in ascending order."""
         return sorted({b.kv_from for i, b in enumerate(self.blocks) if b.kv_from != i})
 
     def window_at(self, layer: int) -> int:
@@ -190,7 +190,7 @@ class Hparams:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether attention and feed-forward read the same input and both add to it."""
+        """Whether attention and feed-forward read the same input, and both add to it."""
         return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
 
     def rope_at(self, layer: int) -> Rope | None:
@@ -209,7 +209,7 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """Return `hp` with the user's constants; YaRN's factors follow the new scale.
+    """Return `hp` with the user's constants; YaRN's factors are adapted to the new scale.
 
     Raises `UsageError` for a value that is not a positive normal float32.
     """
@@ -252,10 +252,10 @@ def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
 def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0) -> np.float32:
     """Return the factor by which llama.cpp undoes ggml's magnitude correction (float32).
 
-    YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f for a stretch by f = 1 / scale, but not
-    for f < 1; `ggml_rope_ext` always multiplies by 1 + 0.1 ln f. The result is m(f) divided by
-    that. A file can give all numbers of a head the magnitude 1 + 0.1 `log_mul` ln f, which is
-    divided out.
+    YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f for a stretch by f = 1 / scale, but not for f
+    < 1; `ggml_rope_ext` always multiplies by 1 + 0.1 ln f. The result is m(f) divided by that. If a
+    file multiplies all numbers of a head by 1 + 0.1 `log_mul` ln f, the result is also divided by
+    that.
     """
     if ext_factor == 0:
         return np.float32(1)

@@ -1,4 +1,4 @@
-"""Read numbers from a GGUF file's keys, and refuse impossible values by name."""
+"""Read numbers from a GGUF file's keys; errors name the keys with impossible values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """Read a count given once or per layer; all layers must have the same."""
+    """Read a count given once or per layer; it must be the same in all layers."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -64,7 +64,7 @@ def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
 def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
     """Read a finite number for each layer, given once or per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
-        f.get(key, "float")  # raises if it is missing
+        f.get(key, "float")  # raises an error if the key is missing
         return [any_number(f, key)] * n_layer
     values = f.get(key, "floats")
     if len(values) != n_layer:
@@ -75,7 +75,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 
 
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
-    """Return the period of blocks without a window, from a count or from a flag per block."""
+    """Return the period of the blocks without a window, given as a count or as flags per block."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:

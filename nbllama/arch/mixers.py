@@ -1,4 +1,4 @@
-"""Find the blocks of a file that have a mixer other than attention, and its sizes."""
+"""Find the blocks of a file that have a mixer other than attention, and the mixer's sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_TAPS = 64
 
 
 def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
-    """Return each block's kind, "attention" or the row's other one; () if all have attention."""
+    """Return each block's kind, "attention" or the row's `mixer`; () if all have attention."""
     if not row.mixer:
         return ()
     key, has = _by_heads(f, row) if row.mixer == "conv" else _by_period(f, row, n_layer)
@@ -31,7 +31,7 @@ def _by_heads(f: GGUFFile, row: ArchRow) -> tuple[str, list[bool]]:
 
 
 def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]]:
-    """Find the blocks with attention: the last of each period, or those that the file names."""
+    """Find the blocks with attention: the last of each period, or those that the file lists."""
     key = f"{row.name}.attention.recurrent_layers"
     if key in f.metadata:
         return key, [not flag for flag in f.get(key, "flags")]
@@ -78,8 +78,8 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
 def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
     """Check that every pair of numbers that RoPE rotates is in a section with a text position.
 
-    llama.cpp interleaves the first three sections: the first pair of one, of the next, and so on.
-    Pairs outside these are rotated by a fourth position, which text does not have.
+    llama.cpp interleaves the pairs of the first three sections. Pairs outside these sections are
+    rotated by a fourth position, which text does not have.
     """
     if row.mixer != "delta":
         return
@@ -91,7 +91,7 @@ def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
 
 
 def conv_taps(f: GGUFFile, row: ArchRow) -> int:
-    """Read how many tokens a short convolution reads; 0 without one."""
+    """Read how many tokens a short convolution reads; 0 if the model has none."""
     if row.mixer != "conv":
         return 0
     return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

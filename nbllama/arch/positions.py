@@ -38,7 +38,7 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
-    """Read how many numbers of a head RoPE rotates: all of them unless the file gives a number."""
+    """Read how many numbers of a head RoPE rotates; by default, all of them."""
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
@@ -60,7 +60,7 @@ def rope_scaling(
         )
     key = f"{prefix}.factor"
     if key not in f.metadata:
-        key = f"{row.name}.rope.scale_linear"  # the key of 2023
+        key = f"{row.name}.rope.scale_linear"  # the key used in 2023
     given = np.float32(f.get(key, "float", 0.0))
     if not (np.isfinite(given) and given >= 0):
         raise f.error(f"key '{key}'", f"{given}, must be positive and finite")
@@ -97,7 +97,7 @@ def rope_scaling(
 
 
 def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, int, Rope]:
-    """Return size, period and RoPE of the blocks with a sliding window; size 0 without any."""
+    """Return size, period and RoPE of the blocks with a sliding window; size 0: there are none."""
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"

@@ -20,11 +20,11 @@ from nbllama.arch.tensors import TensorRow as TensorRow
 class Window(NamedTuple):
     """Blocks with a sliding window, and the defaults of their keys in the file.
 
-    Of `period` consecutive blocks the last attends to all tokens, the others only to the last
-    `size` tokens (0: all attend to all tokens; None: the file must give the number). `freq_base`:
-    their RoPE base; None: that of the other blocks. `base_key`: whether the file can give another
-    one. `yarn`: whether YaRN changes their RoPE too. `depths`: only models with these numbers of
-    blocks have windows.
+    Of `period` consecutive blocks, the last attends to all tokens and the others only to the last
+    `size` tokens (0: all blocks attend to all tokens; None: the file must give the number).
+    `freq_base`: RoPE base of the blocks with a window; None: that of the other blocks. `base_key`:
+    whether the file can give a different base. `yarn`: whether YaRN also changes the RoPE of these
+    blocks. `depths`: only models with these numbers of blocks have windows.
     """
 
     size: int | None
@@ -36,11 +36,11 @@ class Window(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Factors of a model, used if the file has no key for them (`SCALE_KEYS`)."""
+    """A model's factors, used if the file has no key for them (`SCALE_KEYS`)."""
 
     embedding: float = 1.0  # on the embeddings
     residual: float = 1.0  # on the outputs of attention and feed-forward
-    logit: float = 1.0  # divisor of the logits (with `logit_factor` their factor)
+    logit: float = 1.0  # divisor of the logits (a factor with `logit_factor`)
     attention: float | None = None  # on the scores; None: 1 / sqrt(size of a head)
 
 
@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchRow:
-    """The properties that an architecture's name determines; all others are read from the file."""
+    """The properties determined by an architecture's name; all others are read from the file."""
 
     name: str
     tensors: tuple[TensorRow, ...]
@@ -76,12 +76,12 @@ class ArchRow:
     partial_rope: bool = False  # can rope.dimension_count be less than the head size?
     rope_period: int = 0  # the last of this many consecutive blocks has no RoPE; 0: all have it
     rope_in_windows: bool = False  # if there are windows, only their blocks have RoPE
-    yarn_keys: bool = False  # are the keys of YaRN's details read?
+    yarn_keys: bool = False  # can keys set YaRN's details?
     rope_alpha: bool = False  # can rope.scaling.alpha change the base?
     temperature: bool = False  # can the scale of queries grow with their position?
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
     activation: str = "silu"  # or "gelu"; without a gate "gelu", "relu2" or "xielu"
-    no_eps: bool = False  # llama.cpp does not read the eps of the norms: it is 0
+    no_eps: bool = False  # llama.cpp does not read the norms' eps, so it is 0
     scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
     logit_factor: bool = False  # logit_scale is a factor, not a divisor
     scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose keys are read
@@ -93,20 +93,20 @@ class ArchRow:
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
     experts: ExpertsRow | None = None  # a mixture of experts instead of feed-forward
     next_blocks: bool = False  # can blocks follow that predict the token after the next?
-    idle_experts: int = 0  # an expert_count up to this means a dense model
+    idle_experts: int = 0  # a model with an expert_count up to this is dense
     mixer: str = ""  # what some blocks have instead of attention: "conv" or "delta"
-    attn_gate: bool = False  # does each number of attention's output have a gate?
+    attn_gate: bool = False  # is there a gate for each number of attention's output?
     output_norm: str = "output_norm"  # the name of the last norm
-    same_as: str = ""  # the row whose models compute the same if both have RoPE
+    same_as: str = ""  # the row whose models compute the same results if both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # can heads have RoPE sections (vision models)? text has one position
-    hf_turned: bool = True  # are rows of q and k in another order at Hugging Face (interleaved)?
+    hf_turned: bool = True  # is the row order of q and k different at Hugging Face (interleaved)?
     varied: bool = False  # do heads and feed-forward layers differ in size between blocks?
     values_normed: bool = False  # are values normalised, by a norm without a weight?
-    per_layer: bool = False  # can there be an embedding of each token for each block?
+    per_layer: bool = False  # can there be per-block token embeddings?
     checked: tuple[str, ...] = ()  # kinds of models that the tests check
 
 
 def score_scale(width: int) -> float:
-    """Compute 1 / sqrt(width) in float32 steps, as llama.cpp does."""
+    """Compute 1 / sqrt(width), with each step in float32 as in llama.cpp."""
     return float(np.float32(1) / np.sqrt(np.float32(width)))

@@ -1,4 +1,4 @@
-"""Tensors that several architectures have, and the names of their matrices at Hugging Face."""
+"""Tensors that several architectures have, and the names of the matrices at Hugging Face."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
-    The name of a block's tensor has no `blk.N.`. `mixer`: only blocks of this kind have it
-    (`Hparams.mixer_at`), or "per_layer": only blocks with their own embeddings; "": all blocks.
+    The name of a block's tensor has no `blk.N.`. `mixer`: the kind of the blocks that have the
+    tensor (`Hparams.mixer_at`); "per_layer": blocks with their own embeddings; "": all blocks.
     """
 
     name: str
@@ -71,7 +71,7 @@ POST_NORMS = (
     TensorRow("post_attention_norm.weight", ("n_embd",)),
     TensorRow("post_ffw_norm.weight", ("n_embd",)),
 )
-# Fused into one matrix: gate and up; queries, keys and values as well.
+# Fused matrices: gate and up; queries, keys and values.
 FUSED_FEED_FORWARD = (
     TensorRow("ffn_norm.weight", ("n_embd",)),
     TensorRow("ffn_down.weight", ("n_embd", "n_ff")),
@@ -84,7 +84,7 @@ FUSED = (
     TensorRow("attn_output.weight", ("n_embd", "n_q")),
     *FUSED_FEED_FORWARD,
 )
-# In a block with experts: the router, all experts' matrices, and those of the shared expert.
+# In a block with experts: the router, and the matrices of all experts and the shared expert.
 DENSE_FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
 ROUTED = (
     TensorRow("ffn_gate_inp.weight", ("n_expert", "n_embd")),

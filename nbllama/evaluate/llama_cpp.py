@@ -21,7 +21,7 @@ from nbllama.errors import NbllamaError, shown
 
 CANDIDATES = 100
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_llama_child.py")
-_SECONDS = 1800  # a large model from a slow disk
+_SECONDS = 1800  # enough for a large model on a slow disk
 
 
 class Candidates(NamedTuple):
@@ -49,7 +49,7 @@ def candidates(
 ) -> list[list[Candidates]]:
     """Return llama.cpp's predictions after each token of each row of token ids.
 
-    `adapters`: GGUF files with their scales. `letter`: a token that consists of whole characters.
+    `adapters`: GGUF files and their scales. `letter`: a token that consists of whole characters.
 
     Raises `NbllamaError` if llama.cpp fails or ends the process.
     """
@@ -84,6 +84,6 @@ def candidates(
 
 
 def _last_words(stderr: bytes) -> str:
-    """Return the line of a failed assertion, or else the last line."""
+    """Return the line that reports a failed assertion, or else the last line."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
     return next((line for line in lines if "GGML_ASSERT" in line), lines[-1]).strip()

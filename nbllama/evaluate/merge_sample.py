@@ -1,7 +1,7 @@
 """Measure the effect of merging.
 
-The merged model is compared with base and adapters, on a short text or on records that were not
-used to calibrate the merge.
+The merged model is compared with the base and its adapters, on a short text or on records that were
+not used to calibrate the merge.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from nbllama.export.merge import Parts
 from nbllama.lora.mix import mix
 from nbllama.model.passes import Model, load_model
 
-LOST = 0.1  # share of the effect that merging can change, or by which llama.cpp can differ
-HARDLY = 1e-6  # nats per token: rounding of float32 can have this effect too
-TOO_MUCH = 0.5  # share of the effect: above it a merge fails
+LOST = 0.1  # share of the effect that merging may lose, or by which llama.cpp may differ
+HARDLY = 1e-6  # nats per token; float32 rounding can have this effect too
+TOO_MUCH = 0.5  # share of the effect above which a merge fails
 
 
 class Change(NamedTuple):
-    """The change made by a merge.
+    """The change that a merge causes.
 
-    `found`: the merged model compared with base and adapters. `effect`: KL divergence of base and
-    adapters from the base, in nats per token.
+    `found`: the merged model compared with the base and its adapters. `effect`: KL divergence of
+    the base with adapters from the base alone, in nats per token.
     """
 
     found: Compared
@@ -64,7 +64,7 @@ def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
 def _compare_trained(
     one: Reader, other: Reader, rows: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Compared:
-    """Compare both at the positions before trained tokens."""
+    """Compare both models at the positions before trained tokens."""
     parts = []
     for tokens, trained in rows:
         c, mask = compare_chunk(one, other, tokens, first=0), trained[:-1]
@@ -85,7 +85,7 @@ def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Bat
 def change_on_text(
     model: Model, merged: Model, parts: Parts, text: str | None, *, name: str
 ) -> Change:
-    """Measure the change on a text from a file `name`; None: on text that the base generates.
+    """Measure the change on a text from the file `name`; None: on text that the base generates.
 
     Raises `DataError` for a text that is too short, `GGUFError` for a model without a tokenizer.
     """

@@ -1,6 +1,6 @@
 """A short text on which two models, or a model with and without its adapter, are compared.
 
-Without a text from the user, a model completes a few openings greedily, so that the text suits the
+If the user gives no text, a model completes a few openings greedily, so that the text suits the
 model, whatever its language or training.
 """
 
@@ -22,9 +22,9 @@ OPENINGS = (
     "Question: What is two and two?",
     "今天",
 )
-OWN_TOKENS = 20  # tokens that the model writes after each of them
-TEXT_TOKENS = 256  # tokens of a text that are used
-ROW = 64  # tokens that are read together
+OWN_TOKENS = 20  # tokens that the model writes after each opening
+TEXT_TOKENS = 256  # number of tokens that are used from a text
+ROW = 64  # number of tokens that are read together
 
 Rows = Sequence[np.ndarray]
 
@@ -64,5 +64,5 @@ def reader(model: Model, adapter: Adapter | None, rows: Rows) -> Reader:
 
 
 def compare(base: Reader, other: Reader, rows: Rows) -> Compared:
-    """Compare both on every token of `rows` except the first of each row; see `Compared`."""
+    """Compare both models on every token of `rows` except the first in each row; see `Compared`."""
     return Compared.joined([compare_chunk(base, other, row, first=0) for row in rows])

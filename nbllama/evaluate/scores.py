@@ -1,4 +1,4 @@
-"""Measure how well a model predicts a text, and how far two models differ, in nats per token.
+"""Measure how well a model predicts a text, and how much two models differ, in nats per token.
 
 A text is split into chunks of `n_ctx` tokens, each read separately. The first half of a chunk
 serves only as context; every token of the second half is scored given all tokens before it. This is
@@ -32,7 +32,7 @@ ROWS = 128  # positions whose logits are in memory at the same time
 def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
     """Return the token ids int32 of a text for `chunks`, with the model's BOS and EOS.
 
-    `name`: name of the text's file. Raises `DataError` if there are fewer than two chunks, as
+    `name`: the name of the text's file. Raises `DataError` if there are fewer than two chunks, as
     llama.cpp does: the perplexity of a shorter text has no meaning.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
@@ -66,13 +66,13 @@ class Reader:
         n_ctx: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """Prepare the model; `check` runs between blocks and can raise."""
+        """Prepare the model; `check` runs between blocks and can raise an error."""
         self.model, self._check = model, check
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, n_ctx)
 
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
-        """Yield logits float32 `[rows, V]` after the positions `first` up to `last`.
+        """Yield the logits float32 `[rows, V]` after the positions from `first` up to `last`.
 
         tokens int32 `[N]`. The pieces have at most `ROWS` rows. Raises `NbllamaError` if a logit is
         not finite.
@@ -107,7 +107,7 @@ def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def scored(n: int) -> tuple[int, int]:
-    """Return (first, last + 1) of the positions in `n` tokens whose next token is scored."""
+    """Return (first, last + 1) for the positions among `n` tokens whose next token is scored."""
     return n // 2, n - 1
 
 

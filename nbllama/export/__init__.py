@@ -1,1 +1,1 @@
-"""Writing models with merged adapters or other weight types."""
+"""Write models with merged adapters or different weight types."""

@@ -1,8 +1,8 @@
-"""`--outtype auto`: for each merged matrix the smallest type that keeps the effect of its pair.
+"""`--outtype auto`: for each merged matrix, the smallest type that keeps the effect of its pair.
 
-The effect of a pair is its contribution to the layer's products, squared and summed over the
-sample; the loss is the same sum for the rounding error. Effect and loss are quadratic in small
-changes, like the KL divergence of the model's output.
+A pair's effect is its contribution to the layer's products, squared and summed over the sample; the
+loss is the same sum for the rounding error. Effect and loss are quadratic in small changes, like
+the KL divergence of the model's output.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K
 
 
 class Plan(NamedTuple):
-    """A plan. `types`: id by name. `nbytes`: total size. `kept`: share of the effect."""
+    """Type ids by tensor name, the total size, and the share of the effect that is kept."""
 
     types: dict[str, int]
     nbytes: int
     kept: float
 
     def line(self) -> str:
-        """Describe the plan."""
+        """Describe the plan in one line."""
         counts = Counter(self.types.values())
         names = ", ".join(f"{n} {TENSOR_TYPES[t].name}" for t, n in sorted(counts.items()))
         size = f"{self.nbytes / 2**20:.2f} MiB"
@@ -82,7 +82,7 @@ def plan(
     *,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Plan:
-    """Choose a type for every matrix of a block that has a pair, and keep its blocks in `spool`.
+    """Choose a type for every block matrix that has a pair, and store the result in `spool`.
 
     Raises GGUFError for weights that cannot be encoded.
     """
@@ -117,7 +117,7 @@ def plan(
 
 
 def _candidates(own: int, row: int) -> list[int]:
-    """Return type ids in ascending order of bits for rows of `row` weights; `own` before equals."""
+    """Return type ids for rows of `row` weights, fewest bits first; in a tie, `own` first."""
     known = [TENSOR_TYPES[IDS[name]] for name in _LADDER]
     fit = [t for t in known if row % t.block_size == 0]
     return [t.id for t in sorted(fit, key=lambda t: (t.type_size / t.block_size, t.id != own))]

@@ -1,7 +1,7 @@
-"""Rounding of matrices that keeps their products with a sample of the training data.
+"""Rounding of matrices that preserves their products with a sample of the training data.
 
 Rounding to the nearest code returns most weights to their old values, because an adapter changes
-them by less than half a step. With error feedback (`nbllama.export.feedback`) a row's codes are
+them by less than half a step. With error feedback (`nbllama.export.feedback`), a row's codes are
 chosen together. Each row is rounded twice, onto the base's scales and onto new ones for the merged
 weights, and the result with the smaller error of the products is kept.
 """
@@ -22,14 +22,14 @@ from nbllama.quants.encode import quantise
 
 
 def rounds(name: str, type_id: int) -> bool:
-    """Return whether a tensor that becomes this type can be rounded with error feedback."""
+    """Return whether a tensor can be rounded to this type with error feedback."""
     return input_of(name) is not None and has_grid(type_id)
 
 
 def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
-    """Name the merged tensors of experts whose type has a grid, but which are rounded to nearest.
+    """Name the merged expert tensors that are rounded to nearest although their type has a grid.
 
-    `merged`: tensors with a pair. Returns "" for none.
+    `merged`: tensors with a pair. Returns "" if there are none.
     """
     found = [n for n in merged if has_grid(types[n]) and not rounds(n, types[n])]
     slots = [slot[0] for slot in map(slot_of, found) if slot is not None]
@@ -65,7 +65,7 @@ class Rounder:
         self.kept = self.renewed = 0
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether a tensor that becomes this type is rounded here."""
+        """Return whether this object rounds a tensor to this type."""
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
@@ -107,7 +107,7 @@ class Rounder:
         return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
 
     def factor(self, name: str) -> Factor:
-        """Factorise the second moments of a tensor's input, once for each input."""
+        """Factorise the second moments of a tensor's input, only once per input."""
         where = input_of(name)
         if where is None:
             raise ValueError(f"{name} is not a linear layer of a block")

@@ -1,8 +1,8 @@
 """Rounding of a whole matrix with error feedback (method: `nbllama.quants.encode.feedback`).
 
 The factor L D Lᵀ of the inputs' second moments is one Cholesky factorisation in float64, in strips.
-Columns are sorted: those with large inputs come first, while all others can still compensate for
-their errors. Sorting is possible because every scale is known in advance.
+Columns are sorted: those with large inputs are rounded first, while all others can still compensate
+for their errors. Sorting is possible because every scale is known in advance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _F32 = 0  # ggml's id
 
 
 class Factor(NamedTuple):
-    """H, columns in `order`, as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
+    """H, with sorted columns, as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
 
     order: np.ndarray
     lower: np.ndarray
@@ -95,7 +95,7 @@ def _cholesky(a: np.ndarray) -> None:
 def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     """Round w float32 `[R, n]` onto a grid with error feedback.
 
-    Raises ValueError for shapes that do not fit each other.
+    Raises ValueError for mismatched shapes.
     """
     rows, n = w.shape
     if len(factor.order) != n or grid.scale.shape != (rows, n // grid.group):
@@ -107,7 +107,7 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     for end in range(n, 0, -PIECE):
         at = max(0, end - PIECE)
         m = end - at
-        wanted = weights[:, at:end].copy()  # a copy even of all weights, as it is overwritten
+        wanted = weights[:, at:end].copy()  # always a copy, because it is overwritten
         for first, last, panels in later:
             part = np.ascontiguousarray(factor.lower[first:last, at:end].T)
             raw = as_readonly(part.reshape(-1).view(np.uint8))

@@ -1,17 +1,17 @@
 """The weight type of each tensor of a model, by the file types of llama.cpp's `llama-quantize`.
 
-Rules and fallbacks are facts from `src/llama-quant.cpp` (`tensor_allows_quantization`,
-`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models of llama's tensor names, without
+The rules and fallbacks are facts from `src/llama-quant.cpp` (`tensor_allows_quantization`,
+`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models with llama's tensor names, without
 an importance matrix and without experts:
 
 - only matrices named `*.weight` that are not norms change type;
-- `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, and if a
-  row is not whole blocks of the file's main type);
+- `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, or if a row
+  is not whole blocks of the file's main type);
 - `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` of the K mixes use more bits, in some or all
   blocks;
 - a row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
 
-Numbers are those of `enum llama_ftype`.
+The numbers are those of `enum llama_ftype`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row of a name in upper or lower case; `UsageError` lists the names."""
+    """Return the row with this name, in upper or lower case; `UsageError` lists the names."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -179,7 +179,7 @@ def _in_block(
         "Q4_K_M": "Q6_K" if more else None,
         "Q5_K_M": "Q6_K" if more else None,
     }.get(mix)
-    # attn_v of the 70B model is an eighth of attn_q: more bits cost little there
+    # in the 70B model, attn_v is an eighth of attn_q, so more bits cost little
     if n_layer == 80 and n_head != n_head_kv:
         main = FILE_TYPES[mix].main
         if (found or main) in ("Q3_K", "Q4_K"):

@@ -1,7 +1,7 @@
-"""The grids of quantised blocks: the possible values of a weight, and packing of codes.
+"""The grids of quantised blocks: the possible values of a weight, and the packing of codes.
 
-Every type here writes a weight as `scale * q - low` with an integer code q; `scale` and `low`
-belong to a group of 16 or 32 neighbouring weights. Layouts are in `nbllama.quants.legacy` and
+Every type in this module stores a weight as `scale * q - low` with an integer code q; `scale` and
+`low` belong to a group of 16 or 32 neighbouring weights. Layouts are in `nbllama.quants.legacy` and
 `nbllama.quants.kquants`; the numbers are, bit for bit, those that the decoders compute.
 
 The code is plain numpy, because it processes a matrix only twice and rounding needs most of the
@@ -58,7 +58,7 @@ def has_grid(type_id: int) -> bool:
 def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
     """Read the grid of a matrix `[R, n]` from its blocks, uint8 `[nbytes]`.
 
-    Raises ValueError for a type without such a grid, and for a number of bytes that does not fit.
+    Raises ValueError for a type without such a grid, and for the wrong number of bytes.
     """
     kind, blocks = _kind(type_id), _blocks(type_id, raw, shape[0] * shape[1])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -69,7 +69,7 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy the blocks of `raw` with other codes, int8 `[R, n]`. Raises the errors of `grid_of`."""
+    """Copy `raw` with the codes replaced by int8 `[R, n]`. Raises the same errors as `grid_of`."""
     kind, out = _kind(type_id), _blocks(type_id, raw, codes.size).copy()
     least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written unchanged
     kind.pack(out, (codes.astype(np.int16) - least).astype(np.uint8).reshape(len(out), -1))
@@ -202,7 +202,7 @@ def _pack_q5_k(blocks: np.ndarray, codes: np.ndarray) -> None:
 
 
 def _pack_q6_k(blocks: np.ndarray, codes: np.ndarray) -> None:
-    q = codes.reshape(-1, 2, 2, 2, 32)  # half, high or low nibble, upper or lower 32 bytes
+    q = codes.reshape(-1, 2, 2, 2, 32)  # half, nibble, upper or lower 32 bytes, byte
     low = q & 15
     blocks[:, :128] = (low[:, :, 0] | (low[:, :, 1] << 4)).reshape(-1, 128)
     f = (codes >> 4).reshape(-1, 2, 4, 32)

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of each linear layer when a model with adapters reads a sample.
+"""Second moments of each linear layer's inputs while a model with adapters reads a sample.
 
 The moments are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a
 block runs on it when its tensors are needed. So only one block's matrices are in memory at a time.
@@ -29,7 +29,7 @@ _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Return block and input number of a base tensor; None if it is not a block's linear layer."""
+    """Return a base tensor's block and input number; None unless it is a block's linear layer."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
@@ -40,7 +40,7 @@ def input_of(name: str) -> tuple[int, int] | None:
 
 
 def source_nodes(hp: Hparams) -> dict[str, int]:
-    """Return the nodes of a block that are inputs of its linear layers: input numbers by name.
+    """Return the input numbers, by node name, of the nodes that a block's linear layers read.
 
     The block's own input, which is not the output of a norm, has the name "".
     """
@@ -50,7 +50,7 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
     nodes |= {"attn_gated" if hp.attn_gate else "kqv_out": 1, "conv_mixed": 1, "delta_out": 1}
     if hp.n_per_layer:
         nodes |= {"pe_in": 4, "per_layer_act": 5}
-    if not hp.side_by_side:  # else feed-forward has the same input as attention
+    if not hp.side_by_side:  # otherwise, feed-forward has the same input as attention
         nodes["ffn_norm" if hp.ffn_norm else "ffn_inp"] = 2
     return nodes
 
@@ -73,7 +73,7 @@ def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
 
 
 class BlockInputs:
-    """Second moments of the inputs of the blocks' linear layers, one block at a time.
+    """Second moments of the inputs of linear layers, one block at a time.
 
     It is a `nbllama.model.watching.Watcher` while a block runs.
     """
@@ -87,7 +87,7 @@ class BlockInputs:
         self._nodes = source_nodes(model.hp)
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, max(b.n_tokens for b in batches))
-        # of each batch: keys and values that later blocks use too
+        # for each batch: keys and values that later blocks use too
         self._lent: list[dict[str, np.ndarray]] = [{} for _ in batches]
         self._streams = []
         for batch in batches:
@@ -100,7 +100,7 @@ class BlockInputs:
         return sum(b.n_tokens for b in self._batches)
 
     def advance(self) -> None:
-        """Run the next block; `moments` (float32 `[n, n]` by input number) are then its moments.
+        """Run the next block; `moments` (float32 `[n, n]` by input number) then belong to it.
 
         Raises `RuntimeError` if the model has a watcher already.
         """
@@ -126,7 +126,7 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
-        """Compute or copy what the block reads of this batch besides its stream."""
+        """Compute or copy what the block reads besides the stream of this batch."""
         if self._model.hp.n_per_layer:
             self._model.embed_tokens(self._bound, self._acts, batch)
         for name, x in lent.items():
@@ -146,7 +146,7 @@ class BlockInputs:
         """Do nothing; see `Watcher`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Return False: no nodes in addition to those that the passes need."""
+        """Return False: this watcher needs no nodes besides those that the passes compute."""
         return False
 
     def attention(

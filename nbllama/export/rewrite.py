@@ -1,4 +1,4 @@
-"""Write a model again, piece by piece, with other weight types or merged adapters.
+"""Rewrite a model, piece by piece, with different weight types or merged adapters.
 
 Only a few rows of a tensor are in memory at a time, as float32: they are decoded, the adapters'
 deltas are added, and the sums are encoded, and decoded again to measure the error of encoding.
@@ -29,13 +29,13 @@ PIECE = 1 << 21
 
 
 class Whole(Protocol):
-    """An encoder of whole tensors, instead of a few rows at a time (`export.calibrated`).
+    """An encoder for whole tensors, instead of a few rows at a time (`export.calibrated`).
 
-    Its tensors are then encoded block by block, in ascending order.
+    The tensors that it takes are encoded block by block, in ascending order.
     """
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether a tensor that becomes this type is encoded here."""
+        """Return whether this object encodes a tensor as this type."""
         ...
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
@@ -81,7 +81,7 @@ Changes = dict[tuple[str, str], Change]
 def writable_type(type_id: int, row: int) -> int:
     """Return the type itself if it can be written, else the next wider one that can.
 
-    Among equally wide types the K type is preferred, if rows of `row` weights are whole blocks of
+    Among equally wide types, the K type is preferred if rows of `row` weights are whole blocks of
     it.
     """
     t = TENSOR_TYPES[type_id]
@@ -96,7 +96,7 @@ def writable_type(type_id: int, row: int) -> int:
 
 
 def metadata_for(f: GGUFFile, file_type: int | None) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f`, with another `general.file_type` unless that is None."""
+    """Return all keys of `f`, with a new `general.file_type` unless that is None."""
     entries = list(f.entries())
     if file_type is None:
         return entries
@@ -126,8 +126,8 @@ def rewrite(
     by (old type, new type).
 
     Raises GGUFError for weights that are not finite or do not fit their new type, and if `f`
-    changes during the writing; `OutputError` if the path cannot be written; ValueError for a type
-    that cannot be written and for a delta without a tensor.
+    changes during writing; `OutputError` if the path cannot be written; ValueError for a type that
+    cannot be written and for a delta without a tensor.
     """
     if missing := set(deltas) - set(f.tensors):
         raise ValueError(f"deltas for tensors that the model does not have: {sorted(missing)}")
@@ -199,7 +199,7 @@ def _pieces(
         except ValueError as e:
             raise f.error(f"tensor '{info.name}'", str(e)) from e
         flat = x.reshape(-1)
-        with np.errstate(over="ignore"):  # the squares can overflow where the weights do not
+        with np.errstate(over="ignore"):  # the squares can overflow even if the weights do not
             change.squares += float(np.dot(flat, flat))
             flat -= decode(new, out, flat.size)
             change.errors += float(np.dot(flat, flat))
@@ -209,9 +209,9 @@ def _pieces(
 
 
 def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
-    """Add the pair's contribution to x `[n, n_in]`, the rows from `start` on.
+    """Add the pair's contribution to x `[n, n_in]`, which contains the rows from `start` on.
 
-    The rows of a tensor of experts are counted over all experts.
+    In a tensor of experts, rows are counted over all experts.
     """
     if pair.a.ndim == 2:
         x += np.float32(scale) * (pair.b[start : start + len(x)] @ pair.a)
@@ -226,7 +226,7 @@ def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
     """Return types for `rewrite`: each tensor's own type if it can be written.
 
-    Also returns one line for each type of merged tensors that cannot be written.
+    Also returns one line for each merged tensor type that cannot be written.
     """
     types: dict[str, int] = {}
     moved: dict[tuple[int, int], int] = {}

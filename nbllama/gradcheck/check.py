@@ -1,4 +1,4 @@
-"""Gradients of the kernels against slopes of the plain float64 model.
+"""Check gradients of the kernels against slopes of the plain float64 model.
 
 For each half p of a pair, with g the gradient that training would use and L the loss in float64:
 
@@ -10,7 +10,7 @@ involves every number of g. In a random direction, an error in a gradient of n e
 times smaller; the factor √n corrects for this.
 
 The kernels use float32, with errors of about 1e-5 of the gradient norm; the slope has an error of
-about h² times that norm. A wrong formula causes an error that is a large fraction of the norm.
+about h² times that norm. A wrong formula causes an error of a large fraction of the norm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nbllama.model.reference import ReferenceModel, parameters64
 
 Parameters = Mapping[str, np.ndarray]
 
-STEP = 1e-4  # h, relative to the norm of the half
+STEP = 1e-4  # h, relative to the half's norm
 ZERO = 1e-9  # a slope below this counts as zero
 
 
@@ -92,7 +92,7 @@ def check(
     seed: int,
     tell: Callable[[Losses], None] | None = None,
 ) -> Iterator[Checked]:
-    """Check each half of each pair, one after the other. `tell` is called with the losses first."""
+    """Check each half of each pair, in order; `tell` is called with the losses before that."""
     loss, grads = loss_and_gradients(model, adapter, batch, checkpointing=True)
     reference, params = ReferenceModel(model), parameters64(adapter)
     scale, rng = adapter.scale, np.random.default_rng(seed)

@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 
 class PartOfFile(GGUFFile):
-    """The tensors of some blocks under new numbers; nothing is copied."""
+    """Some blocks' tensors with new block numbers; nothing is copied."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
         self.path, self.paths = whole.path, whole.paths
@@ -31,7 +31,7 @@ class PartOfFile(GGUFFile):
         self.tensors = {n: whole.tensors[old] for n, old in self.old_names.items()}
 
     def data(self, name: str) -> np.ndarray:
-        """Return a tensor's bytes by its name in the part."""
+        """Return a tensor's bytes, given its name in the part."""
         return self._whole.data(self.old_names[name])
 
 
@@ -47,7 +47,7 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 def part_of(model: Model, layers: Sequence[int]) -> Model:
     """Return the model of these blocks, in this order.
 
-    Raises `UsageError` if one of them uses the keys and values of a block that is not among them.
+    Raises `UsageError` if a block uses the keys and values of a block outside the part.
     """
     hp = replace(model.hp, n_layer=len(layers))
     if hp.mixers:
@@ -81,9 +81,9 @@ def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 
 
 def usual_layers(model: Model) -> list[int]:
-    """Choose the last block, and blocks that together have every combination of weight types.
+    """Choose the last block, and blocks that together include every combination of weight types.
 
-    If blocks differ by their position, the first blocks up to a whole period are included.
+    If blocks differ by position, the first blocks, up to a whole period, are included.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window and not hp.blocks else 0, hp.rope_period)

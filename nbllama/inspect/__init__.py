@@ -1,11 +1,11 @@
-"""Show the content of a file: a GGUF model, a checkpoint, or an adapter of any format.
+"""Show the contents of a file: a GGUF model, a checkpoint, or an adapter of any format.
 
 | module | contents |
 |---|---|
-| `look` | `look`: detects the kind of a file and returns everything about it as a `Found` |
+| `look` | `look`: detects a file's kind and returns everything about the file as a `Found` |
 | `found` | `Found` |
 | `contents` | reads a model, a checkpoint or an adapter |
-| `show` | a `Found` as text or as JSON |
+| `show` | formats a `Found` as text or as JSON |
 
 No file is trusted: readers check sizes before they allocate memory, control characters are escaped,
 and the output is limited.

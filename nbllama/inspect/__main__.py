@@ -1,4 +1,4 @@
-"""`python -m nbllama.inspect`: show the content of a model, checkpoint or adapter."""
+"""`python -m nbllama.inspect`: show the contents of a model, checkpoint or adapter."""
 
 from __future__ import annotations
 

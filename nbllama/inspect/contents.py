@@ -1,4 +1,4 @@
-"""The contents of the three kinds of files: each function completes a `Found`."""
+"""The contents of the three kinds of files; each function completes a `Found`."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _heads(hp: Hparams, of: BlockSizes) -> str:
 
 
 def _each(hp: Hparams, text: Callable[[BlockSizes], str]) -> list[str]:
-    """Return the distinct descriptions of all blocks, in the blocks' order."""
+    """Return the distinct descriptions of all blocks, in block order."""
     return list(dict.fromkeys(map(text, hp.each_size)))
 
 
@@ -139,7 +139,7 @@ def _option(slot: Slot) -> str:
 
 
 def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
-    """Return the targets, with their ranks for each kind of data (`rank` None: defaults)."""
+    """Return the targets and their ranks for each kind of data (`rank` None: the defaults)."""
     missing = without_tensor(shapes)
     ranks: dict[str, dict[str, int]] = {}
     for kind, column in _COLUMNS.items():
@@ -170,7 +170,7 @@ def _target(slot: Slot, shapes: list[tuple[int, ...]], ranks: Mapping[str, list[
 
 
 def _numbers(shape: tuple[int, ...]) -> int:
-    """Return the count of numbers in a pair of rank 1: n_out + n_in, for each expert."""
+    """Return how many numbers a pair of rank 1 contains: n_out + n_in for each expert."""
     return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
 
 

@@ -31,7 +31,7 @@ class TensorRow(NamedTuple):
 class Target(NamedTuple):
     """One kind of tensor that has LoRA pairs or can have them.
 
-    `parameters`, `ranks`: by the header of a column; 0 parameters mean no pair.
+    `parameters`, `ranks`: by column header; 0 parameters mean that there is no pair.
     """
 
     option: str  # `--rank-NAME` of nbllama.finetune
@@ -44,10 +44,10 @@ class Target(NamedTuple):
 
 @dataclass
 class Found:
-    """The information about a file; `refused`: why it cannot be used, None if it can be used."""
+    """The information about a file; `refused`: why it cannot be used, or None."""
 
     path: str
-    size: int  # bytes; for a folder the sum of its files
+    size: int  # bytes; for a folder, the sum of its files
     kind: str  # "model", "checkpoint", "checkpoint of the old finetune", "adapter", "unknown"
     format: str
     facts: dict[str, str | int | float] = field(default_factory=dict)
@@ -59,6 +59,6 @@ class Found:
 
 
 def stated(f: GGUFFile, name: str, use: str = "") -> TensorRow:
-    """Return a tensor as the header describes it."""
+    """Return a tensor's row, as described by the file's header."""
     t = f.tensors[name]
     return TensorRow(name, TENSOR_TYPES[t.type_id].name, t.shape, t.nbytes, use)

@@ -1,4 +1,4 @@
-"""`look`: detect the kind of a file and return everything about it."""
+"""`look`: detect a file's kind and return everything about the file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from nbllama.system.regular import first_bytes
 def look(path: str, *, base: str = "", rank: int | None = None, check: bool = False) -> Found:
     """Return everything about a file, including the reason if it is refused.
 
-    `base`: a GGUF model that a checkpoint or adapter must fit. `rank`: count the parameters of a
-    model's pairs for this rank, None for the defaults. `check`: check every weight of a model.
+    `base`: a GGUF model that a checkpoint or adapter must match. `rank`: the rank for counting the
+    parameters of a model's pairs; None for the default ranks. `check`: check every weight of a
+    model.
 
-    Raises `UsageError` if there is no file, `GGUFError` for a file of which nothing can be read,
+    Raises `UsageError` if there is no file, `GGUFError` for a file from which nothing can be read,
     and for a `base` that is not a model.
     """
     if not os.path.lexists(path):
@@ -45,13 +46,13 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
         else:
             model(found, f, rank, check)
         if found.kind != "model":
-            # the tensors in the header, also if the contents are refused
+            # the header's tensors, even if the contents are refused
             found.tensors = found.tensors or [stated(f, name) for name in f.tensors]
     return found
 
 
 def kind_of(f: GGUFFile) -> str:
-    """Return the kind of a GGUF file by its keys."""
+    """Return the kind of a GGUF file, judged by its keys."""
     if f.metadata.get("general.type") == "adapter":
         return "adapter"
     if is_old(f):

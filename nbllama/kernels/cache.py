@@ -1,10 +1,10 @@
 """Compiled kernels on disk: one file per kernel and signature.
 
 Numba's own cache has an index per function, which two processes that compile at the same time can
-corrupt, and it raises an error for a damaged file. Here the name of a file is a hash of everything
-that its machine code depends on within the kernel set (`key`), and its content begins with a hash
-of the rest. A file that is truncated, changed, from another package or for another key is a cache
-miss: the kernel is compiled and the file replaced.
+corrupt, and it raises an error for a damaged file. In this cache, a file's name is a hash of
+everything that its machine code depends on within the kernel set (`key`), and the file begins with
+a hash of its other bytes. A file that is truncated, changed, from a different package or for a
+different key is a cache miss: the kernel is compiled, and the file is replaced.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DIGEST = 32  # bytes
 
 @cache
 def _note(why: str) -> None:
-    """Log one line, once; it goes to standard error unless the program configures logging."""
+    """Log a line only once; it goes to standard error unless the program configures logging."""
     _log.warning(
         "note: kernels are compiled again at each start, which takes minutes: %s"
         " (NBLLAMA_CACHE_DIR can name another folder)",
@@ -59,7 +59,7 @@ class KernelCache(_Cache):
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
         """Store `folder`, which is called when the first kernel is compiled.
 
-        Functions that were typed at a prompt are not cached.
+        Functions typed at a prompt are not cached.
         """
         self._function, self._folder = function, folder
         self._source = _source_hash(function.__code__.co_filename)
@@ -67,7 +67,7 @@ class KernelCache(_Cache):
 
     @property
     def cache_path(self) -> str:
-        """The folder of the kernels; "" if there is none."""
+        """The folder that stores the kernels; "" if there is none."""
         return str(self._folder().path or "")
 
     def enable(self) -> None:
@@ -82,7 +82,7 @@ class KernelCache(_Cache):
         """Do nothing: a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """Return everything that decides the machine code, except what the folder's name covers."""
+        """Return everything that determines the machine code and is not in the folder's name."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]
@@ -129,7 +129,7 @@ class KernelCache(_Cache):
 
 
 def _load(path: Path, target_context: Any, key: str) -> Any:
-    """Load the kernel of a file; None if the file is missing or not valid."""
+    """Load a file's kernel; None if the file is missing or not valid."""
     payload = _read(path)
     if payload is None:
         return None
@@ -142,7 +142,7 @@ def _load(path: Path, target_context: Any, key: str) -> Any:
 
 
 def _read(path: Path) -> bytes | None:
-    """Read the pickle of a file; None unless the file is complete and can be trusted."""
+    """Read a file's pickle; None unless the file is complete and can be trusted."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     except OSError:

@@ -9,7 +9,8 @@ import sys
 def physical_cores() -> int:
     """Count the physical cores that this process may use.
 
-    The count respects its CPU affinity and the quota of its control group (a container's limit).
+    The count respects the process's CPU affinity and its control group's quota (a container's
+    limit).
     """
     import psutil
 
@@ -29,8 +30,8 @@ def processors() -> int:
 def use_threads(threads: int | None) -> int:
     """Set the number of compute threads (None: physical cores), before or after Numba's import.
 
-    It is limited to the number of processors; more threads would only wait for each other. Returns
-    the number of threads.
+    The number is limited to the number of processors; more threads would only wait for each other.
+    Returns the number of threads in use.
     """
     threads = min(threads or physical_cores(), processors())
     if "numba" not in sys.modules:

@@ -1,7 +1,7 @@
 """The folder that stores the machine code of one set of kernels between processes.
 
-Its files are pickles, and loading a pickle can run arbitrary code. So a folder is used only if it
-is not a link, belongs to this user or to root, and nobody else can write to it; every file is
+The files are pickles, and loading a pickle can run arbitrary code. So a folder is used only if it
+is not a link, belongs to this user or to root, and is not writable for anybody else; every file is
 checked in the same way. A folder that is not writable is only read. Each process holds a lock on
 the folder that it uses. Old folders without a lock are removed when a new one is created.
 """
@@ -24,8 +24,8 @@ if sys.platform != "win32":
 
 KEPT = 8  # number of most recently used folders to keep
 LATELY = 7 * 86400.0  # seconds; a folder used more recently is kept as well
-_HALF_WRITTEN = 3600.0  # seconds after which a temporary file is a leftover
-_IN_USE = "in-use"  # the locked file; its time is that of the folder's last use
+_HALF_WRITTEN = 3600.0  # seconds after which a temporary file counts as left over
+_IN_USE = "in-use"  # the locked file; its modification time is the time of the folder's last use
 _PREFIX = "kernels-"
 
 
@@ -65,7 +65,7 @@ def not_trusted(found: os.stat_result) -> str:
 
 @cache
 def kernel_folder(kernels: str) -> KernelFolder:
-    """Return the folder of the kernels with this hash; create it if necessary."""
+    """Return the folder for the kernels with this hash; create it if necessary."""
     root = cache_root()
     path = root / f"{_PREFIX}{kernels}"
     _sweep_temporary()
@@ -98,12 +98,12 @@ def _lock(fd: int, how: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return not how & fcntl.LOCK_EX  # never remove what cannot be locked
+        return not how & fcntl.LOCK_EX  # never remove a folder that cannot be locked
     return True
 
 
 def _hold(path: Path) -> bool:
-    """Lock a folder as in use until the process ends; False if it was removed in the meantime."""
+    """Lock a folder until the process ends; return False if it was removed in the meantime."""
     if sys.platform == "win32":
         return True
     place, fd = path / _IN_USE, -1
@@ -124,7 +124,7 @@ def _hold(path: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """Return the time of the last use in seconds, also for folders without the lock file."""
+    """Return when a folder was last used, in seconds, even if it contains no lock file."""
     times = [folder.lstat().st_mtime]
     with suppress(OSError):
         times.append((folder / _IN_USE).lstat().st_mtime)

@@ -1,7 +1,7 @@
-"""The only place with Numba options.
+"""The only module that sets Numba options.
 
 Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that no NaN and no
-infinity exist, so `isnan` is always false and a broken loss goes unnoticed.
+infinity exist, so `isnan` is always false, and a broken loss goes unnoticed.
 
 - `kernel()`: strict IEEE arithmetic (decoders: bit-equal to numpy).
 - `kernel(fast=True)`: `contract, reassoc, nsz, arcp`: sums may be vectorised. The order of such a
@@ -9,13 +9,14 @@ infinity exist, so `isnan` is always false and a broken loss goes unnoticed.
 - `kernel(parallel=True)`: `prange` over the output, never a reduction across threads.
 
 A kernel that other kernels call is copied into their machine code (`forceinline`). A call would run
-the version that the process loaded first, which may add in another order. A process that compiles
-would then differ in the last bits from one that loads from the cache, and a call would be slower.
+the version that the process loaded first, which may add in a different order. The results of a
+process that compiles could then differ, in the last bits, from those of a process that loads from
+the cache. A call would also be slower.
 
 Compiled kernels are stored in a folder whose name contains a hash of every kernel source
-(`nbllama.kernels.cache`), because an edit in a kernel changes all its callers. A folder that
-training does not need (`own="quants/encode"`) has its own cache folder, so that an edit there does
-not invalidate the trainer's kernels. Numba's own settings and caches are not changed.
+(`nbllama.kernels.cache`), because an edit in a kernel changes all its callers. A source folder that
+training does not need (`own="quants/encode"`) has a separate cache folder, so that an edit in it
+does not invalidate the trainer's kernels. Numba's own settings and caches are not changed.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _folder(own: str) -> KernelFolder:
     return kernel_folder(kernel_hash(own))
 
 
-_call = CPUDispatcher.__call__  # called a thousand times per step: avoids super()
+_call = CPUDispatcher.__call__  # called a thousand times per step, so it avoids super()
 
 
 class _Kernel(CPUDispatcher):
@@ -96,7 +97,7 @@ class _ParallelKernel(_Kernel):
     """A compiled function that runs on all threads, one call at a time."""
 
     def compile(self, sig: Any) -> Any:
-        launch()  # before Numba launches a layer that it chooses itself
+        launch()  # before Numba chooses and launches a layer itself
         return super().compile(sig)
 
     def __call__(self, *args: Any) -> Any:
@@ -109,7 +110,7 @@ class _ParallelKernel(_Kernel):
 def kernel(
     *, parallel: bool = False, fast: bool = False, own: str = "", inline: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a compiled function of the package (see the module docstring).
+    """Compile the decorated function of the package (see the module docstring).
 
     `own`: the folder of the package if its kernels have a separate cache, else empty. `inline`:
     copy the function into its caller before types are inferred. This is for functions that are
@@ -135,8 +136,8 @@ def kernel(
 def thread_routine(function: Callable[[int, int], None]) -> Any:
     """Decorate a routine that each thread runs; it is called by its `address`.
 
-    The parallel loop around it then does not have to be compiled again for every such routine. The
-    routine has two int64 parameters.
+    The parallel loop around the call then need not be compiled again for every routine. A routine
+    has two int64 parameters.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

@@ -1,9 +1,9 @@
 """One core per thread: `with own_cores():` around one step, one batch or one token.
 
 When all cores are busy, Linux sometimes wakes a thread on the core of the thread that woke it, does
-not search for another core because the machine seems full, and leaves both there for seconds, at
-half the speed. So each thread is bound to a core while the work runs. This happens only if every
-core has a thread; with fewer threads, the system is better at choosing free cores.
+not search for a free core because the machine seems full, and leaves both threads there for
+seconds, at half the speed. So each thread is bound to a core while the work runs. This happens only
+if every core has a thread; with fewer threads, the system is better at choosing free cores.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return Linux's list of the processors on the same core, or else only this processor."""
+    """Return Linux's list of all processors on this one's core, or else only this processor."""
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()
@@ -58,9 +58,9 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 
 @cache
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return masks that give each thread its own core (or processor), and masks of all of them.
+    """Return masks that give each thread its own core (or processor), and masks of all processors.
 
-    Returns None if there are more cores or processors than threads.
+    Returns None unless there is one thread per core or per processor, and more than one thread.
     """
     by_core: dict[str, list[int]] = {}
     for p in sorted(processors):
@@ -77,8 +77,8 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 def own_cores() -> Iterator[None]:
     """Bind each of Numba's threads, including this one, to a core until the end of the block.
 
-    Programs and threads that this thread starts later run on its cores. Other Python threads wait
-    at such a block until this thread has left its block.
+    Programs and threads that this thread starts later run on the same cores. Other Python threads
+    wait before such a block until this thread has left its block.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -2,7 +2,7 @@
 
 `NBLLAMA_KERNELS=plain` replaces the vector code with these loops in every matmul, attention, LoRA
 product and loss of the package. The results are equal up to rounding: a vector unit rounds a
-multiply-add once, these loops round twice. They are several times slower.
+multiply-add once, whereas these loops round twice. The loops are several times slower.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Vector code that Numba's loops cannot express: the one module of intrinsics.
+"""Vector code that Numba's loops cannot express, as intrinsics built from llvmlite IR.
 
-They are built as llvmlite IR. Most of the work in this package is products of two matrices, and
-every such product runs through one small routine, the *micro-kernel*:
+Most of the work in this package consists of products of two matrices, and every such product runs
+through one small routine, the *micro-kernel*:
 
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
@@ -16,7 +16,8 @@ Each number of C is the sum of one lane in the order of k. Its bits do not depen
 the panel size or the number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU has
 one.
 
-`nbllama.kernels.plain` has the same routines as plain loops; `NBLLAMA_KERNELS=plain` uses those.
+`nbllama.kernels.plain` contains the same routines as plain loops; `NBLLAMA_KERNELS=plain` selects
+the loops.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
     """Compute C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers: the micro-kernel.
 
-    With `fresh`, C starts from zero instead of its contents; this saves a pass that clears it.
+    With `fresh`, C starts from zero instead of its contents, so it need not be cleared first.
 
     `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
     A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at

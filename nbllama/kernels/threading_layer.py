@@ -23,13 +23,13 @@ def _load_openmp() -> bool:
     """Load the OpenMP layer, if its library is installed.
 
     In GNU's library, an idle thread polls for work about 300,000 times before it sleeps, which
-    slows down other processes on the same cores. 10,000 polls (tens of us) are as fast
-    (docs/speed.md).
+    slows down other processes on the same cores. With 10,000 polls (tens of us), this package is as
+    fast (docs/speed.md).
     """
     looks = {"GOMP_SPINCOUNT": "10000"}
     if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
         looks = {}
-    os.environ.update(looks)  # the library reads it once, when it is loaded
+    os.environ.update(looks)  # the library reads this variable once, when it is loaded
     try:
         importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:
@@ -50,7 +50,7 @@ _launched = False
 
 
 def launch() -> None:
-    """Make Numba launch its threads, on our layer unless another one is already running."""
+    """Make Numba launch its threads, on this module's layer unless a layer is already running."""
     global _launched
     if _launched:
         return
@@ -80,7 +80,7 @@ def _threads_are_lost() -> bool:
     try:
         return str(numba.threading_layer()) == "omp"  # the other layers restart their threads
     except ValueError:
-        return False  # none was launched
+        return False  # no layer was launched
 
 
 on_fork(_threads_are_lost)
@@ -99,7 +99,7 @@ BOUND = _Bound()
 def at_large() -> Iterator[None]:
     """Unbind this thread from its core inside the block.
 
-    Numba may count the processors again when it compiles, and would count only one.
+    When Numba compiles, it may count the processors again; it would then count only one.
     """
     if BOUND.processors is None:
         yield

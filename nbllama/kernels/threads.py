@@ -1,7 +1,7 @@
 """Counters that let threads run through phases together, and access to memory by address.
 
 A phase ends when all its tasks are *done*, not when all threads have *arrived*: a thread that the
-system starts late, or never, delays no other thread, because the others draw its tasks.
+system starts late, or never, delays no other thread, because the other threads draw its tasks.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def count(counters, index):
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Read counters[index] from memory; writes before its last increment are then visible."""
+    """Read counters[index] from memory; all writes before its last increment are then visible."""
     sig = types.int64(counters, types.int64)
 
     def codegen(context, builder, signature, args):
@@ -77,7 +77,7 @@ def wait_for(done, phase, tasks):
 
 @intrinsic
 def pointer(typingctx, address):
-    """Return an int64 as a pointer, for `numba.carray`."""
+    """Convert an int64 to a pointer, for `numba.carray`."""
     sig = types.voidptr(types.int64)
 
     def codegen(context, builder, signature, args):

@@ -1,10 +1,11 @@
-"""Calls from several Python threads take turns.
+"""A lock with which calls from several Python threads take turns.
 
 Kernels write to scratch memory of the package and draw their tasks from shared counters, and one of
 Numba's threading layers aborts the process if two threads start kernels at the same time. So there
-is one lock. Every parallel kernel holds it (`nbllama.kernels.jit`), every function that uses
-scratch memory holds it until its result is copied, and a pass of the model holds it from its first
-kernel to its last (`nbllama.kernels.own_cores`). A thread that holds the lock can acquire it again.
+is one lock. Every parallel kernel holds it while it runs (`nbllama.kernels.jit`), every function
+that uses scratch memory holds it until its result is copied, and a pass of the model holds it from
+its first kernel to its last (`nbllama.kernels.own_cores`). A thread that holds the lock can acquire
+it again.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_turn() -> Any:
-    """Return an RLock for `one_at_a_time`; in a forked child it is always released."""
+    """Return an RLock for `one_at_a_time`; a forked child starts with the lock released."""
     lock = threading.RLock()
     _of_objects.add(lock)
     return lock
@@ -60,8 +61,8 @@ def new_turn() -> Any:
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
     """Let only one thread at a time run the decorated methods of an object.
 
-    It also works for functions whose first argument is an object. The object has an attribute
-    `turn` (`new_turn`). Methods of other objects can run in between.
+    This also works for functions whose first argument is such an object. The object has an
+    attribute `turn` (`new_turn`). Methods of other objects are not blocked.
     """
 
     @wraps(method)

@@ -1,1 +1,1 @@
-"""LoRA: which tensors can have a pair (`slots`), and the pairs of an adapter (`pairs`)."""
+"""LoRA: which tensors can have a pair (`slots`), and an adapter's pairs (`pairs`)."""

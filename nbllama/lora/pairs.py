@@ -1,4 +1,4 @@
-"""LoRA: which base tensors can have a pair, how a pair is initialised, and what it adds.
+"""LoRA pairs: their kinds, their initialisation, and what they add to the base tensors.
 
     y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
 
 NO_LAYER = 1 << 30
-_INIT_STREAM = 1 << 32  # so that these Philox keys differ from those of the data order
+_INIT_STREAM = 1 << 32  # makes these Philox keys differ from those of the data order
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: rows of A, columns of B."""
+        """Rank of the pair: the number of rows of A and of columns of B."""
         return int(self.a.shape[-2])
 
     @property
@@ -76,7 +76,7 @@ class Pair:
 
 @dataclass
 class Adapter:
-    """All pairs of a run, keyed by base tensor name, kept in the old tool's order."""
+    """All pairs of a run, keyed by base tensor name, in the old tool's order."""
 
     arch: str
     alpha: float
@@ -105,7 +105,7 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Describe the first pair that does not fit a base model with these tensor shapes."""
+        """Describe the first pair that does not match a base model with these tensor shapes."""
         for name, pair in self.pairs.items():
             if name not in shapes:
                 return f"{name} has a pair, but the base model has no such tensor"
@@ -116,8 +116,8 @@ class Adapter:
     def lowest_layer(self) -> int:
         """Return the block at which the backward pass can stop: the lowest one with a pair.
 
-        0 if the embedding has a pair (the gradient must pass through every block), `NO_LAYER` if no
-        block has one.
+        Returns 0 if the embedding has a pair (the gradient must pass through every block),
+        `NO_LAYER` if no block has a pair.
         """
         if "token_embd.weight" in self.pairs:
             return 0
@@ -151,16 +151,16 @@ def init_adapter(
 ) -> Adapter:
     """Create an adapter that has no effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
-    The distribution is that of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's
-    Philox keyed by (seed, tensor index), so that a tensor's values do not depend on the other
-    pairs.
+    The distribution is that of `finetune.cpp:randomize_lora`, but the values are drawn from a
+    different stream: numpy's Philox keyed by (seed, tensor index), so that a tensor's values do not
+    depend on the other pairs.
 
-    `ranks`: by slot name, missing or 0 = no pair. A rank above min(n_out, n_in) is allowed, as in
-    the old tool; it costs time and has no benefit over the full rank. `shapes`: numpy shapes of the
-    base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1. `layers`: the blocks that
-    have pairs; None means all.
+    `ranks`: rank by slot name; if it is missing or 0, there is no pair. A rank above min(n_out,
+    n_in) is allowed, as in the old tool; it costs time and has no benefit over the full rank.
+    `shapes`: numpy shapes of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 -
+    1. `layers`: the blocks that have pairs; None means all.
 
-    Raises `UsageError` for a rank whose tensor is not in this model.
+    Raises `UsageError` for a rank of a tensor that is not in this model.
     """
     pairs = {}
     used = set()

@@ -30,9 +30,9 @@ class Slot(NamedTuple):
     tensor: str  # GGUF name without block number and ".weight"
     kind: str  # "linear", "embedding", "norm" or "experts"
     in_block: bool
-    linear: str = ""  # name of a block's linear layer
+    linear: str = ""  # name of the block's linear layer
     node: str = ""  # name of that layer's output
-    source: int = -1  # number of the block's input that it reads
+    source: int = -1  # number of the block's input that the layer reads
 
     def base_name(self, layer: int = 0) -> str:
         """Return the GGUF name of the base tensor in block `layer`."""
@@ -55,7 +55,7 @@ SLOTS = (
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
 # Fused matrices; tensors of all routed experts, and of the shared expert; tensors of blocks without
-# attention; tensors for the embeddings of each block. The old tool had none of them.
+# attention; tensors for the embeddings of each block. The old tool had none of these.
 FUSED_SLOTS = (
     Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
     Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
@@ -84,7 +84,7 @@ _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.wei
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
-    """Return slot and block number (-1 outside the blocks) of a base tensor, or None."""
+    """Return a base tensor's slot and block number (-1 outside the blocks), or None."""
     found = _NAME.fullmatch(name)
     slot = _BY_TENSOR.get(found[2]) if found else None
     if found is None or slot is None or slot.in_block != (found[1] is not None):
@@ -96,8 +96,8 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 def tensor_index(name: str) -> int:
     """Return the index of a base tensor in the old tool's order.
 
-    The three tensors outside the blocks come first, then nine per block, then each of `FUSED_SLOTS`
-    for all blocks. Raises `KeyError` for a tensor without a slot.
+    The three tensors outside the blocks come first, then nine per block, then, for each of
+    `FUSED_SLOTS`, the tensors of all blocks. Raises `KeyError` for a tensor without a slot.
     """
     found = slot_of(name)
     if found is None:

@@ -2,7 +2,7 @@
 
 Read the modules in this order: `weights` (tensors of the file), `bound` (an adapter bound to them),
 `activations` (memory of a step), `block` (one block, forward and backward), `passes` (the model).
-`reference` is the same in plain float64 numpy, one operation per line.
+`reference` is the same model in plain float64 numpy, one operation per line.
 """
 
 from nbllama.model.passes import Model, load_model

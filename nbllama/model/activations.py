@@ -2,16 +2,16 @@
 
 The memory is allocated once, as one array.
 
-For each block it stores, besides the input x (`C` floats per token): q, k, v after RoPE, the
-attention output and its lse, the residual stream between attention and feed-forward, gate and up,
-the small LoRA products h, and the inputs of further norms if the model has them. Everything else is
-computed again from these, element by element.
+For each block, it stores the input x (`C` floats per token), q, k and v after RoPE, the attention
+output and its lse, the residual stream between attention and feed-forward, gate and up, the small
+LoRA products h, and the inputs of further norms if the model has them. Everything else is
+recomputed from these arrays, element by element.
 
-Without gradient checkpointing, every block has its own set. With it, the blocks share one set, only
-the blocks' inputs are kept, and the backward pass runs each block's forward pass again. As a
-compromise, a number `kept` of blocks can have their own sets, which saves their second forward
-pass. The last block does not need one, because its backward pass directly follows its forward pass.
-In all cases the gradient has the same bits.
+Without gradient checkpointing, every block has its own set of arrays. With checkpointing, the
+blocks share one set, only the blocks' inputs are kept, and the backward pass runs each block's
+forward pass again. As a compromise, a number `kept` of blocks can have their own sets, which saves
+their second forward pass. The last block does not need its own set, because its backward pass
+directly follows its forward pass. In all cases the gradient has the same bits.
 
 If nothing is trained (`ForwardActivations`), a block's input is not needed after the block, so the
 stream alternates between two arrays, and all blocks share one set.
@@ -46,8 +46,8 @@ from nbllama.ops.linear.panels import panel_floats
 
 Shapes = dict[str, tuple[int, ...]]  # by name of the array
 
-ALIGN = 16  # floats: every array begins at a cache line
-STREAMS = 2  # stream arrays if nothing is trained: a block reads one and writes the other
+ALIGN = 16  # floats; every array begins at a cache line
+STREAMS = 2  # stream arrays if nothing is trained: a block reads from one and writes to the other
 
 
 class Layout(NamedTuple):
@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """Floats per token of the widest linear layer's input, or of its output's gradient."""
+        """Floats per token of the widest input of a linear layer, or of its output's gradient."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
@@ -94,7 +94,7 @@ class BlockSet:
     mixed: dict[str, np.ndarray]  # activations of blocks without attention
     h_memory: dict[str, np.ndarray]  # by linear layer
     h: dict[str, np.ndarray]  # the packed h in `h_memory`, from the forward pass
-    mixture: dict[str, np.ndarray]  # for a mixture of experts: `mixture_shapes.kept_shapes`
+    mixture: dict[str, np.ndarray]  # of a mixture of experts: `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
@@ -115,7 +115,7 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
-    """Return the shape that a norm of `n` rows saves: rstd, and the mean for LayerNorm."""
+    """Return the shape of what a norm of `n` rows saves: rstd, and for LayerNorm the mean."""
     return (n,) if hp.norm == "rms" else (n, 2)
 
 
@@ -189,7 +189,7 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
-    """Return the shapes of one block's set, by group; the last group is LoRA's h."""
+    """Return the shapes of one block's set, by group; the last group contains LoRA's h."""
     hp, n = layout.hp, layout.tokens
     mixed = mixer_shapes(hp, n) | per_layer.kept_shapes(hp, n)
     return block_shapes(hp, n), norm_shapes(hp, n), mixed, kept_shapes(hp, n), h_shapes(layout)
@@ -201,9 +201,9 @@ def set_bytes(layout: Layout) -> int:
 
 
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
-    """Return the bytes that `Activations` will allocate.
+    """Return how many bytes `Activations` will allocate.
 
-    `kept`: number of blocks that have their own set although `checkpointing` is on.
+    `kept`: number of blocks that have their own set even though `checkpointing` is on.
     """
     n_layer = layout.hp.n_layer
     shapes = stream_shapes(layout, n_layer + 1) | shared_shapes(layout)
@@ -212,7 +212,7 @@ def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> i
 
 
 def forward_bytes(layout: Layout) -> int:
-    """Return the bytes that `ForwardActivations` will allocate."""
+    """Return how many bytes `ForwardActivations` will allocate."""
     shapes = stream_shapes(layout, STREAMS) | forward_shapes(layout)
     return 4 * (_floats(shapes) + ALIGN) + set_bytes(layout)
 
@@ -259,7 +259,7 @@ class Activations:
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes, for comparison with `activation_bytes` or `forward_bytes`."""
+        """Number of allocated bytes, for comparison with `activation_bytes` or `forward_bytes`."""
         return int(self._arena.memory.nbytes)
 
     def recomputes(self, layer: int) -> bool:
@@ -278,7 +278,7 @@ class Activations:
         return self._shared[name][:n]
 
     def pool(self, name: str) -> np.ndarray:
-        """Return a whole memory pool of `shared_shapes`: panels, hidden or dropped."""
+        """Return a whole memory pool of `shared_shapes`: "panels", "hidden" or "dropped"."""
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:

@@ -1,7 +1,7 @@
 """A block of the model, forward and backward: attention and feed-forward.
 
 Attention and feed-forward read the residual stream (in most models a normalised copy of it) and add
-their output to the stream. The differences between models are in `Hparams`, and the steps below
+their outputs to the stream. The differences between models are in `Hparams`, and the steps below
 depend on them:
 
 | step | differences |
@@ -16,8 +16,9 @@ depend on them:
 
 There are three implementations of the block. This file is for training: many tokens, forward and
 backward. `nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one
-token, optimised for speed. `nbllama.model.reference` has each operation as one line of plain
-float64 numpy; tests compare the other two with it. If you change one, change all three.
+token, optimised for speed. `nbllama.model.reference` writes each operation as one line of plain
+float64 numpy; tests compare the other two implementations with it. If you change one, change all
+three.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. The forward pass saves a
 `BlockSet` (`nbllama.model.activations`) for the backward pass.
@@ -45,7 +46,7 @@ from nbllama.ops.linear.linear import Input
 from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
-# Norms that only some models have, by the layer that they follow. They have no pair.
+# Norms that only some models have, by the layer that they follow. These norms have no pair.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 
 # llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
@@ -69,7 +70,7 @@ def block_forward(
 ) -> None:
     """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
 
-    With `recompute`, it stops when the backward pass has everything it needs. With `cache`,
+    With `recompute`, stops when the backward pass has everything that it needs. With `cache`,
     `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`: the sequences'
     states, for blocks without attention.
     """
@@ -86,10 +87,10 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Run block `layer` backward: acts.dx changes from the output's to the input's gradient.
+    """Run block `layer` backward: acts.dx changes from its output's to its input's gradient.
 
-    `lowest` is the lowest block with trained parameters. In this block, the work that only the
-    layers below would need is skipped.
+    `lowest` is the lowest block with trained parameters. In this block, work that only the blocks
+    below would need is skipped.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     block.feed_forward_backward()
@@ -101,7 +102,7 @@ def block_backward(
 
 
 class Block(BlockParts):
-    """One block with one batch: attention, or what the block has instead, and feed-forward."""
+    """One block with one batch: attention (or what replaces it) and feed-forward."""
 
     def __init__(
         self, model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch
@@ -161,13 +162,13 @@ class Block(BlockParts):
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows of its weight's length (one head or all), and rstd."""
+        """Return the norm's name, x in rows of the weight's length (one head or all), and rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
-        """Compute the stream between attention and feed-forward into `kept.x_mid`."""
+        """Write the stream between attention and feed-forward to `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
@@ -202,7 +203,7 @@ class Block(BlockParts):
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
-        """Return attention's output `[N, H, D]`, times its gates if it has any."""
+        """Return attention's output `[N, H, D]`, multiplied by its gates if there are any."""
         if not self.hp.attn_gate:
             return self.kept.att
         y = self.shared("att_gated")
@@ -215,7 +216,7 @@ class Block(BlockParts):
         Without `below`, only the gradients of this block's pairs are computed.
         """
         kept, n = self.kept, self.n
-        side_by_side = self.hp.side_by_side  # then dnorm already has feed-forward's part
+        side_by_side = self.hp.side_by_side  # then dnorm already contains feed-forward's part
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return

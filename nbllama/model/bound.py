@@ -1,4 +1,4 @@
-"""An adapter bound to a model: lookups for the passes, and the arrays of the gradients."""
+"""An adapter bound to a model: lookups for the passes, and the gradient arrays."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 class Bound:
     """An adapter bound to a model: pairs by tensor, effective norms, gradients of the parameters.
 
-    `dropout` applies to the inputs of the blocks' pairs; None except in training.
+    `dropout` applies to the inputs of the blocks' pairs; it is None except in training.
     """
 
     dropout: Dropout | None = None
     load: np.ndarray | None = None  # int64 [n_layer, E]: tokens per expert so far
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
-        """Bind `adapter`; raise `CheckpointError` if its shapes do not fit the model."""
+        """Bind `adapter`; raise `CheckpointError` if its shapes do not match the model."""
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
             raise CheckpointError(f"the adapter is for another model: {problem}")
         self._model = model
@@ -47,7 +47,7 @@ class Bound:
                     self._norms[name] = self._model.vectors[name] + delta
 
     def zero_grads(self) -> None:
-        """Set all gradients and the counts of the experts' tokens to 0."""
+        """Set all gradients and all per-expert token counts to 0."""
         if self.load is not None:
             self.load.fill(0)
         for g in self.grads.values():
@@ -65,7 +65,7 @@ class Bound:
         return LoraPair(stored.a, stored.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
-        """Return a layer's pair. Layers in one tensor share A, and each has its own rows of B."""
+        """Return a layer's pair. Layers in the same tensor share A; each has its own rows of B."""
         tensor, rows = self._model.linears[linear]
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
@@ -74,7 +74,7 @@ class Bound:
         return pair._replace(b=pair.b[rows], db=db)
 
     def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
-        """Return the pair of one expert, from a tensor of all experts."""
+        """Return one expert's pair, from a tensor that contains all experts."""
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
             return None
@@ -109,7 +109,7 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Set dx `[N, C]` (`add`: +=) to the gradient with respect to x; add the pair's as well."""
+        """Set dx `[N, C]` (`add`: +=) to the gradient with respect to x; add the pair's too."""
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return

@@ -36,7 +36,7 @@ def _keys(of: DeltaNet, n: int) -> tuple[int, ...]:
 
 
 def mixer_forward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays that the blocks share in the forward pass."""
+    """Return the shapes of the arrays that these blocks share in the forward pass."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes["mixed"] = (n, hp.n_embd)
@@ -52,7 +52,7 @@ def mixer_forward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays that the blocks share in the backward pass."""
+    """Return the shapes of the arrays that these blocks share in the backward pass."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes |= {"dmixed": (n, hp.n_embd), "dbcx": (n, 3 * hp.n_embd)}
@@ -68,7 +68,7 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Return the floats per token of a linear layer's widest input or output; 0 for none."""
+    """Return the floats per token of the widest input or output of a linear layer; 0 for none."""
     widths = [3 * hp.n_embd if "conv" in hp.mixers else 0]
     if of := hp.delta:
         widths += [of.n_qkv, of.n_values]

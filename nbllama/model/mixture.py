@@ -1,12 +1,12 @@
-"""A block's mixture of experts, forwards and backwards, in place of its feed-forward layer.
+"""A block's mixture of experts, forward and backward, in place of its feed-forward layer.
 
     y = sum over the chosen experts e of W_down[e] (w_e act(W_gate[e] h, W_up[e] h))  (+ shared(h))
 
-`nbllama.ops.experts.router` chooses the experts of a token and their weights w. The tokens of one
-expert are gathered, so that each of its matrices is decoded once for all of them. Experts are
+`nbllama.ops.experts.router` chooses each token's experts and their weights w. The tokens of one
+expert are gathered, so that each of the expert's matrices is decoded only once. Experts are
 processed in ascending order, which is also the order of a token's sum, so a token's bits depend
-neither on the number of threads nor on the rest of the batch. The weights of an expert without
-tokens are not read.
+neither on the number of threads nor on the rest of the batch. An expert without tokens is skipped,
+and its matrices are not read.
 
 The router is frozen. The gradient of the weights w flows through it to the block's input.
 
@@ -58,7 +58,7 @@ class Mixture:
         return self._pairs[key]
 
     def bias(self, name: str, expert: int) -> np.ndarray | None:
-        """Return a layer's bias of one expert, if it has one."""
+        """Return one expert's bias of a layer, if the layer has one."""
         found = self.block.model.vectors.get(self.block.name(f"{_TENSORS[name]}.bias"))
         return None if found is None else found[expert]
 
@@ -76,7 +76,7 @@ class Mixture:
         """Compute y `[M, n_out]`, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
-        # by the batch's size, not the expert's: a token's bits must not depend on the latter
+        # by the number of tokens in the batch, not per expert, which must not change a token's bits
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 
     def project_grad(
@@ -184,7 +184,7 @@ class Mixture:
         block.see("l_out", x)
 
     def backward(self, dx: np.ndarray, dread: np.ndarray) -> None:
-        """Compute dread `[N, C]`, the gradient of the input, from that of the block's output."""
+        """Compute dread `[N, C]`, the input's gradient, from the gradient of the block's output."""
         block, e = self.block, self.experts
         dy = block.branch_grad("down", dx)
         read = block.reads(*block.source())

@@ -1,4 +1,4 @@
-"""Shapes of the arrays that mixtures of experts need in addition to those of dense blocks."""
+"""Shapes of the arrays that mixtures of experts need but dense blocks do not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixture_shapes(hp: Hparams, n: int, rank: int) -> Shapes:
-    """Return the shapes that mixtures share: input, output, LoRA products of an expert's tokens.
+    """Return the shapes that mixtures share: an expert's input, output and LoRA products.
 
     `rank`: the largest rank of the experts' pairs.
     """

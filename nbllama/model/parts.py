@@ -1,7 +1,7 @@
 """The parts of a block's passes: tensor names, norms, linear layers and branches.
 
-`nbllama.model.block` contains the passes of ordinary blocks, `nbllama.model.mixture` those of a
-mixture of experts, `nbllama.model.mixers` those of blocks without attention. Shapes are as in
+`nbllama.model.block` contains the passes of ordinary blocks, `nbllama.model.mixture` those of
+mixtures of experts, and `nbllama.model.mixers` those of blocks without attention. Shapes are as in
 `nbllama.model.block`.
 """
 
@@ -18,7 +18,7 @@ from nbllama.model.weights import Weights
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
 
-# The norms that only some models have, by the layer that they follow. They have no pair.
+# The norms that only some models have, by the layer that they follow. These norms have no pair.
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
 # llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
@@ -41,7 +41,7 @@ class BlockParts:
         self.watch = model.watch
 
     def _fit(self) -> None:
-        """Reshape the arrays of `kept` for the block; use the shared arrays for lent keys."""
+        """Reshape the arrays of `kept` for the block; use shared arrays for lent keys."""
         kept, n, sizes = self.kept, self.n, self.sizes
         for name in ("q", "att", "k", "v", "gate", "up"):
             shape = own_shape(name, sizes, self.hp.n_head)
@@ -80,7 +80,7 @@ class BlockParts:
         return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
+        """Return a feed-forward array as `[N, F]`; with experts, its memory can be larger."""
         return fitted(array, self.n, (self.sizes.n_ff,))
 
     # Parts of the passes
@@ -92,7 +92,7 @@ class BlockParts:
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
 
     def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
-        """Return the stream x, normalised (until the next call), or x itself without a norm."""
+        """Return the normalised stream x (valid until the next call), or x if there is no norm."""
         if not norm:
             return x
         y = self.shared("norm")
@@ -102,7 +102,7 @@ class BlockParts:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, *, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; add a pair's gradients to `bound.grads`."""
+        """Add the gradient with respect to x to dx; add the gradients of a norm's pair."""
         if norm:
             self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:

@@ -4,8 +4,8 @@
 `nbllama.model.block` computes a block.
 
 The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations
-are a stream: all sequences of a micro-batch, concatenated, `[N, C]` float32. Base weights are never
-changed, and never decoded as a whole.
+form a stream: all sequences of a micro-batch, concatenated, `[N, C]` float32. Base weights are
+never changed, and never decoded as a whole.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
 positions.
@@ -41,7 +41,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Trunk(Protocol):
-    """A store of the inputs of block `layer`, x `[N, C]`, by sample."""
+    """A store of each sample's input x `[N, C]` of block `layer`."""
 
     layer: int
 
@@ -69,8 +69,8 @@ class Model(Weights):
     ) -> M:
         """Open a GGUF model; its weights stay memory-mapped.
 
-        Constants in the arguments replace those of the file (`arch.with_overrides`), and so does
-        `pre`, the name of a pre-tokenizer. Raises `GGUFError` for a file that is damaged or not
+        Constants in the arguments replace those of the file (`arch.with_overrides`), and `pre`
+        replaces the name of its pre-tokenizer. Raises `GGUFError` for a file that is damaged or not
         supported.
         """
         gguf = open_gguf(path)
@@ -119,8 +119,8 @@ class Model(Weights):
     ) -> None:
         """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
 
-        `check` is called between blocks. If `trunk` has the samples, its blocks are skipped. With a
-        watcher, all blocks are computed.
+        `check` is called between blocks. If `trunk` contains the samples, the blocks before
+        `trunk.layer` are skipped. With a watcher, all blocks are computed.
         """
         if self.watch is not None:
             trunk = None
@@ -176,7 +176,7 @@ class Model(Weights):
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
-                # the loss computes logits only for trained tokens, and never as a whole
+                # the loss computes logits only for trained tokens, and never stores them all
                 whole, last = batch.whole(), acts.x(self.hp.n_layer, n)
                 last = last if batch.tree is None else last[batch.tree.rows]
                 show_loss(self.watch, self.logits(bound, last), whole, weight)

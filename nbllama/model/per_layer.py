@@ -1,7 +1,7 @@
 """Embeddings for each block (Gemma 3n and 4), and how a block uses them.
 
-Each token has a row of P numbers for each of the L blocks, e_i, from a separate table and from
-the token's usual embedding x (already scaled):
+For each of the L blocks, a token has a row e_i of P numbers, computed from a separate table and
+from the token's usual embedding x (already scaled):
 
     e_i = (norm(p_i) + sqrt(P) T_i[token]) / sqrt(2)        p_i = x M_iᵀ / sqrt(C)
 
@@ -13,7 +13,7 @@ and multiplies the sum by a number, if the file has one. `inp_gate` and `proj` c
 the table T and the matrix M cannot, since llama.cpp does not apply such pairs.
 
 The rows are in one shared array, block by block. The backward pass of a block overwrites its rows
-with their gradient, which only the pair of the token embeddings needs (`embed_grad`). The operation
+with their gradient, which only the token embeddings' pair needs (`embed_grad`). The operation
 gelu(g) * e and its gradient are in `nbllama.ops.activation`.
 
 llama.cpp: `llama_model_gemma4::graph::build_inp_per_layer` and `project_per_layer_inputs`.
@@ -143,7 +143,7 @@ def forward(block: BlockParts, x: np.ndarray) -> None:
 
 
 def backward(block: BlockParts, dx: np.ndarray) -> None:
-    """Change dx from the gradient of the block's output to that of the stream before `forward`."""
+    """Change dx from the block output's gradient to the gradient of the stream before `forward`."""
     if (scale := _scale(block)) is not None:
         dx *= scale
     if not block.hp.n_per_layer:

@@ -1,4 +1,4 @@
-"""Shapes of the arrays for embeddings of each block (`nbllama.model.per_layer`)."""
+"""Shapes of the arrays for per-block embeddings (`nbllama.model.per_layer`)."""
 
 from __future__ import annotations
 

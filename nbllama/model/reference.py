@@ -1,11 +1,10 @@
 """The whole model on one page: forward pass, loss and backward pass in plain float64 numpy.
 
-Each line is one operation, in order; read `_Pass.forward` and `_Pass.backward`. Every operation
-and its gradient (`nbllama.model.reference_ops`) is the plain-numpy function of its page in
-`nbllama.ops`, which has the formula and the derivative. Training does not use this module: it is
-slow and exact, and the passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are
-checked against it. Its gradients are checked against finite differences of its loss
-(tests/model/test_reference.py).
+Each line is one operation, in order; read `_Pass.forward` and `_Pass.backward`. Every operation and
+its gradient (`nbllama.model.reference_ops`) is a plain-numpy function from a page of `nbllama.ops`,
+which gives the formula and the derivative. Training does not use this module: it is slow and exact,
+and the passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are checked against it.
+Its gradients are checked against finite differences of its loss (tests/model/test_reference.py).
 
 Shapes: N tokens (all sequences, concatenated), C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
 V n_vocab. `dx` is the gradient of the mean loss with respect to x.
@@ -38,7 +37,7 @@ class ReferenceModel(ReferenceTensors):
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`; `change` is added to the activations that it names.
+        """Compute the logits `[N, V]`; `change`: values to add to activations, by name.
 
         Every activation is stored in `seen` under llama.cpp's name (see `nbllama.peek.names`).
         """
@@ -102,7 +101,7 @@ class _Pass(Blocks):
         return keep("result_output", z)
 
     def attend(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the output of block `i`'s attention for h `[N, C]`."""
+        """Compute the output of block `i`'s attention for the input h `[N, C]`."""
         hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
         of = hp.sizes_at(i).kv_from  # the block whose keys and values are used
         q = self.heads(keep(f"Qcur_raw-{i}", self.queries(h, i)), "q", i)
@@ -169,7 +168,7 @@ class _Pass(Blocks):
         self.embed_grad(hp.embed_scale * (dx + self.embed_rows_grad()))
 
     def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to `attend`'s h, given that of its output."""
+        """Return the gradient with respect to `attend`'s h, given the gradient of its output."""
         hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
         att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
         datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
@@ -185,7 +184,7 @@ class _Pass(Blocks):
         return dh
 
     def heads_grad(self, dy: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return the gradient with respect to `heads`' x, given that of its result."""
+        """Return the gradient with respect to `heads`' x, given the gradient of its result."""
         node, last = LINEARS[name].node, self.hp.qk_norm_last
         if not last:
             dy = self.rotate(dy, i, inverse=True)

@@ -1,7 +1,7 @@
 """Parts of the reference model for blocks of different sizes, in plain float64 numpy.
 
-The parts are: keys and values that several blocks use, the norm of the values, and embeddings for
-each block: see `nbllama.model.varied` and `nbllama.model.per_layer`.
+The parts are keys and values that several blocks use, the norm of the values, and embeddings for
+each block (see `nbllama.model.varied` and `nbllama.model.per_layer`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Blocks(Mixers):
     # Keys and values
 
     def keys(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Return the keys `[N, G, D]` of block `i` as projected."""
+        """Return block `i`'s keys `[N, G, D]`, as projected."""
         return self.linear(h, i, "k").reshape(len(h), -1, self.hp.sizes_at(i).head_dim)
 
     def has_values(self, i: int) -> bool:
@@ -41,7 +41,7 @@ class Blocks(Mixers):
         return rms_norm_ref(v.reshape(-1, v.shape[-1]), one, self.hp.rms_eps).reshape(v.shape)
 
     def values_grad(self, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the gradients with respect to `values`' h, and to the keys if they are used."""
+        """Return the gradients with respect to `values`' h and, if used there, to the keys."""
         if self.hp.values_normed:
             raw = self.kept[f"raw values-{i}"]
             rows, one = raw.reshape(-1, raw.shape[-1]), np.ones(raw.shape[-1], raw.dtype)
@@ -53,7 +53,7 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Add up the gradients of keys and values over the blocks that use them, up to block i."""
+        """Sum the gradients of keys and values over the blocks that use them, down to block i."""
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
         total = self.lent[of] = dk + before[0], dv + before[1]

@@ -49,7 +49,7 @@ class ReferenceMixture:
         return dx
 
     def forward(self, h: np.ndarray) -> np.ndarray:
-        """Compute the experts' output, which is added to the stream, for h `[N, C]`."""
+        """Compute the experts' contribution to the stream, for the input h `[N, C]`."""
         i, keep, kept = self.layer, self.run.keep, self.run.kept
         z = h @ self.run.tensors[f"blk.{i}.ffn_gate_inp.weight"].T
         if (bias := self.weight("ffn_gate_inp.bias")) is not None:

@@ -1,6 +1,6 @@
 """Parts that only some blocks of the reference model have, in plain float64 numpy.
 
-The parts are: blocks without attention, and the gates of attention's output.
+The parts are blocks without attention, and the gates of attention's output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Mixers(Operations):
         return self.keep(f"conv_out-{i}", self.linear(y, i, "conv_out"))
 
     def mixed_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to `mixed`'s h, given that of its output."""
+        """Return the gradient with respect to `mixed`'s h, given the gradient of its output."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta_grad(dy, i)
         kept, taps = self.kept, self.taps("shortconv.conv", i)
@@ -42,7 +42,7 @@ class Mixers(Operations):
         """Return the weights of a convolution, `[K, ...]`."""
         return np.asarray(self.tensors[f"blk.{i}.{name}.weight"].T)
 
-    # The delta net: `kept` has the outputs of the projections
+    # The delta net: `kept` contains the outputs of the projections
 
     def delta(self, h: np.ndarray, i: int) -> np.ndarray:
         """Compute the output of a block with a delta net."""
@@ -103,7 +103,7 @@ class Mixers(Operations):
 
     @property
     def delta_scale(self) -> float:
-        """Scale of the queries' output."""
+        """The factor of the queries' outputs."""
         assert self.hp.delta is not None
         return float(1 / np.sqrt(self.hp.delta.size))
 
@@ -129,7 +129,7 @@ class Mixers(Operations):
         return both[:, :, 0]
 
     def gated_att(self, att: np.ndarray, i: int) -> np.ndarray:
-        """Return attention's output times its gates."""
+        """Return attention's output, multiplied by its gates."""
         if not self.hp.attn_gate:
             return att
         return self.keep(f"attn_gated-{i}", out_gate_ref(att, self.kept[f"q_gate-{i}"]))

@@ -1,4 +1,4 @@
-"""The operations of the reference model, each with its gradient and its tensor's LoRA pair.
+"""The operations of the reference model, each with its gradient and the LoRA pair of its tensor.
 
 `nbllama.model.reference` calls them in order. Gradients of pairs are added to `grads`.
 """
@@ -31,7 +31,7 @@ Seen = Callable[[str, np.ndarray], object]
 
 
 class ReferenceTensors:
-    """All tensors of a model decoded to `dtype`, and values computed from its constants."""
+    """All tensors of a model, decoded to `dtype`, and values computed from its constants."""
 
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp, self.dtype = model.hp, dtype
@@ -160,11 +160,11 @@ class Operations:
         return self.norm(x, f"blk.{layer}.{norm}") if norm else x
 
     def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return the gradient with respect to the stream, given that of `reads`."""
+        """Return the gradient with respect to the stream, given the gradient of the result."""
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Normalise x `[N, heads, D]`: each head, or all heads together if the weight fits them."""
+        """Normalise x `[N, heads, D]`: each head, or all heads at once, by the weight's length."""
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:

@@ -24,12 +24,12 @@ def head_shapes(hp: Hparams) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def most_kv_heads(hp: Hparams) -> int:
-    """Return the largest number of heads of keys."""
+    """Return the largest number of key heads."""
     return max(b.n_head_kv for b in hp.each_size)
 
 
 def norm_shapes_of_values(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes that the norm of the values saves, if there is one."""
+    """Return the shapes of what the values' norm saves, if there is one."""
     if not hp.values_normed:
         return {}
     return {"v": (n, *head_shapes(hp)[1]), "rstd_v": (n, most_kv_heads(hp))}

@@ -4,10 +4,10 @@ All arrays have the size of the largest block (`nbllama.model.activations`). A s
 the beginning of each array, with its own shape.
 
 Some blocks have no keys and values: their queries read those of an earlier block, `kv_from`. The
-keys and values of such an earlier block are not in its own set of activations, but in separate
-arrays, since the later blocks need them when the set is used again. Their gradient is the sum over
-all blocks that read them: from the last to the first, each adds its part to one array, and the
-earlier block adds that sum to its own gradient.
+earlier block's keys and values are not in its own set of activations but in separate arrays, since
+the later blocks need them after the set has been reused. Their gradient is the sum over all blocks
+that read them: from the last to the first, each adds its part to one array, and the earlier block
+adds that sum to its own gradient.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
-    """Compute the values y, in some models with a norm.
+    """Compute the values y, normalised in some models.
 
     Without a matrix for values, the values are the projected keys.
     """
@@ -43,7 +43,7 @@ def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
 
 
 def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
-    """Turn dv into the gradient of the projection's output; without one, add it to dk."""
+    """Turn dv into the gradient of the projection's output; without a projection, add it to dk."""
     rows, rstd = _rows(block, block.kept.norms["v"])
     d = dv.reshape(rows.shape)
     rms_norm_grad(d, rows, _ones(block), rstd, dx=d)
@@ -66,7 +66,7 @@ def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
         return True
     last = max(i for i, sizes in enumerate(hp.blocks) if sizes.kv_from == of)
     for sums, mine in zip(total, (dk, dv), strict=True):
-        if block.layer == last:  # the first one in the backward pass
+        if block.layer == last:  # the backward pass reaches this block first
             sums[:] = mine
         else:
             sums += mine

@@ -1,7 +1,7 @@
 """The hook through which `nbllama.peek` reads intermediate results of the passes.
 
 `Weights.watch` is None unless a watcher is active. The passes check this at each named result;
-without a watcher, nothing is copied, stored or computed for it.
+without a watcher, nothing is copied, stored or computed for peek.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Watcher(Protocol):
         """Begin a forward pass with a `nbllama.model.bound.Bound`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Return whether to compute a result that the passes do not need themselves."""
+        """Return whether to compute a result that the passes themselves do not need."""
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
         """Receive a result of the forward pass, one row per token."""
@@ -52,7 +52,7 @@ TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 
 
 def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float | np.ndarray) -> None:
-    """Pass each trained token's loss and the gradient with respect to the logits to the watcher.
+    """Pass the per-token losses and the gradient with respect to the logits to the watcher.
 
     The logits are `[N, V]`. The gradient is that of the sum of the losses times `weight`, a number
     or one number per trained token.

@@ -1,4 +1,4 @@
-"""A model's tensors as stored in the GGUF file, and values computed once from its constants."""
+"""A model's tensors as stored in the GGUF file, and values computed once from the constants."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return a model's layers of `LINEARS`; one tensor of the file can contain several."""
+    """Return a model's layers of `LINEARS`; one tensor of the file can contain several layers."""
     layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -74,7 +74,7 @@ class Weights:
         self.hp = hp
         self._pre = pre
         self.matrices: dict[str, Weight] = {}
-        self.experts: dict[str, tuple[Weight, ...]] = {}  # the experts of a tensor, in order
+        self.experts: dict[str, tuple[Weight, ...]] = {}  # a tensor's matrices, one per expert
         self.vectors: dict[str, np.ndarray] = {}
         self._known = expected_tensors(hp).keys() - unused_tensors(hp)
         for name, info in gguf.tensors.items():
@@ -132,7 +132,7 @@ class Weights:
             w = self.matrix(f"blk.{layer}.{tensor}")
             if rows != slice(None):
                 lines = w.raw.reshape(w.shape[0], -1)[rows]
-                # a separate name, which distinguishes the products of several weights
+                # a separate name, so that the products of several layers can be distinguished
                 part = f"{w.name}[{rows.start}:{rows.stop}]"
                 w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
             self._parts[layer, name] = w
@@ -164,7 +164,7 @@ class Weights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Numpy shape of every base tensor, except for keys and values that no block uses."""
+        """Numpy shape of every base tensor, except for key and value tensors that no block uses."""
         idle = unused_tensors(self.hp)
         return {name: t.shape for name, t in self.gguf.tensors.items() if name not in idle}
 
@@ -207,7 +207,7 @@ class Weights:
             q *= self.hp.temperature.at(positions)[:, None, None]
 
     def xielu(self, layer: int) -> Xielu:
-        """Return the numbers of a block's activation, if it has any."""
+        """Return the constants of a block's activation, if it has any."""
         return xielu_numbers(*self.hp.xielu[layer]) if self.hp.xielu else NO_NUMBERS
 
     def block_types(self, layer: int) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ log sigmoid(x) / dx = sigmoid(-x),
 
     d loss / dh = b (e sigmoid(b h) - (1 - e) sigmoid(-b h))
 
-which is d loss / d log pi(w), and with the other sign d loss / d log pi(l). The reward of an answer
-is b (log pi - log ref).
+which is d loss / d log pi(w) and, with the opposite sign, d loss / d log pi(l). The reward of an
+answer is b (log pi - log ref).
 
 Source: Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
 Model" (2023), equations 7 and 5. Label smoothing: Mitchell, "A note on DPO with noisy preferences
@@ -23,7 +23,7 @@ from nbllama.objectives.sides import PairLoss, Sides, log_sigmoid, sigmoid
 
 
 def dpo(sides: Sides, *, beta: float, label_smoothing: float = 0.0) -> PairLoss:
-    """Return loss and derivatives of each pair."""
+    """Return each pair's loss and derivatives."""
     chosen = beta * (sides.chosen - sides.ref_chosen)
     rejected = beta * (sides.rejected - sides.ref_rejected)
     x, e = chosen - rejected, label_smoothing

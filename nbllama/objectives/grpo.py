@@ -1,6 +1,6 @@
-"""GRPO, group relative policy optimisation: answers of the model itself, and a reward for each.
+"""GRPO, group relative policy optimisation: the model's own answers, each with a reward.
 
-For each prompt the model writes G answers, and r_1 .. r_G are their rewards. The advantage of an
+For each prompt, the model writes G answers, and r_1 .. r_G are their rewards. The advantage of an
 answer, the same for all of its tokens, compares it with the other answers of its group:
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4)         0 if all rewards of the group are equal
@@ -21,7 +21,7 @@ The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c: the answer h
 that much more (or less) likely, and the loss does not push further. If the answers are drawn with
 the parameters that are updated, log old = log pi, and q is 1.
 
-The loss of a step is the sum over the tokens of all answers, divided by their number. (The paper
+A step's loss is the sum over the tokens of all answers, divided by the number of tokens. (The paper
 averages over each answer first, which gives tokens of long answers a lower weight.)
 
 Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
@@ -42,7 +42,7 @@ SMALL = 1e-4  # added to the standard deviation
 
 
 class TokenLosses(NamedTuple):
-    """Loss, d loss / d log pi, and the estimate k of the KL of n tokens, float64 `[n]` each."""
+    """Loss, d loss / d log pi, and the estimate k of the KL for n tokens, float64 `[n]` each."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -50,7 +50,7 @@ class TokenLosses(NamedTuple):
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Return the advantages of a group, float64 `[G]`, from its rewards float64 `[G]`."""
+    """Return a group's advantages, float64 `[G]`, from its rewards, float64 `[G]`."""
     if len(rewards) < 2 or (rewards == rewards[0]).all():
         return np.zeros(len(rewards))
     found: np.ndarray = (rewards - rewards.mean()) / (rewards.std(ddof=1) + SMALL)
@@ -66,10 +66,10 @@ def grpo(
     beta: float,
     clip: float = CLIP,
 ) -> TokenLosses:
-    """Return loss and derivative of each token.
+    """Return each token's loss and derivative.
 
-    policy, old, reference: log-probabilities, float64 `[n]`. advantage: float64 `[n]`, that of the
-    token's answer. With `beta` 0 the reference has no effect on the loss.
+    policy, old, reference: log-probabilities, float64 `[n]`. advantage: that of each token's
+    answer, float64 `[n]`. If `beta` is 0, the reference has no effect on the loss.
     """
     q = np.exp(policy - old)
     free, held = q * advantage, np.clip(q, 1 - clip, 1 + clip) * advantage

@@ -4,8 +4,8 @@
     good:  loss = 1 - sigmoid(b (r - z))        d loss / d log pi = -b s (1 - s)
     bad:   loss = 1 - sigmoid(b (z - r))        d loss / d log pi = +b s (1 - s)
 
-with s the sigmoid in the loss, and b `beta`. z is the reference point: how far the model has moved
-from the reference in general, an estimate of the divergence KL(pi || ref). z is the mean of
+where s is the sigmoid in the loss, and b is `beta`. z is the reference point: how far the model has
+moved from the reference in general, an estimate of the divergence KL(pi || ref). z is the mean of
 log pi(y'|x) - log ref(y'|x) over answers y' that were written for other prompts, or 0 if this mean
 is negative; no gradient goes through z. (The factors lambda_D and lambda_U of the paper are the
 weights of records.) The reward of an answer is b r.
@@ -32,14 +32,14 @@ class LabelLoss(NamedTuple):
 
 
 def kto_reference_point(policy: np.ndarray, reference: np.ndarray) -> float:
-    """Return z from the log-probabilities `[n]` of answers after prompts of other answers."""
+    """Return z from the log-probabilities `[n]` of answers after the wrong prompts."""
     return max(0.0, float((policy - reference).mean()))
 
 
 def kto(
     policy: np.ndarray, reference: np.ndarray, good: np.ndarray, *, beta: float, z: float
 ) -> LabelLoss:
-    """Return loss and derivative of each answer.
+    """Return each answer's loss and derivative.
 
     policy, reference: log-probabilities float64 `[n]`, good: bool `[n]`, z: the reference point.
     """

@@ -8,10 +8,10 @@ PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
-    """An objective. `data`: the kind of sample, "" for answers without a judgement.
+    """One objective. `data`: the kind of sample, "" for answers without a judgement.
 
-    beta, sft_weight: defaults. refers: whether the loss uses a reference. smooths: whether it has
-    label smoothing. has_margin: whether it has a target margin. rate_divisor: divisor of the
+    beta, sft_weight: the defaults. refers: whether the loss uses a reference. smooths: whether it
+    has label smoothing. has_margin: whether it has a target margin. rate_divisor: divisor of the
     default learning rate.
     """
 

@@ -3,13 +3,13 @@
     p(y) = exp(log pi(y) / |y|)         log odds(y) = log p(y) - log(1 - p(y))
     r = log odds(w) - log odds(l)       loss = -b log sigmoid(r)
 
-w is the chosen answer, l the rejected one, |y| the number of an answer's tokens, b is `beta`,
-lambda in the paper. With m = log pi(y) / |y|,
+w is the chosen answer, l the rejected one, |y| is the number of an answer's tokens, b is `beta`
+(lambda in the paper). With m = log pi(y) / |y|,
 
     d log odds / dm = 1 / (1 - p)       d loss / dr = -b sigmoid(-r)
     d loss / d log pi(w) = -b sigmoid(-r) / ((1 - p(w)) |w|)
 
-and with the other sign for l. The paper's loss also contains the negative log-likelihood of the
+and with the opposite sign for l. The paper's loss also contains the negative log-likelihood of the
 chosen answer, which is the term of `supervised` with the weight 1. The reward of an answer is
 b log pi / |y|.
 
@@ -27,7 +27,7 @@ LARGEST = -1e-12  # of m: a probability of exactly 1 has infinite odds
 
 
 def orpo(sides: Sides, *, beta: float) -> PairLoss:
-    """Return loss and derivatives of each pair, without the term of `supervised`."""
+    """Return each pair's loss and derivatives, without the term of `supervised`."""
     chosen = np.minimum(sides.chosen / sides.n_chosen, LARGEST)
     rejected = np.minimum(sides.rejected / sides.n_rejected, LARGEST)
     # 1 - p as -expm1(m), which is exact even if p is almost 1

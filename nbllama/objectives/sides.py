@@ -1,4 +1,4 @@
-"""The arguments and results of the losses of pairs."""
+"""The arguments and results of pairwise losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ class Sides(NamedTuple):
     """Both answers of n pairs; all arrays are float64 `[n]`.
 
     chosen, rejected: log pi(y|x), nats, the sum over the tokens of an answer. ref_chosen,
-    ref_rejected: the same under the reference. n_chosen, n_rejected: tokens of the answers.
+    ref_rejected: the same under the reference. n_chosen, n_rejected: the number of tokens in the
+    answers.
     """
 
     chosen: np.ndarray
@@ -26,7 +27,7 @@ class PairLoss(NamedTuple):
     """Loss of n pairs and its derivatives, float64 `[n]` each.
 
     d_chosen, d_rejected: with respect to log pi of the two answers. reward_chosen, reward_rejected:
-    what the method regards as the reward of an answer; their difference is the margin.
+    what the method defines as an answer's reward; their difference is the margin.
     """
 
     loss: np.ndarray

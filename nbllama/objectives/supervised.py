@@ -2,8 +2,8 @@
 
     loss = -a log pi(w) / |w|           d loss / d log pi(w) = -a / |w|
 
-w is the chosen answer, |w| the number of its tokens, a is `weight` (`--sft-weight`). It keeps the
-probability of the chosen answers from falling along with that of the rejected ones.
+w is the chosen answer, |w| is the number of its tokens, a is `weight` (`--sft-weight`). The term
+keeps the probability of the chosen answers from falling along with that of the rejected ones.
 
 Source: with a = 1 the first term of ORPO (Hong, Lee and Thorne 2024, equation 6); with DPO: Pang et
 al., "Iterative Reasoning Preference Optimization" (2024), equation 1.

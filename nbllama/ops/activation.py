@@ -62,7 +62,7 @@ def gated_grad_ref(
 
 @kernel()
 def silu_row(gate, up, out):
-    """Compute out = silu(gate) * up of one row."""
+    """Compute out = silu(gate) * up for one row."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = a / (_ONE + exp_f32(-a)) * up[f]
@@ -70,7 +70,7 @@ def silu_row(gate, up, out):
 
 @kernel()
 def gelu_row(gate, up, out):
-    """Compute out = gelu(gate) * up of one row, gelu in its tanh form."""
+    """Compute out = gelu(gate) * up for one row, with the tanh form of gelu."""
     for f in range(gate.shape[0]):
         a = gate[f]
         z = a * (_LINEAR32 + _CUBIC32 * a * a)
@@ -126,9 +126,9 @@ def _grad(dout, gate, up, gelu):
 
 
 def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = False) -> None:
-    """Write out `[N, F]` = act(gate) * up: SwiGLU, or GeGLU with `gelu`.
+    """Set out `[N, F]` to act(gate) * up: SwiGLU, or GeGLU with `gelu`.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     shape = _shape(gate)
     check_array("gated", "gate", gate, shape)
@@ -141,7 +141,7 @@ def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = Fal
 def gated_grad(dout: np.ndarray, gate: np.ndarray, up: np.ndarray, *, gelu: bool = False) -> None:
     """Overwrite gate and up `[N, F]` with their gradients, given dout `[N, F]`.
 
-    Raises ValueError for arrays that do not fit each other, or that share memory.
+    Raises ValueError for mismatched arrays, or for arrays that share memory.
     """
     shape = _shape(gate)
     check_array("gated_grad", "dout", dout, shape)

@@ -3,14 +3,14 @@
     loss_t = log sum_v exp(z_tv) - z_t,target        dz = w (softmax(z) - onehot(target))
 
 Logits are panels (`ops.linear.panels`) `zp[p, v, j]`: the output product (`matmul_packed`) writes
-them in this layout, and the product of the gradient reads it. A task owns `BLOCK` logits v of one
-panel and shifts its exponentials by each token's largest logit m_b in the block. The blocks are
-combined afterwards, with exp(z - m) = exp(z - m_b) exp(m_b - m).
+this layout, and the gradient's product reads it. A task owns `BLOCK` logits v of one panel and
+shifts its exponentials by each token's largest logit m_b in the block. The blocks are combined
+afterwards, with exp(z - m) = exp(z - m_b) exp(m_b - m).
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024,
 `ggml_cross_entropy_loss` had a floor f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss
-and gradient. Here the floor is an option; it is 0 (off) unless an old run is reproduced. The
-block-wise sum: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+and gradient. In this module, the floor is an option: it is 0 (off) unless an old run is reproduced.
+The block-wise sum: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-BLOCK = 1024  # logits per token in a task; a panel's logits then stay in the L2 cache
+BLOCK = 1024  # logits per token in a task, so that a panel's logits stay in the L2 cache
 
 
 def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""LoRA dropout: values are dropped at random from the input of the pair, not of the weight.
+"""LoRA dropout: values are dropped at random from the pair's input, not from the weight's.
 
     x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
     y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
@@ -28,7 +28,7 @@ from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import check_array, check_output, readonly
 
 _STREAM = 1 << 33  # separates these Philox keys from those of the data order and A's initial values
-_SITES = 8  # inputs of pairs per block, rounded up
+_SITES = 8  # upper limit of the pairs' inputs per block
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Token embedding: rows of a quantised table, and the LoRA pair of that table.
+"""Token embedding: rows of a quantised table, and the table's LoRA pair.
 
     x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
     x[n] += s B[tok[n]] A                       the pair's part: one row of B, all of A
@@ -94,7 +94,7 @@ def _scatter(projected, tokens, db):
 def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
     """Decode the rows `tokens` (int32 `[N]`) of the table `w` `[V, C]` into x `[N, C]`.
 
-    Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
+    Raises ValueError for mismatched arrays or a token outside 0 .. V-1.
     """
     n_vocab, width = w.shape
     row_bytes = nbytes(w.type_id, width)
@@ -114,7 +114,7 @@ def embed_lora(
 ) -> None:
     """Add scale * B[tokens] A to x `[N, C]`, with A `[R, C]` and B `[V, R]`.
 
-    Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
+    Raises ValueError for mismatched arrays or a token outside 0 .. V-1.
     """
     _check_pair("embed_lora", tokens, a, b)
     check_output("embed_lora", "x", x, (len(tokens), a.shape[1]))
@@ -133,7 +133,7 @@ def embed_lora_grad(
 ) -> None:
     """Add the pair's gradients, given dx `[N, C]`, to da `[R, C]` and db `[V, R]`.
 
-    Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
+    Raises ValueError for mismatched arrays or a token outside 0 .. V-1.
     """
     _check_pair("embed_lora_grad", tokens, a, b)
     check_array("embed_lora_grad", "dx", dx, (len(tokens), a.shape[1]))

@@ -180,7 +180,7 @@ def layer_norm(
 ) -> None:
     """Write y `[N, C]`, mean and rstd `[N]` for x `[N, C]`; w and b are `[C]` or None.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     w, b = _vector("layer_norm", "w", w, shape), _vector("layer_norm", "b", b, shape)
@@ -204,8 +204,7 @@ def layer_norm_grad(
 ) -> None:
     """Set dx `[N, C]` to (with `add`: increase it by) the gradient with respect to x.
 
-    mean and rstd `[N]` are from `layer_norm`. Raises ValueError for arrays that do not fit each
-    other.
+    mean and rstd `[N]` are from `layer_norm`. Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     w = _vector("layer_norm_grad", "w", w, shape)
@@ -222,7 +221,7 @@ def layer_norm_grad_weight(
 ) -> None:
     """Add the gradient with respect to w to dw `[C]`, summed over tokens in ascending order.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     check_array("layer_norm_grad_weight", "dy", dy, shape)

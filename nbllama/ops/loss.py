@@ -5,9 +5,9 @@
 
 Rows are the positions that have a target, gathered beforehand, so other positions cost nothing.
 They are processed in chunks of at most `CHUNK` rows, large enough to decode W once for many rows.
-The weight `w` of a row is 1 / (trained tokens of the step), so that the sum over micro-batches is
-the step's mean. A preference loss has one weight per row (`nbllama.objectives`). If the model has a
-soft-cap for its logits (`ops.softcap`), a copy of the capped chunk is kept.
+The weight `w` of a row is 1 / (number of the step's trained tokens), so that the sum over
+micro-batches is the step's mean. A preference loss has one weight per row (`nbllama.objectives`).
+If the model has a soft-cap for its logits (`ops.softcap`), a copy of the capped chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
 """
@@ -28,7 +28,7 @@ CHUNK = 192  # upper limit of rows whose logits are in memory together
 
 
 class LossBuffers:
-    """Reused memory of one chunk: packed logits and input.
+    """Reused memory for one chunk: packed logits and packed input.
 
     With a soft-cap `cap`, it stores the logits before and after the cap. `seen`: None, or a list to
     which every call with a gradient appends the losses of its rows (float32, one array per chunk).
@@ -69,7 +69,7 @@ def output_loss(
     cap: float = 0.0,
     bias: np.ndarray | None = None,
 ) -> float:
-    """Return the unweighted sum of the rows' losses, and compute its gradient.
+    """Return the unweighted sum of the rows' losses, and compute the sum's gradient.
 
     x is float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` is set to the gradient of
     `weight` times the sum, or of the sum with one weight per row (float64 `[M]`); if `dx` is None,

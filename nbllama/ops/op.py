@@ -32,7 +32,7 @@ class Op:
     - `grad_ref(dy, **inputs)` is the gradient of `sum(dy * output)` with respect to each
       differentiable input.
     - `forward` and `grad` do the same through the kernels, in float32 only. Like the wrappers, they
-      refuse an array of another shape or dtype, or one that is not contiguous.
+      refuse an array with a different shape or dtype, or one that is not contiguous.
 
     `tolerance` bounds the largest difference between kernel and reference, relative to the largest
     number of the reference; `why` explains it. `ggml` names the equivalent functions of ggml.
@@ -79,7 +79,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    Ops that work in place need it: their `Op.forward` must refuse whatever the wrapper refuses.
+    In-place ops need such a copy: their `Op.forward` must refuse whatever the wrapper refuses.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)

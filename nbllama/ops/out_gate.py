@@ -40,7 +40,7 @@ def out_gate_grad_ref(
 # z - z is 0, or NaN if z is NaN or infinite: it makes the output NaN as well.
 @kernel()
 def out_gate_row(x, z, y):
-    """Compute y from numbers x and their gates z; y may be x."""
+    """Compute y from the numbers x and their gates z; y may be the same array as x."""
     for i in range(x.shape[0]):
         y[i] = x[i] * (_ONE / (_ONE + exp_f32(-z[i]))) + (z[i] - z[i])
 
@@ -75,7 +75,7 @@ def _grad(dy, x, qz, dqz):
 
 
 def out_gate(x: np.ndarray, qz: np.ndarray, y: np.ndarray) -> None:
-    """Write y `[N, H, D]`. Raises ValueError for arrays that do not fit each other."""
+    """Write y `[N, H, D]`. Raises ValueError for mismatched arrays."""
     _check("out_gate", x, qz)
     check_output("out_gate", "y", y, x.shape)
     run = _serial if x.size <= SERIAL else _parallel
@@ -85,7 +85,7 @@ def out_gate(x: np.ndarray, qz: np.ndarray, y: np.ndarray) -> None:
 def out_gate_grad(dy: np.ndarray, x: np.ndarray, qz: np.ndarray, dqz: np.ndarray) -> None:
     """Overwrite dy `[N, H, D]` with dx, and write part 1 of dqz `[N, H, 2, D]`.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     _check("out_gate_grad", x, qz)
     check_output("out_gate_grad", "dy", dy, x.shape)

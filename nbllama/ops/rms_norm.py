@@ -129,7 +129,7 @@ def _grad_weight(dy, x, rstd, dw, sums):
 def rms_norm(x: np.ndarray, w: np.ndarray, eps: float, *, y: np.ndarray, rstd: np.ndarray) -> None:
     """Write y `[N, C]` and rstd `[N]` for x `[N, C]` and w `[C]`.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     check_array("rms_norm", "x", x, shape)
@@ -151,7 +151,7 @@ def rms_norm_grad(
 ) -> None:
     """Set dx `[N, C]` to (with `add`: increase it by) the gradient with respect to x.
 
-    rstd `[N]` is from `rms_norm`. Raises ValueError for arrays that do not fit each other.
+    rstd `[N]` is from `rms_norm`. Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     check_array("rms_norm_grad", "dy", dy, shape)
@@ -165,7 +165,7 @@ def rms_norm_grad(
 def rms_norm_grad_weight(dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, dw: np.ndarray) -> None:
     """Add the gradient with respect to w to dw `[C]`, summed over tokens in ascending order.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     check_array("rms_norm_grad_weight", "dy", dy, shape)

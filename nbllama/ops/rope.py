@@ -13,12 +13,12 @@ Shapes: x, y `[N, H, D]` float32, positions int32 `[N]`, cos and sin float32 `[P
 P positions. Nothing is saved: the gradient needs only the positions and the tables.
 
 The tables include YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
-and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). They follow ggml step
-by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position 8191 the
-angle differs from the exact one by up to 1.3e-3 radians (n_rot 128, base 10000), but llama.cpp will
-run the adapter with ggml's angles. Compared with `ggml_rope_ext` in an x86-64 build, 1 % of the
-numbers differ by one unit in the last place. With YaRN, the compiler of that build fuses operations
-in the mix of angles, and numbers differ by up to 1e-5.
+and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The tables follow ggml
+step by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position 8191
+the angle differs from the exact one by up to 1.3e-3 radians (n_rot 128, base 10000), but llama.cpp
+will run the adapter with ggml's angles. Compared with `ggml_rope_ext` in an x86-64 build, 1 % of
+the numbers differ by one unit in the last place. With YaRN, the compiler of that build fuses
+operations in the mix of angles, and numbers differ by up to 1e-5.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp: t07, t10.
@@ -59,7 +59,8 @@ def rope_tables(
     """Return (cos, sin), float32 `[n_positions, n_rot/2]`, rounded as in ggml's cache of angles.
 
     The parameters are those of `ggml_rope_ext`; `factors` float32 `[n_rot/2]` divide the angles
-    (tensor rope_freqs.weight). Raises ValueError for an odd `n_rot` or `factors` of another length.
+    (tensor rope_freqs.weight). Raises ValueError for an odd `n_rot` or `factors` of a different
+    length.
     """
     if n_rot <= 0 or n_rot % 2 or n_positions < 0:
         raise ValueError(f"rope_tables: n_rot {n_rot}, n_positions {n_positions}")
@@ -189,7 +190,7 @@ def rope(
 ) -> None:
     """Rotate x `[N, H, D]` in place; with `inverse`, rotate a gradient back.
 
-    Raises ValueError for arrays that do not fit each other or a position outside the tables.
+    Raises ValueError for mismatched arrays or a position outside the tables.
     """
     if np.ndim(x) != 3 or np.ndim(cos) != 2 or 2 * cos.shape[1] > x.shape[2]:
         raise ValueError(f"rope: x {np.shape(x)} [N, H, D], cos {np.shape(cos)} [P, n_rot/2]")
@@ -198,7 +199,7 @@ def rope(
     check_array("rope", "cos", cos, cos.shape)
     check_array("rope", "sin", sin, cos.shape)
     if positions.size:
-        # for a single token, two passes of numpy would take longer than everything else here
+        # for a single token, two numpy passes would take longer than the rest of this function
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
             raise ValueError(f"rope: positions {min(few)}..{max(few)}, tables of {len(cos)}")

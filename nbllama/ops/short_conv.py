@@ -166,10 +166,10 @@ def short_conv(
 ) -> None:
     """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and offsets `[S + 1]` of the sequences.
 
-    `before` `[S, K - 1, C]` is the state before each sequence, None for zeros; `after` of the same
-    shape receives the state after it, and must not be `before`.
+    `before` `[S, K - 1, C]` is the state before each sequence, or None for zeros; `after`, a
+    different array of the same shape, receives the state after it.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     n, taps, width = _check("short_conv", bcx, w, offsets)
     check_output("short_conv", "y", y, (n, width))
@@ -202,7 +202,7 @@ def short_conv_grad(
 ) -> None:
     """Write dbcx `[N, 3 C]`, the gradient with respect to bcx, for dy `[N, C]`.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     n, _, width = _check("short_conv_grad", bcx, w, offsets)
     check_array("short_conv_grad", "dy", dy, (n, width))

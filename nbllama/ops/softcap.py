@@ -66,7 +66,7 @@ def _cap_grad(dy, y, cap):
 
 
 def soft_cap(z: np.ndarray, cap: float) -> None:
-    """Turn z `[M, V]` into y. Raises ValueError for another array, or a cap not above 0."""
+    """Turn z `[M, V]` into y. Raises ValueError for an unsuitable array or a cap not above 0."""
     if np.ndim(z) != 2 or not cap > 0:
         raise ValueError(f"soft_cap: z {np.shape(z)} is not [M, V], or cap {cap} is not above 0")
     check_output("soft_cap", "z", z, z.shape)
@@ -76,7 +76,7 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
 def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
     """Turn dy `[M, V]` into the gradient with respect to z; y is the output of `soft_cap`.
 
-    Raises ValueError for arrays that do not fit each other, or a cap not above 0.
+    Raises ValueError for mismatched arrays or a cap not above 0.
     """
     if np.ndim(y) != 2 or not cap > 0:
         raise ValueError(f"soft_cap: y {np.shape(y)} is not [M, V], or cap {cap} is not above 0")

@@ -54,7 +54,7 @@ CODES = {"gelu": GELU, "relu2": RELU2, "xielu": XIELU}
 
 
 class Xielu(NamedTuple):
-    """The numbers of xIELU in one layer, as in the formula; other activations ignore them."""
+    """The constants of xIELU in one layer, as in the formula; other activations ignore them."""
 
     p: float = 0.0
     n: float = 0.0
@@ -123,7 +123,7 @@ def _xielu_row(x, p, n, beta, eps, out):
 
 @kernel()
 def ungated_row(x, code, p, n, beta, eps, out):
-    """Compute out = act(x) of one row; `code` names the activation."""
+    """Compute out = act(x) for one row; `code` identifies the activation."""
     if code == GELU:
         _gelu_row(x, out)
     elif code == RELU2:
@@ -182,9 +182,9 @@ def _grad(dout, x, code, p, n, beta, eps):
 
 
 def ungated(x: np.ndarray, out: np.ndarray, *, kind: str, numbers: Xielu = NO_NUMBERS) -> None:
-    """Write out `[N, F]` = act(x); `kind` is a name of `CODES`.
+    """Set out `[N, F]` to act(x); `kind` is a key of `CODES`.
 
-    Raises ValueError for arrays that do not fit each other, or an unknown kind.
+    Raises ValueError for mismatched arrays or an unknown kind.
     """
     code, shape = _checked(x, kind)
     check_array("ungated", "x", x, shape)
@@ -198,7 +198,7 @@ def ungated_grad(
 ) -> None:
     """Overwrite x `[N, F]` with its gradient, given dout `[N, F]`.
 
-    Raises ValueError for arrays that do not fit each other or share memory, or an unknown kind.
+    Raises ValueError for mismatched arrays, arrays that share memory, or an unknown kind.
     """
     code, shape = _checked(x, kind)
     check_array("ungated_grad", "dout", dout, shape)

@@ -4,8 +4,8 @@
 |---|---|
 | `names` | the table of optimisers |
 | `optimiser` | the common part: moments, clipping, decay, and the step over all arrays |
-| `adamw`, `sgd`, `lion` | their formulas |
-| `schedule` | the factor on the learning rate, by step |
+| `adamw`, `sgd`, `lion` | the formulas of the optimisers |
+| `schedule` | the learning-rate factor of each step |
 | `arrays` | operations on whole arrays |
 
 This file imports nothing, so that `names` and `schedule` can be imported without numpy.

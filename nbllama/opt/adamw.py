@@ -16,7 +16,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class AdamW(Optimiser):
-    """AdamW, see the module's docstring; `m` and `v` are the moments."""
+    """AdamW (see the module's docstring); `m` and `v` are the moments."""
 
     has_second_moment = True
 
@@ -28,7 +28,7 @@ class AdamW(Optimiser):
         np.multiply(g, f32(1.0 - self.beta1), out=step)
         m *= f32(self.beta1)
         m += step
-        # v ← β2 v + (1 - β2) g²; after this g is scratch memory
+        # v ← β2 v + (1 - β2) g²; after this, g is scratch memory
         np.multiply(g, g, out=g)
         g *= f32(1.0 - self.beta2)
         v *= f32(self.beta2)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-CHUNK = 32768  # elements; three float32 arrays of this size and two scratch ones fit in L2
+CHUNK = 32768  # elements; three float32 arrays of this size and two scratch arrays fit in L2
 
 
 def n_dims(name: str, shape: tuple[int, ...]) -> int:
-    """Return the dimensions of a LoRA array as in llama.cpp (`ggml_n_dims`), without trailing 1s.
+    """Return a LoRA array's number of dimensions as in llama.cpp (`ggml_n_dims`): no trailing 1s.
 
     The old tool stores both halves as ne = [rank, n]. So only the `lora_b` of a norm vector,
     ne = [rank, 1], has one dimension; a rank-1 `lora_a`, ne = [1, n], has two.
@@ -38,7 +38,7 @@ def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """Return √ of the sum of all squares, in float64 and in order; not finite if any value is."""
+    """Return √ of the sum of squares, in float64 and in order; finite only if all values are."""
     wide = np.empty(CHUNK, np.float64)
     total = 0.0
     for x in arrays.values():

@@ -3,8 +3,8 @@
     x ← x (1 - decay rate) - rate sign(β1 m + (1 - β1) g)
     m ← β2 m + (1 - β2) g
 
-"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, with β1 0.9, β2 0.99. Its
-learning rate is a third to a tenth of AdamW's. ε is not used; sign(0) is 0.
+"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, with β1 = 0.9 and β2 = 0.99. The
+learning rate should be a third to a tenth of AdamW's. ε is not used; sign(0) is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class Lion(Optimiser):
-    """Lion, see the module's docstring; `m` is the mean, `v` is empty."""
+    """Lion (see the module's docstring); `m` is the mean, `v` is empty."""
 
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float

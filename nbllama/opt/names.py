@@ -1,4 +1,4 @@
-"""The table of optimisers. A new optimiser needs a file in this folder and a row here.
+"""The table of optimisers. A new optimiser needs a file in this folder and a row in this table.
 
 This module imports nothing large, so that the command line can read the table before numpy is
 loaded.
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class OptimiserRow:
     """One optimiser: its name, and its defaults that differ from AdamW's."""
 
-    name: str  # name of its module here, and value of `--optimizer`
-    label: str  # name of its class, also on the screen
+    name: str  # name of its module in this folder, and value of `--optimizer`
+    label: str  # name of its class, also shown on the screen
     rate_divisor: float = 1.0  # the default learning rate is that of AdamW divided by this
     beta2: float = 0.999
-    has_beta2: bool = True  # else beta1 is its momentum, and beta2 has no effect
+    has_beta2: bool = True  # otherwise, beta1 is its momentum, and beta2 has no effect
 
     def load(self) -> type[Optimiser]:
-        """Import and return the class."""
+        """Import and return the optimiser's class."""
         cls: type[Optimiser] = getattr(import_module(f"nbllama.opt.{self.name}"), self.label)
         return cls
 

@@ -3,12 +3,13 @@
     norm = √Σ g²  over all arrays          c = gclip / norm if norm > gclip > 0, else 1
     x ← x (1 - decay rate) - (the optimiser's own step with c g and rate)
 
-with rate = α · schedule, and `b_ratio` times that for every B of a LoRA pair: if A and B have the
-same learning rate, B learns too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation of
-Large Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and proportional to
-the learning rate ("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays with
-fewer than `decay_min_ndim` dimensions are not decayed. Everything is elementwise float32, except
-for the norm, which is summed in float64 in a fixed order: the same bits with any number of threads.
+with rate = α · schedule, and `b_ratio` times that for every B of a LoRA pair: if A and B had the
+same learning rate, B would learn too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation
+of Large Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and proportional
+to the learning rate ("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays
+with fewer than `decay_min_ndim` dimensions are not decayed. Everything is elementwise float32,
+except for the norm, which is summed in float64 in a fixed order. So the bits are the same with any
+number of threads.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Optimiser(ABC):
     """Optimiser state of `params` (name -> float32 C-contiguous array, updated in place).
 
     `m`: first moments, with the same names and shapes; `v`: second moments, empty if the optimiser
-    has none. `iteration`: updates done. `alpha`: learning rate; `decay` is multiplied by it;
-    `gclip` 0: no clipping.
+    has none. `iteration`: number of completed updates. `alpha`: learning rate; `decay` is
+    multiplied by it; `gclip` 0: no clipping.
     """
 
     has_second_moment: ClassVar[bool] = False
@@ -72,7 +73,7 @@ class Optimiser(ABC):
     def restore(
         self, m: Mapping[str, np.ndarray], v: Mapping[str, np.ndarray], iteration: int
     ) -> None:
-        """Copy stored moments. Raises `ValueError` if names or shapes are not the parameters'."""
+        """Copy stored moments. Raises `ValueError` unless names and shapes are the parameters'."""
         self._check(m)
         if self.has_second_moment:
             self._check(v)
@@ -93,10 +94,11 @@ class Optimiser(ABC):
 
     @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
-        """Do one update with learning rate `alpha * schedule`. `grads` are not changed.
+        """Run one update with learning rate `alpha * schedule`. `grads` are not changed.
 
         Raises, before anything changes, `FloatingPointError` with the name of the array if a
-        gradient is NaN or infinite, and `ValueError` if names or shapes are not the parameters'.
+        gradient is NaN or infinite, and `ValueError` if names or shapes differ from the
+        parameters'.
         """
         self._check(grads)
         norm = global_norm({name: grads[name] for name in self.params})

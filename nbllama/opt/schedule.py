@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor per update. A new schedule needs a function and a row here."""
+"""Learning-rate schedules: a factor per update. A new one needs a function and a table row."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The factor on the learning rate: see `factor`.
+    """The factor on the learning rate (see `factor`).
 
-    `kind`: a name in `SCHEDULES`. `warmup`: updates in which the factor rises. `cos_decay_steps`:
-    the update T at which the decay, of any kind, ends at `cos_decay_min`. With `enable_restart`,
-    the cosine starts again, `cos_decay_restart` times as long. `min_ratio`: smallest factor.
-    `wsd_decay`: share of T in which "wsd" falls. `begin`: the update after which the schedule
-    starts; T and `warmup` are counted from there.
+    `kind`: a name in `SCHEDULES`. `warmup`: number of updates in which the factor rises.
+    `cos_decay_steps`: the update T at which the decay, of any kind, ends at `cos_decay_min`. With
+    `enable_restart`, the cosine starts again, `cos_decay_restart` times as long. `min_ratio`:
+    smallest factor. `wsd_decay`: share of T in which "wsd" falls. `begin`: the update after which
+    the schedule starts; T and `warmup` are counted from there.
     """
 
     kind: str = "cosine"
@@ -75,7 +75,7 @@ def _cosine(s: Schedule, step: int) -> float:
         step -= s.warmup
         while 0 < length < step:
             before, length = length, int(s.cos_decay_restart * length)
-            # all decays of equal length at once
+            # skips all decays of equal length at once
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
         return s.cos_decay_min  # the limit of ever shorter decays; the formula itself is 0 / 0

@@ -10,9 +10,9 @@
 |---|---|
 | `names` | the names: llama.cpp's names, finetune.cpp's numbers, patterns |
 | `watcher` | `watch`: copies arrays while the passes run |
-| `training` | the same at chosen iterations of `nbllama.finetune` (`--dump`) |
-| `dump` | arrays by name and their origin; `.npz` files |
-| `source` | the arrays of any file: dumps, models, checkpoints, adapters |
+| `nbllama.train.run.dumps` | the same at chosen iterations of `nbllama.finetune` (`--dump`) |
+| `dump` | arrays by name with their origin, and `.npz` files |
+| `source` | the arrays in any file: dump, model, checkpoint or adapter |
 | `tables`, `pictures` | statistics, differences, histograms, heat maps, attention maps |
 """
 

@@ -1,4 +1,4 @@
-"""The names of all arrays, and patterns for them. This module does not need numpy.
+"""The names of all arrays, and patterns for names. This module does not need numpy.
 
 | name | meaning | kind |
 |---|---|---|
@@ -29,8 +29,8 @@ from nbllama.errors import UsageError, shown
 class Node(NamedTuple):
     """An activation: its shape in letters, finetune.cpp's numbers for it, and its meaning.
 
-    The letters: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
-    tokens, E experts, K experts per token, P the width of a block's own embeddings.
+    The letters are N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M
+    trained tokens, E experts, K experts per token, P the width of a block's own embeddings.
     """
 
     name: str
@@ -102,13 +102,13 @@ _NODE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)
 
 
 def node_name(name: str, layer: int) -> str:
-    """Return the full name of a node: with its block's number, if it is in a block."""
+    """Return a node's full name, which includes the block number if the node is in a block."""
     return name if layer < 0 else f"{name}-{layer}"
 
 
 @lru_cache(maxsize=1 << 16)
 def aliases(name: str) -> tuple[str, ...]:
-    """Return other names of the same array: finetune.cpp's numbers."""
+    """Return the array's other names: finetune.cpp's numbers."""
     match = _NODE.fullmatch(name)
     if match is None:
         return ()
@@ -120,7 +120,7 @@ class Patterns:
     """Shell patterns (`*`, `?`, `[0-3]`), separated by commas.
 
     Patterns are compared with whole names and aliases; `.weight` can be omitted. The number of a
-    micro-batch is ignored unless the pattern has one.
+    micro-batch is ignored unless the pattern contains one.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -150,7 +150,7 @@ class Patterns:
 
 
 def activation_names(n_layer: int) -> list[str]:
-    """Return all activations of a model with `n_layer` blocks, and their gradients."""
+    """Return the names of all activations (and gradients) of a model with `n_layer` blocks."""
     names = [(n, node_name(n.name, -1)) for n in ENDS]
     names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK + MIXERS]
     out = []
@@ -160,7 +160,7 @@ def activation_names(n_layer: int) -> list[str]:
 
 
 def parameter_names(parameters: Iterable[str], suffixes: Sequence[str]) -> list[str]:
-    """Return NAME.lora_a and the other names of a step, with each suffix."""
+    """Return NAME.lora_a and a step's other names, with each suffix."""
     return [name + s for name in parameters for s in ("", *suffixes)]
 
 

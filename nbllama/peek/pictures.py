@@ -15,16 +15,17 @@ from nbllama.system.files import atomic_write, check_writable
 
 KINDS = ("auto", "histogram", "heat", "attention")
 MOST_PANELS = 36
-_MOST_CELLS = 512  # per side of a heat map; larger arrays are shown as block means
+_MOST_CELLS = 512  # cells per side of a heat map; larger arrays are shown as block means
 _FORMATS = ("svg", "png", "pdf")
 
 
 def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
-    """Write a picture with one panel per array (attention maps: one per head); return notes.
+    """Write a picture with one panel per array (attention maps: per head); return any notes.
 
     `kind` "auto": attention maps for probabilities, else histograms. The suffix of `path` sets the
-    format. `head`: only that head. Raises `UsageError` without matplotlib, for another suffix, and
-    for arrays that do not fit this kind of picture; `OutputError` if writing fails.
+    format. `head`: draw only that head. Raises `UsageError` if matplotlib is missing, for an
+    unknown suffix, and for arrays that do not suit this kind of picture; `OutputError` if writing
+    fails.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
     if ending not in _FORMATS:

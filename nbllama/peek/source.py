@@ -1,4 +1,4 @@
-"""The arrays of any file by name: a dump, a model, a checkpoint or an adapter."""
+"""The arrays, by name, of any file: a dump, a model, a checkpoint or an adapter."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nbllama.peek.names import Patterns
 from nbllama.quants import QUANTS, decode
 from nbllama.system.regular import first_bytes
 
-MOST_BYTES = 8 << 30  # limit of one file's decoded tensors
+MOST_BYTES = 8 << 30  # limit for the total size of one file's decoded tensors
 
 
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
     """Read the tensors of a file that match a pattern, decoded to float32.
 
-    For a checkpoint this includes the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if there
-    is no such file or no such name, `GGUFError` and `CheckpointError` for a file that cannot be
-    read, and `NotEnoughMemory` if the tensors exceed 8 GB.
+    For a checkpoint, this includes the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if the
+    file does not exist or no name matches, `GGUFError` and `CheckpointError` for a file that cannot
+    be read, and `NotEnoughMemory` if the tensors exceed 8 GB.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{shown(path, 400)}: there is no such file")

@@ -41,7 +41,7 @@ def _shape(x: np.ndarray) -> str:
 
 
 def table(dump: Mapping[str, np.ndarray], values: int = 0) -> str:
-    """Return one line per array; `values`: how many of its first numbers to print below it."""
+    """Return one line per array; with `values`, that many of its first numbers follow."""
     rows: list[tuple[str, ...]]
     rows = [("name", "kind", "shape", "dtype", "mean", "std", "min", "max", "zeros", "not finite")]
     lines = {}
@@ -68,10 +68,10 @@ def _text(rows: list[tuple[str, ...]], after: dict[int, str] | None = None) -> s
 
 
 class Difference(NamedTuple):
-    """The difference between two arrays of the same name.
+    """The difference between two arrays with the same name.
 
     `largest`: max |a - b|; `relative`: `largest` / max |a|; `changed`: how many numbers differ.
-    `why`: the reason why they cannot be compared, or "".
+    `why`: why the arrays cannot be compared, or "".
     """
 
     name: str
@@ -108,13 +108,13 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
-    """Compare all arrays by name, those of A first."""
+    """Compare all arrays by name, first those in A."""
     here, there = dict(a), dict(b)
     return [difference(name, here.get(name), there.get(name)) for name in here | there]
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:
-    """Return a table of the differences, and a last line with the count."""
+    """Return a table of the differences, with a last line that counts them."""
     rows: list[tuple[str, ...]]
     rows = [("name", "largest difference", "relative", "numbers that differ")]
     for d in found:

@@ -18,11 +18,11 @@ from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns, node_name
 
-MOST_BYTES = 4 << 30  # limit of the copies; arrays beyond it are skipped and reported
+MOST_BYTES = 4 << 30  # limit for the size of all copies; further arrays are skipped and reported
 
 
 class Watcher:
-    """A `nbllama.model.watching.Watcher` that copies arrays that match `patterns` into a `Dump`.
+    """A `nbllama.model.watching.Watcher` that copies arrays matching `patterns` into a `Dump`.
 
     `left_out`: names of the arrays that did not fit in `most_bytes`.
     """
@@ -40,7 +40,7 @@ class Watcher:
     # Called by the passes
 
     def begin(self, bound: Bound, batch: Batch) -> None:
-        """Count a new pass, and copy its batch with every sample complete."""
+        """Count a new pass, and copy its batch, with every sample in full."""
         self._pass += 1
         self.bound, self._tree = bound, batch.tree
         batch = batch.whole()
@@ -68,7 +68,7 @@ class Watcher:
         self._keep(f"{node_name(name, layer)}.grad", self._expanded(dx))
 
     def _expanded(self, x: np.ndarray) -> np.ndarray:
-        """Return x with one row per token of the samples, if it has one per computed token."""
+        """Return x with one row per token of the samples, if it has one row per computed token."""
         tree = self._tree
         if tree is None or len(x) != len(tree.starts) - 1:
             return x
@@ -84,10 +84,10 @@ class Watcher:
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
-        """Compute scores and probabilities in numpy; the kernels never store them as a whole.
+        """Compute scores and probabilities in numpy; the kernels never store the whole matrices.
 
-        Both are `[H, N, Nk]` for the whole stream, with probability 0 (score -inf) for tokens of
-        other sequences.
+        Both are `[H, N, Nk]` for the whole stream; for tokens of other sequences, the probability
+        is 0 (score -inf).
         """
         scores, soft = node_name("kq", layer), node_name("kq_soft_max", layer)
         if not (self.patterns(scores) or self.patterns(soft)):
@@ -113,7 +113,7 @@ class Watcher:
                 self.into.arrays[name] = self.model.tensor(name)
 
     def take_parameters(self, adapter: Adapter | None, suffix: str = "") -> None:
-        """Copy the current arrays of the adapter."""
+        """Copy the adapter's current arrays."""
         self.take({} if adapter is None else adapter.parameters(), suffix)
 
     def take(self, arrays: Mapping[str, np.ndarray], suffix: str) -> None:
@@ -149,7 +149,7 @@ class Watcher:
 def all_names(model: Model, adapter: Adapter | None) -> list[str]:
     """Return all names that a watch of this model can copy."""
     known = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
-    if adapter is None:  # a pass can bind an adapter later
+    if adapter is None:  # a later pass can bind an adapter
         parameters = [f"{name}.lora_{half}" for name in model.gguf.tensors for half in "ab"]
     else:
         parameters = list(adapter.parameters())
@@ -164,14 +164,14 @@ def watch(
     opt: Optimiser | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Iterator[Dump]:
-    """Copy intermediate results of the passes of `model` while the context is open.
+    """Copy intermediate results of `model`'s passes while the context is open.
 
     Every array whose name matches a pattern is copied into the `Dump` that the context returns. If
     an array is computed several times under the same name, the last copy is kept.
 
     Weights are available immediately. Parameters of `adapter` are copied at the beginning, and as
     `NAME.after` at the end; gradients (`NAME.grad`) and the moments of `opt` are copied at the end.
-    The names are in `nbllama.peek.names`.
+    `nbllama.peek.names` lists the names.
 
     Raises `UsageError` for a pattern without a match, `NotEnoughMemory` at the end if the copies
     do not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.

@@ -1,9 +1,9 @@
-"""Code books of the IQ types and of MXFP4, read from the `gguf` package at run time.
+"""Code books of the IQ types and MXFP4, read from the `gguf` package at run time.
 
 A code of an IQ type is the index of a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. Rows are
-stored one after the other in a flat uint8 array (two's complement), so kernels read them in the
-same way as blocks. Numba freezes these arrays into the machine code. A family that uses them is
-imported only when a file contains such a type.
+stored one after the other in a flat uint8 array (two's complement), so kernels read rows in the
+same way as blocks. Numba freezes these arrays into the machine code. A family that uses code books
+is imported only when a file contains one of its types.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gguf import quants
 
 
 def _grid(kind: type) -> np.ndarray:
-    """Return the rows of a code book as flat bytes: uint8 [n_rows * row_length]."""
+    """Return the rows of a code book in one flat array, uint8 [n_rows * row_length]."""
     kind.init_grid()  # type: ignore[attr-defined]
     rows: np.ndarray = kind.grid  # type: ignore[attr-defined]
     return rows.astype(np.int8).reshape(-1).view(np.uint8)

@@ -3,14 +3,15 @@
 `raw[i]` in Numba would also work, but these functions are faster for three reasons:
 
 - The compiler must assume that a write to `out` changes `raw`, so it cannot read sixteen bytes at
-  once. Loads here have an alias scope, and stores are marked as outside of it: in this package
-  `raw` (a read-only file) and `out` (float32 scratch) never overlap.
+  once. In this module, loads have an alias scope, and stores are marked as outside it: in this
+  package, `raw` (a read-only file) and `out` (float32 scratch) never overlap.
 - A field of two or four bytes can be at any address; these loads assume no alignment.
-- An index can be negative in Python; here it is an offset from the first byte and never wraps.
+- In Python, an index can be negative; in this module, it is an offset from the first byte and never
+  wraps.
 
 Nothing is checked: the caller is responsible for the bounds. Integers are returned as int64, so
-that arithmetic on them has one type. `number` converts a small integer to float32 and so shows the
-compiler that 32 bits are enough; this allows a loop over bytes to become vector code.
+that all arithmetic has one type. `number` converts a small integer to float32. This shows the
+compiler that 32 bits are enough, so that a loop over bytes can become vector code.
 
 Only little-endian hosts are supported, like GGUF's data.
 """
@@ -27,11 +28,11 @@ from numba.extending import intrinsic as _intrinsic
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
-intrinsic: Any = _intrinsic  # its own annotations show callers the first argument, which is hidden
+intrinsic: Any = _intrinsic  # its annotations include the first argument, which callers do not pass
 
 
 def _raw_scope(builder: Any) -> Any:
-    """Return the alias scope of all bytes read here, as LLVM metadata."""
+    """Return the alias scope of all bytes that this module reads, as LLVM metadata."""
     module = builder.module
     domain = module.add_metadata(["nbllama.quants"])
     return module.add_metadata([module.add_metadata(["nbllama.quants.raw", domain])])
@@ -82,9 +83,9 @@ def has_half(context: Any) -> bool:
 def half_by_integers(builder: Any, field: Any) -> Any:
     """Convert an IEEE half (as i16) to float with integer instructions, exact if it is finite.
 
-    1. Move sign, exponent and mantissa to their places and correct the exponent's bias (add 112).
-    2. Exponent 31 means infinity or NaN: add 112 again to make it 255.
-    3. Exponent 0 means zero or subnormal: the value is mantissa * 2^-24.
+    1. Move sign, exponent and mantissa to their positions and correct the exponent's bias (add
+    112). 2. Exponent 31 means infinity or NaN: add 112 again to make it 255. 3. Exponent 0 means
+    zero or subnormal: the value is mantissa * 2^-24.
     """
     bits = builder.zext(field, _I32)
     size = builder.and_(bits, _I32(0x7FFF))
@@ -147,7 +148,7 @@ def f16(typingctx, raw, i):
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """Compute `f16` as on a CPU without such an instruction (for tests)."""
+    """Compute `f16` as on a CPU without an instruction for it (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 

@@ -1,4 +1,4 @@
-"""Short vectors as Numba values: `Codes` (n bytes) and `Weights` (n float32), with operators.
+"""Short vectors as Numba values, with operators: `Codes` (n bytes) and `Weights` (n float32).
 
 A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
 instructions on any CPU: the generated code is LLVM's own vector arithmetic, and LLVM splits 16
@@ -237,7 +237,7 @@ def negative_where(typingctx, weights, bits):
 
 @intrinsic
 def lookup(typingctx, table, codes):
-    """Look up `table[code]` in a table of 16 bytes for 16 codes, which must be below 16."""
+    """Look up `table[code]` in a table of 16 bytes for each of 16 codes, which must be below 16."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])

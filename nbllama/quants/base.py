@@ -1,4 +1,4 @@
-"""The weight types and where their decoders are; nothing is compiled here.
+"""The weight types and the locations of their decoders; this module compiles nothing.
 
 The table is `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the file of this package (its
 `family`) that contains the decoder `decode_NAME`. A family is imported when one of its types is
@@ -36,7 +36,7 @@ def quant_type(type_id: int) -> TensorType:
 
 
 def nbytes(type_id: int, n_elements: int) -> int:
-    """Return the size of `n_elements` weights in bytes; ValueError unless in whole blocks."""
+    """Return the size of `n_elements` weights in bytes; ValueError unless they are whole blocks."""
     t = quant_type(type_id)
     if n_elements < 0 or n_elements % t.block_size:
         raise ValueError(f"{n_elements} weights are not whole {t.name} blocks of {t.block_size}")
@@ -51,7 +51,7 @@ if KERNEL_SET not in ("vector", "plain"):
 
 @cache
 def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
-    """Return the kernel `decode(raw, src, n_blocks, out, dst)` of a type; KeyError for none."""
+    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`; KeyError if there is none."""
     t = QUANTS[type_id]
     name = f"decode_{t.name.lower()}"  # decode_q4_1 in nbllama.quants.legacy, for example
     if kernel_set == "vector" and find_spec(f"nbllama.quants.vector.{t.family}"):

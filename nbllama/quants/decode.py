@@ -12,7 +12,7 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """Return a read-only view of bytes [n]: kernels are compiled only for read-only input.
+    """Return a read-only view of the bytes [n]: kernels are compiled only for read-only input.
 
     Raises ValueError unless `raw` is a contiguous one-dimensional uint8 array.
     """
@@ -26,7 +26,7 @@ def as_readonly(raw: np.ndarray) -> np.ndarray:
 def decode(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
     """Decode a whole tensor: raw uint8 [nbytes(type_id, n_elements)] -> float32 [n_elements].
 
-    Raises GGUFError for an unsupported type, ValueError when sizes do not match.
+    Raises GGUFError for an unsupported type, and ValueError if sizes do not match.
     """
     raw = as_readonly(raw)
     if raw.size != nbytes(type_id, n_elements):
@@ -40,7 +40,7 @@ def decode_rows(type_id: int, raw: np.ndarray, row_elements: int, rows: np.ndarr
     """Decode chosen rows of a matrix (embedding lookup).
 
     raw uint8 [n_rows * nbytes(type_id, row_elements)], rows integer [n] -> float32
-    [n, row_elements]. Raises GGUFError for an unsupported type, ValueError when sizes do not match,
+    [n, row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do not match,
     IndexError for a row outside the matrix (negative ones too).
     """
     raw = as_readonly(raw)

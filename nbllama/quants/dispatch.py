@@ -23,7 +23,7 @@ def decode_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, out: Any, dst
 
     `raw` is uint8[::1], read-only, and `out` float32[::1]. The two must not overlap. Nothing is
     checked: the caller is responsible for the bounds. `type_id` must be an integer known at compile
-    time. The others can have any integer type (an index of `prange` can be unsigned).
+    time. The other numbers can have any integer type (an index of `prange` can be unsigned).
     """
     DECODERS[type_id](raw, src, n_blocks, out, dst)
 

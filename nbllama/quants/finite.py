@@ -2,15 +2,15 @@
 
 One NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from its cause.
 Codes of a block are always finite, so it is enough to check the scales: one or two halves per
-block. In the plain formats every number is checked.
+block. In the plain formats, every number is checked.
 
 An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all bits of their
 exponent are set, so one kernel serves them all: it reads a 16-bit field every `stride` bytes and
-applies a mask. The plain formats are first read in words of four bytes, which is as fast as memory.
+applies a mask. The plain formats are first read in words of four bytes, which runs at memory speed.
 
-Three types differ. Every scale of NVFP4 is finite (llama.cpp reads its NaN as 0). IQ1_M spreads its
-scale over four fields. The scale of MXFP4 is an exponent: 255 is NaN by its specification, and 253
-and 254 overflow float32 together with the largest codes.
+Three types differ. Every scale of NVFP4 is finite (llama.cpp reads its NaN as 0). IQ1_M distributes
+its scale over four fields. The scale of MXFP4 is an exponent: 255 is NaN by its specification, and
+253 and 254 overflow float32 together with the largest codes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MXFP4_TOO_LARGE = 253
 
 @kernel()
 def _first_special(raw, at, stride, start, stop, mask):
-    """Return the first i in start .. stop-1 whose u16 at `at + stride * i` has all of `mask`."""
+    """Return the first i in start .. stop-1 whose u16 at `at + stride * i` contains `mask`."""
     for i in range(start, stop):
         if (u16(raw, at + stride * i) & mask) == mask:
             return i
@@ -41,7 +41,7 @@ def _first_special(raw, at, stride, start, stop, mask):
 
 @kernel()
 def _special_in_words(raw, n_words, mask, step):
-    """Return whether the first `n_words` u32 (one F32, two F16 or BF16 each) are not all finite.
+    """Return whether any of `n_words` u32 (one F32, two F16 or BF16 each) is not finite.
 
     Adding the exponent's lowest bit `step` carries into the sign bit, which `mask` has cleared,
     only if all bits of the exponent are set.
@@ -76,10 +76,10 @@ def _first_special_mxfp4(raw, n):
 
 
 def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
-    """Return the index of the first block (F32, F16, BF16: number) that is not finite, or -1.
+    """Return the index of the first block (F32, F16, BF16: number) that is not finite; else -1.
 
-    raw is uint8 [nbytes(type_id, n_elements)]. Raises GGUFError for an unsupported type, ValueError
-    when sizes do not match.
+    raw is uint8 [nbytes(type_id, n_elements)]. Raises GGUFError for an unsupported type, and
+    ValueError if sizes do not match.
     """
     t = quant_type(type_id)
     raw = as_readonly(raw)
@@ -107,7 +107,7 @@ def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
 def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> None:
     """Raise GGUFError naming tensor `name` if a weight in it is, or could be, infinite or NaN.
 
-    Arguments and other errors are those of `first_special`.
+    The arguments and the other errors are those of `first_special`.
     """
     i = first_special(type_id, raw, n_elements)
     if i >= 0:

@@ -6,11 +6,11 @@
 | IQ4_XS | 256 | 136 | d 0, scales_h 2..3 (u16), scales_l 4..7, qs 8..135 |
 
 IQ4_NL: w = d * value[q]; byte j of `qs` contains weight j in its low half and weight j + 16 in its
-high half. IQ4_XS: eight groups of 32, packed in the same way, w = (d * (scale - 32)) * value[q]. Of
-the six bits of scale g, four are half a byte of `scales_l` and two are bits 2g, 2g + 1 of
+high half. IQ4_XS: eight groups of 32, packed in the same way, w = (d * (scale - 32)) * value[q].
+Four of scale g's six bits are half a byte of `scales_l`; the other two are bits 2g and 2g + 1 of
 `scales_h`.
 
-llama.cpp: `dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`. Results are bit-equal with it.
+llama.cpp: `dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`. The results are bit-identical.
 """
 
 from __future__ import annotations

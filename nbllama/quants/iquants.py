@@ -15,10 +15,11 @@ u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s
 
 IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25. IQ3_S:
 w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125). Scales are
-four-bit numbers (IQ1: three-bit). Seven sign bits encode eight, of which an even number is set.
+four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs, of which an even number is
+negative.
 
 llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
-Results are bit-equal with it and with gguf-py.
+The results are bit-identical to those of both llama.cpp and gguf-py.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def put_shifted(scale, at, shift, out, to):
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; per group a u32: four times seven sign bits and a scale on top."""
+    """Decode from 256 rows; per group a u32: four times seven sign bits, scale in the top bits."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -143,7 +144,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def iq1_m_scale(raw, at):
-    """Return d of an IQ1_M block at byte `at`: its nibbles are the top of the u16 of `scales`."""
+    """Return d of an IQ1_M block at byte `at`: its nibbles are the top nibbles in `scales`."""
     bits = 0
     for k in range(4):
         bits |= (u16(raw, at + 48 + 2 * k) >> 12) << (4 * k)
@@ -154,7 +155,7 @@ def iq1_m_scale(raw, at):
 def decode_iq1_m(raw, src, n_blocks, out, dst):
     """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta).
 
-    There are sixteen three-bit scales, four in the low twelve bits of each u16 of `scales`.
+    There are sixteen three-bit scales, four in the low twelve bits of each u16 in `scales`.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

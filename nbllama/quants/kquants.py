@@ -10,11 +10,12 @@ Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
 | Q5_K | 176 | d 0, dmin 2, scales 4..15, qh 16..47, qs 48..175 | (d * scale) * q - dmin * min |
 | Q6_K | 210 | ql 0..127, qh 128..191, scales 192..207, d 208 | (d * scale) * (q - 32) |
 
-Weights come in groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32
-(Q4_K, Q5_K). Bits are packed so that one byte serves several groups: two-bit fields of the bytes
-`qs[0:32]` contain weights 0..127 (field r: weights 32r .. 32r+31), those of `qs[32:64]` the rest.
+Weights form groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32 (Q4_K,
+Q5_K). Bits are packed so that one byte serves several groups: two-bit fields of the bytes
+`qs[0:32]` contain weights 0..127 (field r: weights 32r .. 32r+31), and those of `qs[32:64]` the
+rest.
 
-llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Results are bit-equal with it.
+llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. The results are bit-identical.
 """
 
 from __future__ import annotations

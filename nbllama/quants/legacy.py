@@ -1,4 +1,4 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with one scale `d`, some with an offset `m`.
+"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with one scale `d`; some have an offset `m`.
 
 Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp: `block_q4_0` ...):
 
@@ -13,7 +13,7 @@ Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp:
 Four-bit codes: byte j of `qs` contains weight j in its low half and weight j + 16 in its high half.
 Five-bit codes: the fifth bit of weight j is bit j of the 32-bit number `qh`.
 
-llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Results are bit-equal with it.
+llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The results are bit-identical.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MXFP4: 32 four-bit floats (sign 1, exponent 2, mantissa 1) with one power of two as scale.
+"""MXFP4: 32 four-bit floats (sign 1, exponent 2, mantissa 1); the scale is a power of two.
 
 A block has 17 bytes (llama.cpp: `block_mxfp4`): the scale's exponent e at 0, codes at 1..16; byte j
 contains weight j in its low half and weight j + 16 in its high half.
@@ -6,10 +6,11 @@ contains weight j in its low half and weight j + 16 in its high half.
     w = 2^(e - 128) * value[q]
 
 The table `value` contains the float's values times 2 (0, 1, 2, 3, 4, 6, 8, 12 and their negatives),
-so the formula has 128, although the bias is 127. As in llama.cpp, code 8 is 0 and not -0, and e =
-255, which is NaN in the OCP specification, is a number here; `check_finite` reports it.
+so the formula contains 128, although the bias is 127. As in llama.cpp, code 8 is 0 and not -0, and
+e = 255, which is NaN in the OCP specification, is a number in this module; `check_finite` reports
+it.
 
-llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. Results are bit-equal with it.
+llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. The results are bit-identical.
 """
 
 from __future__ import annotations

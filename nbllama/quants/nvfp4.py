@@ -1,4 +1,4 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1), one eight-bit float per 16 as scale.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1); an eight-bit scale per 16 floats.
 
 A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
 eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.
@@ -8,12 +8,11 @@ eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + 
 
 with the mantissa m in the lowest three bits of c and the exponent e in the next four; the highest
 bit has no meaning. The table `value` contains the float's values times 2, as in `quants.mxfp4`;
-hence the division by 2. As in llama.cpp, c = 127 is 0, although it is NaN in the format of the
-scale.
+hence the division by 2. As in llama.cpp, c = 127 is 0, although it is NaN in the scale's format.
 
 A model can also have one scale per tensor (`NAME.scale`); such a file is refused.
 
-llama.cpp: `dequantize_row_nvfp4`, `ggml_ue4m3_to_fp32`. Results are bit-equal with it.
+llama.cpp: `dequantize_row_nvfp4`, `ggml_ue4m3_to_fp32`. The results are bit-identical.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TQ1_0 TQ2_0: 256 weights of -1, 0 or 1 and one scale, w = d * (q - 1).
+"""TQ1_0 TQ2_0: 256 weights of -1, 0 or 1, and one scale: w = d * (q - 1).
 
 | type | bytes | fields (llama.cpp: `block_tq1_0`, `block_tq2_0`) |
 |---|---|---|
@@ -13,7 +13,7 @@ wraps around), then multiply by 3 and take the integer part. Runs of bytes: 0..3
 0..159, 32..47 give 160..239, both with five digits; the four bytes of `qh` give the last 16 with
 four digits. Digit n of byte j of a run of m bytes is weight n * m + j of that run.
 
-llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. Results are bit-equal with it.
+llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. The results are bit-identical.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nbllama.quants._raw import f16, number, put, u8
 
 @kernel()
 def _digits(raw, at, length, n_digits, d, out, to):
-    """Decode the weights of `length` bytes with `n_digits` base-3 digits each."""
+    """Decode the weights in `length` bytes with `n_digits` base-3 digits each."""
     power = 1
     for n in range(n_digits):
         for j in range(length):

@@ -93,7 +93,9 @@ def read_log(path: str) -> Run:
         if (row := _row(line.decode("utf-8", "replace"))) is not None:
             run.add(row)
     if not (run.run or run.steps):
-        raise DataError(f"{shown(path, 400)}: not the log of a run: none of its lines records an iteration")
+        raise DataError(
+            f"{shown(path, 400)}: not the log of a run: none of its lines records an iteration"
+        )
     return run
 
 

@@ -26,7 +26,7 @@ FFN_NORM = "ffn_norm.weight"
 
 
 def _hf_shared(folder: str) -> dict[str, str]:
-    """Return the modules of a shared expert with this name at Hugging Face."""
+    """Return the Hugging Face modules of a shared expert with this name."""
     parts = ("gate", "down", "up")
     return {f"ffn_{part}_shexp": f"mlp.{folder}.{part}_proj" for part in parts}
 

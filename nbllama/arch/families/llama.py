@@ -30,7 +30,7 @@ _MIXTRAL = {
     for part, module in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
 }
 
-# The name of the second norm means a norm after attention in other models.
+# In other models, the name of the second norm means a norm after attention.
 _SEED_OSS = tuple(
     row._replace(name="post_attention_norm.weight") if row.name == "ffn_norm.weight" else row
     for row in BLOCK + QKV_BIASES

@@ -22,7 +22,8 @@ ROWS = (
         hf_modules=HF_MODULES,
         checked=("all dense sizes",),
     ),
-    # Text has one position per token: it rotates each section of a head, as in qwen2 and qwen3.
+    # In text, a token has only one position. It rotates every section of a head, as in qwen2 and
+    # qwen3.
     ArchRow(
         "qwen2vl",
         ENDS,

@@ -1,7 +1,7 @@
-"""The alternatives to attention in some blocks, one page each.
+"""The alternatives to attention in some blocks, one per page.
 
-Each page contains two functions of a block (`nbllama.model.parts.BlockParts`): `forward`
-computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` changes
+Each page contains two functions for a block (`nbllama.model.parts.BlockParts`): `forward`
+writes the stream between the mixer and feed-forward to `kept.x_mid`, and `backward` changes
 acts.dx from the gradient with respect to that stream to the gradient of the block's input.
 """
 

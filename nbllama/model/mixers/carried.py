@@ -11,7 +11,7 @@ from nbllama.model.parts import BlockParts
 
 
 class Carried(NamedTuple):
-    """States of the sequences of a batch, by name, float32 `[S, ...]`, before and after it."""
+    """States of a batch's sequences before and after it, by name, float32 `[S, ...]`."""
 
     before: Mapping[str, np.ndarray]
     after: Mapping[str, np.ndarray]

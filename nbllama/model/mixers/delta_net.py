@@ -89,7 +89,7 @@ class DeltaBlock:
 
     @property
     def scale(self) -> float:
-        """The factor of what queries read."""
+        """The factor of the queries' outputs."""
         return float(1 / np.sqrt(np.float32(self.of.size)))
 
 
@@ -99,7 +99,7 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)
     block.see("attn_norm", read)
-    for pair in (INPUTS[:2], INPUTS[2:]):  # an input has three layers at most
+    for pair in (INPUTS[:2], INPUTS[2:]):  # at most three layers read the same input
         source = block.input(read, *pair)
         for name in pair:
             block.project(name, source, kept.mixed[name])
@@ -152,7 +152,7 @@ def backward(block: BlockParts, below: bool) -> None:
         do, parts.q, parts.k, parts.v, g=parts.g, beta=parts.beta, offsets=of.offsets,
         scale=of.scale, dq=d["q"], dk=d["k"], dv=d["v"], dg=d["g"], dbeta=d["beta"],
     )  # fmt: skip
-    # gates, lengths and the convolution
+    # the gates, the division by lengths, and the convolution
     dalpha, db = block.shared("delta_dalpha"), block.shared("delta_db")
     mixed = kept.mixed
     gates_grad(

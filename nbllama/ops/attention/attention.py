@@ -161,7 +161,7 @@ def attention_grad_ref(
 
 @kernel()
 def _block(q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, tk, mine):
-    """Do one task: compute the outputs of head h for the n queries from t0 + i0 on."""
+    """Run one task: compute the outputs of head h for the n queries from t0 + i0 on."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -208,7 +208,7 @@ def _forward(
     n_head, d = q.shape[1:]
     wide = (d + PANEL - 1) // PANEL * PANEL
     n_seq = q_off.shape[0] - 1
-    values = (k.shape[0] + n_seq * PANEL) * n_kv * d  # where the packed values begin
+    values = (k.shape[0] + n_seq * PANEL) * n_kv * d  # offset of the packed values
     for pair in prange(n_seq * n_kv):
         seq, g = pair // n_kv, pair % n_kv
         k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
@@ -221,7 +221,7 @@ def _forward(
         task = next_task(counter)
         while task < n_seq * n_head * blocks:
             seq, h = task // blocks // n_head, task // blocks % n_head
-            i0 = (blocks - 1 - task % blocks) * BLOCK  # the longest rows first
+            i0 = (blocks - 1 - task % blocks) * BLOCK  # tasks with the longest rows first
             t0, tq = q_off[seq], q_off[seq + 1] - q_off[seq]
             k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
             g = h // (n_head // n_kv)
@@ -236,9 +236,9 @@ def _forward(
 
 
 def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
-    """Return how many floats of scratch `attention` needs: per thread, and shared by all threads.
+    """Return the scratch size of `attention` in floats: per thread, and shared by all threads.
 
-    There are `n` keys in `n_seq` sequences of at most `longest` keys.
+    There are `n` keys in `n_seq` sequences of at most `longest` keys each.
     """
     wide = round_up(d, PANEL)
     own = BLOCK * (d + wide + round_up(longest, PANEL) + PANEL)

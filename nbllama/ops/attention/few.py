@@ -1,9 +1,9 @@
-"""Attention of a few queries over many keys: used in generation, token by token.
+"""Attention of a few queries over many keys, for generating token by token.
 
-The formula is that of `nbllama.ops.attention`, whose blocks of queries would be mostly padding
-here. Nothing is packed: keys are read directly from the cache. A task owns one query, one KV head
-with its group of query heads, and `CHUNK` keys. Let m, l and o be the largest score, the sum of
-exponentials and the weighted sum of values of one chunk. Chunks are combined by
+The formula is that of `nbllama.ops.attention`. Its blocks of queries would be mostly padding with
+so few queries. Nothing is packed: keys are read directly from the cache. A task owns one query, one
+KV head with its group of query heads, and `CHUNK` keys. Let m, l and o be the largest score, the
+sum of exponentials and the weighted sum of values of one chunk. Chunks are combined by
 
     m = max_c m_c     l = sum_c l_c exp(m_c - m)     o = sum_c o_c exp(m_c - m) / l
 
@@ -11,7 +11,7 @@ in ascending order. Chunk boundaries depend on the key position alone, so the nu
 not change the bits.
 
 Source: Dao et al., "FlashAttention" (2022), section 3.1, for combining blocks; "Flash-Decoding"
-(2023), for chunks of keys as tasks. llama.cpp: `ggml_flash_attn_ext` with one query.
+(2023), for tasks that own chunks of keys. llama.cpp: `ggml_flash_attn_ext` with one query.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _weigh(p, n, v, v0, step, o, o0, d):
 def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
     """Attend to the keys lo <= j < hi of KV head g, for a query at key position `at`.
 
-    Writes m, l and o of each head of the group to found `[H, 2 + D]`. The query `[H, D]` begins at
-    element q0 of the flat array q; k and v are `[Nk, G, D]`.
+    Writes m, l and o of each of the group's heads to found `[H, 2 + D]`. The query `[H, D]` begins
+    at element q0 of the flat array q; k and v are `[Nk, G, D]`.
     """
     n_kv, d, n = k.shape[1], k.shape[2], hi - lo
     group = found.shape[0] // n_kv

@@ -39,7 +39,7 @@ from nbllama.ops.attention.tiles import (
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-PIECES = 8  # parts of a KV head's keys for the sum over its query heads
+PIECES = 8  # parts into which a KV head's keys are divided for the sum over its query heads
 TASKS = 24  # minimum number of tasks, so that threads finish at about the same time
 
 
@@ -76,7 +76,7 @@ def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
 def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
     """out[first + j, :] += sum over queries i of the block of s[i, j] * rows[i, :].
 
-    `rows` are in panels.
+    `rows` is stored in panels.
     """
     for j in range(0, keys, ROWS):
         for p in range(d_panels):
@@ -144,7 +144,7 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return the first block of a part: the work up to a block grows with the block's square."""
+    """Return a part's first block; the work up to block n grows with n squared."""
     return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
 
 
@@ -236,7 +236,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """Return how many floats of scratch `attention_grad` needs, as in `forward_floats`."""
+    """Return the scratch size of `attention_grad` in floats, as in `forward_floats`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide

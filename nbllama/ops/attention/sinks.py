@@ -57,7 +57,7 @@ def _add_sinks(o, lse, sinks):
 def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
     """Add the sinks `[H]` to attention with outputs o `[N, H, D]` and lse `[N, H]`.
 
-    o and lse are overwritten. Raises ValueError for arrays that do not fit.
+    o and lse are overwritten. Raises ValueError for mismatched arrays.
     """
     if np.ndim(o) != 3:
         raise ValueError(f"add_sinks: o has shape {np.shape(o)}, expected [N, H, D]")

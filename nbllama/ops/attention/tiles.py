@@ -3,8 +3,8 @@
 The score rows of a block of `BLOCK` queries are in memory together, `[BLOCK, ld]`: whole rows from
 the first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
 once per KV head, before the tasks that read them start. A task is then only one block of queries of
-one head (in the gradient, a run of blocks). This is small enough for threads to finish together
-even with one sequence and three KV heads.
+one head (in the gradient, a run of blocks). Tasks are small enough for all threads to finish at
+about the same time, even with one sequence and three KV heads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Return where the panels of KV head g of a sequence (tk keys from k0 on) begin."""
+    """Return where a sequence's panels for KV head g begin (tk keys from k0 on)."""
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 
@@ -126,7 +126,7 @@ class Scratch:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `own` and `common` with at least these numbers of floats, and the counter."""
+        """Return `own` and `common`, with at least the given numbers of floats, and the counter."""
         threads = get_num_threads()
         if self.own.shape[0] < threads or self.own.shape[1] < own:
             self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)

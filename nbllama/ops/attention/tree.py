@@ -8,11 +8,11 @@ and V are the keys and values of the N rows:
     o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
     dK[r] = sum over the indices p with paths[p] = r, in ascending order, of dk'[p]
 
-and dV in the same way. Each query sees the same keys in the same order as if its sequence shared
-nothing, and all sums over them are the same, so `o` has the same bits. The only difference is in
-the backward pass: the gradient of a shared key or value is a sum over the sequences that see it.
-Without sharing, this sum is part of the weights' gradients. RoPE is applied before this op, with
-the position of each row in its path.
+and dV in the same way. Each query sees the same keys in the same order as without sharing, and all
+sums over the keys are the same, so `o` has the same bits. The only difference is in the backward
+pass: the gradient of a shared key or value is a sum over the sequences that see it. Without
+sharing, this sum is part of the weights' gradients. RoPE is applied before this op, with the
+position of each row in its path.
 
 Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
 The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; this
@@ -103,7 +103,7 @@ def attention_tree(
 
     q `[N, H, D]`, k and v `[N, G, D]` and paths int32 `[P]`: see the module docstring. `k_offsets`
     are the offsets of the paths. The other parameters are those of `attention`. Raises `ValueError`
-    for arrays that do not fit.
+    for mismatched arrays.
     """
     _check_keys("attention_tree", k, v, paths)
     keys, values = _POOL.arrays(4, (len(paths), *k.shape[1:]))[:2]
@@ -124,7 +124,7 @@ def attention_tree_grad(
 
     Row r occurs in `paths` at the indices `order[starts[r] : starts[r + 1]]`, at least one. `order`
     is int32 `[P]`, `starts` int32 `[N + 1]`. o and lse are the results of the forward pass. Raises
-    `ValueError` for arrays that do not fit.
+    `ValueError` for mismatched arrays.
     """
     _check_keys("attention_tree_grad", k, v, paths)
     check_array("attention_tree_grad", "order", order, paths.shape, dtype=np.int32)
@@ -170,7 +170,8 @@ def attention_tree_grad_ref(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Return the gradients (dq, dk, dv) of `attention_tree_ref`, computed on whole sequences.
 
-    `do` is 0 for the queries of a sequence's shared prefix; the other queries are its own.
+    `do` is 0 for the queries of a sequence's shared prefix, because they belong to another
+    sequence.
     """
     own = np.concatenate(
         [

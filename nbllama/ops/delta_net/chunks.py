@@ -8,13 +8,13 @@ before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... +
     S   <- a[C] S + sum over j of G[C, j] d[j] k[j]T
 
 x is the solution of a triangular system, computed six rows at a time. Sums over j end at the token
-itself, so later tokens do not change its bits. G is built from products of exp(g): a difference of
-sums would lose precision if the past fades quickly. A chunk begins at a multiple of CHUNK in its
-sequence. S is stored transposed, `[D, M]`.
+itself, so later tokens do not change a token's bits. G is built from products of exp(g): a
+difference of sums would lose precision if the past fades quickly. A chunk begins at a multiple of
+CHUNK in its sequence. S is stored transposed, `[D, M]`.
 
-Arrays are flat here. Their rows are `stride(width)` numbers apart: whole panels plus LINE, because
-rows at a distance of a power of two would share a few sets of the L1 cache. Numbers past the end of
-a row or of a short chunk are 0.
+The arrays of this module are flat. Their rows are `stride(width)` numbers apart (whole panels plus
+LINE), because rows at a power-of-two distance would compete for a few sets of the L1 cache. Numbers
+past the end of a row or of a short chunk are 0.
 
 Source: Yang, Wang, Zhang, Shen, Kim, "Parallelizing Linear Transformers with the Delta Rule over
 Sequence Length" (2024), section 3; with gates: Yang, Kautz, Hatamizadeh (2024).
@@ -40,7 +40,7 @@ def stride(width):
 
 @kernel()
 def numbers(rows, width):
-    """Return the size of an array for `rows` rows, plus further rows that a tile may touch."""
+    """Return the size of an array for `rows` rows, plus the extra rows that a tile may touch."""
     return ((rows + PANEL - 1) // PANEL * PANEL + ROWS) * stride(width)
 
 
@@ -164,7 +164,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Subtract from x = v what S predicts; the keys are `rows` `[C, D]`, transposed `turned`."""
+    """Subtract S's prediction from x = v; `rows` `[C, D]` are keys, `turned` their transpose."""
     ld, c = stride(m), stride(CHUNK)
     multiply(rows, stride(d), 1, turned, c, d, low, c, n, CHUNK, True)
     mask(fade, b, n, np.float32(-1.0), 0, low)
@@ -176,7 +176,7 @@ def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
 
 @kernel()
 def advance(rows, fade, until, b, n, d, m, x, state):
-    """Update S by a chunk; x is overwritten with G[C] d."""
+    """Update S with a chunk; x is overwritten with G[C] d."""
     ld, last = stride(m), (CHUNK - 1) * stride(CHUNK)
     for t in range(n):
         row = x[t * ld : t * ld + m]
@@ -187,7 +187,7 @@ def advance(rows, fade, until, b, n, d, m, x, state):
 
 @kernel()
 def through_chunks(q, k, v, e, beta, scale, first, last, of, h, o):
-    """Process the tokens first to last of a sequence: head h, with the keys of head `of`."""
+    """Process a sequence's tokens first to last for head h, with the keys of head `of`."""
     d, m = k.shape[2], v.shape[2]
     ld, c = stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

@@ -1,6 +1,6 @@
 """The gradient of the delta rule, from the last chunk of a sequence to the first.
 
-`remember` runs forward once and stores S before every chunk and x of the chunk's tokens.
+`remember` runs the forward pass once and stores S before each chunk and x for its tokens.
 `chunks_back` runs backward, with products of small matrices like the forward pass
 (`nbllama.ops.delta_net.chunks` defines G, a, x, d and the layout of the arrays). For a chunk, with
 dS after it and u = -beta y:
@@ -45,7 +45,7 @@ from nbllama.ops.delta_net.chunks import (
 
 @kernel()
 def remember(k, v, e, beta, first, last, of, h, starts, found):
-    """Write S `[M, D]` before each chunk to `starts`, and x `[C, M]` of the chunk to `found`."""
+    """Write each chunk's initial S `[M, D]` to `starts`, and its x `[C, M]` to `found`."""
     d, m = k.shape[2], v.shape[2]
     keys, turned, memory = zeros(CHUNK, d), zeros(d, CHUNK), zeros(CHUNK, m)
     x, state = zeros(CHUNK, m), zeros(d, m)
@@ -109,7 +109,7 @@ def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
 
 @kernel()
 def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, dq, dk, dv, dg, db):
-    """Propagate dS back through a sequence's chunks; add to dq and dk, write the others."""
+    """Propagate dS through a sequence's chunks; add to dq and dk; write the other gradients."""
     d, m = k.shape[2], v.shape[2]
     kd, ld, c = stride(d), stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

@@ -9,8 +9,8 @@ Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 
     du[t] = sum over j of w[j] e[t + K - 1 - j]
 
-The taps are frozen, so they have no gradient. Queries, keys and values are columns of u; each call
-of a kernel reads only some columns, so that the three are written to separate arrays.
+The taps are frozen, so they have no gradient. Queries, keys and values are columns of u; each
+kernel call reads the columns of only one of them, so the three are written to separate arrays.
 
 Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]`
 int32; a state `[S, K - 1, W]`. Parallel over tokens.
@@ -148,11 +148,11 @@ def conv_silu(
     before: np.ndarray | None = None,
     column: int = 0,
 ) -> None:
-    """Write y `[N, ...]` from equally many columns of u `[N, W]` and w `[K, W]`, from `column` on.
+    """Compute y `[N, ...]` from as many columns of u `[N, W]` and w `[K, W]`, from `column` on.
 
-    `before` `[S, K - 1, W]` is the state before each sequence, None for zeros.
+    `before` `[S, K - 1, W]` is the state before each sequence, or None for zeros.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     _check("conv_silu", u, w, offsets, y, column)
     if before is not None:
@@ -176,7 +176,7 @@ def conv_silu_grad(
     """Write the columns of du `[N, W]` from `column` on, as many as dy `[N, ...]` has.
 
     dy is overwritten with the gradient with respect to p; `memory` has dy's shape. The sequences
-    have no state. Raises ValueError for arrays that do not fit each other.
+    have no state. Raises ValueError for mismatched arrays.
     """
     _check("conv_silu_grad", u, w, offsets, dy, column)
     check_output("conv_silu_grad", "du", du, u.shape)

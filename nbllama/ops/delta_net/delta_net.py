@@ -24,7 +24,7 @@ Gradient, from the last token to the first, with dS from the later tokens:
     dd = dS k                   dbeta = dd . (v - P k)           dv = beta dd       du = -beta dd
     dk = dST d + PT du          dP = dS + du kT                  dg = sum dP P      dS <- exp(g) dP
 
-The backward pass computes S again (`nbllama.ops.delta_net.grad`).
+The backward pass recomputes S (`nbllama.ops.delta_net.grad`).
 
 Shapes, all float32: q, k `[N, G, D]`, v, o `[N, H, M]`, g, beta `[N, H]`; head h of H uses the keys
 and queries of head h mod G. A state is `[S, H, M, D]`. offsets `[S + 1]` int32.
@@ -87,7 +87,7 @@ def dots(s, a, x, at, width):
 
 @kernel(fast=True)
 def step(s, a, e, d0, d1, k, q, at, width):
-    """Update two rows of s, at a, by one token; return their products with the token's query."""
+    """Update the two rows of s at `a` with one token; return their products with its query."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]
@@ -102,14 +102,14 @@ def step(s, a, e, d0, d1, k, q, at, width):
 
 @kernel()
 def copy(x, x0, y, y0, n):
-    """Copy n numbers of x from x0 on to y from y0 on."""
+    """Copy n numbers from x (at x0) to y (at y0)."""
     for i in range(n):
         y[np.uint64(y0 + i)] = x[np.uint64(x0 + i)]
 
 
 @kernel()
 def _rows(q, k, v, e, beta, scale, first, last, groups, heads, size, h, m0, m1, s, width, o):
-    """Update rows m0 and m1 of S, stored in s `[2 D]`, by the tokens first to last."""
+    """Update rows m0 and m1 of S, stored in s `[2 D]`, with the tokens first to last."""
     for t in range(first, last):
         at, of = (t * groups + h % groups) * width, t * heads + h
         u0, u1 = dots(s, 0, k, at, width)
@@ -181,12 +181,12 @@ def delta_net(
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
 ) -> None:
-    """Write o `[N, H, M]`; the module docstring has the other shapes.
+    """Write o `[N, H, M]`; the module docstring gives the other shapes.
 
-    `before` `[S, H, M, D]` is the state before each sequence, None for zeros; `after` of the
-    same shape receives the state after it. Without either, tokens are processed in chunks.
+    `before` `[S, H, M, D]` is the state before each sequence, or None for zeros; `after` of the
+    same shape receives the state after it. If both are None, tokens are processed in chunks.
 
-    Raises ValueError for arrays that do not fit each other.
+    Raises ValueError for mismatched arrays.
     """
     check_inputs("delta_net", q, k, v, g=g, beta=beta, offsets=offsets)
     check_output("delta_net", "o", o, v.shape)
@@ -219,7 +219,7 @@ def check_inputs(
     beta: np.ndarray,
     offsets: np.ndarray,
 ) -> None:
-    """Raise ValueError for inputs that do not fit each other."""
+    """Raise ValueError for mismatched inputs."""
     if np.ndim(q) != 3 or np.ndim(v) != 3 or 0 in q.shape[1:] or 0 in v.shape[1:]:
         raise ValueError(
             f"{op}: q {np.shape(q)} and v {np.shape(v)}, expected [N, G, D], [N, H, M]"

@@ -77,7 +77,7 @@ def gates(
     g: np.ndarray,
     beta: np.ndarray,
 ) -> None:
-    """Write g and beta `[N, H]`. Raises ValueError for arrays that do not fit each other."""
+    """Write g and beta `[N, H]`. Raises ValueError for mismatched arrays."""
     shape = _check("gates", alpha, b, a, dt)
     check_output("gates", "g", g, shape)
     check_output("gates", "beta", beta, shape)
@@ -95,7 +95,7 @@ def gates_grad(
     dalpha: np.ndarray,
     db: np.ndarray,
 ) -> None:
-    """Write dalpha and db `[N, H]`. Raises ValueError for arrays that do not fit each other."""
+    """Write dalpha and db `[N, H]`. Raises ValueError for mismatched arrays."""
     shape = _check("gates_grad", alpha, b, a, dt)
     for name, array in (("dg", dg), ("dbeta", dbeta)):
         check_array("gates_grad", name, array, shape)

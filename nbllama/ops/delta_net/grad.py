@@ -96,7 +96,7 @@ def delta_net_grad(
 ) -> None:
     """Write dq, dk, dv, dg and dbeta, in the shapes of the inputs, given do `[N, H, M]`.
 
-    The sequences have no states. Raises ValueError for arrays that do not fit each other.
+    The sequences have no states. Raises ValueError for mismatched arrays.
     """
     check_inputs("delta_net_grad", q, k, v, g=g, beta=beta, offsets=offsets)
     check_array("delta_net_grad", "do", do, v.shape)

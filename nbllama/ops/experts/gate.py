@@ -8,7 +8,8 @@
 | clamped | g s(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7) |
 
 with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix, not after it:
-the result is the same (the matrix is linear), and the gradient of w does not need its output.
+the result is the same (the matrix is linear), and the gradient of w does not need that matrix's
+output.
 
 Gradient for silu, with s = s(gate):
 
@@ -81,7 +82,7 @@ def expert_gate_grad_ref(
 
 @kernel()
 def silu_row(gate, up, w, out):
-    """Compute out of one token for the kind 'silu', with weight w."""
+    """Compute one token's `out` for the kind 'silu', with weight w."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = w * (a / (_ONE + exp_f32(-a)) * up[f])
@@ -89,7 +90,7 @@ def silu_row(gate, up, w, out):
 
 @kernel()
 def clamped_row(gate, up, w, out):
-    """Compute out of one token for the kind 'clamped', with weight w."""
+    """Compute one token's `out` for the kind 'clamped', with weight w."""
     for f in range(gate.shape[0]):
         g = _LIMIT if gate[f] > _LIMIT else gate[f]  # NaN stays NaN
         u = _LIMIT if up[f] > _LIMIT else up[f]
@@ -174,9 +175,9 @@ def _checked(gate: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
 def expert_gate(
     gate: np.ndarray, up: np.ndarray, w: np.ndarray, out: np.ndarray, *, kind: str
 ) -> None:
-    """Write out `[N, F]` = w act(gate, up); `kind` is a name of `CODES`.
+    """Set out `[N, F]` to w act(gate, up); `kind` is a key of `CODES`.
 
-    Raises ValueError for arrays that do not fit each other, or an unknown kind.
+    Raises ValueError for mismatched arrays or an unknown kind.
     """
     code, shape = _checked(gate, kind)
     for name, array in (("gate", gate), ("up", up)):
@@ -197,7 +198,7 @@ def expert_gate_grad(
 ) -> None:
     """Overwrite gate and up `[N, F]` with their gradients, and write dw `[N]`.
 
-    Raises ValueError for arrays that do not fit each other or share memory, or an unknown kind.
+    Raises ValueError for mismatched arrays, arrays that share memory, or an unknown kind.
     """
     code, shape = _checked(gate, kind)
     check_array("expert_gate_grad", "dout", dout, shape)

@@ -5,9 +5,9 @@ scores are chosen, and each receives a weight w:
 
 | gating | scores p | weights |
 |---|---|---|
-| softmax | softmax(z) | u = p of the chosen |
-| sigmoid | 1 / (1 + exp(-z)) | u = p of the chosen |
-| chosen | z | u = softmax of the chosen z |
+| softmax | softmax(z) | u = p of the chosen experts |
+| sigmoid | 1 / (1 + exp(-z)) | u = p of the chosen experts |
+| chosen | z | u = softmax of the chosen experts' z |
 
     with `normed`    u becomes u / max(sum of u, 2^-14)
     w = scale u
@@ -55,7 +55,7 @@ NO_BIAS = np.empty(0, np.float32)
 class Gating(NamedTuple):
     """How weights are computed from the router's outputs."""
 
-    kind: str  # a name of `CODES`
+    kind: str  # a key of `CODES`
     normed: bool = False
     scale: float = 1.0
 
@@ -157,7 +157,7 @@ def _choose(p, bias, chosen):
                         taken = True
                 if taken:
                     best += 1
-            top = np.float32(np.nan)  # choose all later ones in this way
+            top = np.float32(np.nan)  # choose all later experts in this way
         chosen[k] = best
         last = top
         before = best
@@ -256,7 +256,7 @@ def route(
 ) -> None:
     """Overwrite z `[N, E]` with the scores; write `chosen` int32 and `w`, both `[N, K]`.
 
-    `chosen` is in the order of descending scores. Raises ValueError for arrays that do not fit.
+    `chosen` is in descending order of scores. Raises ValueError for mismatched arrays.
     """
     code, shape = _checked(z, chosen, gating)
     check_output("route", "z", z, z.shape)
@@ -271,7 +271,7 @@ def route_grad(
 ) -> None:
     """Write dz `[N, E]` for dw `[N, K]`; p and `chosen` are from `route`.
 
-    Raises ValueError for arrays that do not fit.
+    Raises ValueError for mismatched arrays.
     """
     code, shape = _checked(p, chosen, gating)
     check_array("route_grad", "dw", dw, shape)

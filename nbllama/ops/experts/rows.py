@@ -1,4 +1,4 @@
-"""Rows of tokens by expert: gathering an expert's inputs, and adding its outputs to the sums.
+"""Token rows by expert: gathering an expert's inputs, and adding its outputs to the tokens' sums.
 
     gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
     add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
@@ -85,9 +85,9 @@ def _check(x: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
 
 
 def gather_rows(x: np.ndarray, rows: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Write y `[M, C]` = x[rows], and return it; `rows` int64 ascending.
+    """Write x[rows] to y `[M, C]`, and return y; `rows` is int64 and ascending.
 
-    Raises ValueError for arrays that do not fit.
+    Raises ValueError for mismatched arrays.
     """
     shape = _check(x, rows)
     check_array("gather_rows", "x", x, x.shape)
@@ -97,9 +97,9 @@ def gather_rows(x: np.ndarray, rows: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def add_rows(y: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-    """Compute out[rows] += y `[M, C]`; `rows` int64 ascending.
+    """Compute out[rows] += y `[M, C]`; `rows` is int64 and ascending.
 
-    Raises ValueError for arrays that do not fit.
+    Raises ValueError for mismatched arrays.
     """
     shape = _check(out, rows)
     check_array("add_rows", "y", y, shape)

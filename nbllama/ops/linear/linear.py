@@ -67,8 +67,8 @@ class Masked(NamedTuple):
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed when the first one needs it.
 
-    `group`: the pairs of these layers, with memory for their h; all h are computed while x is
-    packed. With `masked`, the input of the pairs is x with dropout.
+    `group`: the layers' pairs, with memory for each pair's h; all h are computed while x is packed.
+    With `masked`, the input of the pairs is x with dropout.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ def linear(
 ) -> np.ndarray:
     """Set y `[N, n_out]` to (with `add`: increase it by) the layer's output.
 
-    Returns packed h, which is empty without a pair. `hidden` is float32 memory of at least
-    `hidden_floats(N, R)` for h, which the gradient needs. `packed`: compute a few rows in the same
-    way as many, so that the bits of a row do not depend on the number of rows.
+    Returns packed h, which is empty without a pair. `hidden` is float32 memory, of at least
+    `hidden_floats(N, R)` numbers, for h, which the gradient needs. `packed`: compute a few rows in
+    the same way as many, so that the bits of a row do not depend on the number of rows.
     """
     if len(x.x) <= MOST_TOKENS and not packed:
         matvec(w, x.x, y, add=add)
@@ -204,7 +204,7 @@ def linear_grad(
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
-    """Return a float32 weight of fixed random numbers, in the format of a file."""
+    """Return a float32 weight of fixed random numbers, as stored in a file."""
     w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
     return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
 

@@ -69,7 +69,7 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
     """Pack a panel of x and, while it is in the cache, multiply it by all rows of m.
 
-    The products go to h0, h1 and h2, in this order.
+    The products are written to h0, h1 and h2, in this order.
     """
     high = m.shape[0]
     k = x.shape[1]
@@ -92,7 +92,7 @@ def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
 
 @kernel()
 def _outer_block(hp, x, n, task, out):
-    """Do one task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns."""
+    """Run one task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns."""
     high = hp.shape[1]
     width = x.shape[1]
     whole = width // PANEL * PANEL
@@ -177,7 +177,7 @@ _memory: dict[str, np.ndarray] = {}
 def reused(name: str, *shape: int) -> np.ndarray:
     """Return float32 memory of this shape, which the next call with the same name reuses.
 
-    So memory is allocated only in the first step.
+    Memory is thus allocated only in the first step.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:

@@ -25,7 +25,7 @@ from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 
 COLUMNS = 256  # columns of x or dy that stay in the L1 cache together with their sums
-LEAST = 32  # fewest tokens in a group
+LEAST = 32  # minimum number of tokens in a group
 MOST_GROUPS = 16
 
 

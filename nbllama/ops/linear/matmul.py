@@ -1,7 +1,7 @@
 """Quantised matrix product: Y = X Wᵀ (+ H Bᵀ), and its gradient dX = dY W (+ dH A).
 
 W is read in its GGUF type, one tile at a time: a tile of W is decoded into a scratch array that
-stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies it with all
+stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies it by all
 tokens of a chunk.
 
     forward     Y[t, n]  = sum_k X[t, k] W[n, k]
@@ -75,7 +75,7 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
 
 @cache
 def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> int:
-    """Choose a tile size: a multiple of `unit`, at most about `largest`, equal work per thread.
+    """Choose a tile size, a multiple of `unit` up to about `largest`, for equal work per thread.
 
     Each of the `chunks` chunks of tokens has ceil(total / tile) tiles. The chosen size gives the
     busiest thread the least work; in a tie, the larger size is chosen.
@@ -92,14 +92,14 @@ def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> 
 
 @cache
 def k_block(n_in: int, unit: int) -> int:
-    """Return how many columns to decode at a time: about K_BLOCK, in equal multiples of `unit`."""
+    """Return how many columns to decode at a time: about K_BLOCK, a multiple of `unit`."""
     pieces = max(1, round(n_in / K_BLOCK))
     return -(-n_in // pieces // unit) * unit
 
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the panels per chunk: at most `largest` tokens, in chunks of about equal size."""
+    """Return the panels per chunk, for chunks of about equal size and at most `largest` tokens."""
     return -(-panels // -(-panels * PANEL // largest))
 
 

@@ -4,7 +4,7 @@
 
 `PANEL` neighbouring tokens are contiguous in memory, so that the micro-kernel (`simd.fma_tile`)
 loads them as vectors, in sequence as k increases. Packing costs one pass over x and serves every
-weight that x is multiplied with.
+weight that x is multiplied by.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The kernels of `nbllama.ops.linear.matmul`: one task in each direction, and the loops over tasks.
+"""The kernels of `nbllama.ops.linear.matmul`: a task of each direction, and the loops over tasks.
 
 A task owns a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk of
 tokens. Its sums are in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache. A part of W
-is decoded into `w`, multiplied with every panel of the chunk, and overwritten by the next part.
+is decoded into `w`, multiplied by every panel of the chunk, and overwritten by the next part.
 Threads draw tasks from a counter, so that a slow core does not delay the others.
 
 An entry function must not close over another kernel: Numba's cache would treat it as a new function

@@ -1,4 +1,4 @@
-"""The kernel that runs a token's program (see the docstring of the package).
+"""The kernel that runs a token's program (see the package's docstring).
 
 A product uses integers if W's type has an integer dot product (`quants.dot`) and `exact` is off.
 Otherwise the row of W is decoded and multiplied in float32. Sums have a fixed order within a task,

@@ -1,8 +1,8 @@
 """The kinds of phases of a token's program: one table per kind, one row per phase.
 
 `PHASE` is the program itself: the kind, the first row in the table of that kind, the number of
-rows, and the number of tasks of the phase. Fields named after an array hold its address. The code
-that writes the program (`nbllama.generation.token_program`) checks sizes and keeps the arrays
+rows, and the number of tasks of the phase. Fields named after an array contain its address. The
+code that writes the program (`nbllama.generation.token_program`) checks sizes and keeps the arrays
 alive. Everything is float32 unless stated otherwise.
 """
 
@@ -54,10 +54,10 @@ PRODUCT_ROW = _table(
 
 # Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
 # are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
-# [n_ctx, G, D]. Without k, the cache already contains them. `v_norm`: the weights of a norm of the
-# values, which is in the cache only; v can be the same as k. With `gates` [H, 2, D], the queries
-# are its part 0, and the sigmoid of part 1 is a factor of attention's output. `sinks` [H]:
-# `ops.attention.sinks`.
+# [n_ctx, G, D]. Without k, the cache already contains them. `v_norm`: the weights of a norm that is
+# applied only to the values in the cache, because v can be the same array as k. With `gates` [H, 2,
+# D], the queries are its part 0, and the sigmoid of part 1 is a factor of attention's output.
+# `sinks` [H]: `ops.attention.sinks`.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
     eps=_float, temper=_address, v_norm=_address,
@@ -90,8 +90,8 @@ ROUTE_ROW = _table(
     chosen=_address, weights=_address, gate_w=_address, x=_address, n=_size, shared=_address,
 )  # fmt: skip
 
-# out[at + f] = weight act(gate[f], up[f]): one expert; `code`: `ops.experts.gate`; without an
-# address in `weight`, it is 1
+# out[at + f] = weight act(gate[f], up[f]): one expert; `code`: `ops.experts.gate`; if `weight` is
+# 0, the weight is 1
 EXPERT_ROW = _table(
     gate=_address, up=_address, out=_address, n=_size, at=_size, weight=_address, code=_size,
     forms=_size,

@@ -1,4 +1,4 @@
-"""One task of each kind of phase: the row kernels of the ops, applied to addresses."""
+"""Tasks of a program's phases: the row kernels of the ops, applied to memory addresses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def int32_numbers(address, n):
 
 @kernel()
 def expert_of(address):
-    """Return the number of an expert; 0 without an address."""
+    """Return the number of an expert; 0 if there is no address."""
     if address == 0:
         return np.int64(0)
     return np.int64(int32_numbers(address, 1)[0])
@@ -194,7 +194,7 @@ def heads_task(p, g, step):
         values[c] = value[c]
     if p.v_norm != 0:
         norm_row(values, floats(p.v_norm, d), p.eps, values)
-    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)  # after v, which can be the same
+    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)  # after v: it can be the same array
     _turn(key, p.k_norm, cos, sin, p)
     for c in range(d):
         keys[c] = key[0, c]

@@ -1,12 +1,12 @@
 """Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
 
-Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It multiplies
-`n_blocks` blocks of x from block `c` on by the same number of weights from byte `src` of `raw` on.
-x consists of the int8 numbers `q`, their scales `d` (one per `int8_block(type_id)` numbers) and
-`sums`: for blocks of 32 they are float32, d times a block's sum; for blocks of 256 they are int16,
-the sum of each 16 numbers. All arrays are flat. A block of W has the length of a block of x; a
-block of NVFP4 has the length of two. The products within a block are summed exactly, as integers.
-Blocks are summed in float32, in eight lanes, in ascending order.
+Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It computes
+the dot product of `n_blocks` blocks of x, from block `c` on, and the same number of weights, from
+byte `src` of `raw` on. x consists of the int8 numbers `q`, their scales `d` (one per
+`int8_block(type_id)` numbers) and `sums`: for blocks of 32, they are float32, d times a block's
+sum; for blocks of 256, they are int16, the sum of every 16 numbers. All arrays are flat. A block of
+W is as long as a block of x; a block of NVFP4 is as long as two. The products within a block are
+summed exactly, as integers. Blocks are summed in float32, in eight lanes, in ascending order.
 
 `dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, as
 `nbllama.quants.decode_blocks` does.
@@ -43,7 +43,7 @@ def int8_block(type_id: int) -> int:
 
 
 def find_dot(type_id: int) -> Any:
-    """Return the kernel of a type; KeyError if it has none."""
+    """Return a type's kernel; KeyError if it has none."""
     name = QUANTS[type_id].name
     module = import_module(f"nbllama.quants.dot.{_FAMILY[name]}")
     return getattr(module, f"dot_{name.lower()}")
@@ -52,7 +52,7 @@ def find_dot(type_id: int) -> Any:
 def dot_blocks(
     type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
 ) -> Any:
-    """Compute the product of `n_blocks` blocks of x, inside a kernel, without checks."""
+    """Compute the dot product of `n_blocks` blocks of x, inside a kernel, without checks."""
     return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 

@@ -3,12 +3,12 @@
 | value | is |
 |---|---|
 | `Codes(32)` | 32 bytes of a row of W (0..127, or signed) or of x (-127..127) |
-| `Dots` | 8 int32 sums, of four neighbouring products each |
+| `Dots` | 8 int32 sums, each of four neighbouring products |
 | `Scales` | 16 int16 factors, one for two neighbouring bytes |
 | `Weights(8)` | 8 float32 sums |
 
-The integers are the same on every CPU, in every lane. On AVX2 a product of 32 bytes is two
-instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs the same sums use LLVM's own vector
+The integers are the same on every CPU, in every lane. On AVX2, the products of 32 bytes take two
+instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs, the same sums use LLVM's own vector
 arithmetic. Sums of two products are stored in 16 bits, so a byte of W times a byte of x must not
 exceed 2^14: unsigned codes are at most 127, signed codes at least -128.
 """
@@ -160,7 +160,7 @@ def nibbles(typingctx, raw, i):
 
 @intrinsic
 def bits32(typingctx, bits):
-    """Return Codes(32): 16 in each lane whose bit (lowest first) is set, else 0."""
+    """Return Codes(32): 16 in every lane whose bit (lowest first) is set, 0 in the others."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[0], _I32), ir.VectorType(ir.IntType(1), 32))
@@ -172,7 +172,7 @@ def bits32(typingctx, bits):
 
 @intrinsic
 def bytes_of(typingctx, low, high):
-    """Return the 8 bytes of int64 `low`, then those of `high`, as Codes(16)."""
+    """Return the 8 bytes of the int64 `low`, then those of `high`, as Codes(16)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
@@ -257,7 +257,7 @@ def dot_signed(typingctx, w, x):
 
 @intrinsic
 def dot_scaled(typingctx, w, x, scales):
-    """Compute Dots of codes w (0..127) and numbers x, each pair of products times its factor."""
+    """Compute Dots of codes w (0..127) and numbers x; each pair of products times its factor."""
     return DOTS(Codes(32), Codes(32), SCALES), _dot(False, True)
 
 

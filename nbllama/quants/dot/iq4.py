@@ -32,7 +32,7 @@ def values32(raw, at):
 
 @kernel(inline=True)
 def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
-    """Multiply IQ4_NL, which has one scale."""
+    """Compute the product for IQ4_NL, which has one scale."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 18 * b
@@ -43,7 +43,7 @@ def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):
-    """Multiply IQ4_XS: groups of 32, signed scales of six bits."""
+    """Compute the product for IQ4_XS: groups of 32, signed scales of six bits."""
     total = zeros8()
     for b in range(n_blocks):
         at, dots = src + 136 * b, no_dots()

@@ -38,7 +38,7 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # low bits of each of 
 def scales_and_mins(raw, at):
     """Return the eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64.
 
-    `kquants.scale_and_min` describes where they are.
+    `kquants.scale_and_min` describes their positions.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)
@@ -48,7 +48,7 @@ def scales_and_mins(raw, at):
 
 @kernel(inline=True)
 def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q2_K: groups of 16, no z."""
+    """Compute the product for Q2_K: groups of 16, no z."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 84 * b
@@ -68,7 +68,7 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q3_K: groups of 16, z = 4, signed scales; 32 bytes contain all third bits."""
+    """Compute the product for Q3_K: groups of 16, z = 4, signed scales; third bits in 32 bytes."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 110 * b
@@ -93,7 +93,7 @@ def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q4_K: groups of 32, no z."""
+    """Compute the product for Q4_K: groups of 32, no z."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 144 * b
@@ -113,7 +113,7 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q5_K: like Q4_K, and bit g of 32 bytes is the fifth bit of group g."""
+    """Compute the product for Q5_K: like Q4_K, and bit g of 32 bytes is group g's fifth bit."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 176 * b
@@ -135,7 +135,7 @@ def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q6_k(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q6_K: groups of 16, z = 32, signed scales."""
+    """Compute the product for Q6_K: groups of 16, z = 32, signed scales."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 210 * b

@@ -33,7 +33,7 @@ from nbllama.quants.dot._lanes import (
 
 @kernel(inline=True)
 def dot_q4_0(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q4_0: z = 8."""
+    """Compute the product for Q4_0: z = 8."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 18 * b
@@ -47,7 +47,7 @@ def dot_q4_0(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q4_1, which has a minimum."""
+    """Compute the product for Q4_1, which has a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 20 * b
@@ -59,7 +59,7 @@ def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q5_0: z = 16; the fifth bits are together in four bytes."""
+    """Compute the product for Q5_0: z = 16; the fifth bits are together in four bytes."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 22 * b
@@ -72,7 +72,7 @@ def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q5_1: like Q5_0, with a minimum."""
+    """Compute the product for Q5_1: like Q5_0, with a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 24 * b
@@ -85,7 +85,7 @@ def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q8_0(raw, src, n_blocks, q, d, sums, c):
-    """Multiply Q8_0: z = 0, signed codes."""
+    """Compute the product for Q8_0: z = 0, signed codes."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 34 * b

@@ -1,4 +1,4 @@
-"""Quantisers: float32 rows to the weight types of GGUF files (`nbllama.quants` decodes them).
+"""Quantisers: encoders of float32 rows as weight types of GGUF files (decoders: `nbllama.quants`).
 
 One file per family, one encoder per type, all with the signature
 `encode_x(x, src, n_blocks, out, dst)`: encode `n_blocks` blocks from element `src` of `x` (float32)

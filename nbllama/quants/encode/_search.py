@@ -3,8 +3,8 @@
 There are two kinds of codes, as in `nbllama.quants.kquants`:
 
 - affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, the largest
-  to about `high`; for each candidate the best scale and low for its codes follow from two linear
-  equations (llama.cpp: `make_qkx2_quants`);
+  to about `high`; for each candidate, two linear equations give the best scale and low for its
+  codes (llama.cpp: `make_qkx2_quants`);
 - symmetric, `x ~ scale * q` with q in -high..high-1: the weight with the largest absolute value
   maps to about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
 
@@ -22,13 +22,13 @@ from numba.extending import overload
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode._vec import code_error, code_sums
 
-TINY = np.float32(1e-15)  # a group of smaller weights becomes all zeros in every type here
+TINY = np.float32(1e-15)  # in every type, a group of weights below this becomes all zeros
 
 
 def affine_scale(
     n: int, x: Any, w: Any, high: Any, start: Any, step: Any, n_steps: Any, power: int
 ) -> Any:
-    """Return (scale, low), both 0 or more, of an affine group.
+    """Return (scale, low) of an affine group, both 0 or more.
 
     Candidate i of `n_steps` maps the range of the weights to high + start + step * i. The error is
     the sum of w * |difference| ** power; power is a literal 1 or 2.
@@ -76,7 +76,7 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):
 
 @kernel(own="quants/encode")
 def extreme(x, n):
-    """Return the element with the largest absolute value of the first n (the first if several)."""
+    """Return the first of the elements with the largest absolute value among the first n."""
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
         if abs(x[i]) > size:
@@ -88,7 +88,7 @@ def extreme(x, n):
 def symmetric_scale(x, w, high):
     """Return the scale of a group of 16, of either sign: the best of 19 candidates.
 
-    For given codes the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
+    For given codes, the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
     sum(w x q)^2 / sum(w q q) of sum(w x x); the candidate that explains the most is chosen. One
     candidate is tried twice.
     """
@@ -98,7 +98,7 @@ def symmetric_scale(x, w, high):
         return zero
     scale = best = zero
     for i in range(20):
-        j = i - 10 if i > 0 else 0  # 0 first, then -9 .. 9: in a tie the first one is chosen
+        j = i - 10 if i > 0 else 0  # 0 first, then -9 .. 9: in a tie, the first one is chosen
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:
@@ -109,7 +109,7 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Return the scale of a group of 16 with weights x^2: codes are changed as long as that helps.
+    """Return the scale of a group of 16 with weights x^2: change codes as long as that helps.
 
     `codes`: float32 scratch [16]. Each code in turn is moved to the nearest code for the best scale
     of the others. The change is kept if more of the group is explained (see `symmetric_scale`).

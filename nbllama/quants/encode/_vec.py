@@ -1,8 +1,8 @@
-"""The two inner steps of every scale search, as straight vector code for groups of 16 or 32.
+"""The two inner steps of every scale search, as straight-line vector code for groups of 16 or 32.
 
-A search tries scales. For each scale it rounds all weights of a group to codes and sums products;
-a quantiser spends all its time there. LLVM unrolls such short loops before its vectoriser runs, so
-the code here uses explicit vectors; LLVM splits them into registers.
+A search tries several scales. For each scale, it rounds all weights of a group to codes and sums
+products; a quantiser spends nearly all its time in this loop. LLVM unrolls such short loops before
+its vectoriser runs, so the code here uses explicit vectors; LLVM splits them into registers.
 
 A code is `clamp(round(inverse * (x - least)), low, high)`, rounded half to even. `x` and `w` are
 scratch arrays of float32 with at least `n` elements; nothing is checked. LLVM chooses the order of
@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic  # its own annotations show callers the first argument, which is hidden
+intrinsic: Any = _intrinsic  # its annotations include the first argument, which callers do not pass
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _SUM = ("reassoc", "contract", "nsz")
 
@@ -31,7 +31,7 @@ def _lanes(n: Any) -> int:
 
 
 class _Vectors:
-    """Short names for vector code of `lanes` float32."""
+    """Short names for vector code on `lanes` float32 numbers."""
 
     def __init__(self, context: Any, builder: Any, lanes: int) -> None:
         self.context, self.builder, self.lanes = context, builder, lanes

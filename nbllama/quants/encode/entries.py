@@ -1,8 +1,8 @@
-"""The compiled entry of each type: its encoder over chunks of blocks, in parallel.
+"""The compiled entry function of each type: its encoder runs over chunks of blocks in parallel.
 
 Chunks write separate bytes and share nothing, so the result is the same with any number of threads.
-Each entry calls its encoder by name, because a kernel that has another kernel as an argument is
-compiled again in every process.
+Each entry calls its encoder by name, because a kernel that receives another kernel as an argument
+is compiled again in every process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CHUNK = 16384  # weights; a multiple of every block
 
 @kernel(own="quants/encode")
 def _span(i, chunk, n_blocks):
-    """Return the first block of chunk i, and its number of blocks."""
+    """Return the first block of chunk i, and the chunk's number of blocks."""
     first = np.int64(i) * chunk
     return first, min(np.int64(chunk), n_blocks - first)
 

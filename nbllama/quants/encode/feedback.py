@@ -1,4 +1,4 @@
-"""Rounding the rows of a matrix to given grids with error feedback, which preserves its products.
+"""Rounding a matrix's rows to given grids, with error feedback that preserves its products.
 
 A layer computes `y = x Wᵀ`. Rounding W to W' changes y, summed over the inputs x of a sample, by
 
@@ -109,11 +109,12 @@ def round_piece(
     """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback between them.
 
     `wanted` float32 `[R, m]`: the columns from `at` on, minus the feedback from later columns; it
-    is overwritten. `weights` float32 `[R, n]`. `factor` float32 `[m, m]`: these rows and columns of
-    L, of which only the part below the diagonal is read. `importance` float64 `[m]`: these numbers
-    of D. `scale` and `low` float32 `[R, G]`, and `group` int32 `[m]`, the group of each column.
-    Writes `codes` int8 `[R, n]` from column `at` on, and `errors` float32 `[R, m]`; adds to `cost`
-    float64 `[R]`. Raises `ValueError` for arrays of other shapes or types.
+    is overwritten. `weights` float32 `[R, n]`. `factor` float32 `[m, m]`: the rows and columns of L
+    for these columns; only the part below the diagonal is read. `importance` float64 `[m]`: the
+    numbers of D for these columns. `scale` and `low` float32 `[R, G]`, and `group` int32 `[m]`, the
+    group of each column. Writes `codes` int8 `[R, n]` from column `at` on, and `errors` float32
+    `[R, m]`; adds to `cost` float64 `[R]`. Raises `ValueError` for arrays of different shapes or
+    types.
     """
     (rows, m), n, groups = wanted.shape, weights.shape[1], scale.shape[1]
     wide = {"wanted": (wanted, (rows, m)), "weights": (weights, (rows, n))}
@@ -131,7 +132,7 @@ def round_piece(
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
     given = (weights, factor, importance, scale, low, group)
     readonly = [array.view() for array in given]
-    for view in readonly:  # for writable arrays a second version would be compiled
+    for view in readonly:  # for writable arrays, a second version would be compiled
         view.flags.writeable = False
     _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
 

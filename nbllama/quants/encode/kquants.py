@@ -2,10 +2,9 @@
 
 Every super-block of 256 is encoded in the same steps. A search over the weights finds a scale (and
 a low end) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the
-largest one. Then the codes are computed again from the rounded scales, to compensate for that
-rounding.
+largest one. Then the codes are recomputed from the rounded scales, to compensate for that rounding.
 
-The searches weight errors like llama.cpp without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
+The searches weight errors as llama.cpp does without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
 Q6_K), or |x| plus the group's root mean square (Q4_K, Q5_K).
 
 llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors are the same within

@@ -17,7 +17,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; per group a u32: four times seven sign bits and a scale on top."""
+    """Decode from 256 rows; per group a u32: four times seven sign bits, scale in the top bits."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
