@@ -157,7 +157,9 @@ def _optimiser(f: GGUFFile) -> dict[str, Any]:
     if (version := f.count("optimizer.file_version", 1 << 31)) != 0:
         raise f.error("key 'optimizer.file_version'", f"{version}; known: 0")
     if (kind := f.get("optimizer.type", "str")) != "adam":
-        raise f.error("key 'optimizer.type'", f"{shown(kind)}, but only adam can be continued")
+        raise f.error(
+            "key 'optimizer.type'", f"{shown(kind)}, but only adam checkpoints can be resumed"
+        )
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
     # The old tool ignores best loss, previous loss and counter, but refuses wrong types.

@@ -242,7 +242,9 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
             raise c.error(what, f"type {known} is not supported; supported: {supported}")
         if ne[0] % kind.block_size:
             raise c.error(
-                what, f"row of {ne[0]} is not a multiple of the {kind.name} block {kind.block_size}"
+                what,
+                f"row length {ne[0]} is not a multiple of the {kind.name} block size "
+                f"{kind.block_size}",
             )
         n_elements = 1
         for n in ne:

@@ -190,7 +190,7 @@ class Outputs:
                 write_report(self.log, self.report)
                 self.paths["report"] = self.report
             except Exception as e:  # the page must not end the run
-                say(f"--report is not written: {shown(e or type(e).__name__, 400)}")
+                say(f"--report was not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
         """Remove old files (`--keep-last`); return what failed, or ""."""
