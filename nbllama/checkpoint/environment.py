@@ -1,4 +1,4 @@
-"""The environment of a run, which affects its last digits."""
+"""The environment of a run, which affects the last digits of its results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return one line per change that makes a continued run differ in the last digits."""
+    """Return one line for each change that makes a continued run differ in its last digits."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
         " digits may differ from those of an uninterrupted run"

@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.finetune`.
+"""The program `python -m nbllama.finetune`.
 
 It connects the command line and the screen with `nbllama.train.run.run.train`. Options:
 `nbllama.options.finetune.table`.
@@ -54,7 +54,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
     if not run.losses:
-        # nothing new was saved: the newest file may be another run's
+        # nothing new was saved: the newest file may be from a different run
         return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
     if "checkpoint" not in run.paths:
         return f"{text}; it cannot be continued, as --checkpoint-out is empty"

@@ -29,7 +29,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of an objective that 
 
 
 class _Stream:
-    """A text stream whose reader may close it without an error here."""
+    """A text stream that raises no error if its reader closes it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -76,7 +76,7 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
 
 
 def measured(numbers: Mapping[str, float]) -> str:
-    """Return further numbers of an objective as ` name=value` words."""
+    """Return an objective's additional numbers as ` name=value` words."""
     return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 

@@ -85,7 +85,7 @@ class EvaluationRecord:
 
 
 class Eta:
-    """The time to the end of the run, from the median of the last steps' times.
+    """The time to the end of the run, estimated from the median duration of the last steps.
 
     One slow step (a save, another program) does not change it much.
     """
@@ -98,7 +98,7 @@ class Eta:
         self._recent.append(seconds)
 
     def seconds_left(self, steps: int) -> float | None:
-        """Return the seconds for `steps` more steps; None before the first one."""
+        """Return the seconds that `steps` more steps need; None before the first step."""
         return steps * median(self._recent) if self._recent else None
 
 
@@ -127,7 +127,7 @@ class LossCurve:
             self._per_mean *= 2
 
     def sparkline(self) -> str:
-        """Draw the curve in block characters, the lowest mean as the lowest block."""
+        """Draw the curve in block characters; the lowest mean becomes the lowest block."""
         if not self._means:
             return ""
         n = len(self._means)
@@ -197,7 +197,7 @@ class MetricsLog:
 
 
 def _opened(path: str) -> FileIO:
-    """Open the file for appending, locked so that two runs cannot mix their lines."""
+    """Open the file for appending, and lock it so that two runs cannot mix their lines."""
     fd = open_own(path, os.O_WRONLY | os.O_APPEND)
     file = FileIO(fd, "ab")
     if not try_lock(fd):

@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """Parts of a trainer that an objective uses: model, adapter in training, and their memory."""
+    """The parts of a trainer that an objective uses: model, trained adapter, and their memory."""
 
     model: Model
     adapter: Adapter
@@ -56,7 +56,7 @@ class Task(Protocol):
 
 
 class Drawing(Passes, Protocol):
-    """Parts of a trainer that an objective uses if it draws answers, such as the random seed."""
+    """The parts of a trainer that an objective needs for drawing answers, such as the seed."""
 
     seed: int
     iteration: int
@@ -69,7 +69,7 @@ class Drawing(Passes, Protocol):
 
 
 class Objective(Protocol):
-    """A loss of micro-batches whose forward pass is done.
+    """A loss that is computed for micro-batches after their forward pass.
 
     `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
     divided by that of its forward and backward passes. `point`: a number that all micro-batches of
@@ -81,11 +81,11 @@ class Objective(Protocol):
     point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: those of the data, or batches made from them."""
+        """Return the micro-batches of a step: those of the data, or batches built from them."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number of items its loss is averaged over."""
+        """Begin a step (or an evaluation); return the number of items that its loss averages."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -96,7 +96,7 @@ class Objective(Protocol):
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return further numbers of the step (or evaluation) so far."""
+        """Return additional numbers about the step (or evaluation) so far."""
         ...
 
     def take_part(self) -> Any:
@@ -116,7 +116,7 @@ class Objective(Protocol):
         ...
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
-        """Do what must be done before the first step of a run."""
+        """Prepare for the first step of a run."""
         ...
 
     def done(self, say: Say) -> None:
@@ -137,7 +137,7 @@ class Objective(Protocol):
 
 
 class TakesData:
-    """Methods of an `Objective` whose micro-batches are those of the data."""
+    """Methods shared by every `Objective` that uses the data's own micro-batches."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Return the micro-batches as they are."""

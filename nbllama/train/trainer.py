@@ -62,7 +62,7 @@ class Evaluation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One iteration. `loss` is nats per trained token, `lr` the learning rate.
+    """The result of one iteration. `loss` is in nats per trained token; `lr` is the learning rate.
 
     `skipped`: no parameter was changed.
     """
@@ -172,7 +172,7 @@ class Trainer:
         check: Callable[[], None] | None = None,
         seen: Callable[[Evaluation], None] | None = None,
     ) -> StepResult:
-        """Do one iteration: `evaluate`, then `update`.
+        """Perform one iteration: `evaluate`, then `update`.
 
         `seen` is called with the evaluation before the update; if it raises, there is no update.
         """
@@ -183,7 +183,7 @@ class Trainer:
 
     @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
-        """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
+        """Compute the next samples' loss and gradient; `check` can stop it between layers."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         batches = self.objective.drawn(self, batches, check)
@@ -241,7 +241,7 @@ class Trainer:
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Make one optimiser step with the gradient of `found`, the last evaluation.
+        """Perform one optimiser step with the gradient of `found`, the last evaluation.
 
         A loss or gradient that is not finite changes no parameter, but counts as an iteration.
         """

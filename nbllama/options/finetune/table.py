@@ -1,4 +1,4 @@
-"""The options of `python -m nbllama.finetune`: one table for parser, help and docs.
+"""The options of `python -m nbllama.finetune`: one table for the parser, the help and the docs.
 
 Names and meanings are those of the old llama.cpp `finetune`. A default of None means "not given":
 `nbllama.train.run.settings.resolve` fills it in from the kind of training data.

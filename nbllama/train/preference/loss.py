@@ -1,4 +1,4 @@
-"""A loss of preferences as the objective of a trainer.
+"""A preference loss as a trainer's objective.
 
 After the forward pass of a micro-batch, the log-probabilities of each answer's tokens are summed.
 The derivative of the loss with respect to each sum is the weight of the answer's tokens in a second
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(NamedTuple):
-    """The numbers of an objective, see `nbllama.options.finetune.objective`."""
+    """The numeric options of an objective; see `nbllama.options.finetune.objective`."""
 
     objective: str
     beta: float
@@ -48,7 +48,7 @@ class Numbers(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Answers of a micro-batch, one per sequence: all arrays are `[S]`.
+    """The answers of a micro-batch, one per sequence; all arrays are `[S]`.
 
     policy, reference: log-probabilities, float64. n: tokens. good: bool. weight: float64.
     """
@@ -61,7 +61,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss of each sample, float64, and the derivative and reward of each answer `[S]`."""
+    """The loss of each sample, float64, and the derivative and reward of each answer, `[S]`."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -143,7 +143,7 @@ class PreferenceLoss(TakesData):
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Estimate the reference point of KTO, and return the number of samples."""
+        """Estimate KTO's reference point, and return the number of samples."""
         self._measured = Measured(self._labels)
         judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
         if self._moves:

@@ -1,4 +1,4 @@
-"""Answers of a step: drawn, scored, and laid out as micro-batches with their advantages."""
+"""Draw and score the answers of a step, and arrange them with their advantages in micro-batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class GroupOf(NamedTuple):
-    """The answers to one prompt, and their advantages (0 for an answer without a reward)."""
+    """The answers to one prompt and their advantages (0 for an answer without a reward)."""
 
     question: Question
     answers: list[Answer]

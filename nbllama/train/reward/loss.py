@@ -1,4 +1,4 @@
-"""GRPO as the objective of a trainer.
+"""GRPO as a trainer's objective.
 
 A step draws the answers of all its micro-batches with the current adapter, scores them, and then
 makes one update with them. So the probability ratio in the loss is 1 (`nbllama.objectives.grpo`).
@@ -51,7 +51,7 @@ _TIMED = 4  # tokens that are drawn to measure the time of drawing
 
 
 class RewardNumbers(NamedTuple):
-    """The numbers of the objective, see `nbllama.options.finetune.rewards`."""
+    """The numeric options of the objective; see `nbllama.options.finetune.rewards`."""
 
     beta: float
     temperature: float = 1.0
@@ -81,7 +81,7 @@ class RewardLoss:
         self._memory: tuple[Activations, LossBuffers] | None = None  # of a larger reference
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Store `say`, which is used to report rewards that fail."""
+        """Store `say`, which is used to report failed rewards."""
         self._say = say
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
@@ -231,7 +231,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes for drawing answers, and for a reference with other ranks."""
+        """Return the bytes needed for drawing answers, and for a reference with different ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -245,7 +245,7 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time to draw a step's answers, all with the maximum length."""
+        """Measure the time for drawing a step's answers, all of maximum length."""
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]

@@ -1,4 +1,4 @@
-"""Measures of a step of a run on rewards."""
+"""Measures of a step in a run on rewards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class KL(NamedTuple):
 
 
 class RewardMeasures:
-    """Measures of one step. `refers`: the KL to the reference is one of them."""
+    """Measures of one step. `refers`: whether they include the KL to the reference."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers
@@ -84,7 +84,7 @@ class RewardMeasures:
 
 
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
-    """Return two answers to show: best and worst of the first group with different rewards.
+    """Return two answers to show: the best and worst of the first group whose rewards differ.
 
     If there is no such group, the first two answers are returned.
     """

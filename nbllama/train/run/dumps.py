@@ -1,4 +1,4 @@
-"""Dumps of chosen training iterations: `--dump STEP:PATTERN`."""
+"""Dumps of selected training iterations: `--dump STEP:PATTERN`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop of `nbllama.finetune`: iterations, saves, early ends, and the summary."""
+"""The training loop of `nbllama.finetune`: iterations, saves, early stopping, and the summary."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from nbllama.train.validation import Validation, perplexity
 
 
 class _Ended(Exception):
-    """An early end before the update."""
+    """Raised to end a run early, before the update."""
 
 
 class Loop:
@@ -126,7 +126,7 @@ class Loop:
         self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate, once, if it is due: at the start, every `eval_every` iterations, at the end."""
+        """Evaluate once if due: at the start, every `eval_every` iterations, and at the end."""
         now, session = self.trainer.iteration, self.session
         if not self.settings.eval_every:
             return
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Do the work between an evaluation and its update."""
+        """Handle an evaluation before its update is made."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:

@@ -37,8 +37,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """Return the non-blank lines of `--sample-prompts`, or the `given` strings.
 
-    Returns [] if there are none. If the training data are chats, each string is a message of the
-    user; otherwise the model completes it.
+    Returns [] if there are none. If the training data are chats, each string is a user message;
+    otherwise, the model completes it.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
     more than `MOST`.

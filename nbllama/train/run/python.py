@@ -1,4 +1,4 @@
-"""A run that is started from Python: its arguments as options, and state that it restores."""
+"""Start a run from Python: convert its arguments to options, and restore the process's state."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """Return the name of a file and None, or a description of the records and the records."""
+    """Return a file's name and None, or a description of the records and the records themselves."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):

@@ -1,4 +1,4 @@
-"""One run from its options to its result; the caller provides the screen.
+"""One run, from its options to its result; the caller provides the screen.
 
 `python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
 """
@@ -35,12 +35,12 @@ def train(
     words: Sequence[str] = (),
     given: Given = NOTHING,
 ) -> Run:
-    """Load, forecast, train and save.
+    """Perform a whole run: load the inputs, print the forecast, train, and save.
 
-    With `--dry-run` only forecast, with `--only-write-lora` only write an adapter. `threads`: the
-    number of threads in use (`nbllama.kernels.cores.use_threads`). `words`: the command line, for
-    the log. `given`: values in memory. A run that `stop` ended has saved its state, and its result
-    says so.
+    With `--dry-run`, only print the forecast; with `--only-write-lora`, only write an adapter.
+    `threads`: the number of threads in use (`nbllama.kernels.cores.use_threads`). `words`: the
+    command line, for the log. `given`: values in memory. A run that `stop` ended has saved its
+    state, and its result says so.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.

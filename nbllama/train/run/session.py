@@ -1,4 +1,4 @@
-"""One run of `nbllama.finetune` up to its first iteration: loading and the forecast."""
+"""The part of a `nbllama.finetune` run before its first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OLD_FLOOR = 1e-9  # lower bound of probabilities in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Return the model of `--model-base`, or the one that is loaded already.
+    """Return the model that `--model-base` names, or the one that is already loaded.
 
     Raises `GGUFError`, and `UsageError` for options that cannot change a loaded model.
     """
@@ -217,7 +217,7 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """Return the number of tokens in the data, and how many are trained."""
+        """Return the number of tokens in the data, and the number of trained ones."""
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
@@ -250,7 +250,7 @@ class RunSession:
     def forecast(self) -> Forecast:
         """Print the run's settings and its forecast.
 
-        Raises `NotEnoughMemory` before anything slow is done.
+        Raises `NotEnoughMemory`, if necessary, before any slow work is done.
         """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters
