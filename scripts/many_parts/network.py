@@ -97,6 +97,14 @@ class Machines:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120,
         ).returncode  # fmt: skip
 
+    def start_surely(self, n: int, *before: str) -> None:
+        """Start Ray on a machine, again if it takes more than Ray's 30 s."""
+        for _ in range(5):
+            if self.start(n, *before) == 0 and self.alive(n):
+                return
+            self.stop(n)
+        raise RuntimeError(f"Ray did not start on machine {n}")
+
     def alive(self, n: int) -> bool:
         """Return whether Ray runs on a machine."""
         words = ["ip", "netns", "pids", f"nbr{n}"]
@@ -122,15 +130,15 @@ def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
     found, lengths = [], []
     late = lost = restarted = 0
     with Machines() as machines:
-        machines.start(1)
-        machines.start(2)
+        machines.start_surely(1)
+        machines.start_surely(2)
         time.sleep(3)
         for i in range(count):
             if lengths and lengths[-1] > GIVEN_UP:  # Ray has given up the machine
                 restarted += 1
                 machines.stop(2)
                 time.sleep(2)
-                machines.start(2)
+                machines.start_surely(2)
                 time.sleep(3)
             run = machines.run(folder, f"cut{i}", ENDLESS)
             run.wait_for("joined", 2)
@@ -168,7 +176,7 @@ def w7(folder: Path) -> list[str]:
     steps, rows = 20, []
     wanted = Run(folder, "plain7", steps).bits()
     with Machines() as machines:
-        machines.start(1)
+        machines.start_surely(1)
         other = folder / "other-version"
         shutil.copytree(ROOT / "nbllama", other / "nbllama")
         init = other / "nbllama" / "__init__.py"
@@ -182,7 +190,7 @@ def w7(folder: Path) -> list[str]:
         )
         machines.stop(2)
         # the driver's folder is the first one that a worker looks in
-        machines.start(2, f"mount --bind {other}/nbllama {ROOT}/nbllama")
+        machines.start_surely(2, f"mount --bind {other}/nbllama {ROOT}/nbllama")
         time.sleep(3)
         run = machines.run(folder, "version", steps)
         found, text = run.bits(), run.seen()
@@ -212,7 +220,7 @@ def _other_base(machines: Machines, folder: Path, steps: int, wanted: str) -> st
 
     make_llama(folder / "another.gguf", n_embd=128, n_ff=256, seed=5)
     where = folder / "copies"
-    machines.start(2, f"mount --bind {folder}/another.gguf {folder}/toy.gguf")
+    machines.start_surely(2, f"mount --bind {folder}/another.gguf {folder}/toy.gguf")
     time.sleep(3)
     run = machines.run(folder, "base", steps, "--model-dir", str(where))
     found, text = run.bits(), run.seen()

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gguf import GGUFReader, ReaderTensor
+
 ROOT = Path(__file__).resolve().parents[2]
 SAME = ["--ctx", "64", "--batch", "2", "--grad-acc", "8", "--block", "1", "--warmup", "2"]
 SAME += ["--seed", "11", "--threads", "1", "--save-every", "1", "--keep-last", "0"]
@@ -28,6 +30,11 @@ def make(folder: Path) -> None:
 
     make_llama(folder / "toy.gguf", n_embd=128, n_ff=256)
     toy_text(folder / "text.txt", 6000)
+
+
+def by_name(tensor: ReaderTensor) -> str:
+    """Return the name of a tensor."""
+    return str(tensor.name)
 
 
 class Run:
@@ -84,14 +91,22 @@ class Run:
         return max(found, default=0)
 
     def bits(self) -> str:
-        """Wait for the end; return the beginning of the sha256 of the last checkpoint."""
+        """Wait for the end; return the bits of the last checkpoint, see `bits_at`."""
         if self.process.wait(timeout=900):
             raise RuntimeError(self.seen())
         return self.bits_at(self.steps)
 
     def bits_at(self, step: int) -> str:
-        """Return the beginning of the sha256 of a checkpoint."""
-        return hashlib.sha256((self.out / f"chk-{step}.gguf").read_bytes()).hexdigest()[:16]
+        """Return the beginning of the sha256 of the arrays in a checkpoint.
+
+        They are the adapter and the moments. The file also has the number of steps that were asked
+        for, which differs if a run is stopped.
+        """
+        digest = hashlib.sha256()
+        for tensor in sorted(GGUFReader(self.out / f"chk-{step}.gguf").tensors, key=by_name):
+            digest.update(f"{tensor.name} {tensor.shape.tolist()}".encode())
+            digest.update(tensor.data.tobytes())
+        return digest.hexdigest()[:16]
 
     def stop(self) -> tuple[int, str]:
         """Let the run save and stop; return its iteration and the bits."""

@@ -45,6 +45,7 @@ class Network:
 
     def __init__(self, n: int, seconds: float, n_bytes: int, seed: int = 1) -> None:
         self.now = 0.0
+        self.others: set[str] = set()
         self._names = [f"{i}" for i in range(n)]
         self._seconds, self._transfer = seconds, n_bytes / LINK
         self._rng = random.Random(seed)

@@ -14,8 +14,9 @@ from nbllama.report.log import StepRecord, WorkerRow, as_row
 from nbllama.train.blocks.address import Address
 from nbllama.train.blocks.spread import NoWorkers
 from nbllama.train.blocks.worker import facts
-from nbllama.train.run.many import forecast_line, plan_of, traffic
+from nbllama.train.run.many import LINK, forecast_line, plan_of, traffic
 from nbllama.train.trainer import Trainer
+from scripts.many_parts.scale import step_seconds
 from tests.train.blocks.test_bits import made
 from tests.train.runs import Run, refused
 from tests.train.toy_runs import Child, log_rows, toy_model, words
@@ -59,6 +60,15 @@ def test_the_forecast() -> None:
     assert f"8 workers {100 / (25 + 15.36):.1f} x and 1.92 GB" in line  # half of them have no block
     line = forecast_line(1_000_000, 8.0, micro=8, block=0, workers=[2], local=True)
     assert line.startswith("1 blocks") and "2 workers 0.5 x and 3 MB" in line
+
+
+def test_the_simulation_of_a_network() -> None:
+    one = int(LINK)  # bytes that take a second
+    assert step_seconds(1, 2, 1, 10.0, one) == pytest.approx(20, rel=0.06)
+    # the second worker waits for the parameters, and its gradient takes as long
+    assert step_seconds(2, 1, 1, 10.0, one) == pytest.approx(12, rel=0.06)
+    # the last of eight workers begins after 7 s; gradients arrive one after another
+    assert step_seconds(8, 1, 1, 10.0, one) == pytest.approx(18, rel=0.06)
 
 
 def test_the_forecast_before_a_run(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
