@@ -18,7 +18,7 @@ import sys
 
 
 def _starts_a_program() -> bool:
-    """Return whether this import is the start of `nbllama` or of `python -m nbllama...`."""
+    """Return whether this import is part of starting `nbllama` or `python -m nbllama...`."""
     words, name = sys.orig_argv, sys.argv[0] if sys.argv else ""
     if name == "-m":  # the module is being looked for
         word = words[words.index("-m") + 1] if "-m" in words else ""

@@ -1,6 +1,6 @@
-"""The public functions: training, and, for scripts, functions from tokens to numpy arrays.
+"""The public functions: training, and functions that turn tokens into numpy arrays for scripts.
 
-All of them use the same forward and backward pass as the trainer.
+All of them use the same forward and backward passes as the trainer.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def tune(
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
-    """Return one sequence; without targets every token's target is the next token."""
+    """Return one sequence; without targets, every token's target is the next token."""
     ids = _ids(model, tokens, "token", 0)
     if targets is None:
         after = np.append(ids[1:], np.int32(NOT_TRAINED))

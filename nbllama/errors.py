@@ -20,7 +20,7 @@ NOT_A_NUMBER = "the model's output is not a number; check the file, the adapters
 
 
 class NbllamaError(Exception):
-    """A failure that is reported in one line: what, where, what to do.
+    """A failure that is reported in one line: what happened, where, and what to do.
 
     Control characters in the message, which may come from a file, are escaped.
     """
@@ -50,14 +50,14 @@ class DataError(NbllamaError):
 
 
 class MessageError(DataError):
-    """Chat messages that cannot be trained. Their numbers start at 0; None means the tools."""
+    """Chat messages that cannot be trained on. Their numbers start at 0; None means the tools."""
 
     def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
         self._numbers, self._reason = tuple(numbers), reason
         super().__init__(self.counted(0))
 
     def counted(self, shift: int) -> str:
-        """Return the error text for a record whose message numbers are larger by `shift`."""
+        """Return the error text for a record in which message numbers are larger by `shift`."""
         names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
         return f"message {', '.join(names)}{self._reason}"
 

@@ -1,4 +1,4 @@
-"""`python -m nbllama.quantize`: write a model in another weight type."""
+"""`python -m nbllama.quantize`: write a model in a different weight type."""
 
 from __future__ import annotations
 

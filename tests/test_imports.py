@@ -73,6 +73,7 @@ OUTSIDE = {
     "rich": {"cli"},
     "sentencepiece": {"text"},
     "tensorboardX": {"train.run.board"},
+    "ray": {"train.blocks.ray_pool"},
     "tokenizers": {"text"},
     "zstandard": {"data"},
     "xllamacpp": {"evaluate._llama_child"},

@@ -1,4 +1,4 @@
-"""Check that the heads in a delta net's matrices are in Hugging Face's order.
+"""Check that the heads in a delta net's matrices have Hugging Face's order.
 
 If several value heads share a key head, llama.cpp's converter reorders them, in the rows of some
 matrices and in the columns of another.

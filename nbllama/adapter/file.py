@@ -55,7 +55,7 @@ def check_format(path: Path) -> None:
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
-    """Return one line for each part of the adapter that readers of the format ignore or refuse.
+    """Return one line for each part of the adapter that readers of its format ignore or refuse.
 
     The format is that of the name `path`.
     """
@@ -63,7 +63,7 @@ def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
 
 
 def stored_notes(stored: Stored, tied_output: bool, kind: str) -> list[str]:
-    """Return the `adapter_notes` of a stored adapter for writing it in the format `kind`."""
+    """Return the `adapter_notes` for writing a stored adapter in the format `kind`."""
     return _notes(list(stored.pairs), tied_output, kind)
 
 
@@ -118,10 +118,10 @@ def load_adapter(
 ) -> Adapter:
     """Read an adapter of any of the formats for a base model with tensor `shapes` (numpy).
 
-    An adapter from our files equals the trained one, bit for bit if the format required no
-    rounding. If pairs have different scales (such as in files of `convert_lora_to_gguf.py`, with
-    lora_r = their largest rank), B is multiplied to compensate. `say` receives a line about ignored
-    parts of the file (without `say`: a warning).
+    An adapter from a file that nbllama wrote equals the trained one, bit for bit if the format
+    required no rounding. If pairs have different scales (such as in files of
+    `convert_lora_to_gguf.py`, with lora_r = their largest rank), B is multiplied to compensate.
+    `say` receives a line about ignored parts of the file (without `say`: a warning).
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged or does not fit the base model.
@@ -142,7 +142,8 @@ def load_adapter(
 def read_stored(path: Path, base: Base) -> Stored:
     """Read an adapter as its file stores it, checked against the known properties of `base`.
 
-    Raises the errors of `load_adapter`, and `UsageError` if more of the base model must be known.
+    Raises the same errors as `load_adapter`, plus `UsageError` if more must be known about the base
+    model.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -163,7 +164,7 @@ def read_stored(path: Path, base: Base) -> Stored:
 
 
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write in the format of the name; return lines about rounded or omitted values.
+    """Write the adapter in the format of the name; return lines about rounded or omitted values.
 
     Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would be infinite in
     the format.

@@ -1,7 +1,7 @@
 """The `.bin` adapter of llama.cpp's `finetune` of 2023 and 2024 (`save_as_llama_lora`).
 
-All numbers little endian. The header is four u32: magic, version 1, r, alpha; every pair is scaled
-by alpha / r. Then follow records up to the end of the file, one for each half of a pair:
+All numbers are little endian. The header is four u32: magic, version 1, r, alpha; every pair is
+scaled by alpha / r. Then follow records up to the end of the file, one for each half of a pair:
 
 | field | type | |
 |---|---|---|
@@ -74,7 +74,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as integers of the same ratio, or r and r, and a line about a change."""
+    """Return alpha and r as integers with the same ratio (or r twice), and a line about changes."""
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:

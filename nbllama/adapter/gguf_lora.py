@@ -5,7 +5,7 @@ The format is that of llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init
 
     y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
 
-If a pair has another scale, `b` is multiplied to compensate; the key `nbllama.lora_r` makes it
+If a pair has a different scale, `b` is multiplied to compensate; the key `nbllama.lora_r` makes it
 possible to undo this when reading. The pair of `token_embd` is stored swapped: a = B (V, rank), b =
 Aᵀ (C, rank).
 """
@@ -115,7 +115,7 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
 
 
 def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
-    """Return the line about tensors that are constants of the base model and not trained."""
+    """Return a line about skipped tensors, which are constants of the base model."""
     if not stray:
         return ()
     listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")

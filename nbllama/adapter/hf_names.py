@@ -32,7 +32,7 @@ TURNED = ("attn_q", "attn_k")
 
 
 class Half(NamedTuple):
-    """The half of a pair that a key of an adapter's safetensors file names."""
+    """The half of a pair that a key in an adapter's safetensors file refers to."""
 
     name: str  # GGUF name of the base tensor
     module: str  # Hugging Face's path of the module
@@ -55,7 +55,7 @@ def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
 def hf_keys(
     name: str, modules: Mapping[str, str] = HF_MODULES, expert: int | None = None
 ) -> tuple[str, str]:
-    """Return PEFT's names of the two halves of a pair, or of the pair of one `expert`."""
+    """Return PEFT's names for the two halves of a pair, or of one expert's pair."""
     module = f"base_model.model.{hf_module(name, modules)}"
     if expert is not None:
         module = module.replace(EXPERT, str(expert))
@@ -85,7 +85,7 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
 
 
 def adapter_of(key: str) -> str:
-    """Return PEFT's name of the adapter ("default") in the key of a half; "" if it has none."""
+    """Return PEFT's name for the adapter (such as "default") in a half's key; "" for none."""
     found = _KEY.fullmatch(key)
     return (found[5] or "") if found is not None else ""
 
@@ -102,7 +102,7 @@ def is_turned(name: str) -> bool:
 
 
 def rows_to_hf(b: np.ndarray, head_dim: int) -> np.ndarray:
-    """Reorder rows (n_out, rank) from GGUF to Hugging Face; n_out a multiple of `head_dim`."""
+    """Reorder rows (n_out, rank) from GGUF to Hugging Face; n_out is a multiple of `head_dim`."""
     heads = b.reshape(-1, head_dim // 2, 2, b.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)
 

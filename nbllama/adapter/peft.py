@@ -48,7 +48,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     """Write the two files, each in one atomic step, the configuration last.
 
     Returns a line about norm pairs, which are left out. Raises `UsageError` if too little is known
-    of the base model or no pair is left, and `OutputError`.
+    about the base model or no pair is left, and `OutputError`.
     """
     names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
     norms = [name for name in names if hf_module(name, modules) is None]
@@ -89,7 +89,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
 
 
 def norms_line(norms: list[str]) -> list[str]:
-    """Return the line about pairs that a PEFT folder cannot contain."""
+    """Return a line about pairs that a PEFT folder cannot contain."""
     if not norms:
         return []
     return [
@@ -146,7 +146,7 @@ def _leaf(path: str) -> str:
 
 
 def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
-    """Return values by the last word of the modules' paths if all agree, else by whole paths."""
+    """Return values by the last word of each module's path if all agree, else by whole paths."""
     out = {}
     for name, value in different.items():
         leaf = _leaf(paths[name])
@@ -235,7 +235,7 @@ def read_peft(path: Path, base: Base) -> Stored:
 def _of_all_experts(
     path: str, read: dict[tuple[str, int | None], list[np.ndarray | None]]
 ) -> dict[str, list[np.ndarray | None]]:
-    """Return the halves by tensor, with those of its experts stacked."""
+    """Return the halves by tensor, with the halves of a tensor's experts stacked."""
     out: dict[str, list[np.ndarray | None]] = {}
     experts: dict[str, dict[int, list[np.ndarray | None]]] = {}
     for (name, expert), halves in read.items():

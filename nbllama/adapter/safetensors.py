@@ -86,7 +86,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Return begin, name, dtype and shape of a tensor, whose bytes must match them exactly."""
+    """Return a tensor's start, name, dtype and shape, which must match its bytes exactly."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")

@@ -17,7 +17,7 @@ Path = str | os.PathLike[str]
 
 
 class Source:
-    """An open file as a context manager. Only regular files: a pipe or a device has no end.
+    """An open file as a context manager. It must be regular: a pipe or a device has no end.
 
     Raises `CheckpointError`, and `FileNotFoundError` if there is no such file.
     """
@@ -44,7 +44,7 @@ class Source:
         return self.size - self.at
 
     def error(self, where: str, what: str) -> CheckpointError:
-        """Return the one-line error about this file."""
+        """Return a one-line error about this file."""
         return refuse(self.path, where, what)
 
     def take(self, n: int, what: str) -> bytes:
@@ -58,7 +58,7 @@ class Source:
         return data
 
     def floats(self, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-        """Read the next array, `dtype` one of `BYTES`, as finite float32 in its own memory."""
+        """Read the next array (`dtype`: one of `BYTES`) as finite float32 in its own memory."""
         raw = self.take(math.prod(shape) * BYTES[dtype], what)
         if dtype == "BF16":
             x = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)

@@ -26,7 +26,7 @@ class Base(NamedTuple):
     head_dim: int | None = None
     n_layer: int | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None  # numpy shapes of all tensors
-    delta: DeltaNet | None = None  # sizes of its delta nets; None also where it has none
+    delta: DeltaNet | None = None  # sizes of its delta nets; also None if it has none
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
@@ -34,7 +34,7 @@ class Base(NamedTuple):
         return cls(hp.arch, hp.head_dim, hp.n_layer, shapes, hp.delta)
 
     def or_else(self, other: Base) -> Base:
-        """Return the known values, completed by those of `other`."""
+        """Return the known values, with the unknown ones filled in from `other`."""
         return Base(
             **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
         )
@@ -49,7 +49,7 @@ class Base(NamedTuple):
 
     @property
     def hf_modules(self) -> Mapping[str, str]:
-        """Hugging Face's modules of a block by GGUF tensor.
+        """Hugging Face's names for a block's modules, by GGUF tensor.
 
         If the architecture is not known, these are the usual ones. Raises `UsageError` for an
         architecture whose modules have a different structure.
@@ -109,7 +109,7 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same adapter with the known values of `base`, completed by the old ones."""
+        """Return the same adapter with the known values of `base`, then the old known values."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
@@ -157,7 +157,7 @@ class Stored:
 
 
 def refuse(path: object, where: str, what: str) -> CheckpointError:
-    """Return the one-line error about a file that cannot be used."""
+    """Return a one-line error about a file that cannot be used."""
     return CheckpointError(f"{shown(path, 400)}: {where}: {what}; the adapter cannot be used")
 
 
@@ -204,7 +204,7 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
 
 
 def rounded(names: Iterable[str], why: str) -> list[str]:
-    """Return the line about pairs whose B was rounded when it was multiplied by a factor."""
+    """Return a line about pairs whose B was rounded when it was multiplied by a factor."""
     changed = list(names)
     if not changed:
         return []

@@ -1,7 +1,8 @@
-"""The environment of a run, which affects its last digits."""
+"""The environment of a run, which affects the last digits of its results."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,8 +25,23 @@ def environment() -> dict[str, str]:
     }
 
 
+def more_of_environment() -> dict[str, str]:
+    """Return what else machines that compute one run together must have in common.
+
+    The version of LLVM, and a digest of the CPU's features.
+    """
+    import llvmlite.binding
+
+    features = llvmlite.binding.get_host_cpu_features()
+    names = sorted(name for name, on in features.items() if on)
+    return {
+        "llvm": ".".join(str(n) for n in llvmlite.binding.llvm_version_info),
+        "cpu features": hashlib.sha256(" ".join(names).encode()).hexdigest()[:12],
+    }
+
+
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return one line per change that makes a continued run differ in the last digits."""
+    """Return one line for each change that makes a continued run differ in its last digits."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
         " digits may differ from those of an uninterrupted run"

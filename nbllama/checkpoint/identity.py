@@ -1,8 +1,8 @@
 """The identity of a run: base model, data, ranks and options.
 
 A checkpoint stores an `Identity`. A run that continues from it compares the stored identity with
-its own. If they differ, it stops with a list of the differences instead of silently training
-something else.
+its own. If the two differ, the run stops with a list of the differences instead of silently
+training something else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODEL_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Values that must be equal for one run to continue another; empty ones are not compared."""
+    """Values that two runs must share if one continues the other; empty values are not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
     lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
@@ -88,8 +88,8 @@ def model_fingerprint(f: GGUFFile) -> str:
     """Return a digest that identifies a base model without reading all of it.
 
     The digest covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB
-    at each tensor's start, middle and end. Names and licences are left out. So is the tokenizer,
-    because the fingerprint of the data covers the tokens.
+    at each tensor's start, middle and end. Names and licences are left out, and so is the
+    tokenizer, because the data's fingerprint covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))
@@ -106,13 +106,13 @@ _DIGESTS = {"base": "the base model is a different one", "data": "the training d
 
 
 def _values(x: Identity) -> dict[str, Any]:
-    """Return all compared values by the names that messages use."""
+    """Return all values to compare, by the names that messages use."""
     own = {n: getattr(x, n) for n in ("arch", "lora_r", "lora_alpha", *_DIGESTS)}
     return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
 
 
 def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
-    """Yield each difference, and whether it makes continuing impossible."""
+    """Yield each difference, and whether it makes it impossible to continue."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)

@@ -1,4 +1,4 @@
-"""Checkpoints of llama.cpp's `finetune`, in its versions of November 2023 and July 2024.
+"""Read checkpoints of llama.cpp's `finetune`, in its versions of November 2023 and July 2024.
 
 This module follows `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
@@ -65,7 +65,7 @@ def is_old(f: GGUFFile) -> bool:
 def read_old(f: GGUFFile) -> TrainState:
     """Read the state in an old checkpoint; its moments are not yet split by tensor.
 
-    Raises `GGUFError` for a key or tensor that is missing, of a wrong type, or impossible.
+    Raises `GGUFError` for a key or tensor that is missing, has a wrong type, or is impossible.
     """
     arch = f.get("general.architecture", "str")
     if (kind := f.count("general.file_type", 1 << 31)) != 0:
@@ -111,7 +111,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
 
 
 def _model(f: GGUFFile, arch: str) -> dict[str, float]:
-    """Return the base model's hyperparameters in the file."""
+    """Return the base model's hyperparameters, as stored in the file."""
     model: dict[str, float] = {}
     for key in (*_REQUIRED, *_OPTIONAL):
         full = f"{arch}.{key}"
@@ -157,7 +157,9 @@ def _optimiser(f: GGUFFile) -> dict[str, Any]:
     if (version := f.count("optimizer.file_version", 1 << 31)) != 0:
         raise f.error("key 'optimizer.file_version'", f"{version}; known: 0")
     if (kind := f.get("optimizer.type", "str")) != "adam":
-        raise f.error("key 'optimizer.type'", f"{shown(kind)}, but only adam can be continued")
+        raise f.error(
+            "key 'optimizer.type'", f"{shown(kind)}, but only adam checkpoints can be resumed"
+        )
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
     # The old tool ignores best loss, previous loss and counter, but refuses wrong types.

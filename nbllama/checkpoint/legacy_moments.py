@@ -57,7 +57,7 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
 
 
 class PlacedMoments(NamedTuple):
-    """Moments by parameter name in our orientation, their order in the file, and the cosine."""
+    """Moments by parameter name in our orientation, their order in the file, and their cosine."""
 
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""Names of numbered checkpoints and adapters, and which of them `--keep-last` removes."""
+"""Name numbered checkpoints and adapters, and remove old ones for `--keep-last`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prune_adapters(
 
 
 def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
-    """List the names with numbers in `within`, newest first; the list is empty if all are kept."""
+    """List the names whose numbers are in `within`, newest first; [] if all of them are kept."""
     low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:

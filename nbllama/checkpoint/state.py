@@ -89,7 +89,7 @@ def legacy(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def array(f: GGUFFile, name: str) -> np.ndarray:
-    """Return a copy of a float32 tensor in its numpy shape; all values must be finite."""
+    """Return a copy of a float32 tensor in its numpy shape; all its values must be finite."""
     if name not in f.tensors:
         raise f.error(f"tensor '{name}'", "is missing")
     info = f.tensors[name]
@@ -102,7 +102,7 @@ def array(f: GGUFFile, name: str) -> np.ndarray:
 
 
 def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
-    """Return the pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
+    """Read the pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
     found = {}
     for base in dict.fromkeys(name.rpartition(".")[0] for name in stored):
         a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
@@ -132,7 +132,7 @@ def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.
 
 
 def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
-    """Read a float32 tensor [n]; all values must be finite."""
+    """Read a float32 tensor [n]; all its values must be finite."""
     flat = array(f, name)
     if flat.shape != (n,):
         raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
@@ -140,6 +140,6 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 
 
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
-    """Raise for negative second moments, because means of squares cannot be negative."""
+    """Raise an error for negative second moments, as means of squares cannot be negative."""
     if second.size and second.min() < 0:
         raise f.error(f"tensor '{SECOND}'", "contains a negative value")

@@ -1,4 +1,4 @@
-"""Dataclass fields with keys: one line declares how a value is written and read."""
+"""Dataclass fields with keys: a one-line declaration says how a value is written and read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALPHAS = (1e-30, 1e30)  # bounds of alpha, because its scale is a float32
 
 
 class Key(NamedTuple):
-    """A single value."""
+    """How a single value is stored."""
 
     name: str
     kind: ValueType
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A dict; each item is stored under `prefix` and its own name."""
+    """How a dict is stored: each item under `prefix` and its own name."""
 
     prefix: str
     kind: ValueType | None  # STRING or FLOAT64; None: chosen by the item's type
@@ -68,7 +68,7 @@ def entries(x: Any) -> Iterator[Entry]:
 def values(f: GGUFFile, kind: type) -> dict[str, Any]:
     """Return all stored fields of a dataclass by name, read from a file.
 
-    Raises `GGUFError` for a field that is missing or of another type.
+    Raises `GGUFError` for a field that is missing or has a different type.
     """
     return {x.name: _value(f, x) for x in fields(kind) if "stored" in x.metadata}
 
@@ -93,7 +93,7 @@ def _single(f: GGUFFile, key: str, kind: ValueType, at_most: int = MOST) -> Any:
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """Return the single values under a common prefix, by the rest of their keys."""
+    """Return the single values whose keys share a prefix, by the rest of their keys."""
     return {
         name.removeprefix(prefix): value
         for name, value in f.metadata.items()

@@ -1,1 +1,1 @@
-"""The programs of the command line, their screens and error lines. Importing it is fast."""
+"""The command-line programs, their screens and error lines. Importing this package is fast."""

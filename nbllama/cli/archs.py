@@ -1,4 +1,4 @@
-"""The table of `--list-archs`: the supported architectures, and what was checked for each."""
+"""The `--list-archs` table: the supported architectures, and what was checked for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PEFT: whether adapters can be written and read as Hugging Face PEFT folders."""
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Return (architecture, kinds, PEFT) for every row."""
+    """Return (architecture, kinds, PEFT) for every row of the table."""
     from nbllama.arch import ARCHS
 
     return [

@@ -31,21 +31,21 @@ BATCH_TOKENS = 512  # most tokens in a batch, which has at least one sample
 
 
 class Found(NamedTuple):
-    """The run that wrote an adapter: the file with the run's options, and the options."""
+    """The run that wrote an adapter: the file with its options, and the options themselves."""
 
     path: str
     options: Options
 
 
 class Sample(NamedTuple):
-    """Batches to calibrate on, and samples that are held back."""
+    """Batches for calibration, and samples that are held back."""
 
     batches: list[Batch]
     held: list[Batch]
 
 
 def run_of(adapter: str) -> Found | None:
-    """Find the options of the run that wrote an adapter, next to it; None if there are none.
+    """Find the options of the run that wrote an adapter, stored next to it; None if there are none.
 
     Raises `UsageError` if the file with the adapter's name contains no options of this program.
     """
@@ -76,7 +76,7 @@ def _names(options: Options, adapter: str) -> bool:
 def load_samples(
     path: str, options: Options | None, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Dataset:
-    """Read data as in a run with `options` (None: defaults). Raises `DataError`, `UsageError`."""
+    """Read data as a run with `options` does (None: defaults). Raises `DataError`, `UsageError`."""
     options = Options() if options is None else options
     return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
 
@@ -118,8 +118,8 @@ def _batches(data: Dataset, numbers: Sequence[int]) -> list[Batch]:
 def find_sample(export: Export, model: Model) -> Sample | None:
     """Read the sample from `--calibrate` or from the adapters' training data; print which.
 
-    Returns None with `--nearest`, and, after printing a line, if there are no data. Raises the
-    errors of `load_samples` and `draw`, and `UsageError` if the output is one of the data files.
+    Returns None with `--nearest`, and, after printing a line, if there are no data. Raises the same
+    errors as `load_samples` and `draw`, plus `UsageError` if the output is one of the data files.
     """
     asked = export.options
     if asked.nearest:
@@ -151,7 +151,7 @@ def find_sample(export: Export, model: Model) -> Sample | None:
 
 
 def _there(path: str) -> bool:
-    """Return whether all files of training data exist."""
+    """Return whether all the training data files exist."""
     files = input_files(path)
     return bool(files) and all(map(os.path.exists, files))
 

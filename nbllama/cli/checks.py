@@ -43,7 +43,7 @@ Parts = Sequence[tuple[Adapter, float]]
 
 
 def verify(asked: Verify, threads: int) -> None:
-    """Run all checks. Raises `NbllamaError` immediately for no effect, else after the last one."""
+    """Run all checks. Raises `NbllamaError`: at once for no effect, else after the last check."""
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
     model = load_model(o.model)
@@ -75,7 +75,7 @@ def verify(asked: Verify, threads: int) -> None:
 
 
 def why_nothing(parts: Parts) -> str:
-    """Explain why the adapters change nothing."""
+    """Explain why the adapters have no effect."""
     if all(scale * adapter.scale == 0 for adapter, scale in parts):
         return "the scale is 0"
     pairs = [pair for adapter, _ in parts for pair in adapter.pairs.values()]
@@ -89,7 +89,7 @@ def why_nothing(parts: Parts) -> str:
 def merged_check(
     model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
-    """Merge as `export_lora` does and compare; return a line if the check failed."""
+    """Merge as `export_lora` does, and compare the results; return a line if the check failed."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
     if not outtype:
         types, lines = dict.fromkeys(types, IDS["F32"]), []
@@ -126,7 +126,7 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 
 
 class Peer(NamedTuple):
-    """llama.cpp compared with nbllama at several positions.
+    """A comparison of llama.cpp with nbllama at several positions.
 
     The result is the mean divergence, and how often the most likely token is the same.
     """
@@ -142,7 +142,7 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Compare with llama.cpp with and without the adapter; return a line if the check failed.
+    """Compare with llama.cpp, with and without the adapter; return a line if the check failed.
 
     llama.cpp's rounding makes a difference without the adapter too. With the adapter, the
     difference may be three times as large, plus a tenth of the adapter's effect.

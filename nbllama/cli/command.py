@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
 
 
 def plain(word: str) -> str:
-    """Return a verb as in the table, with `-` for `_`, as in the names of options."""
+    """Return a verb as the table spells it, with `-` for `_`, as in option names."""
     return word.replace("_", "-").lower()
 
 

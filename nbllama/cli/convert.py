@@ -1,6 +1,6 @@
-"""The program: `python -m nbllama.convert baichuan-to-llama IN OUT`.
+"""The program `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-It rewrites a model with the keys of another architecture that computes the same
+It rewrites a model with the keys of a different architecture that computes the same
 (`ArchRow.same_as`). Tensors are copied byte for byte, so a quantised model loses nothing.
 """
 
@@ -61,7 +61,7 @@ def pair_of(conversion: str) -> tuple[str, str]:
 
 
 def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
-    """Raise `GGUFError` unless the model `f` computes what a model of architecture `new` does."""
+    """Raise `GGUFError` unless the model `f` computes the same as a model of architecture `new`."""
     if hp.arch != old:
         raise f.error(
             "key 'general.architecture'", f"'{hp.arch}', but this conversion is for {old}"

@@ -1,6 +1,7 @@
-"""The program: `python -m nbllama.convert_lora IN OUT [--model-base FILE]`.
+"""The program `python -m nbllama.convert_lora IN OUT [--model-base FILE]`.
 
-It converts an adapter between today's GGUF format, the old `.bin`, and a Hugging Face PEFT folder.
+It converts an adapter between the current GGUF format, the old `.bin` format and a Hugging Face
+PEFT folder.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
 
 
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
-    """Convert the file or folder `source` to `target`; return notes on what is lost.
+    """Convert the file or folder `source` to `target`; return notes about what is lost.
 
     `model_base`: a GGUF model, or "" for none. Raises `FileNotFoundError`, `CheckpointError` for an
     adapter that cannot be used, `UsageError`, `OutputError`.

@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.export_lora`, which merges adapters into a model.
+"""The program `python -m nbllama.export_lora`, which merges adapters into a model.
 
 Options: `nbllama.options.merge`. Writing: `nbllama.export.rewrite`.
 """

@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.finetune`.
+"""The program `python -m nbllama.finetune`.
 
 It connects the command line and the screen with `nbllama.train.run.run.train`. Options:
 `nbllama.options.finetune.table`.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbllama.errors import Interrupted
+from nbllama.errors import Interrupted, NbllamaError
 from nbllama.options.finetune.table import PROG, Options, parse
 from nbllama.system.program import called_as, run_program
 from nbllama.train.run.stop import StopFlag
@@ -29,6 +29,8 @@ def _run(words: list[str]) -> None:
     options, stop = parse(words), StopFlag()
     with stop.installed():
         run = _train(options, words, stop)
+        if run.interrupted and run.reason != stop.reason:  # no worker is left
+            raise NbllamaError(f"{run.reason}; {how_to_resume(options, words, run)}")
         if run.interrupted:
             raise Interrupted(how_to_resume(options, words, run), stop.signum)
 
@@ -52,7 +54,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
     if not run.losses:
-        # nothing new was saved: the newest file may be another run's
+        # nothing new was saved: the newest file may be from a different run
         return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
     if "checkpoint" not in run.paths:
         return f"{text}; it cannot be continued, as --checkpoint-out is empty"

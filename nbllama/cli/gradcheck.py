@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.gradcheck -m model.gguf`."""
+"""The program `python -m nbllama.gradcheck -m model.gguf`."""
 
 from __future__ import annotations
 

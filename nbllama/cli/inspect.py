@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.inspect FILE`.
+"""The program `python -m nbllama.inspect FILE`.
 
 It prints everything that can be read. If the file is refused, the reason is the last line, and the
 exit code is that of the program that would use the file.

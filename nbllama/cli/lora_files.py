@@ -18,8 +18,8 @@ def load_adapters(
 ) -> list[tuple[Adapter, float]]:
     """Return the adapters with their scales; `say` receives a line for each.
 
-    `shapes`: shapes of the base model's tensors. Raises `CheckpointError` for an adapter of another
-    base, `UsageError` for a missing file.
+    `shapes`: shapes of the base model's tensors. Raises `CheckpointError` for an adapter of a
+    different base, `UsageError` for a missing file.
     """
     found = []
     for path, scale in files:

@@ -1,4 +1,4 @@
-"""Shared by `export_lora` and `quantize`: progress, and the table at the end."""
+"""Shared code for `export_lora` and `quantize`: progress, and the table at the end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """Progress in tensors, on standard error: one line that is overwritten, or a line every 10 %.
+    """Progress by tensors, on standard error: one line that is overwritten, or a line every 10 %.
 
-    After the `with` block, `seconds` is the time that it took.
+    After the `with` block, `seconds` is the time that the block took.
     """
 
     seconds = 0.0
@@ -26,7 +26,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the tensor `name`: on a terminal always, elsewhere once every 10 %."""
+        """Print the tensor's name: on a terminal always, elsewhere once every 10 %."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:
@@ -47,7 +47,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """Return one line per pair of types: tensors, size, and the error of encoding."""
+    """Return one line per pair of types: tensors, size, and encoding error."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):

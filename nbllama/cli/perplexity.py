@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.perplexity`.
+"""The program `python -m nbllama.perplexity`.
 
 Options: `nbllama.options.perplexity`. The computation: `nbllama.evaluate`.
 """

@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.quantize IN OUT TYPE`.
+"""The program `python -m nbllama.quantize IN OUT TYPE`.
 
 Options: `nbllama.options.merge`. Types: `nbllama.export.file_types`. Writing:
 `nbllama.export.rewrite`.

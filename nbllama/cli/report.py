@@ -1,4 +1,4 @@
-"""The program `python -m nbllama.report`: the page about a run from its log, or about several."""
+"""The program `python -m nbllama.report`, which writes a page about one run or several."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
 
 
 def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
-    """Return a token's text and style. Styles alternate, so that token borders are visible."""
+    """Return a token's text and style. Styles alternate, so that token boundaries are visible."""
     style = (_TRAINED if trained else _GIVEN)[n % 2]
     lines = text.replace("\n", "⏎\n")
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)

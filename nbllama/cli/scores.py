@@ -1,4 +1,4 @@
-"""The output of `python -m nbllama.perplexity`, chunk by chunk and at the end."""
+"""The output of `python -m nbllama.perplexity`, for each chunk and at the end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_utf8(path: str) -> str:
 class Ticker:
     """One line on standard error: chunk, result so far, tokens/s, time left.
 
-    On a terminal it is overwritten; elsewhere a line is printed every 10 %.
+    On a terminal, it is overwritten; elsewhere, a line is printed every 10 %.
     """
 
     def __init__(self, total: int, n_ctx: int) -> None:
@@ -58,7 +58,7 @@ class Ticker:
         self._tenth = -1
 
     def __call__(self, done: int, text: str) -> None:
-        """Show that `done` chunks are done; `text`: the result so far."""
+        """Show that `done` chunks are finished; `text`: the result so far."""
         now = time.monotonic()
         self._times.append(now - self._last)
         self._last = now
@@ -109,7 +109,7 @@ def print_perplexity(asked: Perplexity) -> None:
 
 
 def print_divergence(asked: Perplexity) -> None:
-    """Print how much the model differs from the base, token by token."""
+    """Print the model's divergence from the base, token by token."""
     o = asked.options
     model, adapter, found = _prepare(asked)
     other = load_model(o.base_model) if o.base_model else model

@@ -29,7 +29,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of an objective that 
 
 
 class _Stream:
-    """A text stream whose reader may close it without an error here."""
+    """A text stream that raises no error if its reader closes it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -69,11 +69,14 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
         f"dt={record.seconds:.2f}s eta={eta} mem={memory(record.rss_bytes).replace(' ', '')}"
     )
     line += measured(record.measures)
+    if record.workers:
+        words = [f"{w.worker}:{w.tokens_per_s:.1f}:{100 * w.share:.0f}%" for w in record.workers]
+        line += f" workers={','.join(words)}"
     return line + " skipped: loss or gradient not finite" if record.skipped else line
 
 
 def measured(numbers: Mapping[str, float]) -> str:
-    """Return further numbers of an objective as ` name=value` words."""
+    """Return an objective's additional numbers as ` name=value` words."""
     return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 
@@ -199,4 +202,12 @@ class Display:
             (self._curve.sparkline(), "green"),
         )
         numbers.truncate(max(20, self._console.width), overflow="ellipsis")
-        return Group(bar, numbers)
+        if not record.workers:
+            return Group(bar, numbers)
+        words = [
+            f"{w.worker} {w.tokens_per_s:.0f} tokens/s {100 * w.share:.0f} % busy"
+            for w in record.workers
+        ]
+        workers = Text.assemble(("workers ", "dim"), ", ".join(words))
+        workers.truncate(max(20, self._console.width), overflow="ellipsis")
+        return Group(bar, numbers, workers)

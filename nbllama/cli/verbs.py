@@ -1,4 +1,4 @@
-"""The verbs of the command `nbllama`, in the order of their use, and other names for them."""
+"""The verbs of the `nbllama` command, in the order of their use, and alternative names for them."""
 
 from __future__ import annotations
 

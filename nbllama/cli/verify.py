@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.verify`, which checks the effect of an adapter.
+"""The program `python -m nbllama.verify`, which checks the effect of an adapter.
 
 Options: `nbllama.options.verify`. The checks: `nbllama.cli.checks`.
 """

@@ -85,7 +85,7 @@ def load_dataset(
     `open_data`, `cutter` and `rules` are for raw text (see `load_raw_text`), the others for records
     (see `load_samples`).
 
-    Raises `DataError` as these three functions do.
+    Raises `DataError` in the same cases as these three functions.
     """
     if not isinstance(data, DataFile):
         data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)
@@ -112,9 +112,9 @@ def load_dataset(
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """Return the kind of a training file, by its content: "raw" or "chat" (records of any format).
+    """Return a training file's kind, based on its content: "raw" or "chat" (records of any format).
 
-    Bad records are reported when the file is loaded. Raises the errors of `open_data` with
+    Bad records are reported when the file is loaded. Raises the same errors as `open_data` with
     `skip_bad`.
     """
     return open_data(path, skip_bad=True).kind

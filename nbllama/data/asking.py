@@ -30,7 +30,7 @@ _Read = tuple[int, dict[str, Any], Conversation | str]
 
 
 class PromptReader:
-    """Reads files of prompts.
+    """A reader for files of prompts.
 
     `columns`: the file's names for the keys of a prompt. `style`: how an instruction and its input
     become one message. `skip_bad`: leave out and count bad records instead of refusing the file.
@@ -57,7 +57,7 @@ class PromptReader:
     ) -> tuple[DataFile, list[_Read]]:
         """Return a file's bad records, and the line, record and prompt of each good one.
 
-        `records`: used instead of the file. Raises `DataError` as `open_data`.
+        `records`: used instead of the file. Raises `DataError` like `open_data`.
         """
         name = os.fspath(path)
         asked = Asked(None, self._columns, self._style, self._skip_bad)
@@ -100,9 +100,9 @@ class PromptReader:
         most: int,
         refuse_long: bool = False,
     ) -> Prompts:
-        """Encode the prompts. Each, with an answer of `most` tokens, fits in `n_ctx` tokens.
+        """Encode the prompts that, together with an answer of `most` tokens, fit in `n_ctx` tokens.
 
-        A longer one is skipped and counted, or with `refuse_long` refused. Raises `DataError`.
+        A longer prompt is skipped and counted, or, with `refuse_long`, refused. Raises `DataError`.
         """
         questions, n_long = [], 0
         reader = None
@@ -173,7 +173,7 @@ class PromptReader:
                 yield line, record, prompt, ids.astype(np.int32)
 
     def _text(self, prompt: str) -> np.ndarray:
-        """Return the ids of a text without a template, as at the start of a sample."""
+        """Return the ids of a text without a template, encoded as at the start of a sample."""
         encode = encode_parsed if self._parse_special else encode_plain
         ids, bos = encode(self._tokenizer, prompt).ids, self._tokenizer.bos_id
         if self._tokenizer.add_bos and bos is not None and ids[:1].tolist() != [bos]:

@@ -1,4 +1,4 @@
-"""The batches that a data set gives to the trainer: concatenated sequences, never padded."""
+"""The batches that the trainer receives from a data set: concatenated sequences, never padded."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Dataset(Protocol):
 
     @property
     def kind(self) -> str:
-        """The kind: "raw" or "chat" (records of any format)."""
+        """The kind of data: "raw" or "chat" (records of any format)."""
         ...
 
     @property
@@ -135,7 +135,7 @@ class Dataset(Protocol):
         ...
 
     def n_trained(self, i: int) -> int:
-        """Return the number of sample i's targets that count in the loss, at least 1."""
+        """Return the number of sample i's targets that count in the loss; at least 1."""
         ...
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,18 +159,18 @@ class Dataset(Protocol):
         ...
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return upper bounds of the tokens and targets in the loss of any batch from `take`."""
+        """Return upper bounds on the tokens and the trained targets of any batch from `take`."""
         ...
 
     def per_batch(self, n_rows: int) -> float:
-        """Return the average number of samples in a batch, without an epoch's last batch."""
+        """Return the average number of samples in a batch, not counting an epoch's last batch."""
         ...
 
 
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """Return `Dataset.largest` for a data set with one sample per row: the longest ones together.
+    """Return `Dataset.largest` for a data set with one sample per row: the sum of the longest rows.
 
     `wraps`: the same sample can occur more than once.
     """
@@ -185,7 +185,7 @@ class RowPerSample:
     """The remaining methods of a `Dataset` in which every sample is one row."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the length of each sample, as `Dataset.lengths`."""
+        """Return the length of each sample, as `Dataset.lengths` does."""
         every = range(self.n_samples)
         counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
         tokens, trained = (np.array(c, np.int64) for c in counts)

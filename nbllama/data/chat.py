@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class ChatReader:
-    """Makes samples of chats for one tokenizer and template.
+    """Turns chats into samples for one tokenizer and template.
 
     `system_as_user`: if the template has no system messages, put them into the first question.
     `places`: samples include their text and the token positions in it.
@@ -66,7 +66,7 @@ class ChatReader:
         self._tails: dict[str, list[int]] = {}
 
     def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
-        """Return the prompts and texts of the chats' answers, or the error for a chat."""
+        """Return, for each chat, the prompts and texts of its answers, or an error."""
         prepared: list[Prepared | NbllamaError] = []
         for chat in chats:
             try:
@@ -85,7 +85,7 @@ class ChatReader:
         return out
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
-        """Return the template's error, with a hint if it has no system messages."""
+        """Return the template's error, with a hint if the template has no system messages."""
         system = chat.messages[0]["role"] == "system" and not self._system_as_user
         if not system or self._traits.knows_system:
             return error
@@ -93,7 +93,7 @@ class ChatReader:
         return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
-        """Tokenise in one call the texts that `rows` will need one by one."""
+        """Tokenise, in one call, the texts that `rows` will need one by one."""
         texts = []
         for chat in rendered:
             if not isinstance(chat, NbllamaError):
@@ -104,7 +104,7 @@ class ChatReader:
         self._tokenizer.warm(texts)
 
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
-        """Return the samples of a chat, in the order of their last answers.
+        """Return a chat's samples, in the order of their last answers.
 
         Raises the template's error if it refuses the chat, or `DataError`.
         """
@@ -140,7 +140,7 @@ class ChatReader:
         return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """Return the prompt for the answer to `messages`, with its tokens. Raises like `rows`."""
+        """Return the prompt for an answer to `messages`, with its tokens. Raises like `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
         try:
@@ -231,7 +231,7 @@ class ChatReader:
         why: Counter[str],
         line: int,
     ) -> None:
-        """Count what to report about a chat. Raises `DataError` for a call that is lost."""
+        """Count what must be reported about a chat. Raises `DataError` for a lost tool call."""
         notices, found = self.notices, Counter(chat.found)
         self._lost.of_chat(chat, texts, found)
         empty = 0

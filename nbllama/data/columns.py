@@ -1,4 +1,4 @@
-"""The names of a table's columns, and those that `--data-columns` gives."""
+"""The column names of a table, and the names that `--data-columns` assigns to them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """Return whether the first line is the header of a table.
 
-    A header names all columns of a format that has two or more, or consists only of common names,
-    with one for the question and one for the answer.
+    A header either names all columns of a format that has at least two, or consists only of common
+    names, including one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:

@@ -1,4 +1,4 @@
-"""Counts over all records of keys that were read under other names, or were not read."""
+"""Counts of the keys that were read under different names, or not read, over all records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READ = {
 
 
 class Counts(NamedTuple):
-    """Counts of the changes to the records of a file."""
+    """Counts of the changes to a file's records."""
 
     columns: Counter[str]  # "question as instruction"
     roles: Counter[str]  # "human as user"

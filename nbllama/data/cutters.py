@@ -1,4 +1,4 @@
-"""Where the samples of a raw text begin: at every token, or at each occurrence of a given text.
+"""Choose where a raw text's samples begin: at every token, or at each occurrence of a given text.
 
 A cutter is called with (text, tokenizer, n_ctx) and returns a `Cut`. Its input is the text, not
 tokens, because some cutters tokenise sample by sample. Source: llama.cpp
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """The positions of samples in the tokens: begins, sizes int64 [n] (size 0: empty sample)."""
+    """The samples' positions in the tokens: begins and sizes, int64 [n] (size 0: empty sample)."""
 
     begins: np.ndarray
     sizes: np.ndarray
@@ -109,7 +109,7 @@ def _occurrences(content: bytes, mark: bytes) -> list[int]:
 
 
 def _longest_token(tokenizer: Tokenizer) -> int:
-    """Return the number of bytes of the longest token as the vocabulary writes it."""
+    """Return the length in bytes of the longest token, as the vocabulary writes it."""
     texts = (tokenizer.token_text(i) for i in range(tokenizer.n_vocab))
     return max(len(text.encode("utf-8", "surrogateescape")) for text in texts)
 
@@ -122,7 +122,7 @@ def _whole(content: bytes, place: int) -> int:
 
 
 def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
-    """Return lines about samples that are not as long as a row."""
+    """Return lines about samples that are shorter than a row."""
     notes = []
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]

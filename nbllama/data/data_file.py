@@ -1,4 +1,4 @@
-"""Training data after reading: a text, or samples with their files and lines."""
+"""Training data that have been read: a text, or samples with their files and lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Bad(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of the files that were read. first: the number of its line 1, counted over all files."""
+    """A file that was read. first: the number of its first line, counted over all files."""
 
     name: str
     first: int
 
 
 def place_in(parts: Sequence[Part], line: int) -> Part:
-    """Return the file of a line that is numbered through all `parts`, and its number there."""
+    """Convert a line number that counts through all `parts` to a file and a line number in it."""
     part = parts[bisect.bisect_right([p.first for p in parts], line) - 1]
     return Part(part.name, line - part.first + 1)
 
@@ -37,8 +37,8 @@ class DataFile(NamedTuple):
 
     kind: "raw" (then `text` is the whole text, or the first of `texts`) or "chat". format: the name
     in `FORMATS` of most records' format, or "raw". samples: (line, sample) of each good record;
-    bad: the other records, if they are skipped. Lines are numbered through all files; `place`
-    returns the file and the line in it. notes: lines for the user.
+    bad: the other records, if they are skipped. Lines are numbered continuously through all files;
+    `place` returns the file and the line in it. notes: lines for the user.
     """
 
     path: str
@@ -58,14 +58,14 @@ class DataFile(NamedTuple):
         return any(isinstance(sample, Conversation) for sample in samples)
 
     def place(self, line: int) -> tuple[str, int]:
-        """Return the file of a line, and its number there."""
+        """Return the file that contains a line, and the line's number in it."""
         if not self.parts:
             return self.path, line
         name, number = place_in(self.parts, line)
         return name, number
 
     def short_place(self, line: int) -> str:
-        """Return "line N", with the file if there are several."""
+        """Return "line N", with the file's name if there are several files."""
         return self.where(line) if self.parts else f"line {line}"
 
     def where(self, line: int) -> str:

@@ -1,4 +1,4 @@
-"""Encode records one after another as rows of token ids."""
+"""Encode records, one after another, as rows of token ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nbllama.text.chat_template import ChatTemplate
 from nbllama.text.tokenizer import Tokenizer
 
 _CHUNK = 64  # samples that are rendered in one request
-_AHEAD = 3  # requests that wait or are rendered while samples are made
+_AHEAD = 3  # requests that wait or are rendered while samples are created
 _REPORT_SECONDS = 5.0
 
 Progress = Callable[[str], None]
@@ -39,7 +39,7 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """Encode a prompt and its continuation, and train on the continuation.
+    """Encode a prompt and its continuation, which is the part that is trained.
 
     BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special
     tokens in the text are plain characters, unless `parse_special`; then a BOS or an end token that
@@ -81,7 +81,7 @@ def encoded(
 ) -> Iterator[tuple[int, int, Found]]:
     """Yield every record's number, line and rows, in the file's order.
 
-    The template's process renders the next chats while samples are made from the current ones.
+    The template's process renders the next chats while the current ones are made into samples.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} contains chats, but the model has no chat template")
@@ -151,7 +151,7 @@ def _single(rows: list[Row]) -> Found:
 
 
 def _pair(chosen: Found, rejected: Found) -> Found:
-    """Return the rows of both sides, or the error of one of them."""
+    """Return the rows of both sides, or an error if one of them fails."""
     rows: list[Row] = []
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         found = side if isinstance(side, NbllamaError) else _single(side)
@@ -186,7 +186,7 @@ def encode_chat(
     """Encode the last sample of a chat.
 
     This sample contains the last answer after its prompt, and the earlier answers that can be
-    trained with it. Raises the errors of `ChatReader.rows`.
+    trained with it. Raises the same errors as `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)
     (rendered,) = reader.render([Conversation(list(messages))])

@@ -2,10 +2,10 @@
 
 A feed returns the batches of an iteration that begins at a given position, and the next position.
 
-`SeedFeed` is ours: orders keyed by (seed, epoch), every sample once per epoch, and an epoch ends
-at the end of an iteration. `OldFeed` is that of llama.cpp's `common/train.cpp`
-(`train_opt_callback`, `shuffle_samples`): orders from one `std::mt19937` that runs through all
-epochs, and batches that are always full and wrap around within the old epoch's order.
+`SeedFeed` is nbllama's own: orders are keyed by (seed, epoch), every sample occurs once per epoch,
+and an epoch ends at the end of an iteration. `OldFeed` is that of llama.cpp's `common/train.cpp`
+(`train_opt_callback`, `shuffle_samples`): orders come from one `std::mt19937` that runs through all
+epochs, and batches are always full and wrap around within the old epoch's order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Taken(NamedTuple):
 
 
 class Feed(Protocol):
-    """Returns batches; the result of `take` depends only on its arguments, not on earlier calls.
+    """A source of batches; the result of `take` depends on its arguments, not on earlier calls.
 
     wraps: batches are always full. Raises `DataError` for a position that is not in the data.
     """
@@ -43,7 +43,7 @@ class Feed(Protocol):
         ...
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the position after the batches of `take`, without making them."""
+        """Return the position after the batches of `take`, without building them."""
         ...
 
     def rng_state(self, position: Position) -> str:
@@ -52,7 +52,7 @@ class Feed(Protocol):
 
 
 class SeedFeed:
-    """The `Feed` of a seed: an epoch's last batches are short, or missing.
+    """The `Feed` for a seed: at the end of an epoch, batches can be short or missing.
 
     `order`: an order to use instead of `Order` of that seed.
     """
@@ -64,7 +64,7 @@ class SeedFeed:
         self._order = Order(dataset.n_samples, seed) if order is None else order
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return the micro-batches from `position` on; fewer at the end of the epoch."""
+        """Return the micro-batches from `position` on; there are fewer at the end of the epoch."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, first = position
@@ -77,7 +77,7 @@ class SeedFeed:
         return Taken(batches, _place(epoch, at, n), at - first)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the position after the iteration: in this epoch, or at the start of the next."""
+        """Return the position after the iteration, in this epoch or at the start of the next."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, at = position
@@ -97,7 +97,7 @@ def _place(epoch: int, at: int, n_samples: int) -> Position:
 
 
 class OldFeed:
-    """The `Feed` of the old tool, from the state that its generator had at the start of an epoch.
+    """The old tool's `Feed`, starting from its generator's state at the start of an epoch.
 
     `state`: text, see `MT19937`. Epochs before `epoch` are not available.
     """
@@ -142,7 +142,7 @@ class OldFeed:
         return Taken(batches, Position(epoch, at), in_all)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the position after the iteration, by making its batches."""
+        """Return the position after the iteration, which requires building its batches."""
         return self.take(position, batch, grad_acc).after
 
     def rng_state(self, position: Position) -> str:

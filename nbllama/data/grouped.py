@@ -1,4 +1,4 @@
-"""An order that puts samples with the same beginning in the same batch: `--group-prompts`.
+"""`--group-prompts`: an order in which samples with the same beginning share a batch.
 
 The samples are sorted by their tokens, so that similar ones are neighbours, and form a circle. An
 epoch starts at a random position in this circle, splits it into groups of `batch` samples, and
@@ -17,7 +17,7 @@ from nbllama.data.shared import sort_key
 
 
 class GroupedOrder(Order):
-    """The orders of a seed's epochs, with samples of the same beginning in groups of `batch`."""
+    """The epoch orders of a seed, with samples that begin alike in groups of `batch`."""
 
     def __init__(self, samples: Samples, seed: int, batch: int) -> None:
         super().__init__(samples.n_samples, seed)

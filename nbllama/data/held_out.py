@@ -1,4 +1,4 @@
-"""Validation data: a held-out part of the training data, or another file.
+"""Validation data: a held-out part of the training data, or a separate file.
 
 The held-out part shares nothing with the part that is trained on. For records, copies of one sample
 and all samples of one record stay on the same side. For raw text, one contiguous range of tokens is
@@ -46,7 +46,7 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def apart(data: Dataset) -> Dataset:
-    """Return the same data for validation, in which no token counts twice.
+    """Return the same data for validation, arranged so that no token counts twice.
 
     If samples of a text overlap, only the first one is kept.
     """
@@ -54,7 +54,7 @@ def apart(data: Dataset) -> Dataset:
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Return the numbers of windows within low..high that do not overlap the one before."""
+    """Return the numbers of windows within low..high that do not overlap the previous one."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])
@@ -96,9 +96,9 @@ def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | No
 
 
 def _groups(data: Any) -> np.ndarray:
-    """Return for each sample the number of its group, int64 [n].
+    """Return the group number of each sample, int64 [n].
 
-    Samples of one record are in one group, and so are copies.
+    Samples of one record are in the same group, and so are copies.
     """
     parent = list(range(data.n_samples))
 

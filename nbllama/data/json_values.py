@@ -1,4 +1,4 @@
-"""Read JSON from files of records: one value per line, one over many lines, or several in a row.
+"""Read JSON from record files: one value per line, one over many lines, or several in a row.
 
 Commas after values and at the end of lists and objects are ignored. A key that appears twice in an
 object is an error, since one of its values would be lost; NaN, which pandas writes for a missing
@@ -28,7 +28,7 @@ _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Value(NamedTuple):
-    """A value at the top level of a file, or the error for it.
+    """A value at the top level of a file, or an error instead.
 
     lines: line numbers of a list's items (empty if the list is on one line). at: the value's
     position in the text, -1 if the value is a line.
@@ -53,8 +53,8 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def looks_like_json(text: str) -> bool:
     """Return whether a text begins like JSON objects, or at least half of its lines look like JSON.
 
-    (Half, not all: a broken line in a file of records must be reported, and not turn the file into
-    raw text.)
+    (Half rather than all: a broken line in a file of records must be reported, and must not turn
+    the file into raw text.)
     """
     if _BEGIN.match(text):
         return True
@@ -125,7 +125,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
 
 
 def _of_line(number: int, line: str) -> list[Value]:
-    """Return the value of a line, or the values if it contains several."""
+    """Return the value on a line, or all the values if it contains several."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
     text = line.strip().removeprefix("\ufeff")
@@ -206,7 +206,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
 
 
 def member_at(text: str, at: int, key: str) -> int:
-    """Return where the value of `key` begins, in the object at `at`, which has this key."""
+    """Return where the value of `key` begins in the object at `at`, which has this key."""
     at = _end(_SPACE, text, at + 1)
     while True:
         name, at = _decode(text, at)

@@ -1,4 +1,4 @@
-"""Judgements of the answers in preference data: which are good, and their weights."""
+"""Judgements of the answers in preference data: whether each is good, and its weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS, LABELLED = "preference", "labelled"
 
 
 class Judged(NamedTuple):
-    """Per answer: good bool [n] (chosen, or labelled true), weight float64 [n] of its loss."""
+    """For each answer: good bool [n] (chosen, or labelled true), weight float64 [n] of its loss."""
 
     good: np.ndarray
     weight: np.ndarray

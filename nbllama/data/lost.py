@@ -21,11 +21,11 @@ _TAG = "zqmark"
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
-    """Count in `found` the parts of an answer's message that are not in its `text`.
+    """Add to `found` a count of the parts of an answer's message that its `text` lacks.
 
-    The keys are kinds of `nbllama.data.notices.READ`.
+    The keys are those of `nbllama.data.notices.READ`.
 
-    Raises `MessageError` for a missing call: an empty answer would be trained.
+    Raises `MessageError` for a missing call, because an empty answer would be trained on.
     """
     name = missing_in(text, message)
     if name:
@@ -47,9 +47,9 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 class LostPieces:
     """Finds the messages and tools that a template leaves out, for chats of any shape.
 
-    One trial per shape of a chat (roles and the parts they have), with marks instead of the words,
-    shows whether a message of a role is written at all. Then the rendered texts are searched for
-    the chat's words.
+    For each shape of chat (its roles and the parts of their messages), one trial with marks instead
+    of the words shows whether a role's messages are written at all. Then the rendered texts are
+    searched for the chat's words.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -57,7 +57,7 @@ class LostPieces:
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
     def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
-        """Count in `found` the messages before the last answer that are in no prompt.
+        """Add to `found` a count of the messages before the last answer that no prompt contains.
 
         The keys are "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`.
         `texts`: as in `Rendered`.
@@ -98,7 +98,7 @@ class LostPieces:
         return self._shapes[key]
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
-        """Return the messages whose words are in no prompt, and whether the tools are in none."""
+        """Return the messages whose words no prompt contains, and whether the tools are missing."""
         end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
@@ -126,7 +126,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return the range of the words in a text, unchanged or as JSON writes them."""
+    """Return the range of a text that contains the words, unchanged or as JSON writes them."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

@@ -1,4 +1,4 @@
-"""Identify data that is not plain text: a file's kind by its first bytes, or its encoding."""
+"""Identify data that are not plain text: a file's kind by its first bytes, or its encoding."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _LOOK = 1 << 16
 
 
 def binary_kind(content: bytes) -> str | None:
-    """Return what the file is and what to do about it; None for a file that can be text.
+    """Return what the file is and what to do about it; None if the file can be text.
 
     Checks for marks and for bytes that no text contains. UTF-16 and UTF-32 must be decoded first.
     """
@@ -148,7 +148,7 @@ def _plausible(text: str) -> bool:
 
 
 def _zip_kind(content: bytes) -> str:
-    """Return the kind of a file that is a zip archive inside."""
+    """Return the kind of a file whose format is based on a zip archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()
@@ -158,7 +158,7 @@ def _zip_kind(content: bytes) -> str:
 
 
 def office_kind(names: list[str]) -> str | None:
-    """Return the kind of document by the names in its zip archive; None for a plain archive."""
+    """Return a document's kind, from the names in its zip archive; None for a plain archive."""
     for start, kind in (
         ("word/", "a Word document (docx); save it as plain text"),
         ("xl/", "an Excel workbook (xlsx); save the sheet as CSV"),
@@ -188,9 +188,9 @@ def guessed_encoding(content: bytes) -> str:
 
 
 def _is_gb18030(head: bytes) -> bool:
-    """Return whether it is Chinese in GBK's family: nearly all characters in GB 2312's rows.
+    """Return whether it is Chinese in a GBK encoding: nearly all characters in GB 2312's rows.
 
-    Big5 and Shift JIS can be decoded too, but to rows and cells that GB 2312 does not have.
+    Big5 and Shift JIS can be decoded too, but they yield rows and cells that GB 2312 does not have.
     """
     try:
         codecs.getincrementaldecoder("gb18030")().decode(head)

@@ -1,4 +1,4 @@
-"""The generator of the old tool's sample order: C++'s `std::mt19937`, with its text form.
+"""The generator for the old tool's sample order: C++'s `std::mt19937`, with its text form.
 
 A checkpoint of the old tool stores the generator as text, printed by the C++ library: libstdc++
 prints the 624 words of its state and the position in them; libc++ prints the 624 words from that
@@ -20,7 +20,7 @@ class MT19937:
     """A generator of 32-bit numbers; `draw` advances it."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """Start with words uint32 [624] at `place`, 0 to 624; 624 means that all words are used."""
+        """Start with words uint32 [624] at `place`, 0 to 624; 624: all words have been used."""
         self._bits = np.random.MT19937()
         self._bits.state = {
             "bit_generator": "MT19937",

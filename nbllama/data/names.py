@@ -63,9 +63,9 @@ def _is_turn(value: Any) -> bool:
 def known_names(
     record: Record, wanted: Format | None, counts: Counts, *, guess: bool = True
 ) -> Record:
-    """Return the record with the names of a format, of `wanted` if that is given.
+    """Return the record with a format's names (those of `wanted` if it is given).
 
-    Without `guess` only speakers and numbers are changed. Unknown names stay unchanged. Raises
+    Without `guess`, only speakers and numbers are changed. Unknown names stay unchanged. Raises
     `DataError`, with the option to type, if there are several ways to read the record.
     """
     if guess and not _has(record, wanted):
@@ -76,7 +76,7 @@ def known_names(
 
 
 def _has(record: Record, wanted: Format | None) -> bool:
-    """Return whether nothing has to be guessed."""
+    """Return whether the record already fits, so that nothing has to be guessed."""
     if wanted is not None:
         return all(key in record for key in wanted.keys)
     found = format_by_keys(record)
@@ -159,7 +159,7 @@ def _to_type(question: str, answer: str) -> str:
 
 
 def to_type(record: Record) -> str:
-    """Return the option that names the columns of a record in no known format.
+    """Return the option that would name the columns of a record that fits no known format.
 
     The option uses the record's first and last string as a guess.
     """
@@ -170,7 +170,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """Return a record's keys that have a value, by their lower-case names."""
+    """Return the keys of a record that have a value, indexed by their lower-case names."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:
@@ -195,7 +195,7 @@ def _with_numbers(record: Record, counts: Counts) -> Record:
 
 
 def _with_roles(record: Record, counts: Counts) -> Record:
-    """Return the record with the usual names in the turns of its chats."""
+    """Return the record with the usual names in its chats' turns."""
     for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
@@ -206,7 +206,7 @@ def _with_roles(record: Record, counts: Counts) -> Record:
 
 
 def _by_turns(record: Record) -> Record:
-    """Return a chat with ShareGPT's turns under "messages" as one under "conversations"."""
+    """Move a chat's turns from "messages" to "conversations" if they are ShareGPT's."""
     turns = record.get("messages")
     if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record

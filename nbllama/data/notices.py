@@ -1,4 +1,4 @@
-"""Counts of what was read differently from how it is written, reported in a few lines per file."""
+"""Counts of content that was not read as written, reported in a few lines per file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Notices:
         self.more: list[str] = []
 
     def add(self, line: int, found: Counter[str]) -> None:
-        """Count what was found in the record of a line.
+        """Add the counts of what was found in the record on a line.
 
         The keys are those of `READ`, and "role:NAME" for messages of a role that the template
         leaves out.

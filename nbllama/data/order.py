@@ -1,4 +1,4 @@
-"""The order of the samples: a pure function of (seed, epoch), with two integers of state.
+"""The sample order: a pure function of (seed, epoch), with two integers of state.
 
 An epoch's permutation sorts the samples by one random 64-bit number each, drawn from numpy's
 Philox 4x64 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al.
@@ -18,14 +18,14 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """A position in the stream of samples: completed epochs, completed samples of this epoch."""
+    """A position in the stream of samples: completed epochs, and completed samples of this one."""
 
     epoch: int = 0
     next_sample: int = 0
 
 
 class Shuffled(NamedTuple):
-    """One epoch: the order of the samples, int64 [n], and a random number for each position.
+    """One epoch: the sample order, int64 [n], and a random number for each position.
 
     The numbers are in [0, 1], float64 [n]; they give the samples' random offsets.
     """
@@ -45,7 +45,7 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
     """Return one epoch's order: int64 [n_samples], every number from 0 to n_samples - 1 once.
 
-    Raises `ValueError` when seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
+    Raises `ValueError` if seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
     """
     draws = _draws(n_samples, seed, epoch)
     return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
@@ -68,7 +68,7 @@ def check_position(position: Position, n_samples: int) -> None:
 
 
 class Order:
-    """The orders of a seed's epochs; the last one used is kept."""
+    """The epoch orders of a seed; the one used last is kept."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
         self.n_samples = n_samples

@@ -52,12 +52,12 @@ class Packed:
         return self.samples.batch(indices)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the samples from position `first` on that fit in `n_rows` rows together."""
+        """Return the samples from position `first` on that together fit in `n_rows` rows."""
         n = self.used(order, first, n_rows, wraps=wraps)
         return self.batch(order.order[first : first + n].tolist()), n
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples fit; `ValueError` for `wraps`: the old tool has no packing."""
+        """Return how many samples fit; `ValueError` for `wraps`, as the old tool has no packing."""
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx
@@ -79,7 +79,7 @@ class Packed:
         return len(order) - first
 
     def largest_shared(self, n_rows: int) -> tuple[int, int]:
-        """Return upper bounds of the computed and of all tokens of any shared batch."""
+        """Return upper bounds on the computed tokens and on all tokens of any shared batch."""
         room, tokens = n_rows * self.n_ctx, self._lengths[0]
         most = min(MOST_TOKENS * room, int(tokens.sum()))
         n = self.n_samples

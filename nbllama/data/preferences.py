@@ -3,9 +3,9 @@
 The rows of a batch are the answers with their prompts: for pairs chosen, rejected, chosen, ... Both
 sides of a pair are always in the same micro-batch.
 
-For KTO, every answer is also combined with the prompt of another record: the loss needs an estimate
-of how far the model has moved on answers that were not written for the prompt. The answer of
-sample i follows the prompt of sample i - 1, in a separate data set (`others`).
+For KTO, every answer is also combined with a different record's prompt: the loss needs an estimate
+of how far the model has moved on answers that were not written for the prompt. The answer of sample
+i follows the prompt of sample i - 1, in a separate data set (`others`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nbllama.data.text_file import sha256_parts
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedBatch(Batch):
-    """A batch with the numbers of its answers.
+    """A batch, with the numbers of its answers.
 
     rows int64 [S]: the numbers of its sequences among the samples in `source`.
     """
@@ -54,7 +54,7 @@ class Preferences(RowPerSample):
         self._lengths = samples.lengths()
 
     def of(self, samples: Samples) -> Preferences:
-        """Return a data set of other samples with the same width."""
+        """Return a data set of different samples with the same width."""
         return Preferences(samples, self.width)
 
     @property
@@ -76,7 +76,7 @@ class Preferences(RowPerSample):
         return tokens, trained
 
     def place(self, i: int) -> str:
-        """Return where the record of sample i is in the data."""
+        """Return the place of sample i's record in the data."""
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
@@ -91,7 +91,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """The answer of row i after the prompt of row i - 1, truncated to n_ctx tokens."""
+        """Samples with row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

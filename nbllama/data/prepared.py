@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat as it is rendered, and the numbers of the trained answers.
+    """A chat in the form that is rendered, and the numbers of its trained answers.
 
     `shift`: difference between a message's number in the record and its number here.
     """

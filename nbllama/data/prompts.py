@@ -20,7 +20,7 @@ _SMALL = 32  # a token id in every vocabulary
 
 
 class Question(NamedTuple):
-    """A prompt: its ids, its text or messages as in the record, and the record with its place.
+    """A prompt: its ids, its text or messages as in the record, and the record and its place.
 
     `chat`: the answer follows a chat template.
     """
@@ -86,7 +86,7 @@ class Prompts(RowPerSample):
         return tokens, np.full(len(sizes), self.group * self.most, np.int64)
 
     def place(self, i: int) -> str:
-        """Return where the record of prompt i is in the data."""
+        """Return the place of prompt i's record in the data."""
         return self.questions[i].place
 
     def batch(self, indices: Sequence[int]) -> PromptBatch:
@@ -116,7 +116,7 @@ class Prompts(RowPerSample):
         return sum(sizes) + len(sizes) * self.group * self.most
 
     def line(self) -> str:
-        """Return one line about the sizes."""
+        """Return one line about the data set's sizes."""
         sizes = [len(q.ids) for q in self.questions]
         return (
             f"{sum(sizes) / len(sizes):.0f} of a prompt on average, {max(sizes)} at most; answers "
@@ -124,7 +124,7 @@ class Prompts(RowPerSample):
         )
 
     def numbers(self) -> dict[str, int | str]:
-        """Return sizes for the page of a run."""
+        """Return the data set's sizes, for a run's page."""
         sizes = [len(q.ids) for q in self.questions]
         return {
             "prompts": self.n_samples,

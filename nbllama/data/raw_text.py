@@ -1,4 +1,4 @@
-"""Raw text: one file, tokenised and split into samples, which become rows of at most n_ctx tokens.
+"""Raw text: a file that is tokenised and split into samples for rows of at most n_ctx tokens.
 
 A sample is a window (begin, size) of the file's tokens t. A row with (the beginning of) a sample is
 the sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Rules(NamedTuple):
-    """How rows are made; the names are those of the options.
+    """How rows are built; the names are those of the options.
 
     pad: short rows are filled with EOS, which is trained on, as in the old tool. Otherwise they
     stay short.
@@ -93,11 +93,11 @@ class RawText:
         return self.n_ctx if self.full_rows else max(1, min(size, self.n_ctx))
 
     def n_trained(self, i: int) -> int:
-        """Return the length of the row: all of it is trained."""
+        """Return the length of the row, all of which is trained."""
         return self.n_tokens(i)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all lengths twice: every target is trained."""
+        """Return all lengths twice, as every target is trained."""
         low = self.n_ctx if self.full_rows else 1
         counts = np.clip(self.windows.sizes, low, self.n_ctx)
         return counts, counts
@@ -129,14 +129,14 @@ class RawText:
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:
-        """Return `n_rows`: one sample begins a row."""
+        """Return `n_rows`: each row begins with one sample."""
         return n_rows
 
     def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets
 
     def _row(self, order: Shuffled, first: int, end: int, *, wraps: bool) -> tuple[np.ndarray, int]:
-        """Return the targets int32 of one row, and how many samples are in it.
+        """Return the targets of one row, int32, and the number of samples in it.
 
         The row begins with the sample at position `first` of the order. Positions from `end` on do
         not exist, unless the order `wraps`.
@@ -229,7 +229,7 @@ def load_raw_text(
 
 
 def _joined(cuts: Sequence[Cut]) -> Cut:
-    """Concatenate the tokens of several texts, each with its own windows."""
+    """Concatenate the tokens of several texts, and combine their windows."""
     if len(cuts) == 1:
         return cuts[0]
     firsts = np.cumsum([0] + [len(cut.tokens) for cut in cuts[:-1]], dtype=np.int64)

@@ -50,7 +50,7 @@ class FileRecords(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """How files are read."""
+    """The requested way of reading files."""
 
     data_format: str | None
     columns: Mapping[str, str]
@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 
     @property
     def wanted(self) -> Format | None:
-        """Return the format that was asked for, None if it is to be detected."""
+        """Return the requested format, or None if it must be detected."""
         return FORMATS.get(self.data_format or "")
 
 
@@ -109,9 +109,9 @@ def open_data(
 def read_files(
     path: str | os.PathLike[str], asked: Asked
 ) -> tuple[list[tuple[str, FileRecords]], list[str]]:
-    """Return name and content of each file that `path` names, and lines for the user.
+    """Return the name and content of each file that `path` names, and lines for the user.
 
-    Raises the errors of `open_data`, except for bad records, which are still unread.
+    Raises the same errors as `open_data`, except for those about records, which are not read yet.
     """
     chosen = data_files(path)
     notes = list(chosen.notes)
@@ -147,8 +147,8 @@ def open_records(
 ) -> DataFile:
     """Read records in memory as if each were a line of a file called `name`.
 
-    A string is the record `{"text": string}`. Raises the errors of `open_data`, and `UsageError`
-    for a format that only files can have.
+    A string is the record `{"text": string}`. Raises the same errors as `open_data`, plus
+    `UsageError` for a format that only files can have.
     """
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
@@ -158,7 +158,7 @@ def open_records(
 
 
 def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
-    """Return the records of one file, or its text."""
+    """Return the records or the text of one file."""
     name, data_format = content.name, asked.data_format
     called = ending(name) == ".parquet"
     is_parquet = content.content.startswith(MAGIC) and (
@@ -215,7 +215,7 @@ def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
 
 
 def _named(record: Record, asked: Asked, counts: Counts) -> Record:
-    """Return the record under the names of a format. Raises `DataError`."""
+    """Return the record with its keys renamed to those of a format. Raises `DataError`."""
     return known_names(
         renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
     )
@@ -269,7 +269,7 @@ def _parsed(
 
 
 def _format_among(record: Record, format: Format) -> Format:
-    """Return the format of a record: `format`, which most records have, if it has those keys."""
+    """Return a record's format: `format`, that of most records, if this one has its keys too."""
     if format.knows(record):
         return format
     return format_by_keys(record) or format

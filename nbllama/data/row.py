@@ -1,4 +1,4 @@
-"""One sample as token ids, with a mask of the trained ones."""
+"""One sample as token ids, with a mask of the ids that are trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Encoded(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sample: its ids, which of them are trained, and their characters in `text`.
+    """One sample: its ids, which of them are trained, and the characters of `text` they cover.
 
     ids int32 [n], trained bool [n], starts and ends int64 [n]: a token's first character and the
     one after its last. starts, ends and text are optional.
@@ -36,7 +36,7 @@ class Row(NamedTuple):
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
 
     def n_useful(self) -> int:
-        """Return the number of ids up to the last trained target; 0 if there is none."""
+        """Return the number of ids up to and including the last trained target; 0 for none."""
         if len(self.trained) > 1 and self.trained[-1]:
             return len(self.trained)
         # The first id is not a target: nothing comes before it.

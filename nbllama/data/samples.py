@@ -1,4 +1,4 @@
-"""Records as token ids with a mask: the `Dataset` of everything that is not raw text.
+"""Records as token ids with a mask: the `Dataset` for everything except raw text.
 
 A sequence is a whole sample and ends with its last trained target, since later tokens change
 neither loss nor gradient. A record is one sample, or several if earlier answers of a chat have a
@@ -40,7 +40,7 @@ class SampleText(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples(RowPerSample):
-    """The `Dataset` of a file of records.
+    """The `Dataset` for a file of records.
 
     ids and trained are all samples concatenated; sample i is `offsets[i] : offsets[i + 1]` of
     both; all its ids except for the last are input. `lines[i]` is the line of the file where its
@@ -233,7 +233,7 @@ def load_samples(
 
 
 def _both_sides(rows: Sequence[Row]) -> bool:
-    """Return whether both sides of a pair remain, and what remains of them differs."""
+    """Return whether something remains of both sides of a pair, and the remaining parts differ."""
     return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 

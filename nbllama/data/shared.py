@@ -1,4 +1,4 @@
-"""Beginnings that samples of a micro-batch share, so that each of their tokens is computed once.
+"""Share the beginnings of a micro-batch's samples, so that each common token is computed once.
 
 Every chat template repeats its system prompt in each record, text-to-SQL repeats a schema, and a
 conversation with one sample per answer repeats all earlier turns. A token of a causal model depends
@@ -12,8 +12,9 @@ sample of the batch has the same tokens up to it.
 
 Ops that work row by row need no change. Attention reads the keys of a path, which is a sample's
 rows in order (`nbllama.ops.attention.tree`), and the loss reads the rows of the trained positions
-of all samples in the same order as without sharing; a row can occur several times, each time with
-another target. So the loss has the same bits, and the gradients are the same sums in another order.
+of all samples in the same order as without sharing; a row can occur several times, each time with a
+different target. So the loss has the same bits, and the gradients are the same sums in a different
+order.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ import numpy as np
 from nbllama.data.batch import Batch, Tree
 
 LEAST = 2  # tokens that two samples must have in common: BOS alone is not worth it
-FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with other rounding
+FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code that rounds differently
 
 
 class Beginnings:
-    """The samples of a batch so far. A sample shares most with its neighbours in sorted order."""
+    """A batch's samples so far. Each one shares most with its neighbours in sorted order."""
 
     def __init__(self) -> None:
         self._keys: list[bytes] = []
@@ -60,7 +61,7 @@ def sort_key(tokens: np.ndarray) -> bytes:
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Return how many tokens both have in common at the start; 0 if fewer than `LEAST`."""
+    """Return the number of common tokens at the start of both; 0 if fewer than `LEAST`."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = int(different[0]) if len(different) else n

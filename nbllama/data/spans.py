@@ -2,7 +2,7 @@
 
 `encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. This is
 right in the text of the template, but in a message it would let the message end its turn and begin
-another one. Tokenising the pieces separately would be safe but gives other ids, because tokens
+another one. Tokenising the pieces separately would be safe but gives different ids, because tokens
 reach across the border (a line feed of the template, a line feed of the message). So such messages
 are replaced by neutral characters to find the special tokens of the template, the text is split
 only there, and the parts in between are encoded with parse_special=False.
@@ -65,7 +65,7 @@ def encode_rendered(
     with it.
 
     Raises `MessageError` if a message contains a special token's text and the template changes the
-    message so that it cannot be found again; and the errors of `template.render`.
+    message so that it cannot be found again, and any error that `template.render` raises.
     """
     spans = special_spans(
         tokenizer,
@@ -116,7 +116,7 @@ def special_spans(
 ) -> list[tuple[int, int]]:
     """Find the strings of a chat in the rendered `text` that contain the text of a special token.
 
-    Usually there are none. Raises the errors of `encode_rendered`.
+    Usually there are none. Raises the same errors as `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -126,7 +126,7 @@ def special_spans(
 
 
 def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] | None) -> bool:
-    """Return whether a string of a chat, except for roles, would be parsed as a special token."""
+    """Return whether any string of a chat, except for roles, would be parsed as a special token."""
     strings = [m["content"] for m in messages if len(m) == 2]  # role and content alone
     others = [m for m in messages if len(m) != 2]
     if others or tools:
@@ -193,7 +193,7 @@ def find_contents(
     at its ends (many templates trim). Content that the template omits has no range; repeated
     content has several.
 
-    Raises `MessageError` if the texts do not agree, and the errors of `template.render`.
+    Raises `MessageError` if the texts do not agree, and any error that `template.render` raises.
     """
     paths: list[Path] = [(i, "content") for i in which]
     return _find(template, [*messages, []], paths, text, add_generation_prompt, None)
@@ -207,7 +207,7 @@ def _find(
     add_generation_prompt: bool,
     variables: Mapping[str, Any] | None,
 ) -> list[tuple[int, int]]:
-    """Apply `find_contents` to any strings of a chat, whose last item is its list of tools."""
+    """Find strings as `find_contents` does, in a chat whose last item is its list of tools."""
     tag = "zq"
     while tag in text or tag in template.source:
         tag += "q"
@@ -243,7 +243,7 @@ def _find(
 
 
 def holds_special(tokenizer: Tokenizer, text: str) -> bool:
-    """Return whether `text` would give a special token if special tokens were parsed in it."""
+    """Return whether parsing special tokens in `text` would find one."""
     return tokenizer.may_hold_special(text) and any(
         is_special(tokenizer, token) for token in set(tokenizer.encode(text, parse_special=True))
     )

@@ -1,4 +1,4 @@
-"""Find the files of `--train-data`: one, several, those that match a pattern, or a folder's.
+"""Find the files of `--train-data`, which can be a file, a list, a pattern or a folder.
 
 A folder can have the layout of mlx-lm: `train.jsonl` and optionally `valid.jsonl`, `test.jsonl`
 (also in other formats, and in numbered parts as Hugging Face writes them); otherwise all its data
@@ -198,7 +198,7 @@ def says_records(name: str) -> bool:
 
 
 def ending(name: str) -> str:
-    """Return the ending of a name in lower case, without the ending of a compression."""
+    """Return a name's ending in lower case, ignoring the ending of a compressed file."""
     base = os.path.basename(name).lower()
     for packed in PACKED:
         base = base.removesuffix(packed)

@@ -69,7 +69,7 @@ def statistics(data: Dataset) -> Statistics:
 
 
 def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
-    """Compute how full an epoch's rows are.
+    """Compute the utilisation of an epoch's rows.
 
     The batches have `batch` samples, or `batch * n_ctx` tokens, in the order of a seed's first
     epoch.

@@ -1,4 +1,4 @@
-"""Checks of the texts of training data whose results a user should read before training."""
+"""Checks on the training texts, with results that a user should read before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids of chat prompts and answers; shared beginnings of prompts are tokenised once."""
+"""Token ids of chat prompts and answers; shared beginnings of prompts are tokenised once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ranges = Sequence[tuple[int, int]]
 
 
 class Tokens(NamedTuple):
-    """The ids of a text; no special token is parsed in its ranges of characters `plain`.
+    """The ids of a text; no special tokens are parsed in the character ranges `plain`.
 
     A prompt begins with BOS if the tokenizer adds it. `continues`: the text continues plain text.
     A truncated answer has ids for only part of its text.
@@ -48,7 +48,7 @@ class Whole(NamedTuple):
 
 
 class ChatTokens:
-    """Tokenises the prompts and answers of one chat, the last ones first.
+    """Tokenises the prompts and answers of one chat, from last to first.
 
     `tails`: ids of the ends of prompts, from their last special token on; kept for the next chats.
     """
@@ -74,7 +74,7 @@ class ChatTokens:
         return Tokens(prompt, self._begun(found.ids))
 
     def marked_prompt(self, prompt: str, plain: Ranges) -> Tokens:
-        """Tokenise a prompt without parsing special tokens in its ranges `plain`."""
+        """Tokenise a prompt without parsing special tokens in the character ranges `plain`."""
         return Tokens(prompt, self._begun(self._placed(prompt, plain).ids.tolist()), plain)
 
     def answer(

@@ -1,4 +1,4 @@
-"""The content of a file: unchanged, decompressed, or the files of a zip archive.
+"""Read a file's content: unchanged, decompressed, or as the files of a zip archive.
 
 Unpacked sizes are counted while unpacking, so that a small file cannot fill the memory.
 """
@@ -31,7 +31,7 @@ _ZSTD_STEP = 1 << 10  # compressed bytes per step: each can unpack to 32 KiB
 
 
 class Content(NamedTuple):
-    """The bytes of one file. name: its path; of an archive's member, "ARCHIVE/MEMBER"."""
+    """The bytes of one file. name: its path, or "ARCHIVE/MEMBER" for a member of an archive."""
 
     name: str
     content: bytes
@@ -54,7 +54,7 @@ def read_contents(path: str | os.PathLike[str]) -> Unpacked:
 
 
 def unpack(name: str, content: bytes) -> Unpacked:
-    """Unpack `content`. Raises the errors of `read_contents`."""
+    """Unpack `content`. Raises the same errors as `read_contents`."""
     where = shown(name, 400)
     if content.startswith(_ZIP):
         return _archive(name, content)

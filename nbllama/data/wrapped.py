@@ -21,14 +21,14 @@ Known = Callable[[Record], bool]
 
 
 class Entry(NamedTuple):
-    """A record of a file, or the error for it, and the line in which it begins (from 1)."""
+    """A record of a file, or an error instead, and the line on which it begins (from 1)."""
 
     line: int
     record: Record | DataError
 
 
 class _Held(NamedTuple):
-    """Records found in an object: the keys that lead to them, and the records."""
+    """Records that were found in an object, and the keys that lead to them."""
 
     keys: tuple[str, ...]
     items: list[Any]
@@ -110,7 +110,7 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
 
 
 def _is_known(record: Record | DataError, known: Known) -> bool:
-    """Return whether it is a record, not an object with records: a chat must contain messages."""
+    """Return whether this is a record, not an object with records; a chat must contain messages."""
     if isinstance(record, DataError):
         return False
     for key in ("messages", "conversations"):
@@ -146,7 +146,7 @@ def _split_table(found: Record) -> list[Record] | None:
 
 
 def _lines(value: Value, held: _Held, text: str) -> list[int]:
-    """Return the lines of records that are the items of a list in the text."""
+    """Return the line number of each record in a list in the text."""
     if value.at < 0 or len(held.keys) != 1:
         return [value.line] * len(held.items)
     at = member_at(text, value.at, held.keys[0])

@@ -1,7 +1,7 @@
 """Greedy answers to many prompts in parallel.
 
-If sequences are computed one by one, each weight is decoded again for every token. Here a step
-computes one token of each unfinished sequence, and decodes each weight once. The common
+If sequences are computed one by one, each weight is decoded again for every token. In this module,
+a step computes one token of each unfinished sequence and decodes each weight once. The common
 beginning of all prompts, such as a system message, is computed once.
 """
 
@@ -94,7 +94,7 @@ def _greedy(rows: Sequence[int], logits: np.ndarray) -> list[int]:
 
 
 class Group:
-    """Some sequences that grow together.
+    """A group of sequences that grow together.
 
     Each prompt has `copies` consecutive rows of the cache, and is read once.
     """
@@ -185,7 +185,7 @@ class Group:
 
     @own_cores()
     def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:
-        """Append `tokens[i]` to row `rows[i]`; the last block's output is in acts."""
+        """Append `tokens[i]` to row `rows[i]`, and leave the last block's output in `acts`."""
         counts = [len(t) for t in tokens]
         past = [self._lengths[row] for row in rows]
         batch = Batch(

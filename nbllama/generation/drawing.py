@@ -19,11 +19,11 @@ from nbllama.model.activations import forward_bytes
 from nbllama.model.passes import Model, layout
 from nbllama.model.weights import Weights
 
-ROWS = 64  # most answers that grow together; all answers to one prompt always do
+ROWS = 64  # maximum number of answers that grow together; all answers to one prompt always do
 
 
 class Stream:
-    """Random numbers in [0, 1) that depend only on a key: integers, 0 or more."""
+    """Random numbers in [0, 1) that depend only on a key of integers, each at least 0."""
 
     def __init__(self, *key: int) -> None:
         digest = hashlib.sha256(repr(tuple(map(int, key))).encode()).digest()
@@ -49,7 +49,7 @@ def draw_token(logits: np.ndarray, unit: float, temperature: float) -> int:
 
 
 def prompts_at_once(copies: int) -> int:
-    """Return how many prompts with `copies` answers each are processed together."""
+    """Return the number of prompts, with `copies` answers each, that are processed together."""
     return max(1, ROWS // copies)
 
 
@@ -119,7 +119,7 @@ def drawing_bytes(
 ) -> int:
     """Return the memory in bytes that `draw_many` needs.
 
-    prompt, most: tokens of the longest prompt and of the longest answer.
+    prompt, most: lengths in tokens of the longest prompt and the longest answer.
     """
     hp = model.hp
     at_once = min(n_prompts, prompts_at_once(copies))

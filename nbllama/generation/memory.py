@@ -19,7 +19,7 @@ from nbllama.ops.linear.matmul import scratch_bytes
 
 
 class SessionMemory(NamedTuple):
-    """Bytes.
+    """The memory of a session, in bytes.
 
     `cache`: keys, values and states. `activations`: those of the prompt tokens that are read
     together. `scratch`: tiles and packed keys and values of all threads. `rest`: logits, angles of
@@ -33,12 +33,12 @@ class SessionMemory(NamedTuple):
 
     @property
     def arena(self) -> int:
-        """Everything except the cache."""
+        """All memory except the cache."""
         return self.activations + self.scratch + self.rest
 
     @property
     def private(self) -> int:
-        """The memory that the session needs and the system cannot drop."""
+        """The memory that the session needs and that the system cannot drop."""
         return self.cache + self.arena
 
 

@@ -90,7 +90,7 @@ class Model(passes.Model):
     ) -> Iterator[str]:
         """Yield the text of `generate` in pieces, as it is generated.
 
-        Parameters are those of `generate`, and are checked immediately. A piece is one or more
+        The parameters are those of `generate`, and are checked immediately. A piece is one or more
         whole characters.
         """
         params = sampling_params(temperature, sampling)

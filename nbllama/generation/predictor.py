@@ -19,11 +19,11 @@ from nbllama.model.passes import Model
 
 
 class ContextFull(NbllamaError):
-    """The text cannot grow any further."""
+    """Raised if the text cannot grow any further."""
 
 
 class Predictor:
-    """Tokens of one text, and the session that has read some or all of them.
+    """The tokens of one text, and the session that has read some or all of them.
 
     `n_ctx`: size of the context, of which one position is never used, as in llama.cpp. `batch`:
     tokens of a prompt that are computed together. `keep`: tokens at the start that a shift keeps.
@@ -64,7 +64,7 @@ class Predictor:
         self.tokens += tokens
 
     def become(self, tokens: Sequence[int]) -> None:
-        """Set the text to `tokens`; a beginning that was read already is not read again.
+        """Set the text to `tokens`; a beginning that has already been read is not read again.
 
         Raises `ContextFull` if the texts differ in tokens that were dropped.
         """
@@ -86,7 +86,7 @@ class Predictor:
         self._accepted = len(self.tokens)
 
     def draw(self, most: int, eog: frozenset[int]) -> Iterator[int]:
-        """Yield up to `most` further tokens (below 0: any number), until one of `eog`.
+        """Yield up to `most` further tokens (below 0: any number), until a token in `eog` is drawn.
 
         Raises `ContextFull`.
         """
@@ -145,7 +145,7 @@ class Times:
             self.answer = (self.answer[0] + 1, self.answer[1] + seconds)
 
     def line(self) -> str:
-        """Return both as tokens and tokens per second."""
+        """Return a line with both, as tokens and tokens per second."""
         parts = []
         for name, (n, seconds) in (("read", self.prompt), ("written", self.answer)):
             if n:

@@ -21,7 +21,7 @@ from nbllama.model.passes import Model
 from nbllama.model.weights import Weights
 from nbllama.ops.rope import rope
 
-PROMPT_STEP = 512  # prompt tokens that go through the model together
+PROMPT_STEP = 512  # number of prompt tokens that go through the model together
 
 
 class KVCache:
@@ -55,7 +55,7 @@ class KVCache:
     def cut(self, start: int, end: int) -> None:
         """Remove the tokens from `start` up to `end`; those after them move down unchanged.
 
-        If there are states, the last tokens cannot be removed alone, so all tokens are removed.
+        If there are states, tokens at the end cannot be removed alone, so all tokens are removed.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be removed")
@@ -148,7 +148,7 @@ class Session:
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
-        """Return the tokens' positions in the sequence; their embeddings are in acts.x(0)."""
+        """Embed the tokens in `acts.x(0)`; return them as a batch with their positions."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,

@@ -1,6 +1,6 @@
 """The states of sequences in blocks without attention.
 
-A state summarises all tokens before it, so a text can only grow, or start again: no state of an
+A state summarises all tokens before it, so a text can only grow or start again: no state of an
 earlier position is kept.
 """
 
@@ -49,7 +49,7 @@ class States:
         self._all = self._rows == list(range(self._count))
 
     def exchange(self, layer: int) -> Carried:
-        """Return a block's states before the batch's tokens, and memory for those after them."""
+        """Return a block's states before the batch's tokens, and memory for the states after."""
         of = self._arrays[layer]
         before = of if self._all else {name: a[self._rows] for name, a in of.items()}
         carried = Carried(before, {name: np.empty_like(a) for name, a in before.items()})
@@ -84,7 +84,7 @@ class States:
                 a[others] = a[first]
 
     def clear(self) -> None:
-        """Set all states to zero, as before a text."""
+        """Set all states to zero, as they are before a text."""
         for of in self._arrays:
             for a in of.values():
                 a.fill(0)

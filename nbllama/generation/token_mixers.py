@@ -20,7 +20,7 @@ from nbllama.ops.token.tasks import GATE_PART
 
 
 class TokenMixers:
-    """The blocks without attention of a model, the memory that they share, and their states."""
+    """A model's blocks without attention, the memory that they share, and their states."""
 
     def __init__(self, parts: ProgramParts, states: States) -> None:
         self._parts, self._states = parts, states
@@ -45,7 +45,7 @@ class TokenMixers:
     def renew(self, tables: dict[str, np.ndarray]) -> None:
         """Write the addresses of the states to the tables, if they changed.
 
-        Raises ValueError for states of another model, or of several sequences.
+        Raises ValueError for states of a different model, or of several sequences.
         """
         if self._version == self._states.version:
             return

@@ -27,7 +27,7 @@ def act_floats(experts: Experts) -> int:
 
 
 def _shared_at(experts: Experts) -> int:
-    """Return the index of the shared expert in `act`: the beginning of an int8 block."""
+    """Return the shared expert's index in `act`, which is the beginning of an int8 block."""
     return -(-experts.used * experts.n_ff // 256) * 256
 
 
@@ -56,7 +56,7 @@ class TokenMixture:
             self._shared_weight = np.ones(1, np.float32)
 
     def check_chosen(self) -> None:
-        """Check the weights of experts that no token used before; raises `GGUFError`."""
+        """Check the weights of experts that no earlier token used. Raises `GGUFError`."""
         new = ~self._checked[self._layers, self.chosen]
         if not new.any():
             return
@@ -103,7 +103,7 @@ class TokenMixture:
     def _experts_layers(
         self, layer: int, tensor: str, y: np.ndarray, x: np.ndarray, step: int
     ) -> list[Layer]:
-        """Return a layer of each chosen expert; the one at index k reads x from `k * step` on."""
+        """Return a layer for each chosen expert; the one at index k reads x from `k * step` on."""
         parts, e = self._parts, self._experts
         name = f"blk.{layer}.{tensor}.weight"
         of = parts.model.experts[name][0]
@@ -112,7 +112,7 @@ class TokenMixture:
         pair = parts.bound.pair(name)
         bias = parts.model.vectors.get(f"blk.{layer}.{tensor}.bias")
         if tensor == "ffn_down_exps":
-            bias = None  # the sum adds it, times the expert's weight
+            bias = None  # the sum adds it, multiplied by the expert's weight
         n_in = of.shape[1]
         return [
             Layer(

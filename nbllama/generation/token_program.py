@@ -1,7 +1,7 @@
 """The program that runs one token through a model: all phases, written once.
 
-`nbllama.model.block` computes the same for any number of tokens. Here each of its lines is a row of
-a table (`nbllama.ops.token`) that the threads read. Models differ only in the rows.
+`nbllama.model.block` computes the same for any number of tokens. In this module, each of its lines
+is a row of a table (`nbllama.ops.token`) that the threads read. Models differ only in the rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TokenProgram(ProgramParts):
         rows: np.ndarray | None = None,
         states: States | None = None,
     ) -> None:
-        """Build the program of one token.
+        """Build the program for one token.
 
         Raises ValueError for a model without `has_program`, or for arrays that do not fit.
         """
@@ -201,7 +201,7 @@ class TokenProgram(ProgramParts):
         self.add(layer, "o", self._att[:size])
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
-        """Return the norm of each head of queries or keys; a norm of all heads is a phase."""
+        """Return the norm for each head of queries or keys; a norm over all heads is a phase."""
         if not self.model.hp.has_qk_norm:
             return None
         w = self.model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]

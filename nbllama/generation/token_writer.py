@@ -1,4 +1,4 @@
-"""Writing the phases of a token's program into its tables: `nbllama.generation.token_program`."""
+"""Write the phases of a token's program (`nbllama.generation.token_program`) to its tables."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Row = tuple[float, ...]
 
 
 class Layer(NamedTuple):
-    """A product y `[n_out]` = w x (`add`: y += w x), with its bias and pair.
+    """A product y `[n_out]` = w x (or, with `add`, y += w x), with its bias and pair.
 
-    `x`, if the other products of the phase have another input, begins at index `at` of the int8
+    If the phase's other products have a different input, `x` begins at index `at` of the int8
     blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair are those of all `experts`,
     and `chosen` contains the number of one of them.
     """
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 class Writer:
-    """The rows of the tables so far, and every array that they point into."""
+    """The rows of the tables so far, and every array to which they point."""
 
     def __init__(self, codes: dict[int, int], exact: bool) -> None:
         self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}

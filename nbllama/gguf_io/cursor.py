@@ -34,11 +34,11 @@ class Cursor:
         self._strings_left = limits.MAX_ARRAY_STRINGS
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """Return the one-line error about the file: path, field, problem."""
+        """Return a one-line error about the file: path, field and problem."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def take(self, size: int, what: str, part: str = "") -> int:
-        """Skip `size` bytes, which must exist; return where they start.
+        """Skip `size` bytes, which must exist; return the position at which they start.
 
         The error names `what` and its `part` (two strings, so that reading never joins strings).
         """
@@ -151,7 +151,7 @@ class Cursor:
         return StringArray(bytes(buf[start:pos]), ends)
 
     def _string_past_end(self, what: str, pos: int) -> GGUFError:
-        """Return the error for an array element that exceeds the file or the metadata limit."""
+        """Return an error about an array element that exceeds the file or the metadata limit."""
         size = 8 if self.end - pos < 8 else 8 + _U64.unpack_from(self.buf, pos)[0]
         if size > self.end - pos:
             return self.error(

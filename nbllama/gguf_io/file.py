@@ -82,7 +82,7 @@ class GGUFFile:
         return self._bytes[t.offset : t.offset + t.nbytes]
 
     def get(self, key: str, kind: str, default: Any = _MISSING) -> Any:
-        """Return the value of `key`, which must be of `kind`; `default` if the key is missing.
+        """Return the value of `key`, which must be of kind `kind`; `default` if the key is missing.
 
         | kind | GGUF types | returns |
         |---|---|---|
@@ -94,8 +94,8 @@ class GGUFFile:
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
         | "flags" | array of bool or integers | numpy array, as stored |
 
-        Raises `GGUFError` with the key if it has another type, or if it is missing and there is no
-        default.
+        Raises `GGUFError` with the key if it has a different type, or if it is missing and there is
+        no default.
         """
         if key not in self.metadata:
             if default is _MISSING:
@@ -112,7 +112,7 @@ class GGUFFile:
         return value
 
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
-        """Return the count of `key`, from `low` to `at_most`; `default` if the key is missing.
+        """Return the count stored as `key`, `low` to `at_most`; `default` if the key is missing.
 
         All numbers in a file that determine a loop, a size or an allocation are read with this
         method.
@@ -127,7 +127,7 @@ class GGUFFile:
         return value
 
     def finite(self, key: str) -> float:
-        """Return the number of `key`. Raises `GGUFError` if it is not floating point or finite."""
+        """Return the number at `key`. Raises `GGUFError` unless it is floating point and finite."""
         value = float(self.get(key, "float"))
         if not math.isfinite(value):
             raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")
@@ -143,7 +143,7 @@ class GGUFFile:
         return next(t for t, d in SCALARS.items() if d == value.dtype)  # type: ignore[return-value]
 
     def entries(self) -> Iterator[tuple[str, object, ValueType]]:
-        """Yield every key with value and type, in the form for `write_gguf`."""
+        """Yield every key with its value and type, in the form that `write_gguf` expects."""
         for key, value in self.metadata.items():
             yield key, value, self._types[key]
 

@@ -1,4 +1,4 @@
-"""Identify a model's name or file that is not GGUF, and suggest what to do."""
+"""Identify a model name or file that is not GGUF, and suggest what to do."""
 
 from __future__ import annotations
 

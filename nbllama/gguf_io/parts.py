@@ -2,7 +2,7 @@
 
 The first part contains the metadata; the others contain only `split.no` (from 0), `split.count` and
 `split.tensors.count`, and their tensors. A file's name contains the number of its part. All of this
-is checked before anything is read: parts of two models can easily be mixed in one folder.
+is checked before anything is read: the parts of two models can easily be mixed up in one folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST = 99_999  # names have five digits
 
 
 class PartsFile(GGUFFile):
-    """All parts as one file: the metadata of the first, the tensors of all, in their order.
+    """All parts as one file: the metadata of the first part, and the tensors of all in order.
 
     `path` is that of the first part, which llama.cpp needs; `size` is the sum of all. A tensor's
     `offset` is within its part.
@@ -77,7 +77,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
-    """Return all parts in order, checked to be one model; add the newly opened to `opened`."""
+    """Return all parts in order, checked to belong together; add newly opened files to `opened`."""
     number = given.count(NUMBER, 1 << 16) + 1
     one = f"one part of {count} of a split model"
     if count > _MOST or not 1 <= number <= count:
@@ -120,7 +120,7 @@ def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> 
 
 
 def _check_tensors(parts: Sequence[GGUFFile], wanted: int) -> None:
-    """Raise `GGUFError` for a tensor that is in two parts, or a wrong number of tensors."""
+    """Raise `GGUFError` for a tensor that is in two parts, or for a wrong number of tensors."""
     where: dict[str, GGUFFile] = {}
     for part in parts:
         for name in part.tensors:

@@ -2,9 +2,9 @@
 
 `open_one` maps the file read-only, parses the header with limits on everything, and checks each
 tensor's byte range against the real size of the file, because the kernels that read these bytes do
-not check anything. The rules are those of ggml's reader (`gguf.cpp`), and stricter if no real model
-needs the looser rule: no arrays of arrays, no zero dimension, no control characters in names, zero
-padding before the data, and a file that ends where its last tensor (or its padding) ends.
+not check anything. The rules are those of ggml's reader (`gguf.cpp`), or stricter where no real
+model needs the looser rule: no arrays of arrays, no zero dimension, no control characters in names,
+zero padding before the data, and a file that ends where its last tensor (or its padding) ends.
 
 A mapping has two limits: if another program shortens the file while it is mapped, reading the
 missing pages kills the process with SIGBUS; if it rewrites bytes in place, the mapped bytes change.
@@ -76,7 +76,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Return descriptor and state of a regular file; never open a FIFO or device for reading."""
+    """Return a regular file's descriptor and state; never open a FIFO or device for reading."""
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):
@@ -106,7 +106,7 @@ def _kind(mode: int) -> str:
 
 
 def _header(c: Cursor) -> tuple[int, int, int]:
-    """Return version, tensor count and key count."""
+    """Return the version, the tensor count and the key count."""
     magic = bytes(c.buf[:4])
     if c.end < limits.HEADER_BYTES and b"GGUF".startswith(magic):
         raise c.error("header", f"needs {limits.HEADER_BYTES} bytes, file has {c.end} (truncated?)")
@@ -180,7 +180,7 @@ def _padded(size: int, alignment: int) -> int:
 
 
 def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
-    """Return all tensors in file order, each with a byte range checked to be in the file."""
+    """Return all tensors in file order, after checking that their bytes are within the file."""
     records = list(_records(c, n_tensors))
     start = _padded(c.pos, alignment)
     if n_tensors or c.pos != c.end:
@@ -242,7 +242,9 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
             raise c.error(what, f"type {known} is not supported; supported: {supported}")
         if ne[0] % kind.block_size:
             raise c.error(
-                what, f"row of {ne[0]} is not a multiple of the {kind.name} block {kind.block_size}"
+                what,
+                f"row length {ne[0]} is not a multiple of the {kind.name} block size "
+                f"{kind.block_size}",
             )
         n_elements = 1
         for n in ne:

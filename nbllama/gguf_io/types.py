@@ -1,7 +1,7 @@
-"""Numbers of the GGUF format: value types of metadata, and tensor types with their block sizes.
+"""Constants of the GGUF format: metadata value types, and tensor types with their block sizes.
 
-Ids and names are ggml's (`enum ggml_type`, `enum gguf_type`). The table is here so that reading a
-file does not need to import the `gguf` package; a test compares it with that package.
+Ids and names are ggml's (`enum ggml_type`, `enum gguf_type`). The table exists so that reading a
+file does not require the `gguf` package; a test compares it with that package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class ValueType(IntEnum):
-    """Type of a metadata value, with the same numbers as `gguf.GGUFValueType`."""
+    """The type of a metadata value, with the same numbers as `gguf.GGUFValueType`."""
 
     UINT8 = 0
     INT8 = 1
@@ -61,7 +61,7 @@ class TensorType(NamedTuple):
     scales: tuple[int, ...] = ()
 
     def nbytes(self, n_elements: int) -> int:
-        """Return the bytes of `n_elements` elements, which must be whole blocks."""
+        """Return the size in bytes of `n_elements` elements, which must fill whole blocks."""
         return n_elements // self.block_size * self.type_size
 
 

@@ -51,7 +51,7 @@ def write_gguf(
     metadata: Metadata,
     tensors: Iterable[tuple[str, np.ndarray | RawTensor]],
 ) -> None:
-    """Write keys and tensors, in the given order, to `path`; the old file is replaced at the end.
+    """Write keys and tensors to `path`, in the given order; the old file is replaced at the end.
 
     `metadata` contains (key, value, value type), with a type from `ValueType` or
     `gguf.GGUFValueType`. Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int ->
@@ -87,7 +87,7 @@ def _pad(file: BinaryIO, size: int, alignment: int) -> None:
 def _encode(
     metadata: list[tuple[str, object, int]], tensors: list[tuple[str, np.ndarray | RawTensor]]
 ) -> tuple[bytes, list[tuple[int, Any]], int]:
-    """Return header without padding, size and bytes (or function) of each tensor, alignment."""
+    """Return the unpadded header, each tensor's size and bytes (or function), and the alignment."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     alignment = limits.DEFAULT_ALIGNMENT
     seen: set[str] = set()
@@ -174,7 +174,7 @@ _STRUCT = {
 
 
 def _array(out: bytearray, value: object) -> None:
-    """Append element type, count and elements of an array."""
+    """Append the element type, the count and the elements of an array."""
     if isinstance(value, StringArray):
         out += struct.pack("<IQ", ValueType.STRING, len(value)) + value.wire
         return
@@ -197,7 +197,7 @@ def _array(out: bytearray, value: object) -> None:
 
 
 def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...], int, int, Any]:
-    """Return shape (numpy order), type, size and bytes of a tensor (a view, or its function)."""
+    """Return a tensor's shape (numpy order), type, size and bytes (a view, or its function)."""
     what = f"tensor '{shown(name)}'"
     body: Any
     if isinstance(tensor, RawTensor):

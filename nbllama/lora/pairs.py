@@ -149,7 +149,7 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """Create an adapter that has no effect yet: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Create an adapter that has no effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
     The distribution is that of `finetune.cpp:randomize_lora`, but the values are drawn from a
     different stream: numpy's Philox keyed by (seed, tensor index), so that a tensor's values do not

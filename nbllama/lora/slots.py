@@ -76,7 +76,7 @@ FUSED_SLOTS = (
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
 LINEARS = {slot.linear: slot for slot in EVERY_SLOT if slot.linear}
-"""Linear layers of blocks for all tokens, by their names in the code of the passes."""
+"""Linear layers of blocks for all tokens, by the names that the forward and backward passes use."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]

@@ -1,4 +1,4 @@
-"""Tables of each program's options, from which parser, help, docs and config files are made.
+"""Tables of each program's options; the parser, help, docs and config files are based on them.
 
 Nothing here needs numpy or Numba.
 """

@@ -1,4 +1,4 @@
-"""The command line of `python -m nbllama.main`: one table for parser, help and docs.
+"""The command line of `python -m nbllama.main`: one table for the parser, the help and the docs.
 
 Names, meanings and defaults are those of llama.cpp's completion program (its `main` of 2023),
 except for the differences that docs/main.md lists.
@@ -40,7 +40,7 @@ not fit, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class MainOptions:
-    """A parsed command line of `main`, except for the adapters."""
+    """A parsed `main` command line, except for the adapters."""
 
     model: str = model_option("the model", "-m")
     lora: str = lora_option()

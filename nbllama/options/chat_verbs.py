@@ -1,6 +1,6 @@
 """The command lines of `nbllama chat` and `nbllama generate`.
 
-Their options are those of `nbllama.main`; the verb selects conversation or completion.
+They have the same options as `nbllama.main`; the verb selects conversation or completion.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parse_chat(argv: Sequence[str]) -> Main:
 def parse_generate(argv: Sequence[str]) -> Main:
     """Parse like `nbllama.options.chat.parse_main`; the default is a completion.
 
-    Raises `UsageError` also if there is no text to complete.
+    Also raises `UsageError` if there is no text to complete.
     """
     main = parse_main(
         argv, GenerateOptions, about=_GENERATE, epilog=_GENERATE_END, conversation=False

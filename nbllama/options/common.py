@@ -1,4 +1,4 @@
-"""Options that nearly every program has, with the same help texts."""
+"""Options that nearly every program has, with shared help texts."""
 
 from __future__ import annotations
 

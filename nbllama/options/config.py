@@ -139,7 +139,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
             continue
         value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):
-            value = getattr(options, o.dest)  # the settings have another value for "none"
+            value = getattr(options, o.dest)  # the settings use a different value for "none"
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
     return rows

@@ -1,4 +1,4 @@
-"""Options about the records of a training file, for every program that reads one.
+"""Options about the records of a training file, for every program that reads such a file.
 
 The choices are repeated here rather than imported from `nbllama.data`, which needs numpy.
 """
@@ -26,7 +26,7 @@ class DataOptions(Protocol):
 
     @property
     def ctx(self) -> int | None:
-        """Tokens of context; None for the default."""
+        """Context length in tokens; None for the default."""
         ...
 
     @property
@@ -46,12 +46,12 @@ class DataOptions(Protocol):
 
     @property
     def template_date(self) -> str | None:
-        """The day that is passed to templates, YYYY-MM-DD; None for today."""
+        """The date that is passed to templates, YYYY-MM-DD; None for today."""
         ...
 
     @property
     def train_on_prompt(self) -> bool:
-        """Whether prompts are trained too."""
+        """Whether prompts are trained on too."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Options as keywords of a Python function.
+"""Options as keyword arguments of a Python function.
 
 Names, values and messages are those of the command line; keywords are converted to its words.
 """

@@ -152,7 +152,7 @@ class Quantize:
 
 
 def parse_quantize(argv: Sequence[str]) -> Quantize:
-    """Read the command line (without the program's name); raise the errors of `parse_export`."""
+    """Read the command line (without the program's name). Raises like `parse_export`."""
     words, rest = take_words(argv, table(QuantizeOptions))
     options = parse_into(
         QuantizeOptions, rest, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG,

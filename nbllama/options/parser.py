@@ -1,4 +1,4 @@
-"""A command line made from one table: the fields of a dataclass, each with its option.
+"""A command line generated from one table: the fields of a dataclass, each with its option.
 
 The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
 occurrence wins, no abbreviations) plus `--option=value`. Every error in a command line is one
@@ -30,7 +30,7 @@ class Saved(NamedTuple):
     `place`: position of its key among those of all options, never reused; a new option uses the
     next one. `key`: "" for the field's own name. `taken`: whether a run that continues the
     checkpoint uses its value if the option is not given. `may_change`: whether the continued run
-    may have another value.
+    may have a different value.
     """
 
     place: int
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """One option: `names` as typed, the usual one first; `off` are the names that switch it off.
+    """An option: `names` as typed, the usual one first; `off`: the names that switch it off.
 
     `only`, `file`, `saved` and `without`: see `option`.
     """
@@ -79,7 +79,7 @@ def option(
 ) -> Any:
     """Declare a dataclass field that is an option, named as the field with `_` written as `-`.
 
-    `also`: further names. `first`: the one of them that help shows first. `shown_default`: the
+    `also`: additional names. `first`: the name that help shows first. `shown_default`: the
     default as help prints it, None for the value itself. `many`: the field is a tuple of all values
     that are given, instead of the last one.
 

@@ -17,10 +17,10 @@ PROG = "python -m nbllama.peek"
 ABOUT = """Show arrays by name: those of a dump (.npz, from --dump of nbllama.finetune and
 nbllama.main, or nbllama.peek.watch), of a GGUF model (decoded), a checkpoint or an adapter."""
 EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; separate
-several patterns by spaces or commas.
+multiple patterns with spaces or commas.
 
-exit codes: 0 done, 1 the two files of diff differ, 2 bad usage or bad file, 3 path that cannot be
-written, 4 not enough memory, 5 checkpoint or adapter that is damaged"""
+exit codes: 0 done, 1 the two files that diff compares differ, 2 bad usage or bad file, 3 path that
+cannot be written, 4 not enough memory, 5 checkpoint or adapter that is damaged"""
 
 _show = partial(option, "Show")
 _diff = partial(option, "diff")

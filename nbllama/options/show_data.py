@@ -22,7 +22,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class _ShowOptions:
-    """The files to read, and what is shown of them."""
+    """The files to read, and the parts of them to show."""
 
     model_base: str = _show(
         Text(), "", "model whose tokenizer and chat template are used, a GGUF file", also=["-m"],

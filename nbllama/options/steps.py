@@ -1,4 +1,4 @@
-"""`STEP:PATTERN`: iterations, and the arrays to dump from them (`nbllama.peek`)."""
+"""Parse `STEP:PATTERN`: iterations, and the arrays to dump from them (`nbllama.peek`)."""
 
 from __future__ import annotations
 

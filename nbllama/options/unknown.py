@@ -15,8 +15,8 @@ _ALIKE = 0.76
 def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
     """Return the error for `name`, which is not among the options `names`.
 
-    `familiar`: for names from other programs, the option to use here, or a sentence that says what
-    to do instead.
+    `familiar`: for names from other programs, the option to use instead, or a sentence that says
+    what to do.
     """
     if not name.startswith("-"):
         model = next((n for n in ("--model", "--model-base") if n in names), "")

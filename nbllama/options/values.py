@@ -124,7 +124,7 @@ class Choice:
     metavar: str = "WORD"
 
     def parse(self, text: str) -> str:
-        """Return the word; `ValueError` for another one."""
+        """Return the word; `ValueError` for any other word."""
         if text not in self.words:
             raise ValueError(text)
         return text
@@ -136,7 +136,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Size:
-    """A number of bytes, plain or in units of 10^3, 10^6, 10^9: `750M`, `1.5G`."""
+    """A number of bytes, plain or in units of 10^3, 10^6 or 10^9: `750M`, `1.5G`."""
 
     metavar: str = "SIZE"
     least: int = 1
@@ -213,7 +213,7 @@ def parse_variables(text: str) -> dict[str, Any]:
     """Parse the variables of `--template-vars`: "a=false,b=[1, 2],c=high".
 
     A value is JSON; anything that is not JSON is text up to the next comma. Raises `ValueError` for
-    another form, a repeated name, and a name that the program itself passes to a template.
+    any other form, a repeated name, and a name that the program itself passes to a template.
     """
     decoder, out, at = json.JSONDecoder(), {}, 0
     while at < len(text.rstrip()):

@@ -21,6 +21,20 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
+class WorkerRow:
+    """A worker of a run on many machines, during one iteration.
+
+    `blocks`: how many it computed. `tokens_per_s`: while it computed. `share`: of the iteration's
+    time that it computed, 0 to 1.
+    """
+
+    worker: str
+    blocks: int
+    tokens_per_s: float
+    share: float
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One iteration, for the display and the metrics file.
 
@@ -29,7 +43,8 @@ class StepRecord:
     input tokens of the step's samples, also counted by `tokens_per_s`. `computed_tokens`: `tokens`
     without those that a sample shares with an earlier one in its micro-batch. `skipped`: loss or
     gradient was not finite and no parameter was changed. `measures`: further numbers of an
-    objective, each under its own name in a row.
+    objective, each under its own name in a row. `workers`: of a run on many machines; a row without
+    workers does not have this key.
     """
 
     iter: int
@@ -45,6 +60,7 @@ class StepRecord:
     rss_bytes: int
     skipped: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
+    workers: tuple[WorkerRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class EvaluationRecord:
 
 
 class Eta:
-    """The time to the end of the run, from the median of the last steps' times.
+    """The time to the end of the run, estimated from the median duration of the last steps.
 
     One slow step (a save, another program) does not change it much.
     """
@@ -82,7 +98,7 @@ class Eta:
         self._recent.append(seconds)
 
     def seconds_left(self, steps: int) -> float | None:
-        """Return the seconds for `steps` more steps; None before the first one."""
+        """Return the seconds that `steps` more steps need; None before the first step."""
         return steps * median(self._recent) if self._recent else None
 
 
@@ -111,7 +127,7 @@ class LossCurve:
             self._per_mean *= 2
 
     def sparkline(self) -> str:
-        """Draw the curve in block characters, the lowest mean as the lowest block."""
+        """Draw the curve in block characters; the lowest mean becomes the lowest block."""
         if not self._means:
             return ""
         n = len(self._means)
@@ -128,6 +144,8 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
     values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
     if not isinstance(record, Mapping):
         values |= values.pop("measures")
+        if not values.get("workers", True):
+            del values["workers"]
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
     }
@@ -179,7 +197,7 @@ class MetricsLog:
 
 
 def _opened(path: str) -> FileIO:
-    """Open the file for appending, locked so that two runs cannot mix their lines."""
+    """Open the file for appending, and lock it so that two runs cannot mix their lines."""
     fd = open_own(path, os.O_WRONLY | os.O_APPEND)
     file = FileIO(fd, "ab")
     if not try_lock(fd):

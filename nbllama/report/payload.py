@@ -1,8 +1,7 @@
-"""The content of the page about a run: one object for JSON, from the rows of a log.
+"""The content of the page about a run: one JSON object, built from the rows of a log.
 
 The object is the same for a page in a file and for one that is served during training. A served
-page receives the `event` of each further row and adds it to the object
-(`nbllama/report/page/data.js`).
+page receives the `event` of each new row and adds it to the object (`nbllama/report/page/data.js`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Point = tuple[float, float]
 
 
 def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the object of a page about one run, or about several that are compared.
+    """Return the object for a page about one run, or for one that compares several.
 
     `runs`: name and log of each run. `live`: the state of a served page
     (`nbllama.report.live.state`), None for a file. Raises `UsageError` for more than `MOST_RUNS`.
@@ -49,7 +48,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
 
 
 def run_object(run: Run) -> dict[str, Any]:
-    """Return the object of one run. Anything that is not in the log is left out or empty."""
+    """Return the object for one run. Anything that is not in the log is left out or empty."""
     head, last = run.run, run.steps[-1] if run.steps else {}
     return {
         "name": text(head.get("model") or "a run"),
@@ -152,7 +151,7 @@ def _state(run: Run) -> str:
 
 
 def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most `most` points, which are means of neighbours."""
+    """Return at most `most` points, which are means of neighbouring points."""
     n = len(found)
     if n <= most:
         return list(found)
@@ -181,14 +180,14 @@ def _numbers(value: Any, keys: Sequence[str]) -> dict[str, float | None]:
 
 
 def _pairs(value: Any, without: str = "") -> list[list[str]]:
-    """Return (name, value) of an object in a log, as strings."""
+    """Return the (name, value) pairs of an object in a log, as strings."""
     if not isinstance(value, dict):
         return []
     return [[text(k), text(v)] for k, v in value.items() if k != without]
 
 
 def _lengths(data: Any) -> list[list[Any]]:
-    """Return (tokens, samples) of a histogram."""
+    """Return the (tokens, samples) pairs of a histogram."""
     counts = data.get("lengths") if isinstance(data, dict) else None
     if not isinstance(counts, list):
         return []
@@ -226,7 +225,7 @@ def _verdict(row: Row) -> dict[str, Any] | None:
 
 
 def _norms(value: Any) -> dict[str, list[float | None]]:
-    """Return a norm for each block, by the name of the tensor."""
+    """Return the norms of each kind of tensor, one per block, by the tensor's name."""
     if not isinstance(value, dict):
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Reading a log of JSON lines, without rows that a killed and continued run computed again."""
+"""Read a log of JSON lines, without rows that a killed and continued run computed again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BYTES = 1 << 30
 
 @dataclass
 class Run:
-    """Rows as in the log, in order of their iterations; the last one of repeated rows counts.
+    """Rows as in the log, in the order of their iterations; of repeated rows, the last one counts.
 
     `run`: the last start. `steps`, `evaluations`: one for each iteration. `norms`, `texts`,
     `questions`: measurements and questions of a run with `--live`. `verdict`, `end`: the verdict,
@@ -38,7 +38,7 @@ class Run:
         """Add a row; a row of an unknown event is ignored."""
         event = row.get("event", "step")
         if event == "run":
-            # It continues after iteration `iter`; later rows of the run before were lost.
+            # The run continues after iteration `iter`; later rows of the earlier run were lost.
             for rows in self._lists().values():
                 while rows and rows[-1]["iter"] > row["iter"]:
                     rows.pop()
@@ -51,7 +51,7 @@ class Run:
             _put(lists[event], row, several=event in ("tokens", "question"))
 
     def copy(self) -> Run:
-        """Copy the lists; the rows are the same."""
+        """Copy the lists, but not the rows in them."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         copies: dict[str, Any] = {
             k: list(v) if isinstance(v, list) else v for k, v in parts.items()
@@ -66,7 +66,7 @@ class Run:
 
 
 def _put(rows: list[Row], row: Row, *, several: bool) -> None:
-    """Insert a row by its iteration; without `several` it replaces an existing one."""
+    """Insert a row by its iteration; without `several`, it replaces an existing row."""
     at = len(rows)
     while at and rows[at - 1]["iter"] > row["iter"]:
         at -= 1
@@ -77,7 +77,7 @@ def _put(rows: list[Row], row: Row, *, several: bool) -> None:
 
 
 def read_log(path: str) -> Run:
-    """Read the run in a log. Truncated lines, as a kill leaves them, are skipped.
+    """Read the run in a log. Lines that a killed run left truncated are skipped.
 
     Raises `DataError` for a file that cannot be read or contains neither an iteration nor the start
     of a run.
@@ -93,7 +93,9 @@ def read_log(path: str) -> Run:
         if (row := _row(line.decode("utf-8", "replace"))) is not None:
             run.add(row)
     if not (run.run or run.steps):
-        raise DataError(f"{shown(path, 400)}: not a log of a run: no line of it is an iteration")
+        raise DataError(
+            f"{shown(path, 400)}: not the log of a run: none of its lines records an iteration"
+        )
     return run
 
 
@@ -128,5 +130,5 @@ def number(row: Row, key: str) -> float | None:
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:
-    """Return (iteration, value) of all rows that have the value."""
+    """Return (iteration, value) for every row that has the value."""
     return [(float(r["iter"]), v) for r in rows if (v := number(r, key)) is not None]

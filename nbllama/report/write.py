@@ -1,4 +1,4 @@
-"""Writing a report to a file."""
+"""Write a report to a file."""
 
 from __future__ import annotations
 

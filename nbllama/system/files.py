@@ -1,11 +1,12 @@
-"""Atomic writes: a file is never visible half written.
+"""Atomic writes: an incomplete file is never visible.
 
 A file appears under its final name in one step: a temporary file in the same folder is written,
-flushed to the disk, renamed to the name, and the folder is flushed. At any moment, also after
-kill -9 or a power cut, the name refers to the complete old file or the complete new one.
+flushed to the disk, renamed to the name, and the folder is flushed. At any moment, even after kill
+-9 or a power cut, the name refers to either the complete old file or the complete new one.
 
 The temporary file is locked while its writer lives. The lock distinguishes a file that is being
-written from one that a killed process left. Process ids cannot, because containers reuse them.
+written from one that a killed process left. Process ids cannot, because containers reuse
+them.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def check_writable(path: Path) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return folder and last part of a file name; `OutputError` if there is no last part."""
+    """Return the folder and the last part of a path; `OutputError` if this cannot name a file."""
     folder, base = os.path.split(name)
     if not base or base in (".", "..") or "\0" in name:
         raise OutputError(f"{shown(name, 400)!r}: not the name of a file")
@@ -144,7 +145,7 @@ def _check_target(name: str) -> None:
 
 
 def cannot_write(name: str, e: OSError) -> OutputError:
-    """Return the error for a file that the system refuses to write."""
+    """Return an error about a file that the system refuses to write."""
     return OutputError(f"{shown(name, 400)}: cannot be written: {e.strerror or e}")
 
 

@@ -1,4 +1,4 @@
-"""Python's garbage collection of cycles, paused while very many objects are made."""
+"""Pause Python's garbage collection of cycles while very many objects are created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of this process and of the machine, in bytes, as the system reports it."""
+"""The memory of this process and of the machine, in bytes, as the system reports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Return the bytes of mapped files that are in memory now; 0 if the system reports none."""
+    """Return how many bytes of mapped files are in memory now; 0 if the system reports none."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
@@ -20,7 +20,7 @@ def mapped(*paths: str | os.PathLike[str]) -> int:
 
 
 def resident() -> int:
-    """Return the bytes of this process in memory now."""
+    """Return how many bytes of this process are in memory now."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -78,7 +78,7 @@ def _control_groups() -> Iterator[tuple[int, int]]:
 
 
 def read(path: str) -> str:
-    """Read a file of the system; "" if it cannot be read."""
+    """Read a system file; "" if it cannot be read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()

@@ -78,7 +78,7 @@ def _close_stdout() -> None:
 
 
 def os_error_code(e: OSError) -> int:
-    """Return the exit code of an unexpected `OSError`: 4 memory, 3 writing, 2 reading, 1 other."""
+    """Return the exit code for an unexpected `OSError`: 4 memory, 3 writing, 2 reading, 1 other."""
     if e.errno == errno.ENOMEM:
         return 4
     if e.errno in _WRITING:
@@ -88,7 +88,7 @@ def os_error_code(e: OSError) -> int:
     path = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
     if isinstance(e, PermissionError):
         return 2 if os.path.exists(path) and not os.access(path, os.R_OK) else 3
-    # If the file can be read or its folder is missing, the failed operation was writing.
+    # If the file can be read, or its folder is missing, the failed operation was a write.
     return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
 
 
@@ -132,7 +132,7 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def _stoppable() -> Iterator[Unwinding]:
-    """Let signals unwind the program, so that nothing is left half done.
+    """Let signals unwind the program, so that no work is left half done.
 
     Outside the main thread, which receives all signals, this changes nothing.
     """
@@ -146,10 +146,10 @@ def _stoppable() -> Iterator[Unwinding]:
 def run_program(
     program: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
-    """Run `program` with the words of a command line, by default the process's.
+    """Run `program` with the words of a command line (by default, the process's own).
 
     Returns the exit code: the one that `program` returns (0 for None), or that of its exception. An
-    exception is printed as one line on standard error, with --debug after a traceback. For
+    exception is printed as one line on standard error, after a traceback if --debug was given. For
     `SystemExit`, it returns that exception's code.
     """
     words = list(sys.argv[1:] if argv is None else argv)

@@ -9,12 +9,12 @@ from nbllama.system import memory
 
 
 def processor_quota() -> int | None:
-    """Return the processors in the smallest quota, at least 1; None if there is no quota."""
+    """Return the smallest quota in processors, at least 1; None if there is no quota."""
     return min((max(1, math.ceil(quota / period)) for quota, period in _quotas()), default=None)
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
-    """Yield (quota, period) in microseconds of this process's Linux control groups.
+    """Yield (quota, period), in microseconds, for each of this process's Linux control groups.
 
     Both versions 1 and 2 are read.
     """

@@ -15,7 +15,7 @@ _LOOKED_AT = 2048  # bytes from the start of a file that are checked
 
 
 class Kind(NamedTuple):
-    """A kind of file: possible first bytes, and bytes that occur near the start."""
+    """A kind of file: its possible first bytes, and bytes that occur near the start."""
 
     name: str
     begin: tuple[bytes, ...]
@@ -31,7 +31,7 @@ LOG = Kind("a log of a run", (b"{", b"\n{"))
 
 
 def check_kind(path: str, kind: Kind) -> None:
-    """Raise `OutputError` if there is a file of another kind, which would be lost.
+    """Raise `OutputError` if a file of a different kind exists, which would be lost.
 
     A file that cannot be read, or is not regular, is left to the writer.
     """
@@ -44,7 +44,7 @@ def check_kind(path: str, kind: Kind) -> None:
 
 
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
-    """Return the error for a file that must not be replaced."""
+    """Return an error about a file that must not be replaced."""
     return OutputError(
         f"{shown(path, 400)}: a file that {what} exists and is not replaced; choose another name, "
         "or move the file"

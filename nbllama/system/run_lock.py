@@ -10,11 +10,11 @@ from nbllama.errors import OutputError, shown
 from nbllama.system.files import Path, cannot_write, split_name, try_lock
 from nbllama.system.regular import open_own
 
-_held: set[int] = set()  # descriptors of locks, closed in forked children
+_held: set[int] = set()  # descriptors of locks, which forked children close
 
 
 class RunLock:
-    """A lock for writing `path`, held at most as long as the process lives.
+    """A lock for writing `path`, which is released at the latest when the process ends.
 
     The lock is the kernel's (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
     it; the remaining file does not matter. Over NFS it works between machines only if the server
@@ -85,7 +85,7 @@ def lock_or_refuse(fd: int, name: str) -> None:
 
 
 def _check_ours(fd: int, name: str) -> None:
-    """Refuse a file that has another name (a hard link) or belongs to another user."""
+    """Refuse a file that has a second name (a hard link) or belongs to a different user."""
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(

@@ -1,4 +1,4 @@
-"""Signal handlers, which a program installs first: a signal ends it with one line and its code.
+"""Signal handlers that a program installs first: a signal ends it with one line and an exit code.
 
 This module imports nothing slow: the handlers must be installed before the program's imports, which
 take most of its first second.
@@ -19,7 +19,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows does not have the 
 
 
 class Stopped(BaseException):
-    """A signal ends the program.
+    """Raised by a signal that ends the program.
 
     It is not a `KeyboardInterrupt`: if one passes through `exec`, which Numba uses, Python exits as
     if killed by SIGINT, even if the exception is handled.

@@ -40,11 +40,11 @@ MAX_TEXT = 16 << 20  # characters of one rendered text
 
 
 class Raised(jinja2.TemplateError):
-    """The template called `raise_exception`."""
+    """Raised if the template calls `raise_exception`."""
 
 
 class TooLong(Exception):
-    """A rendered text is longer than `MAX_TEXT`."""
+    """Raised if a rendered text is longer than `MAX_TEXT`."""
 
 
 class Generation(Extension):

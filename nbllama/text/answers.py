@@ -3,7 +3,7 @@
 As a server renders them, P is the chat before an answer, with the prompt for the answer, and F is
 the chat including the answer. If F begins with P, the answer is the rest of F. Many templates are
 different: the prompt opens a thought that the history does not show, or contains a closed one; the
-history has another system message. The differences listed here are accepted; all others are
+history has a different system message. The differences listed here are accepted; all others are
 refused.
 """
 
@@ -34,14 +34,14 @@ class Part(NamedTuple):
     n_thought: int = 0
 
     def text(self, through: str) -> str:
-        """Return the answer's text; `through`: F."""
+        """Return the text of the answer; `through`: F."""
         return self.head + through[self.at :]
 
 
 def split_answer(
     prompt: str, through: str, messages: list[dict[str, Any]], number: int, *, closer: str = ""
 ) -> Part:
-    """Return the answer, message `number` (from 0), with what the template writes after it.
+    """Return the answer (message `number`, from 0) with the text that the template writes after it.
 
     prompt: P. through: F. closer: the text that the template writes between a thought and the words
     after it, if known. Raises `MessageError` if it is unclear which part of F the model writes, or
@@ -93,7 +93,7 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
 
 
 def held_tail(held: Thought, through: str, at: int) -> int:
-    """Return how much of the white space at `through[at:]` the end of the prompt already has."""
+    """Return how much of the white space at `through[at:]` the prompt's end already contains."""
     n_space = len(through[at:]) - len(through[at:].lstrip())
     return min(n_space, held.end - held.start - len(held.opener + held.inner + held.closer))
 
@@ -115,7 +115,7 @@ def _after_open(
     words = visible(messages[number])
     place = through.find(words, at) if words else -1
     mark = closer_in(through[at : place if place >= 0 else len(through)])
-    if mark is not None and mark.group() == held.closer:  # the closer alone
+    if mark is not None and mark.group() == held.closer:  # only the closer
         return Part("", at)
     if mark is not None:
         raise MessageError(
@@ -171,7 +171,7 @@ def _words_at(through: str, message: dict[str, Any]) -> int | None:
 
 
 def _rest(prompt: str, through: str) -> str:
-    """Return the prompt from where it differs from F, for an error message."""
+    """Return the part of the prompt that differs from F, for an error message."""
     return prompt[len(os.path.commonprefix([prompt, through])) :]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def byte_characters() -> dict[int, str]:
-    """Return GPT-2's character for each byte: itself if printable Latin-1, else from U+0100 on."""
+    """Return GPT-2's character for each byte: printable Latin-1 as it is, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -54,7 +54,7 @@ _KEPT = 500_000  # characters of words whose ids are kept
 
 
 class BpeTokenizer(Tokenizer):
-    """Tokenizer of a `tokenizer.ggml.model` = "gpt2" vocabulary."""
+    """A tokenizer for `tokenizer.ggml.model` = "gpt2" vocabularies."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
@@ -112,7 +112,7 @@ class BpeTokenizer(Tokenizer):
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
 
     def _known(self, library_ids: list[int]) -> list[int]:
-        """Leave out the ids past the vocabulary."""
+        """Remove the ids past the vocabulary."""
         if self._is_whole:
             return library_ids
         return [i for i in library_ids if i < self.n_vocab]
@@ -126,11 +126,11 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _n_bytes(self) -> np.ndarray:
-        """Number of bytes of each id of the library, int64."""
+        """Number of bytes for each of the library's ids, int64."""
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids, without those past the vocabulary, and the characters where they start.
+        """Return the ids, except those past the vocabulary, and the characters at which they start.
 
         The library can return these positions too, but that takes longer than the tokenising.
         """

@@ -15,7 +15,7 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 
 
 class Form(NamedTuple):
-    """How a template accepts calls: arguments as "object" or "text", or "none" for no calls.
+    """How a template accepts tool calls: arguments as "object" or "text", or "none" for no calls.
 
     null: whether it writes calls only if the content is null, so that empty content must be null.
     """
@@ -48,7 +48,7 @@ def _tool() -> Message:
 
 
 def form_of_calls(render: Render) -> Form:
-    """Return how a template accepts calls.
+    """Return the form in which a template accepts tool calls.
 
     The form is also "object" if the template refuses every call, so that a record's call is refused
     with the template's message.
@@ -68,7 +68,7 @@ def form_of_calls(render: Render) -> Form:
 
 
 def _is_whole(text: str | None) -> bool:
-    """Return whether a text contains the probe's call, neither as Python code nor encoded twice."""
+    """Return whether a text contains the probe's call intact: not as Python, not encoded twice."""
     if text is None:
         return False
     at = text.rfind("zqquestion")
@@ -79,7 +79,7 @@ def _is_whole(text: str | None) -> bool:
 
 
 def with_arguments(messages: list[Message], form: Form) -> list[Message]:
-    """Return `messages` with their calls in the form that a template accepts."""
+    """Return `messages` with their tool calls in the form that a template accepts."""
     return [_in_form(m, form) if m.get("tool_calls") else m for m in messages]
 
 
@@ -111,7 +111,7 @@ def hermes(call: Message) -> str:
 
 
 def missing_in(text: str, message: Message) -> str:
-    """Return the name of the first call of a message that is missing in the text; "" if none.
+    """Return the name of a message's first call that is missing from the text; "" if none is.
 
     A call is in the text if its name and all keys and values of its arguments are.
     """

@@ -1,4 +1,4 @@
-"""Tokens grouped so that every group is whole characters."""
+"""Group tokens so that every group consists of whole characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Group(NamedTuple):
     r"""Tokens `first` to `last` (included) of a sequence, and their text.
 
-    A byte that is part of no character is written `\xHH`.
+    A byte that is not part of a character is written as `\xHH`.
     """
 
     first: int
@@ -23,7 +23,7 @@ class Group(NamedTuple):
 def character_groups(
     tokenizer: Tokenizer, ids: Sequence[int], apart: Sequence[bool] | None = None
 ) -> list[Group]:
-    """Return the smallest groups of neighbouring tokens that are whole characters.
+    """Return the smallest groups of neighbouring tokens that form whole characters.
 
     A byte-level vocabulary can split one character, such as a Chinese one, into several tokens. No
     group contains a change of `apart` (one flag per token).

@@ -35,7 +35,7 @@ class ChatTemplate:
     """A Jinja chat template. Use it as a context manager or call `close`.
 
     `bos_token`, `eos_token`: texts for the template's variables of these names. `variables`:
-    further variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
+    additional variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
     that the same data give the same text on another day. `where` and `error`: the source and the
     class of errors. `memory_bytes`: memory that the child can use in addition to its memory at the
     start. Raises `error` if the template is larger than 256 KB or cannot be compiled in
@@ -95,7 +95,7 @@ class ChatTemplate:
         return texts[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
-        """Return, for each (messages, cuts, variables), the texts of its cuts, or `render`'s error.
+        """Return, for each (messages, cuts, variables), the texts of its cuts, or a `render` error.
 
         All chats are one request to the child, which is much faster. A cut (n, prompt) is the first
         n messages, with or without a prompt for an answer.
@@ -144,7 +144,8 @@ def chat_template_for(
     Without both, it is ChatML if the vocabulary has its tokens. `variables`: see
     `ChatTemplate`.
 
-    Raises UsageError if there is none or the given one is bad, GGUFError if the file's is bad.
+    Raises UsageError if there is no template or the given one is bad, GGUFError if the file's is
+    bad.
     """
 
     def text(token_id: int | None) -> str:

@@ -2,7 +2,7 @@ r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a
 
 A row is a tuple of regular expressions. Each one in turn splits every piece that the previous ones
 left into its matches and the gaps between them, and is matched within that piece only. BPE merges
-never cross the border of a piece. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`,
+never cross the boundary of a piece. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`,
 `impl::load`) and src/unicode.cpp, which is the reason for differences from the original expressions
 of tokenizers.
 
@@ -19,7 +19,7 @@ from nbllama.errors import GGUFError, shown
 
 
 class PreTokenizer(NamedTuple):
-    """The rules for splitting a text before the merges."""
+    """The rules for splitting a text before BPE merges."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a whole piece that is a token needs no merges
@@ -50,7 +50,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(numbers: str) -> str:
-    """Return the expression of the cl100k family; its members group digits differently."""
+    """Return the expression for the cl100k family, whose members group digits differently."""
     return (
         rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -58,7 +58,7 @@ def _words(numbers: str) -> str:
 
 
 def _cased_words(numbers: str, contraction: str) -> str:
-    """Return the expression of the o200k family.
+    """Return the expression for the o200k family.
 
     llama.cpp treats every letter except a-z as "not small", and every letter except A-Z as "not
     capital": letters outside ASCII are both.
@@ -197,7 +197,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 def pre_tokenizer(name: str) -> PreTokenizer:
     """Return the row called `name`.
 
-    Raises GGUFError with the name if there is none: a guess would give other tokens.
+    Raises GGUFError with the name if there is no such row, as a guess would give wrong tokens.
     """
     row = PRE_TOKENIZERS.get(name)
     if row is None:

@@ -23,12 +23,12 @@ _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_template_chi
 _ENV = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 
-# Messages, cuts, and variables of this chat only.
+# Messages, cuts, and variables for this chat only.
 Chat = tuple[Sequence[dict[str, Any]], Sequence[tuple[int, bool]], dict[str, Any]]
 
 
 class TemplateFailed(Exception):
-    """A template failed; `kind` is one of the child's kinds, or "time" or "died"."""
+    """Raised if a template fails; `kind` is one of the child's kinds, or "time" or "died"."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class TemplateFailed(Exception):
 
 
 class TemplateSandbox:
-    """A compiled template in its own process, which is restarted after it exceeded a limit.
+    """A compiled template in its own process, which is restarted if it exceeds a limit.
 
     Every method raises TemplateFailed. Not safe for use after `close`.
     """
@@ -59,7 +59,7 @@ class TemplateSandbox:
     def render(
         self, chats: Sequence[Chat], variables: dict[str, Any], now: datetime | None
     ) -> list[list[str] | TemplateFailed]:
-        """Render `chats`: return the texts of each, or the error of the template on it.
+        """Render `chats`; return, for each of them, its texts or the template's error.
 
         The texts are, for each (messages, cuts, variables) of `chats` and each
         (n, add_generation_prompt) of its cuts, those of the first n messages.

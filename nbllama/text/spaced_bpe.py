@@ -26,7 +26,7 @@ _SAFE_CUT = re.compile(r"\n(?=[^\n])")
 
 
 class SpacedBpeTokenizer(Tokenizer):
-    """Tokenizer of a `tokenizer.ggml.model` = "gemma4" vocabulary."""
+    """A tokenizer for `tokenizer.ggml.model` = "gemma4" vocabularies."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)

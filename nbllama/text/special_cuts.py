@@ -1,6 +1,6 @@
 """Split a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
 
-The special tokens are searched one after another, longest first, from left to right in the
+The special tokens are searched for one after another, longest first, from left to right in the
 remaining plain text. In most vocabularies no special token can begin inside another one and end
 after it; then one search for all of them has the same result and is several times faster.
 """
@@ -40,7 +40,7 @@ class SpecialCuts:
 
     @cached_property
     def _any(self) -> re.Pattern[str] | None:
-        """The pattern for one search of all tokens; None if its result can differ."""
+        """The pattern for a single search for all tokens; None if its result could differ."""
         texts = list(self._ids)
         if any(token.strips for token in self._tokens):
             return None

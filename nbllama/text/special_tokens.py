@@ -130,7 +130,7 @@ def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> 
 def end_of_generation(
     roles: dict[str, int], eos_id: int | None, ids: dict[str, int], attrs: list[int]
 ) -> frozenset[int]:
-    """Return the ids that end a generation, as in llama.cpp; `attrs` is corrected in place."""
+    """Return the ids that end a generation, as in llama.cpp, and correct `attrs` in place."""
     eog = {roles[r] for r in ("fim_pad", "fim_rep", "fim_sep") if r in roles}
     for text in EOG_TEXTS:
         if text in ids:

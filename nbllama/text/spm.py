@@ -1,9 +1,9 @@
 """SentencePiece vocabularies (`tokenizer.ggml.model` = "llama") on the `sentencepiece` library.
 
-The library reads a ModelProto made from the GGUF's tokens and scores: BPE, byte fallback, identity
-normaliser; spaces are escaped here. It merges as llama.cpp does (best score, leftmost on ties), but
-it distinguishes kinds of tokens, while llama.cpp merges all kinds in the same way. So every token
-is a normal piece for the library, except for
+The library reads a ModelProto that is built from the GGUF's tokens and scores: BPE, byte fallback,
+identity normaliser; spaces are escaped here. It merges as llama.cpp does (best score, leftmost on
+ties), but it distinguishes kinds of tokens, while llama.cpp merges all kinds in the same way. So
+every token is a normal piece for the library, except for
 
 - the 256 byte tokens, which must have the type byte in the library and so are never merged;
 - an additional unknown token, past the vocabulary.
@@ -37,7 +37,7 @@ _BPE = 2  # TrainerSpec.ModelType
 
 
 class SpmTokenizer(Tokenizer):
-    """Tokenizer of a `tokenizer.ggml.model` = "llama" vocabulary."""
+    """A tokenizer for `tokenizer.ggml.model` = "llama" vocabularies."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
@@ -78,7 +78,7 @@ class SpmTokenizer(Tokenizer):
 
     @cached_property
     def _inner_pairs(self) -> set[str]:
-        """Pairs of characters that are neighbours in some token."""
+        """The pairs of characters that are neighbours in at least one token."""
         return {a + b for text in self._texts for a, b in pairwise(text)}
 
     def _safe_cut(self, text: str, at: int) -> int:
@@ -107,7 +107,7 @@ class SpmTokenizer(Tokenizer):
         return np.array(ids, np.int32), np.array(starts, np.int64)
 
     def _spell(self, piece: str) -> list[int]:
-        """Return the id of `piece`, or those of its bytes if it is not a token."""
+        """Return the id of `piece`, or the ids of its bytes if it is not a token."""
         token_id = self._ids.get(piece)
         if token_id is not None:
             return [token_id]

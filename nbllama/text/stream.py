@@ -1,4 +1,4 @@
-"""Decode tokens one by one to text, in whole characters."""
+"""Decode tokens one by one to text that consists of whole characters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Return the characters that `token_id` completes; can be empty.
+        """Return the characters that `token_id` completes, if any.
 
         Raises ValueError for an id outside the vocabulary.
         """
@@ -38,5 +38,5 @@ class StreamDecoder:
         return self._utf8.decode(piece)
 
     def flush(self) -> str:
-        """Return the rest at the end: U+FFFD for a character that was not completed."""
+        """Return the remaining text at the end: U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", True)

@@ -102,7 +102,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str) -> Layout:
-    """Return a name's layout in `LAYOUTS` (hyphens are optional), or that of a template file.
+    """Return the layout called `name` in `LAYOUTS` (hyphens are optional), or a template file's.
 
     Raises `UsageError` for a name that is neither, and for a file that cannot be read, is not UTF-8
     or is too large for a template.

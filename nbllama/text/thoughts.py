@@ -48,9 +48,9 @@ _LONGEST_IN_PROMPT = 400  # characters of a thought at the end of a prompt
 
 
 class Thought(NamedTuple):
-    """A thought in a text: `text[start:end]` is all of it with its marks.
+    """A thought in a text: `text[start:end]` is the whole thought with its marks.
 
-    `inner` is the text between them; `closed` is whether the closer is there.
+    `inner` is the text between the marks; `closed` is whether the closing mark exists.
     """
 
     start: int
@@ -85,7 +85,7 @@ def first_thought(text: str) -> Thought | None:
 
 
 def at_end(prompt: str) -> Thought | None:
-    """Return the thought at the end of a prompt, open or closed, with the white space after it.
+    """Return the thought at a prompt's end, open or closed, with the white space after it.
 
     Returns None if there is none. A closer alone counts as a closed thought.
     """

@@ -30,10 +30,10 @@ the token's id (None: plain text), and the ids.
 
 
 class Tokenizer(ABC):
-    """The tokenizer of one GGUF file; made by `from_gguf.tokenizer_from_gguf`.
+    """The tokenizer of one GGUF file; `from_gguf.tokenizer_from_gguf` creates it.
 
-    `path` is the model file. Ids are None if the file has no such token. `eog_ids` are the ids that
-    end an answer, `special_ids` those of the tokens at which a text is split.
+    `path` is the model file. An id is None if the file has no such token. `eog_ids` are the ids
+    that end an answer, `special_ids` those of the tokens at which a text is split.
     """
 
     CHUNK = 1 << 18
@@ -154,7 +154,7 @@ class Tokenizer(ABC):
         return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise together the texts of the next calls of `encode_pieces`.
+        """Tokenise, in one batch, the texts of the next calls of `encode_pieces`.
 
         One call for all texts is faster than one call for each.
         """
@@ -162,7 +162,7 @@ class Tokenizer(ABC):
         self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))
 
     def _pieces_of(self, texts: list[str], continues: bool) -> list[list[Piece]]:
-        """Return `encode_pieces` of each text."""
+        """Return the result of `encode_pieces` for each text."""
         kept = self._kept
         new: dict[str, list[int]] = {}  # filled at the end
         out: list[list[Piece]] = []
@@ -187,7 +187,7 @@ class Tokenizer(ABC):
         return out
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        """Return `_encode_plain` of each text."""
+        """Return the result of `_encode_plain` for each text."""
         return [self._encode_plain(text) for text in texts]
 
     def _keep(self, text: str, ids: list[int]) -> None:
@@ -215,7 +215,7 @@ class Tokenizer(ABC):
         return b"".join(pieces)
 
     def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
-        """Return the bytes of one token, as `llama_token_to_piece`.
+        """Return the bytes of one token, as `llama_token_to_piece` does.
 
         Control and unknown tokens are empty unless `special`. Raises ValueError for an id outside
         the vocabulary.
@@ -249,7 +249,7 @@ class Tokenizer(ABC):
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
-        """Find the first text of a control token, or of the unknown token, in `text`; or None."""
+        """Return the first text of a control or unknown token in `text`; None if there is none."""
         found = self._on_request.search(text)
         return None if found is None else found[0]
 
@@ -263,7 +263,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids int32 [n] as `_encode_plain`, and their positions in `text`, int64 [n]."""
+        """Return the ids of `_encode_plain`, int32 [n], and their positions in `text`, int64."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:

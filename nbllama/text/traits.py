@@ -21,7 +21,7 @@ _QUESTION = {"role": "user", "content": "zqquestion"}
 
 
 class Traits:
-    """The traits of one template; each is determined at its first use."""
+    """The traits of one template; each trait is determined when it is first used."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
@@ -52,7 +52,7 @@ class Traits:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All words of the template's source; a variable that is not one of them is not used."""
+        """All words in the template's source; a variable that is not among them is not used."""
         return frozenset(re.findall(r"\w+", self._template.source))
 
     @cached_property

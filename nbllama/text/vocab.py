@@ -71,7 +71,7 @@ class Vocab:
 
 
 def read_vocab(f: GGUFFile, pre: str | None = None) -> Vocab:
-    """Read the vocabulary of `f`; `pre`: the pre-tokenizer's name instead of the file's.
+    """Read the vocabulary of `f`; `pre` replaces the file's pre-tokenizer name.
 
     Raises GGUFError if a key is missing, has a wrong type or length, contains an id outside the
     vocabulary, or names a tokenizer or pre-tokenizer that is not supported; UsageError if `pre` is
@@ -171,7 +171,7 @@ def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
 
 
 def byte_value(text: str) -> int | None:
-    """Return 0..255 for the text of a byte token, <0x00> to <0xFF>; None for any other text."""
+    """Return 0..255 for the text of a byte token, <0x00> to <0xFF>, or None for any other text."""
     return int(text[3:5], 16) if _BYTE_TEXT.fullmatch(text) else None
 
 

@@ -1,1 +1,1 @@
-"""Training: one step (`trainer`), its helpers, and a whole run (`run`)."""
+"""Training: a single step (`trainer`), the modules that it uses, and a whole run (`run`)."""

@@ -1,9 +1,9 @@
-"""Three convergence tests of the loss, made after each evaluation; each of them can end a run.
+"""Three convergence tests that are applied to the loss after each evaluation and can end a run.
 
 The tests are those of llama.cpp's `ggml.c:ggml_opt_adam`, in this order. f is the loss; the value 0
 turns a test off:
 
-    |f - f of the evaluation before| / f < epsf
+    |f - f of the previous evaluation| / f < epsf
     |f `past` evaluations ago - f| / f < delta
     the lowest loss is `max_no_improvement` evaluations old
 
@@ -21,7 +21,7 @@ import numpy as np
 
 @dataclass
 class Convergence:
-    """The tests and their state.
+    """The convergence tests and their state.
 
     `past_losses` is a ring buffer: evaluation e (counted from 0 since the very first run) is stored
     at index e % past, as in the old tool's file.
@@ -41,7 +41,7 @@ class Convergence:
             self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
-        """Test the loss of an evaluation; return the reason to end the run, or "".
+        """Test the loss of an evaluation; return the reason for ending the run, or "".
 
         The first evaluation is only stored.
         """

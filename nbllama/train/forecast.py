@@ -1,6 +1,6 @@
-"""Forecast of a run's memory and time, printed at its start and compared with reality at its end.
+"""A forecast of a run's memory and time, printed at its start and checked at its end.
 
-Memory is computed exactly, as the sum of the memory that the process uses once its kernels are
+The memory figure is exact: it is the sum of the memory that the process uses once its kernels are
 compiled, every array that the trainer has allocated but not yet touched, and the model file. The
 system maps the file's pages as they are read (and can drop them again, as they are not private).
 Time is measured for one block and one loss with the run's sizes.
@@ -29,7 +29,7 @@ from nbllama.train.trainer import Trainer
 
 
 class Forecast(NamedTuple):
-    """Bytes, and seconds per iteration."""
+    """A run's memory in bytes, and its seconds per iteration."""
 
     held: int  # already resident, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
@@ -37,10 +37,10 @@ class Forecast(NamedTuple):
     chosen: int  # activations of this run
     loss: int  # logits of one chunk of positions
     scratch: int  # tiles and score rows of all threads
-    saving: int  # the copy of adapter and moments that a save makes
+    saving: int  # the copy of the adapter and its moments that a save makes
     weights: int  # the mapped file
     seconds: float
-    stored_seconds: float  # an iteration for which the frozen blocks' output is stored
+    stored_seconds: float  # for an iteration that uses the stored output of the frozen blocks
     more: int = 0  # memory of the objective, such as for drawing answers
 
     @property
@@ -50,12 +50,12 @@ class Forecast(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Expected peak of resident memory."""
+        """Expected peak of the resident memory."""
         return self.held + self.untouched + self.weights
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """Return the forecast without times, before anything is compiled.
+    """Return a forecast of memory alone, before anything is compiled.
 
     Raises `NotEnoughMemory` if the run needs more memory than the system has available.
     """

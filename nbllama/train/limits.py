@@ -1,4 +1,4 @@
-"""How large the micro-batches of a run can be, and how many blocks fit in memory."""
+"""Limits on the size of a run's micro-batches, and on the blocks that memory can keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch (tokens, trained positions), longest sequence, and means per sample.
+    """Largest micro-batch (tokens, trained positions), longest sequence, and per-sample means.
 
     If samples share beginnings, `computed` counts computed rows, `keys` the tokens they attend to.
     """

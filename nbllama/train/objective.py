@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from nbllama.data.batch import Batch, Dataset
 from nbllama.lora.pairs import Adapter
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """Parts of a trainer that an objective uses: model, adapter in training, and their memory."""
+    """The parts of a trainer that an objective uses: model, trained adapter, and their memory."""
 
     model: Model
     adapter: Adapter
@@ -33,31 +33,59 @@ class Passes(Protocol):
         ...
 
 
+class Computing(Passes, Protocol):
+    """What computes tasks: a trainer, or a worker's model and memory."""
+
+    objective: Objective
+
+
+class Task(Protocol):
+    """Work in a step besides its gradients, such as drawing an answer. It can be pickled.
+
+    It can be computed in another process, with the same model and adapter.
+    """
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens that are computed, at most."""
+        ...
+
+    def run(self, work: Computing, check: Check) -> Any:
+        """Compute the task; `check` is called often, and may raise."""
+        ...
+
+
 class Drawing(Passes, Protocol):
-    """Parts of a trainer that an objective uses if it draws answers, such as the random seed."""
+    """The parts of a trainer that an objective needs for drawing answers, such as the seed."""
 
     seed: int
     iteration: int
     dataset: Dataset
     grad_acc: int
 
+    def each(self, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Compute tasks, possibly on other machines; return their results in the same order."""
+        ...
+
 
 class Objective(Protocol):
-    """A loss of micro-batches whose forward pass is done.
+    """A loss that is computed for micro-batches after their forward pass.
 
     `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
-    divided by that of its forward and backward passes.
+    divided by that of its forward and backward passes. `point`: a number that all micro-batches of
+    a step need, set by `before`.
     """
 
     data: Sequence[Dataset]
     work: float
+    point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: those of the data, or batches made from them."""
+        """Return the micro-batches of a step: those of the data, or batches built from them."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number of items its loss is averaged over."""
+        """Begin a step (or an evaluation); return the number of items that its loss averages."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -68,11 +96,27 @@ class Objective(Protocol):
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return further numbers of the step (or evaluation) so far."""
+        """Return additional numbers about the step (or evaluation) so far."""
+        ...
+
+    def take_part(self) -> Any:
+        """Return the sums of `loss` that the measures consist of, and set them to 0."""
+        ...
+
+    def add_part(self, part: Any) -> None:
+        """Add the sums that `take_part` returned, possibly in another process."""
+        ...
+
+    def sent(self, batch: Batch) -> Batch:
+        """Return a batch without its data set, with what `loss` needs of it."""
+        ...
+
+    def copied(self) -> Objective:
+        """Return an objective without data, for the batches of `sent` in another process."""
         ...
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
-        """Do what must be done before the first step of a run."""
+        """Prepare for the first step of a run."""
         ...
 
     def done(self, say: Say) -> None:
@@ -93,7 +137,7 @@ class Objective(Protocol):
 
 
 class TakesData:
-    """Methods of an `Objective` whose micro-batches are those of the data."""
+    """Methods shared by every `Objective` that uses the data's own micro-batches."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Return the micro-batches as they are."""
@@ -117,6 +161,7 @@ class TokenLoss(TakesData):
 
     data: Sequence[Dataset] = ()
     work = 1.0
+    point = 0.0
 
     def __init__(self, floor: float = 0.0) -> None:
         self.floor = floor
@@ -135,6 +180,20 @@ class TokenLoss(TakesData):
     def measures(self) -> Mapping[str, float]:
         """Return nothing: the loss is the only measure."""
         return {}
+
+    def take_part(self) -> None:
+        """Return nothing: there are no measures."""
+
+    def add_part(self, part: None) -> None:
+        """Do nothing."""
+
+    def sent(self, batch: Batch) -> Batch:
+        """Return the batch: it has no data set."""
+        return batch
+
+    def copied(self) -> TokenLoss:
+        """Return the same objective."""
+        return TokenLoss(self.floor)
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
         """Do nothing."""

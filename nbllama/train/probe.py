@@ -1,4 +1,4 @@
-"""A few passes before a run that compile its kernels and measure the time of a step."""
+"""A few passes before a run, to compile its kernels and to measure the time of a step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def compile_kernels(trainer: Trainer) -> float:
 
 
 def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
-    """Clear the keys, values and gradients that blocks read from others, which do not run here."""
+    """Clear the keys, values and gradients that blocks read from other blocks, which do not run."""
     for layer in layers:
         for name in ("k", "v", "dk", "dv"):
             acts.shared(f"{name}_of_{layer}", n).fill(0)

@@ -1,4 +1,4 @@
-"""The number of rows that shared beginnings (`nbllama.data.shared`) save in an epoch."""
+"""The number of rows that shared beginnings (`nbllama.data.shared`) save per epoch."""
 
 from __future__ import annotations
 

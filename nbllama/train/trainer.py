@@ -3,18 +3,18 @@
 `nbllama.train.run.loop` runs the steps of a run, and logs and saves.
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
-gradients are summed in ascending m. The loss of an iteration is its sum over the trained tokens of
-all micro-batches, divided by the number of those tokens: batch 4 with one accumulation equals batch
-1 with four.
+`nbllama.train.blocks.compute` defines the order in which gradients are summed. The loss of an
+iteration is its sum over the trained tokens of all micro-batches, divided by the number of those
+tokens: batch 4 with one accumulation equals batch 1 with four.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,9 @@ from nbllama.ops.dropout import dropout_for
 from nbllama.opt.arrays import check_finite
 from nbllama.opt.optimiser import Optimiser
 from nbllama.opt.schedule import Schedule
+from nbllama.train.blocks.compute import Here, Steps, sum_of
 from nbllama.train.limits import kept_blocks, limits
-from nbllama.train.objective import Objective, TokenLoss
+from nbllama.train.objective import Objective, Task, TokenLoss
 from nbllama.train.validation import batches
 
 MOST_SKIPPED = 3  # a run ends after this many steps in a row without a finite loss and gradient
@@ -61,7 +62,7 @@ class Evaluation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One iteration. `loss` is nats per trained token, `lr` the learning rate.
+    """The result of one iteration. `loss` is in nats per trained token; `lr` is the learning rate.
 
     `skipped`: no parameter was changed.
     """
@@ -108,6 +109,7 @@ class Trainer:
         validation: Dataset | None = None,
         objective: Objective | None = None,
         share_prompts: bool = False,
+        block: int = 0,
     ) -> None:
         """Allocate the memory of training.
 
@@ -117,7 +119,7 @@ class Trainer:
         `dropout`: see `ops.dropout`; its masks are derived from `seed`. `validation`: data for
         `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
         `share_prompts`: common beginnings of the samples of a micro-batch are computed once
-        (`data.shared`), unless there is dropout.
+        (`data.shared`), unless there is dropout. `block`: `size` of `train.blocks.compute.split`.
 
         Raises `UsageError` if checkpointing of every block needs more than `activation_memory`.
         """
@@ -156,6 +158,7 @@ class Trainer:
         )
         self.buffers = model.loss_buffers(adapter, self.limits.trained)
         self.trunk: Trunk | None = None
+        self.steps: Steps = Here(block)
         self._skipped_in_a_row = 0
 
     @property
@@ -169,7 +172,7 @@ class Trainer:
         check: Callable[[], None] | None = None,
         seen: Callable[[Evaluation], None] | None = None,
     ) -> StepResult:
-        """Do one iteration: `evaluate`, then `update`.
+        """Perform one iteration: `evaluate`, then `update`.
 
         `seen` is called with the evaluation before the update; if it raises, there is no update.
         """
@@ -180,23 +183,14 @@ class Trainer:
 
     @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
-        """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
+        """Compute the next samples' loss and gradient; `check` can stop it between layers."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         batches = self.objective.drawn(self, batches, check)
         trained = self.objective.before(self, batches, check)
         tokens = sum(b.n_tokens for b in batches)
         batches = self.laid_out(batches)
-        self.bound.zero_grads()
-        total = 0.0
-        for micro, batch in enumerate(batches):
-            self.set_dropout(micro)
-            self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
-            total += self.objective.loss(self, batch, weight=1.0 / trained, gradient=True)
-            if not math.isfinite(total):
-                break
-            self.model.backward(self.bound, self.acts, batch, check)
-        self.bound.dropout = None
+        total = self.steps.evaluate(self, batches, trained, check)
         seconds = time.perf_counter() - start
         computed = sum(b.n_tokens for b in batches)
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
@@ -228,11 +222,12 @@ class Trainer:
     @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
         """Return the mean loss of the validation data, nats per trained token. Changes nothing."""
-        trained, total = self.objective.before(self, self._validation, check), 0.0
-        for batch in self._validation:
-            self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
-            total += self.objective.loss(self, batch, weight=1.0, gradient=False)
-        return total / trained
+        trained = self.objective.before(self, self._validation, check)
+        return sum_of(self.steps.losses(self, self._validation, check)) / trained
+
+    def each(self, tasks: Sequence[Task], check: Callable[[], None] | None) -> list[Any]:
+        """Compute tasks, possibly on other machines; return their results in the same order."""
+        return self.steps.each(self, tasks, check)
 
     def set_dropout(self, micro: int) -> None:
         """If there is dropout, set the masks of micro-batch `micro` of the next iteration."""
@@ -246,7 +241,7 @@ class Trainer:
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Make one optimiser step with the gradient of `found`, the last evaluation.
+        """Perform one optimiser step with the gradient of `found`, the last evaluation.
 
         A loss or gradient that is not finite changes no parameter, but counts as an iteration.
         """

@@ -51,7 +51,7 @@ def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
 
 
 class TrunkCache:
-    """A file with the inputs of block `layer`, found by the tokens of a sample.
+    """A file that stores the input of block `layer` for each sample, found by the sample's tokens.
 
     Use as a context manager, or call `close`. Reading and writing never raise: a file that cannot
     be read or written is reported once through `say`, and training computes what it needs.
@@ -99,7 +99,7 @@ class TrunkCache:
             raise
 
     def _open(self) -> int:
-        """Read the records' heads; return the offset at which the next record begins."""
+        """Read the records' headers; return the offset at which the next record begins."""
         size = self._file.seek(0, os.SEEK_END)
         head = self._read(0, min(size, _HEAD.size))
         if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
@@ -213,7 +213,7 @@ class TrunkCache:
         self._file.close()
 
     def remove(self) -> None:
-        """Close and remove the file."""
+        """Close the file and delete it."""
         if sys.platform == "win32":
             self.close()
         with suppress(OSError):

@@ -90,7 +90,7 @@ def perplexity(loss: float) -> float:
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Yield sample numbers in order, in the largest groups that stay within the two bounds."""
+    """Yield sample numbers in order, in the largest groups that respect both bounds."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

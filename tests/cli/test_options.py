@@ -50,6 +50,7 @@ NEW = """
 --share-prompts --no-share-prompts --group-prompts --no-group-prompts
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
+--block --ray --model-dir --allow-mixed-cpu --worker-timeout --audit
 --reward --reward-seconds --group-size --max-answer --temperature
 """.split()
 
@@ -197,7 +198,7 @@ def test_each_value_lands_in_its_own_field(tmp_path: Path) -> None:
             elif isinstance(o.value, Text):
                 got, want = parse(["--model-base", "m", name, "1"]), "1"
             else:
-                text = "0.5" if isinstance(o.value, Real) and o.value.high == 1 else "7"
+                text = "0.5" if isinstance(o.value, Real) and o.value.high == 1 else "8"
                 got, want = parse(["--model-base", "m", name, text]), o.value.parse(text)
             changed = {f.name for f in fields(Options)} - {"model_base", o.dest}
             base = parse(["--model-base", "m"])

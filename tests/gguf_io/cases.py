@@ -205,10 +205,18 @@ def shapes() -> Iterator[Case]:
         "type IQ4_NL_4_4 (removed from ggml) is not supported",
     )
     yield "G49d", shaped((32,), 9), "type Q8_1 (an intermediate, never stored) is not supported"
-    yield "G49e", shaped((96,), 40), "row of 96 is not a multiple of the NVFP4 block 64"
-    yield "G50a", shaped((33,), TYPE_Q4_0), "row of 33 is not a multiple of the Q4_0 block 32"
-    yield "G50b", shaped((16, 2), TYPE_Q4_0), "row of 16 is not a multiple of the Q4_0 block 32"
-    yield "G50c", shaped((128,), 12), "row of 128 is not a multiple of the Q4_K block 256"
+    yield "G49e", shaped((96,), 40), "row length 96 is not a multiple of the NVFP4 block size 64"
+    yield (
+        "G50a",
+        shaped((33,), TYPE_Q4_0),
+        "row length 33 is not a multiple of the Q4_0 block size 32",
+    )
+    yield (
+        "G50b",
+        shaped((16, 2), TYPE_Q4_0),
+        "row length 16 is not a multiple of the Q4_0 block size 32",
+    )
+    yield "G50c", shaped((128,), 12), "row length 128 is not a multiple of the Q4_K block size 256"
 
 
 def ranges() -> Iterator[Case]:

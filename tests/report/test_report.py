@@ -197,7 +197,7 @@ def test_cut_lines_are_passed_over(tmp_path: Path) -> None:
 
 def test_files_that_are_no_log(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\x00no log\n{}\n")
-    for name, told in (("a", "not a log of a run"), ("b", "No such file")):
+    for name, told in (("a", "not the log of a run"), ("b", "No such file")):
         with pytest.raises(DataError, match=told):
             read_log(str(tmp_path / name))
 

@@ -88,12 +88,12 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("content", "more", "part"),
     [
-        ("plain text", ["--packing"], "--packing is for records, and "),
-        ("plain text", ["--skip-bad"], "--skip-bad is for records, and "),
-        ("plain text", ["--on-long", "skip"], "--on-long is for records, and "),
+        ("plain text", ["--packing"], "--packing is for records, but "),
+        ("plain text", ["--skip-bad"], "--skip-bad is for records, but "),
+        ("plain text", ["--on-long", "skip"], "--on-long is for records, but "),
         ('{"text": "the"}', ["--no-separate-with-bos"], "--separate-with-bos is for plain text"),
-        ("plain text", ["--train-on-prompt"], "--train-on-prompt is for records, and "),
-        ('{"text": "the"}', ["--sample-start", "x"], "--sample-start is for plain text, and "),
+        ("plain text", ["--train-on-prompt"], "--train-on-prompt is for records, but "),
+        ('{"text": "the"}', ["--sample-start", "x"], "--sample-start is for plain text, but "),
         ('{"text": "the"}', ["--data-format", "nix"], "--data-format: 'nix' is not allowed"),
         ('{"text": "the"}', ["--template-date", "2024-02-30"], "use a day as YYYY-MM-DD"),
         ('{"text": "the"}', ["--on-long", "refuse", "--ctx", "1"], "line 1: 2 tokens, longer than"),

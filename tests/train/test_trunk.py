@@ -289,8 +289,11 @@ def test_an_interrupted_run_leaves_it_to_the_next(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--trunk-cache", "500"], "not used, the data need"),
-        (["--trunk-cache", "1G", "--lora-layers", "all"], "because the first block is trained"),
+        (["--trunk-cache", "500"], "not used: the data need"),
+        (
+            ["--trunk-cache", "1G", "--lora-layers", "all"],
+            "not used, because the first block is trained",
+        ),
         (
             ["--trunk-cache", "1G", "--checkpoint-out", "", "--lora-out", ""],
             "not used, because the run writes neither",

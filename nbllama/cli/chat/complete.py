@@ -1,4 +1,4 @@
-"""Text completion, once or in turns with a user."""
+"""Complete a text, once or in turns with a user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def predict(talk: Talk) -> None:
 
 
 def interact(talk: Talk) -> None:
-    """Take turns: after a reverse prompt, Ctrl-C, or the end of an answer, read from the user."""
+    """Take turns with the user: read a line after each answer, reverse prompt or Ctrl-C."""
     o, console, predictor = talk.options, talk.console, talk.predictor
     prefix = read_escapes(o, o.in_prefix, "--in-prefix")
     suffix = read_escapes(o, o.in_suffix, "--in-suffix")

@@ -1,7 +1,7 @@
 """The terminal of a chat: streamed text, input lines, and Ctrl-C.
 
-The model's text goes to standard output, everything else to standard error. Input is UTF-8 whatever
-the locale; `cli.run` sets the encoding of the output.
+The model's text goes to standard output, everything else to standard error. Input is always UTF-8,
+regardless of the locale; `cli.run` sets the encoding of the output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PLAIN = "\n\t"
 
 
 class Stopped(Exception):
-    """Ctrl-C during an answer."""
+    """Raised by Ctrl-C during an answer."""
 
 
 class Console:
@@ -41,7 +41,7 @@ class Console:
                 import readline  # noqa: F401  # lines can be edited
 
     def write(self, text: str, style: str = "") -> None:
-        """Write an answer's text or a prompt, without buffering.
+        """Write text of an answer or a prompt, without buffering.
 
         On a terminal, control characters are written as escapes.
         """
@@ -60,7 +60,7 @@ class Console:
         print(line, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
-        """End a line that is not empty, and reset the colours."""
+        """End the current line if it is not empty, and reset the colours."""
         self._set("")
         if not self._clean:
             sys.stdout.write("\n")
@@ -68,7 +68,7 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: one line, or several of which all but the last end with a backslash.
+        """Read a message: one line, or several lines that all end with a backslash except the last.
 
         Returns None at the end of the input. `prompt` is written only on a terminal.
         """
@@ -102,7 +102,7 @@ def _utf8_locale() -> bool:
 
 
 class Interrupt:
-    """The handler of SIGINT: it stops the current answer, or else the program."""
+    """A SIGINT handler that stops the current answer or, if there is none, the program."""
 
     def __init__(self) -> None:
         self._answering = False

@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.main`, which completes a text or chats.
+"""The program `python -m nbllama.main`, which completes a text or chats.
 
 Options: `nbllama.options.chat`. The work: `nbllama.cli.chat.run`.
 """
@@ -14,7 +14,7 @@ from nbllama.system.program import run_program
 
 
 def run(words: list[str], parse: Callable[[Sequence[str]], Main] = parse_main) -> None:
-    """Run the program with the words of a command line; `parse` reads them."""
+    """Run the program with the words of a command line, which `parse` reads."""
     asked = parse(words)
     threads = use_threads(asked.options.threads)
     from nbllama.cli.chat import run as main_run

@@ -1,4 +1,4 @@
-"""`python -m nbllama.main` in one function: model, adapters, context, samplers, mode."""
+"""The work of `python -m nbllama.main`: set up the model, adapters, context, samplers and mode."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
 from nbllama.text.templates import find_layout
 from nbllama.train.run.settings import fresh_seed
 
-_SHORTEST = 8  # as llama.cpp
+_SHORTEST = 8  # as in llama.cpp
 _USUAL = 4096
 _QUIET = 2.0  # seconds without output before a line is printed
 
 
 def run(main: Main, threads: int) -> None:
-    """Run the task of the command line."""
+    """Run the task that the command line describes."""
     o = main.options
     text = read_text(o)
     if o.dump:
@@ -88,7 +88,7 @@ def run(main: Main, threads: int) -> None:
 
 @contextmanager
 def saved(path: str, console: Console) -> Iterator[list[Dump]]:
-    """Write the dumps that the caller put into the list, at the end and also after Ctrl-C."""
+    """Write the dumps that the caller put into the list, at the end or after Ctrl-C."""
     seen: list[Dump] = []
     try:
         yield seen
@@ -99,7 +99,7 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 
 
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
-    """Return the template of `--chat-template`, or else the model's.
+    """Return the template that `--chat-template` names, or else the model's own.
 
     For a model without a template, it is ChatML if the vocabulary has its tokens, and otherwise
     Alpaca's plain text. `variables`: those of `--template-vars`.
@@ -115,7 +115,7 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
-    """Return the context in tokens; if `strict`, raise `UsageError` beyond the trained one."""
+    """Return the context in tokens. If `strict`, `UsageError` if it exceeds the trained one."""
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
     for line in context_warnings(hp, n_ctx):
@@ -144,7 +144,7 @@ def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) 
 
 
 def check_memory(needed: SessionMemory, n_ctx: int) -> None:
-    """Raise `NotEnoughMemory` if a session takes more memory than the system has available."""
+    """Raise `NotEnoughMemory` if a session needs more memory than the system has available."""
     available = available_memory()
     if needed.private > available:
         raise NotEnoughMemory(
@@ -154,7 +154,7 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
-    """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
+    """Compute a few tokens, to compile the kernels and read the weights before the text begins.
 
     A line is printed if the computation takes long.
     """

@@ -1,4 +1,4 @@
-"""Shared by the modes of `python -m nbllama.main`: prompts, streamed answers, why they end."""
+"""Shared code for the modes of `python -m nbllama.main`: prompts and streamed answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.generation.predictor import ContextFull, Predictor
 from nbllama.options.chat import MainOptions, read_escapes
 from nbllama.text import StreamDecoder, Tokenizer
 
-_WINDOW = 32  # last tokens that are searched for a reverse prompt, as in llama.cpp
+_WINDOW = 32  # number of last tokens that are searched for a reverse prompt, as in llama.cpp
 
 
 class Stops:
@@ -41,9 +41,9 @@ class Stops:
 
 
 def read_text(options: MainOptions) -> str:
-    """Return the text of `--prompt` or `--file`, without a line break at the end of a file.
+    """Return the text of `--prompt` or `--file`, without the line break at the end of the file.
 
-    Raises `DataError` for a file that cannot be read, is empty or not UTF-8.
+    Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
     """
     if not options.file:
         return read_escapes(options, options.prompt, "--prompt")
@@ -53,7 +53,7 @@ def read_text(options: MainOptions) -> str:
 
 @dataclass
 class Talk:
-    """A model and its user."""
+    """A conversation between a model and its user."""
 
     options: MainOptions
     tokenizer: Tokenizer
@@ -65,7 +65,7 @@ class Talk:
     seed: int | None = None  # of the random draws, if there are any
 
     def stops(self, slack: int, more: Sequence[str] = ()) -> Stops:
-        """Return the reverse prompts of the command line, and `more`."""
+        """Return the reverse prompts from the command line and those in `more`."""
         o = self.options
         texts = [read_escapes(o, text, "--reverse-prompt") for text in o.reverse_prompt]
         return Stops(self.tokenizer, [*texts, *more], slack)
@@ -75,7 +75,7 @@ class Talk:
         return self.tokenizer.encode(text, parse_special=True)
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Check the first prompt, set how much of it a context shift keeps, and print the seed.
+        """Check the first prompt, set how much of it context shifts keep, and print the seed.
 
         Raises `UsageError` if the prompt does not fit.
         """
@@ -91,7 +91,7 @@ class Talk:
             self.console.note(f"seed {self.seed}")
 
     def open(self, ids: Sequence[int]) -> None:
-        """Start the text with `ids`, and print it."""
+        """Start the text with `ids`, and print this beginning."""
         if not ids:
             raise UsageError("the prompt is empty; pass --prompt TEXT or --file FILE")
         self.begin(ids)
@@ -102,7 +102,7 @@ class Talk:
             self.console.write("".join(map(decoder.push, plain)) + decoder.flush(), "prompt")
 
     def speak(self, stops: Stops, *, stoppable: bool) -> tuple[str, str]:
-        """Print an answer while it is generated; return it, and why it ended.
+        """Print an answer while it is generated; return the answer, and why it ended.
 
         The reason is "eog", "stop" (a reverse prompt), "length", "interrupt" or "full".
 
@@ -132,6 +132,6 @@ class Talk:
         return "".join(parts), ending
 
     def tell(self, e: ContextFull) -> None:
-        """Print that the context is full, and what to do."""
+        """Tell the user that the context is full, and what to do."""
         more = "" if self.options.context_shift else ", or --context-shift"
         self.console.note(f"{e}; pass a larger --ctx-size{more}")

@@ -14,7 +14,8 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
     Each turn renders the whole chat again, but the model reads only the tokens after those that did
-    not change. A message that the template refuses or that does not fit the context is left out.
+    not change. A message that the template refuses or that does not fit into the context is left
+    out.
     """
     o, console = talk.options, talk.console
     messages: list[dict[str, str]] = []
@@ -58,7 +59,7 @@ def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]])
     """Set the predictor's text to the chat.
 
     Raises `DataError` for a message that the template refuses, `UsageError` for one that does not
-    fit the context.
+    fit into the context.
     """
     predictor = talk.predictor
     ids = prompt_ids(talk.tokenizer, template, messages)

@@ -1,4 +1,4 @@
-"""The formats of records, one per module; the keys of a record decide its format."""
+"""Record formats, one per module; a record's keys determine its format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls in a message: OpenAI's "tool_calls", its older "function_call", and variants."""
+"""Tool calls in a message: OpenAI's "tool_calls", the older "function_call", and variants."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _OTHER = ("name", "id", "type", "index", "function", "description", "strict")
 
 
 def calls_of(message: Record, where: str) -> list[Message]:
-    """Return the calls of a message.
+    """Return a message's tool calls.
 
     Each is {"id", "type", "function": {"name", "arguments", "text"}}: "arguments" is an object,
     "text" is their JSON string if they were given as a string.
 
-    Raises `DataError` with `where` in front.
+    Raises `DataError` with a message that begins with `where`.
     """
     calls, old = message.get("tool_calls"), message.get("function_call")
     if not calls and not old:
@@ -38,7 +38,7 @@ def calls_of(message: Record, where: str) -> list[Message]:
 
 
 def call_of(value: Any, where: str) -> Message:
-    """Return one call. Raises `DataError`."""
+    """Return one tool call. Raises `DataError`."""
     return _call(value, where)
 
 

@@ -136,7 +136,7 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
 
 
 def wanted_by(message: Record, where: str) -> dict[str, bool]:
-    """Return for each mask key of a message whether it asks to train it. Raises `DataError`."""
+    """Return, for each mask key of a message, whether it asks for training. Raises `DataError`."""
     wanted: dict[str, bool] = {}
     if message.keys().isdisjoint(MASK_KEYS):
         return wanted

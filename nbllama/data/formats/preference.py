@@ -104,7 +104,7 @@ def _chat(
     notices: tuple[str, ...],
     side: str,
 ) -> Conversation:
-    """Make a chat in which the answers in `answered` are trained, except for those in `silent`."""
+    """Build a chat in which the answers in `answered` are trained, except for those in `silent`."""
     n = len(asked)
     quiet = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
     try:

@@ -1,4 +1,4 @@
-"""A prompt alone: {"prompt": text or messages}, or another way to ask.
+"""A prompt alone: {"prompt": text or messages}, or a question under another key.
 
 "messages" is a chat; if it ends with an answer, the answer is left out of the prompt. "instruction"
 or "question" go through the chat template as in the format `alpaca`. A text under "prompt" is used
@@ -24,14 +24,14 @@ from nbllama.data.formats.record import (
 )
 from nbllama.errors import DataError
 
-STAND_IN = "1"  # an answer's text, where the rendering of a chat needs one
+STAND_IN = "1"  # placeholder for the answer, which the rendering of a chat needs
 _QUESTIONS = ("instruction", "question")
 
 
 def read(record: Record, style: Style) -> Conversation | str:
     """Read the prompt: a text, or a chat that ends with a stand-in for the answer.
 
-    Only this answer counts as trained. Raises `DataError`.
+    Only this answer is treated as a training target. Raises `DataError`.
     """
     if record.get("messages") is not None:
         return _chat(record, "messages")
@@ -63,7 +63,7 @@ def _chat(record: Record, key: str) -> Conversation:
 
 
 def _ended(messages: list[Message], record: Record, notices: tuple[str, ...]) -> Conversation:
-    """Return the chat with the stand-in, in which earlier answers are not trained."""
+    """Return the chat with the stand-in appended; earlier answers are not trained."""
     silent = {i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE}
     whole = [*messages, {"role": ANSWERING_ROLE, "content": STAND_IN}]
     return conversation(whole, frozenset(silent), record, notices)

@@ -1,4 +1,4 @@
-"""The samples that records become, and the checks that all formats share.
+"""The kinds of samples that records are turned into, and the checks that all formats share.
 
 A format is a function from a record (a JSON object, or a row of a table by its column names) to a
 `Sample`. It raises `DataError` with the reason alone; the caller adds file and line.
@@ -47,7 +47,7 @@ class Conversation(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """Plain text without a template: a prompt (can be empty), and the text the model must write."""
+    """Plain text without a template: a prompt, which can be empty, and the text to be written."""
 
     prompt: str
     answer: str
@@ -76,7 +76,7 @@ Sample = Plain | Pair | Labelled
 
 
 def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
-    """Yield the prompts with their answers of all samples: two per pair, one per other sample."""
+    """Yield every prompt with its answer, for all samples: two per pair, one per other sample."""
     for sample in samples:
         if isinstance(sample, Pair):
             yield sample.chosen
@@ -93,9 +93,9 @@ class Style(NamedTuple):
 
 
 class Format(NamedTuple):
-    """One format: its name, the keys that identify a record, and the function that reads it.
+    """A format: its name, the keys that identify its records, and the function that reads a record.
 
-    `suits`: a further condition that a record of this format must meet.
+    `suits`: an additional condition that a record of this format must meet.
     """
 
     name: str
@@ -116,9 +116,9 @@ def conversation(
     *,
     n_first: int = 0,
 ) -> Conversation:
-    """Make a conversation with the tools and template variables of its record.
+    """Create a conversation with the tools and template variables of its record.
 
-    Raises `DataError` if it has nothing to train.
+    Raises `DataError` if it contains nothing to train on.
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE]
     if not answers:
@@ -134,7 +134,7 @@ def conversation(
 
 
 def tools_of(record: Record) -> list[Any] | None:
-    """Return a record's tools, from "tools" or the older "functions": a list, or its JSON text.
+    """Return a record's tools, from "tools" or the older "functions" (a list, or its JSON text).
 
     A bare function is wrapped in {"type": "function", "function": ...}, as servers require.
     Raises `DataError`.
@@ -196,9 +196,9 @@ def weight_of(record: Record) -> float:
 
 
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
-    """Return the text under `key`; null and a missing key count as `default` if there is one.
+    """Return the text under `key`; null or a missing key counts as `default` if there is one.
 
-    Raises `DataError` for a missing key, a value that is not text, and half a surrogate pair.
+    Raises `DataError` for a missing key, a value that is not text, or half a surrogate pair.
     """
     value = record.get(key)
     if value is None and default is not None:
@@ -228,7 +228,7 @@ def check_unicode(value: str, what: str) -> None:
 
 
 def check_json(value: Any, what: str) -> None:
-    """Raise `DataError` for a value nested too deeply, or with half a surrogate pair."""
+    """Raise `DataError` for a value that is nested too deeply or contains half a surrogate pair."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [

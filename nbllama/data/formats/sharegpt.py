@@ -77,7 +77,7 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _calls(value: str, where: str) -> tuple[list[Message], str]:
-    """Return the calls of a turn "function_call", and its text.
+    """Return the tool calls and the text of a "function_call" turn.
 
     A value that begins like JSON is one call or a list of calls; any other value is a plain answer.
     """

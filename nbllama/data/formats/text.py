@@ -1,4 +1,4 @@
-"""Documents: {"text"}. The whole text is trained, and the token that ends it."""
+"""Documents: {"text"}. The whole text is trained on, and also the token that ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of the next token, with the samplers, the order and the random numbers of llama.cpp.
+"""Choose the next token with llama.cpp's samplers, in its order and with its random numbers.
 
 `params` contains the settings, `filters` the samplers without memory, `penalties` and `mirostat`
 those that depend on earlier tokens, `random` the generator, and `chain` all of them together.

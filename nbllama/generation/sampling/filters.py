@@ -1,7 +1,7 @@
 """Samplers that drop candidates or change their logits, independent of earlier tokens.
 
 Sums are sequential and in float32 wherever llama.cpp does so, because the last digit decides at the
-border of a filter.
+edge of a filter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Candidates(NamedTuple):
 
 
 def in_order(c: Candidates) -> Candidates:
-    """Sort by descending logit; among equals by ascending id."""
+    """Sort by descending logit, and equal logits by ascending id."""
     if c.ordered:
         return c
     return c.take(np.argsort(-c.logits, kind="stable"), True)
@@ -99,7 +99,7 @@ def typical(c: Candidates, p: float) -> Candidates:
 
 
 def temperature(c: Candidates, temp: float) -> Candidates:
-    """Divide the logits by temp; at 0 and below keep only the (first) most likely token."""
+    """Divide the logits by temp; if it is 0 or less, keep only the (first) most likely token."""
     if temp <= 0:
         best = int(c.logits.argmax())
         return c.take(slice(best, best + 1), True)

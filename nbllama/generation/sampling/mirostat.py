@@ -16,7 +16,7 @@ f32 = np.float32
 
 
 class Mirostat:
-    """The controller mu and both versions; `choose` draws a token and updates mu.
+    """The controller `mu` for both versions; `choose` draws a token and updates `mu`.
 
     `version` 1 estimates the number k of candidates with a mean surprise of mu; 2 drops those with
     a surprise above mu. mu starts at 2 tau and changes by eta times the error.

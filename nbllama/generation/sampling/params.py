@@ -1,4 +1,4 @@
-"""Settings of the samplers, with llama.cpp's defaults. Importing this needs no numpy."""
+"""Settings of the samplers, with llama.cpp's defaults. Importing this module needs no numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of the phases that occur only in mixtures of experts."""
+"""The tasks of the phases that only mixtures of experts have, one function per kind of phase."""
 
 from __future__ import annotations
 

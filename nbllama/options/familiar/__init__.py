@@ -1,8 +1,8 @@
 """Option names of other programs, and the hint that is printed for each.
 
-A row of a table contains a hint and the names that it applies to. A hint is the option to use here,
-or a sentence if the value has another form here or no option is needed. Names are written with `-`;
-`_` counts as `-` on a command line and in a file of `--config`.
+A row of a table contains a hint and the names that it applies to. A hint is the option to use
+instead, or a sentence if the value takes a different form or no option is needed. Names are written
+with `-`; `_` counts as `-` on a command line and in a `--config` file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ Rows = tuple[tuple[str, str], ...]
 
 
 def answers(*tables: Rows) -> dict[str, str]:
-    """Return the hint by name; each name has one hint."""
+    """Return the hints by name; each name has one hint."""
     rows = [(name, answer) for rows in tables for answer, names in rows for name in names.split()]
     found = dict(rows)
     assert len(found) == len(rows), sorted(name for name, _ in rows)

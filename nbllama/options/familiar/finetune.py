@@ -1,6 +1,6 @@
-"""Option names of other trainers, and the hints of `nbllama finetune`.
+"""Option names of other trainers, and the hints that `nbllama finetune` prints for them.
 
-mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp.
+The trainers are mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches of records, and samples of plain text. How records are read: `options/data.py`."""
+"""Options about batches of records and samples of plain text; see `options/data.py` for reading."""
 
 from __future__ import annotations
 

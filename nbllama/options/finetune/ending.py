@@ -1,4 +1,4 @@
-"""Validation, early ends, and options that only the old finetune had."""
+"""Validation, early stopping, and options that only the old finetune had."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _old = partial(option, "Coming from the old finetune")
 
 @dataclass(frozen=True)
 class EndOptions:
-    """Evaluations, early ends, and options that only the old finetune had."""
+    """Evaluations, early stopping, and options that only the old finetune had."""
 
     val_data: str = _val(
         Text(),

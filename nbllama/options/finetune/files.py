@@ -1,4 +1,4 @@
-"""Files that a run reads and writes."""
+"""Options about the files that a run reads and writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _files = partial(option, "Files")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Names of files, and when they are saved."""
+    """File names, and when the files are saved."""
 
     model_base: str = _files(
         Text(),

@@ -1,4 +1,4 @@
-"""The adapter: ranks, scale, dropout, layers."""
+"""Options about the adapter: ranks, scale, dropout and layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _rank(
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter's options; a rank of None follows from another option or from the data."""
+    """The adapter's options; a rank of None is derived from a different option or from the data."""
 
     lora_r: int | None = _lora(
         Whole(1, 65536),

@@ -1,4 +1,4 @@
-"""The base model: arrays to inspect, and constants that replace those of the model file."""
+"""Options about the base model: arrays to inspect, and constants that replace the model file's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _model = partial(option, "Model")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Arrays of an iteration to write, and constants that replace those of the model file."""
+    """Arrays of an iteration to dump, and constants that replace the model file's."""
 
     dump: tuple[str, ...] = _inside(
         Dumped(), (), "write arrays by iteration and name, such as 1:kq_soft_max-*, 10-12:*.grad;"

@@ -1,4 +1,4 @@
-"""The run as a whole: machine, length, batches."""
+"""Options about the run as a whole: machine, length and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `python -m nbllama.finetune`: one table for parser, help and docs.
+"""The options of `python -m nbllama.finetune`: one table for the parser, the help and the docs.
 
 Names and meanings are those of the old llama.cpp `finetune`. A default of None means "not given":
 `nbllama.train.run.settings.resolve` fills it in from the kind of training data.
@@ -19,6 +19,7 @@ from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
 from nbllama.options.finetune.fits import check_objective
 from nbllama.options.finetune.lora import LoraOptions
+from nbllama.options.finetune.many import ManyOptions, check_many
 from nbllama.options.finetune.model import ModelOptions
 from nbllama.options.finetune.objective import ObjectiveOptions
 from nbllama.options.finetune.rewards import RewardOptions
@@ -55,6 +56,7 @@ class Options(
     RewardOptions,
     StepOptions,
     EndOptions,
+    ManyOptions,
 ):
     """A parsed command line; None if an option was not given and has no fixed default."""
 
@@ -86,6 +88,7 @@ def parse(argv: Sequence[str]) -> Options:
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
             "leave it out or pass 0"
         )
+    check_many(options, bool(options.dump))
     check_objective(options)
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)

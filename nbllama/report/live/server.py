@@ -44,7 +44,7 @@ _SECRET_PATH = re.compile(r"/([A-Za-z0-9_-]+)/(.*)", re.DOTALL)
 class LiveServer:
     """Serve a `LiveState` until `close`; its threads end with the program.
 
-    `address`: for a browser, with the secret. Raises `OSError` for a port that is not free.
+    `address`: the address for a browser, with the secret. Raises `OSError` for a port in use.
     """
 
     def __init__(self, state: LiveState, port: int = 0) -> None:
@@ -59,7 +59,7 @@ class LiveServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the run for the readers, and stop listening."""
+        """Tell the readers that the run has ended, and stop listening."""
         self.state.end()
         self._server.shutdown()
         self._server.server_close()
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404)
 
     def _own_origin(self) -> bool:
-        """Return whether the request is from the page itself, or from the address bar."""
+        """Return whether the request comes from the page itself or from the address bar."""
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
             return False
@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer a request that http.server itself refuses."""
+        """Answer a request that `http.server` itself refuses."""
         self.command = getattr(self, "command", None) or ""
         self._answer(404)
 

@@ -1,7 +1,7 @@
-"""The state of a served page: the run so far, updates, and requests of its readers.
+"""The state of a served page: the run so far, updates, and its readers' requests.
 
-The run's thread adds rows; the server's threads read them and add questions. This module computes
-nothing.
+The run's thread adds rows; the server's threads read them and add questions. This module does no
+computation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Now(NamedTuple):
     going: bool
 
     def whole(self) -> dict[str, Any]:
-        """Return the object of the page."""
+        """Return the object that the page shows."""
         made = run_object(self.run)
         made["notes"] = self.notes
         made["questions"] += [event(row) for row in self.questions]
@@ -47,7 +47,7 @@ class _Now(NamedTuple):
 
 
 class LiveState:
-    """The run as its page shows it. All methods can be called from any thread.
+    """The run as its page shows it. Any thread can call any method.
 
     `stop`: called once, from a server's thread, if a reader asks the run to stop.
     """
@@ -70,7 +70,7 @@ class LiveState:
     # The run's side
 
     def begin(self, earlier: Run) -> None:
-        """Show the log of a continued run; call it before `add`."""
+        """Show the log of a continued run; call this method before `add`."""
         with self._changed:
             self._run = earlier
             self._publish(None)
@@ -96,7 +96,7 @@ class LiveState:
             self._publish({"event": "note", "text": text})
 
     def next_question(self) -> Question | None:
-        """Remove and return the question that waits longest."""
+        """Remove and return the question that has waited longest."""
         with self._changed:
             return self._waiting.popleft() if self._waiting else None
 

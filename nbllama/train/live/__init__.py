@@ -1,1 +1,1 @@
-"""Measurements, answers and page of a run with `--live`; they change no bit of its result."""
+"""Measurements, answers and the page of a run with `--live`; none of them changes its result."""

@@ -1,4 +1,4 @@
-"""Measurements around the iterations of a run, within a time budget."""
+"""Measurements before and after a run's iterations, within a time budget."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # share of the run's time
 CREDIT = 30.0  # seconds of the run that later work can still use
-MOST_COLUMNS = 400  # of the norms in a run
+MOST_COLUMNS = 400  # rows of norms in a run
 MOST_PASSING = 20  # logged texts of a run, besides the followed ones
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """Allow work as long as its total time is at most `share` of the time since the start.
+    """A time budget that allows work while its total time is at most `share` of the run so far.
 
     Only the CPU time of the working thread counts, not that of other programs.
     """
@@ -37,7 +37,7 @@ class Budget:
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Count work that has been done. At most `CREDIT` seconds of unused run time are kept."""
+        """Record the time of finished work; at most `CREDIT` seconds of unused time are kept."""
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
@@ -67,7 +67,7 @@ class Measures:
         self.budget = Budget(SHARE)
 
     def before(self) -> None:
-        """Measure before an iteration, while nothing else in the run uses the trainer."""
+        """Take measurements before an iteration, while nothing else in the run uses the trainer."""
         start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []
@@ -78,7 +78,7 @@ class Measures:
             self.budget.took(time.thread_time() - start)
 
     def after(self) -> None:
-        """Measure after the iteration."""
+        """Take the measurements after the iteration."""
         trainer, start = self._trainer, time.thread_time()
         seen, trainer.buffers.seen = trainer.buffers.seen, None
         if seen is None or trainer.iteration != self._iteration + 1:

@@ -1,4 +1,4 @@
-"""Norms of the gradient and of the update, by tensor and by block."""
+"""Norms of the gradient and the update, for each kind of tensor and each block."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Norms:
                 self._before[name] = x.copy()
 
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Make the row `norms` of an iteration, before which `take_before` was called.
+        """Build the `norms` row of an iteration; `take_before` must have been called before it.
 
         For each kind of tensor, the row contains a list of L2 norms, one per block, each over both
         halves of a pair. A tensor outside the blocks is the last of `blocks` + 1. The gradient is

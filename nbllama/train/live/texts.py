@@ -1,4 +1,4 @@
-"""The training text with the loss of each token, which a step computes anyway."""
+"""The training text with its per-token losses, which a step computes anyway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 class Texts:
     """Choose sequences and create the rows `tokens` of a log.
 
-    The first sequences of the first steps are followed: each time one occurs again, a row is made.
+    The first sequences of the first steps are followed: a row is created each time one occurs
+    again.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -54,7 +55,7 @@ class Texts:
         self._turn = 0
 
     def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:
-        """Make a row for each followed sample among the sequences of a step."""
+        """Create a row for each followed sample among the sequences of a step."""
         for i, one in enumerate(found):
             name = one.tokens.tobytes()
             if i == 0 and len(self._followed) < FOLLOWED:
@@ -65,7 +66,7 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Make the row for one sequence of a step; its position in the batch varies."""
+        """Create the row for one sequence of a step, at a varying position in the step."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 

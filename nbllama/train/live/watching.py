@@ -1,4 +1,4 @@
-"""The page of a run: served from its start, fed by its `Recorder`, closed at its end."""
+"""The page of a run, served from start to end and updated by the run's `Recorder`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Watching:
-    """The page as seen by a `Recorder`, which calls each method from the run's own thread."""
+    """The page's interface for a `Recorder`, which calls every method from the run's thread."""
 
     def __init__(self, stop: StopFlag, port: int) -> None:
         """Start serving. Raises `OSError` if the port is not available."""
@@ -36,7 +36,7 @@ class Watching:
         self._questions: Questions | None = None
 
     def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
-        """Use the loaded session. `keep`: writes rows to the log and passes them to `row`."""
+        """Attach the loaded session. `keep` writes rows to the log and passes them to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
             with suppress(DataError):  # a new log has no earlier iterations
@@ -63,7 +63,7 @@ class Watching:
         self.state.note(text)
 
     def step_done(self, iteration: int) -> None:
-        """Measure, answer, and prepare for the next iteration."""
+        """Measure the step, answer questions, and prepare for the next iteration."""
         if self.measures is not None:
             self.measures.after()
         self.answer(iteration)
@@ -83,7 +83,7 @@ class Watching:
 
 
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
-    """Serve the page of `--live`, and show its address once.
+    """Serve the page for `--live`, and show its address once.
 
     The value is None without `--live`, or if the page cannot be served (which does not stop the
     run).

@@ -1,4 +1,4 @@
-"""A loss of preferences as the objective of a trainer.
+"""A preference loss as a trainer's objective.
 
 After the forward pass of a micro-batch, the log-probabilities of each answer's tokens are summed.
 The derivative of the loss with respect to each sum is the weight of the answer's tokens in a second
@@ -12,11 +12,13 @@ divided by their number.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from nbllama.data.batch import Batch, Dataset
+from nbllama.data.judged import Judged
 from nbllama.data.preferences import JudgedBatch, Preferences
 from nbllama.objectives.dpo import dpo
 from nbllama.objectives.ipo import ipo
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(NamedTuple):
-    """The numbers of an objective, see `nbllama.options.finetune.objective`."""
+    """The numeric options of an objective; see `nbllama.options.finetune.objective`."""
 
     objective: str
     beta: float
@@ -46,7 +48,7 @@ class Numbers(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Answers of a micro-batch, one per sequence: all arrays are `[S]`.
+    """The answers of a micro-batch, one per sequence; all arrays are `[S]`.
 
     policy, reference: log-probabilities, float64. n: tokens. good: bool. weight: float64.
     """
@@ -59,7 +61,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss of each sample, float64, and the derivative and reward of each answer `[S]`."""
+    """The loss of each sample, float64, and the derivative and reward of each answer, `[S]`."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -106,11 +108,21 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
     return np.stack([chosen, rejected], axis=1).reshape(-1)
 
 
+class SentAnswers(NamedTuple):
+    """What `PreferenceLoss.loss` needs of the data set of a batch, for its own n answers.
+
+    judged: their judgements. reference: log-probabilities float64 `[n]`, or None.
+    """
+
+    judged: Judged
+    reference: np.ndarray | None
+
+
 class PreferenceLoss(TakesData):
     """The `Objective` of a run on preferences.
 
     `reference`: if None, all reference log-probabilities count as 0. history: the measures of each
-    step.
+    step. point: the reference point of KTO.
     """
 
     def __init__(
@@ -122,7 +134,7 @@ class PreferenceLoss(TakesData):
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
         # other answers need only the forward pass
         self.work = 4 / 3 if self._moves else 1.0
-        self._z = 0.0
+        self.point = 0.0
         self._seen, self._measured = Seen(self._refers), Measured(self._labels)
 
     @property
@@ -131,11 +143,11 @@ class PreferenceLoss(TakesData):
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Estimate the reference point of KTO, and return the number of samples."""
+        """Estimate KTO's reference point, and return the number of samples."""
         self._measured = Measured(self._labels)
         judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
         if self._moves:
-            self._z = self._reference_point(trainer, judged, check)
+            self.point = self._reference_point(trainer, judged, check)
         width = 1 if self._labels else 2
         return sum(batch.n_sequences for batch in judged) // width
 
@@ -168,9 +180,9 @@ class PreferenceLoss(TakesData):
             policy, reference, answer_tokens(batch), source.judged.good[rows],
             source.judged.weight[rows],
         )  # fmt: skip
-        found = loss_of(self.numbers, answers, self._z)
+        found = loss_of(self.numbers, answers, self.point)
         self._measured.add(
-            answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self._z
+            answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self.point
         )
         if gradient:
             # each token has the weight d loss / d log pi; the kernel has the sign of -log pi
@@ -184,6 +196,32 @@ class PreferenceLoss(TakesData):
     def measures(self) -> dict[str, float]:
         """Return margin, accuracy, log-probabilities and lengths; see `Measured`."""
         return self._measured.numbers()
+
+    def take_part(self) -> Measured:
+        """Return the measures since the last call; see `Objective.take_part`."""
+        part, self._measured = self._measured, Measured(self._labels)
+        return part
+
+    def add_part(self, part: Measured) -> None:
+        """Add measures; those of single micro-batches in order give the same bits as `loss`."""
+        self._measured.plus(part)
+
+    def sent(self, batch: Batch) -> Batch:
+        """Return the batch with the judgements and the reference of only these answers."""
+        samples = cast(JudgedBatch, batch.whole())
+        source, rows = samples.source, samples.rows
+        reference = source.reference
+        own = SentAnswers(source.judged.part(rows), None if reference is None else reference[rows])
+        whole = replace(samples, source=cast(Preferences, own), rows=np.arange(len(rows)))
+        if batch.tree is None:
+            return whole
+        return replace(batch, tree=replace(batch.tree, samples=whole))
+
+    def copied(self) -> PreferenceLoss:
+        """Return the same loss without data sets."""
+        made = PreferenceLoss(self.numbers, (), None)
+        made._refers = self._refers
+        return made
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Load or compute the reference; see `Reference.prepare`."""

@@ -1,4 +1,4 @@
-"""Measures of a run on preferences: margin, accuracy, log-probabilities of both sides, lengths."""
+"""Measures of a run on preferences: margin, accuracy, log-probabilities and answer lengths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-STEPS = 10  # number of last steps that a warning is based on
+STEPS = 10  # number of recent steps that a warning is based on
 FALLEN = 0.1  # nats per token, for both sides
 RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so such a pair has almost no gradient
 
@@ -46,6 +46,16 @@ class Measured:
             self._right += int(np.count_nonzero(reward[::2] > reward[1::2]))
             self._judged += len(good) // 2
 
+    def plus(self, part: Measured) -> None:
+        """Add the sums of another one."""
+        self.count += part.count
+        self.policy += part.policy
+        self.change += part.change
+        self.tokens += part.tokens
+        self.reward += part.reward
+        self._right += part._right
+        self._judged += part._judged
+
     def numbers(self) -> dict[str, float]:
         """Return the means; a side without answers is left out.
 
@@ -69,7 +79,7 @@ class Measured:
 
 
 class Seen:
-    """The last steps of a run, and warnings about them.
+    """The most recent steps of a run, and warnings about them.
 
     `refers`: changes are relative to the reference; otherwise to the first steps.
     """

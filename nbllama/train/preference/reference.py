@@ -37,8 +37,8 @@ class Reference:
     """The reference for the answers of `sets`.
 
     adapter: applied to the base model; None for the base model alone. base: the fingerprint of the
-    base model. others: whether each answer is also needed after another prompt. folder: where the
-    file is stored; None to store none. path: the file that was read or written.
+    base model. others: whether each answer is also needed after a different prompt. folder: where
+    the file is stored; None to store none. path: the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -77,7 +77,7 @@ class Reference:
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Set the log-probabilities of the data sets, from the file or by computing them.
 
-        Raises `NbllamaError` if they are not finite.
+        Raises `NbllamaError` if any of them is not finite.
         """
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None
@@ -143,7 +143,7 @@ def adapter_digest(adapter: Adapter) -> str:
 def write(path: str, key: str, values: np.ndarray) -> None:
     """Write log-probabilities float64 `[n]`.
 
-    Raises `OutputError` if the file cannot be written, or if it would replace a file of another
+    Raises `OutputError` if the file cannot be written, or if it would replace a file of a different
     kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
@@ -165,7 +165,7 @@ def _begins(path: str) -> bytes:
 def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
     """Return the log-probabilities in a file, float64 `[n]`; None if they must be computed.
 
-    A file that is damaged or has another key is reported.
+    A file that is damaged or has a different key is reported.
     """
     head = len(_MAGIC) + 2 * 65
     try:

@@ -1,1 +1,1 @@
-"""Training on rewards: answers are drawn, scored in another process, and become a loss."""
+"""Training on rewards: answers are drawn, scored in a separate process, and turned into a loss."""

@@ -1,4 +1,4 @@
-"""The built-in rewards: exact match, pattern, JSON, SQL result.
+"""The built-in rewards: exact match, pattern match, valid JSON and SQL result.
 
 Each returns 1 for a right answer and 0 for a wrong one. Built-in rewards run in the same child
 process and within the same limits as a user's function. `problem` checks a record before the run.

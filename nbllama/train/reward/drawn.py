@@ -1,4 +1,4 @@
-"""Answers of a step: drawn, scored, and laid out as micro-batches with their advantages."""
+"""Draw and score the answers of a step, and arrange them with their advantages in micro-batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nbllama.train.reward.scorer import Failed
 if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.text.tokenizer import Tokenizer
-    from nbllama.train.objective import Check, Drawing
+    from nbllama.train.objective import Check, Computing, Drawing
     from nbllama.train.reward.scorer import Scorer
 
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class GroupOf(NamedTuple):
-    """The answers to one prompt, and their advantages (0 for an answer without a reward)."""
+    """The answers to one prompt and their advantages (0 for an answer without a reward)."""
 
     question: Question
     answers: list[Answer]
@@ -72,26 +72,47 @@ def unwatched(model: Model) -> Iterator[None]:
         model.watch = watch
 
 
-def draw(
-    trainer: Drawing, batch: PromptBatch, *, temperature: float, check: Check
-) -> list[list[int]]:
-    """Draw the answers to the prompts of a batch, one group after another.
+@dataclass(frozen=True)
+class Draw:
+    """A task: draw the answers to the prompts of a batch, one group after another.
+
+    keys: what each answer's random numbers are derived from. most: tokens of an answer.
+    """
+
+    prompts: list[list[int]]
+    keys: list[tuple[int, ...]]
+    most: int
+    temperature: float
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens if all answers have the maximum length."""
+        return sum(map(len, self.prompts)) + len(self.keys) * self.most
+
+    def run(self, work: Computing, check: Check) -> list[list[int]]:
+        """Draw the answers."""
+        streams = [Stream(*key) for key in self.keys]
+        with unwatched(work.model):
+            return draw_many(
+                work.model, self.prompts, streams, self.most, adapter=work.adapter,
+                temperature=self.temperature, check=check,
+            )  # fmt: skip
+
+
+def draw_of(trainer: Drawing, batch: PromptBatch, temperature: float) -> Draw:
+    """Return the task of drawing the answers to the prompts of a batch.
 
     Each answer has its own stream of random numbers, derived from the seed, the iteration, the
     prompt and the answer's number in the group.
     """
     source = batch.source
-    streams = [
-        Stream(trainer.seed, trainer.iteration, number, copy)
+    keys: list[tuple[int, ...]] = [
+        (trainer.seed, trainer.iteration, number, copy)
         for number in batch.numbers
         for copy in range(source.group)
     ]
     prompts = [source.questions[i].ids.tolist() for i in batch.numbers]
-    with unwatched(trainer.model):
-        return draw_many(
-            trainer.model, prompts, streams, source.most, adapter=trainer.adapter,
-            temperature=temperature, check=check,
-        )  # fmt: skip
+    return Draw(prompts, keys, source.most, temperature)
 
 
 def scored(

@@ -1,4 +1,4 @@
-"""GRPO as the objective of a trainer.
+"""GRPO as a trainer's objective.
 
 A step draws the answers of all its micro-batches with the current adapter, scores them, and then
 makes one update with them. So the probability ratio in the loss is 1 (`nbllama.objectives.grpo`).
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -27,13 +28,22 @@ from nbllama.model.passes import layout
 from nbllama.objectives.grpo import grpo
 from nbllama.train.preference.answers import answer_tokens, token_log_probabilities
 from nbllama.train.preference.reference import same_sizes
-from nbllama.train.reward.drawn import DrawnBatch, GroupOf, batch_of, draw, scored, unwatched
-from nbllama.train.reward.measures import RewardMeasures, two_of
+from nbllama.train.reward.drawn import (
+    DrawnBatch,
+    GroupOf,
+    batch_of,
+    draw_of,
+    scored,
+    unwatched,
+)  # fmt: skip
+from nbllama.train.reward.measures import KL, RewardMeasures, two_of
 from nbllama.train.reward.scorer import Failed
 
 if TYPE_CHECKING:
     from nbllama.lora.pairs import Adapter
-    from nbllama.train.objective import Check, Drawing, Passes
+    from nbllama.model.activations import Activations
+    from nbllama.ops.loss import LossBuffers
+    from nbllama.train.objective import Check, Computing, Drawing, Passes
     from nbllama.train.reward.scorer import Scorer
 
 FIRST_FAILED = 8  # a run ends if this many rewards fail before a good one
@@ -41,7 +51,7 @@ _TIMED = 4  # tokens that are drawn to measure the time of drawing
 
 
 class RewardNumbers(NamedTuple):
-    """The numbers of the objective, see `nbllama.options.finetune.rewards`."""
+    """The numeric options of the objective; see `nbllama.options.finetune.rewards`."""
 
     beta: float
     temperature: float = 1.0
@@ -55,8 +65,11 @@ class RewardLoss:
     """
 
     data: Sequence[Dataset] = ()
+    point = 0.0
 
-    def __init__(self, numbers: RewardNumbers, scorer: Scorer, reference: Adapter | None) -> None:
+    def __init__(
+        self, numbers: RewardNumbers, scorer: Scorer | None, reference: Adapter | None
+    ) -> None:
         self.numbers, self._scorer, self._reference = numbers, scorer, reference
         self._refers = numbers.beta > 0
         self.history: list[dict[str, float]] = []
@@ -65,9 +78,10 @@ class RewardLoss:
         self._measured, self._last = (RewardMeasures(self._refers) for _ in range(2))
         self._n_tokens, self._failed, self._any_good = 0, 0, False
         self._say: Callable[[str], None] | None = None
+        self._memory: tuple[Activations, LossBuffers] | None = None  # of a larger reference
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Store `say`, which is used to report rewards that fail."""
+        """Store `say`, which is used to report failed rewards."""
         self._say = say
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
@@ -81,12 +95,13 @@ class RewardLoss:
         parts, self._n_tokens = [], 0
         prompts = [cast(PromptBatch, batch) for batch in batches]
         temperature = self.numbers.temperature
-        answers = [draw(trainer, batch, temperature=temperature, check=check) for batch in prompts]
+        tasks = [draw_of(trainer, batch, temperature) for batch in prompts]
+        answers: list[list[list[int]]] = trainer.each(tasks, check)
         for batch, found in zip(prompts, answers, strict=True):
             size, groups = batch.source.group, []
             for i, number in enumerate(batch.numbers):
                 question, own = batch.source.questions[number], found[i * size : (i + 1) * size]
-                groups.append(scored(tokenizer, question, own, self._scorer, check=check))
+                groups.append(scored(tokenizer, question, own, self._scores, check=check))
                 self._note_failures(groups[-1])
             measured.groups += groups
             self._n_tokens += sum(
@@ -99,6 +114,12 @@ class RewardLoss:
         if self._refers:
             self._compute_reference(trainer, parts, check)
         return list(parts)
+
+    @property
+    def _scores(self) -> Scorer:
+        if self._scorer is None:
+            raise ValueError("a copy of the objective does not score answers")
+        return self._scorer
 
     def _note_failures(self, group: GroupOf) -> None:
         """Raise `NbllamaError` if too many rewards failed before the first good one of the run."""
@@ -128,19 +149,25 @@ class RewardLoss:
         self, trainer: Drawing, parts: Sequence[DrawnBatch], check: Check
     ) -> None:
         """Set the log-probabilities of all micro-batches under the reference."""
-        model, most, adapter = trainer.model, trainer.limits, self._reference
-        acts, buffers = trainer.acts, trainer.buffers
-        if adapter is not None and not same_sizes(adapter, trainer.adapter):
-            acts = model.activations(adapter, most.computed, most.trained, checkpointing=True)
-            buffers = model.loss_buffers(adapter, most.trained)
+        tasks = [UnderReference(batch) for batch in trainer.laid_out(list(parts))]
+        for part, values in zip(parts, trainer.each(tasks, check), strict=True):
+            part.reference[:] = values
+
+    def under_reference(self, work: Passes, batch: Batch, check: Check) -> np.ndarray:
+        """Return the log-probability of each trained token under the reference, float64 `[M]`."""
+        model, most, adapter = work.model, work.limits, self._reference
+        acts, buffers = work.acts, work.buffers
+        if adapter is not None and not same_sizes(adapter, work.adapter):
+            if self._memory is None:
+                self._memory = (
+                    model.activations(adapter, most.computed, most.trained, checkpointing=True),
+                    model.loss_buffers(adapter, most.trained),
+                )
+            acts, buffers = self._memory
         bound = Bound(model, adapter)
         with unwatched(model):
-            for part in parts:
-                (batch,) = trainer.laid_out([part])
-                model.forward(bound, acts, batch, check)
-                part.reference[:] = token_log_probabilities(
-                    model, bound, acts, buffers, batch=batch
-                )
+            model.forward(bound, acts, batch, check)
+            return token_log_probabilities(model, bound, acts, buffers, batch=batch)
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
         """Return the number of tokens of all answers that have a reward, at least 1."""
@@ -171,6 +198,22 @@ class RewardLoss:
         """Return rewards, KL and lengths of the step; see `RewardMeasures.numbers`."""
         return self._measured.numbers()
 
+    def take_part(self) -> KL:
+        """Return the KL since the last call; see `Objective.take_part`."""
+        return self._measured.take_kl()
+
+    def add_part(self, part: KL) -> None:
+        """Add the KL of a micro-batch."""
+        self._measured.plus_kl(part)
+
+    def sent(self, batch: Batch) -> Batch:
+        """Return the batch: a batch of drawn answers contains all that `loss` needs."""
+        return batch
+
+    def copied(self) -> RewardLoss:
+        """Return the same loss without a reward function."""
+        return RewardLoss(self.numbers, None, self._reference)
+
     def done(self, say: Callable[[str], None]) -> None:
         """Store the measures of a step."""
         self.history.append(self.measures())
@@ -188,7 +231,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes for drawing answers, and for a reference with other ranks."""
+        """Return the bytes needed for drawing answers, and for a reference with different ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -202,7 +245,7 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time to draw a step's answers, all with the maximum length."""
+        """Measure the time for drawing a step's answers, all of maximum length."""
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]
@@ -217,6 +260,22 @@ class RewardLoss:
         of_token = max(0.0, times[2] - times[1]) / _TIMED
         rounds = trainer.grad_acc * n / len(part)
         return rounds * (times[1] + of_token * (source.most - 1))
+
+
+@dataclass(frozen=True)
+class UnderReference:
+    """A task: the log-probabilities of a batch under the reference of the run's objective."""
+
+    batch: Batch
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens that are computed."""
+        return self.batch.n_tokens
+
+    def run(self, work: Computing, check: Check) -> np.ndarray:
+        """Compute the values; see `RewardLoss.under_reference`."""
+        return cast(RewardLoss, work.objective).under_reference(work, self.batch, check)
 
 
 def prompt_text(prompt: object) -> str:

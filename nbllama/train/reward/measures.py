@@ -1,8 +1,9 @@
-"""Measures of a step of a run on rewards."""
+"""Measures of a step in a run on rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,8 +11,15 @@ from nbllama.train.reward.drawn import Answer, GroupOf
 from nbllama.train.reward.scorer import Failed
 
 
+class KL(NamedTuple):
+    """The sum of the estimates for a number of tokens, nats."""
+
+    total: float
+    tokens: int
+
+
 class RewardMeasures:
-    """Measures of one step. `refers`: the KL to the reference is one of them."""
+    """Measures of one step. `refers`: whether they include the KL to the reference."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers
@@ -21,8 +29,17 @@ class RewardMeasures:
 
     def add_kl(self, kl: np.ndarray) -> None:
         """Add the estimates for the tokens of a micro-batch."""
-        self._kl += float(kl.sum())
-        self._tokens += len(kl)
+        self.plus_kl(KL(float(kl.sum()), len(kl)))
+
+    def plus_kl(self, part: KL) -> None:
+        """Add a sum over tokens."""
+        self._kl += part.total
+        self._tokens += part.tokens
+
+    def take_kl(self) -> KL:
+        """Return the sum so far, and start again at 0."""
+        found, self._kl, self._tokens = KL(self._kl, self._tokens), 0.0, 0
+        return found
 
     @property
     def answers(self) -> list[Answer]:
@@ -67,7 +84,7 @@ class RewardMeasures:
 
 
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
-    """Return two answers to show: best and worst of the first group with different rewards.
+    """Return two answers to show: the best and worst of the first group whose rewards differ.
 
     If there is no such group, the first two answers are returned.
     """

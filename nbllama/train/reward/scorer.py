@@ -32,7 +32,7 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: file, name, and the argument of a function that creates it.
+    """The source of a reward function: its file and name, and the argument for creating it, if any.
 
     `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
     `identity`: the value that a checkpoint stores; it depends on the content of the user's file,
@@ -156,7 +156,7 @@ class Scorer:
         return self._ask(request, _LOADING_SECONDS, None)
 
     def _ask(self, request: dict[str, Any], seconds: float, check: Check) -> Any:
-        """Return the value that the child answers, or `Failed`."""
+        """Send the child a request; return the value in its reply, or `Failed`."""
         assert self._child is not None
         self._child.send(json.dumps(request, default=str))
         end = time.monotonic() + seconds

@@ -55,7 +55,7 @@ class Asked:
 def find_questions(
     tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
 ) -> list[Asked]:
-    """Choose up to `number` questions from each of the two data sets, spread over the data.
+    """Choose up to `number` questions from each of the two data sets, spread evenly over it.
 
     For a record with several answers, the last one is used. Records without a prompt or with a long
     prompt are skipped.

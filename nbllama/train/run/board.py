@@ -1,4 +1,4 @@
-"""`--tensorboard`: event files, written by the package tensorboardX."""
+"""`--tensorboard`: event files, written with the package tensorboardX."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Board:
     def __init__(self, folder: str) -> None:
         """Open the folder.
 
-        Raises `UsageError` if the package is missing, `OutputError` for a folder that cannot be
-        written.
+        Raises `UsageError` if the package is missing, `OutputError` if the folder cannot be written
+        to.
         """
         try:
             from tensorboardX import SummaryWriter

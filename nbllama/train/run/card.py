@@ -1,6 +1,6 @@
-"""`--card`: a model card and an Ollama Modelfile next to the adapter of a run.
+"""`--card`: a model card and an Ollama Modelfile, written next to a run's adapter.
 
-Each file begins with a mark. An existing file without this mark belongs to the user and is kept.
+Each file begins with a marker. An existing file without it belongs to the user and is kept.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PARAMETER stop "<|im_end|>"
 
 
 class Files(NamedTuple):
-    """The base model and the adapter.
+    """File names of the base model and the adapter.
 
-    `gguf`: whether the adapter is in today's GGUF format. llama.cpp reads no other format, and
+    `gguf`: whether the adapter is in the current GGUF format. llama.cpp reads no other format, and
     Ollama reads other formats only for some architectures.
     """
 
@@ -126,7 +126,7 @@ def card(
     `run`: the first row of a log (`nbllama.train.run.story.begun`); `results`: lines about
     iterations and losses.
 
-    Text from outside, such as file names, is escaped, so that it cannot act as Markdown or HTML.
+    Untrusted text, such as file names, is escaped, so that it cannot act as Markdown or HTML.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
@@ -166,14 +166,14 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text for a line of Markdown, with markup escaped."""
+    """Return a text as one line of Markdown, with markup escaped."""
     return _MARKUP.sub(lambda found: _ENTITIES[found[0]], shown(text, 400))
 
 
 def write_cards(
     session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
+    """Write the card and the Modelfile next to a run's adapter; `begun`: the first row of its log.
 
     Returns (ending, file) for each file that was written. A failure is only reported, as the
     adapter is complete.
@@ -214,7 +214,7 @@ def _template(session: RunSession) -> tuple[str, str]:
 def write_all(
     stem: str, makers: dict[str, Callable[[], str]], note: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Make and write each text as `stem`.ENDING; return (ending, file) for each written file."""
+    """Generate each text and write it to `stem`.ENDING; return (ending, file) for each file."""
     written = []
     for ending, made in makers.items():
         path = f"{stem}.{ending}"
@@ -227,7 +227,7 @@ def write_all(
 
 
 def write(path: str, text: str) -> None:
-    """Write atomically. Raises `OutputError` if there is a file without our mark."""
+    """Write the file atomically. Raises `OutputError` if a file without our marker exists."""
     if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
         raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")
     with atomic_write(path) as out:

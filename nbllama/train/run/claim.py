@@ -1,4 +1,4 @@
-"""Locks on a run's outputs: no file of another kind is lost, and no other run writes them.
+"""Locks on a run's outputs, so that no other file is lost and no other run writes to them.
 
 The locks are acquired before any slow work and released when the run ends.
 """
@@ -33,7 +33,7 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    Half-written files of killed runs are removed, and a file of another kind is refused.
+    Removes incomplete files of killed runs, and refuses to replace a file of a different kind.
 
     `outputs`: all files that the run writes, by option; if there are several names, the first one
     is locked. A log is locked by its writer.
@@ -52,7 +52,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
-    """Lock the newest file's name, and the pattern, as `--fn-latest` may differ between runs."""
+    """Lock the newest file's name and the pattern, as `--fn-latest` may differ between runs."""
     newest = names.latest
     if names.folder:
         make_folder(newest)
@@ -64,7 +64,7 @@ def _lock(names: Names, stack: ExitStack) -> None:
 
 
 def check_contents(option: str, path: str) -> None:
-    """Raise `OutputError` if there is a file of another kind at an output's name."""
+    """Raise `OutputError` if an output's name belongs to a file of a different kind."""
     if os.path.isdir(path):
         return  # one of PEFT's two files, whose names are unambiguous
     if option in _KINDS:

@@ -1,8 +1,8 @@
-"""Which checkpoint a run continues: the one that is named, or the newest valid one next to it.
+"""Choose the checkpoint that a run continues: the named one, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and
-reports this; the damaged file is kept under another name. A folder means the newest valid
-checkpoint in it.
+If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and says
+so; the damaged file is kept under a different name. If a folder is named, its newest valid
+checkpoint is used.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Continued:
 
 
 def continued(options: Options, say: Say) -> Continued | None:
-    """Call `find_checkpoint` for a run, and report where the run starts."""
+    """Find a run's checkpoint with `find_checkpoint`, and report where the run starts."""
     path = options.checkpoint_in or ""
     if not path:
         return None
@@ -72,8 +72,8 @@ def continued(options: Options, say: Say) -> Continued | None:
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
     """Find the checkpoint of `--checkpoint-in`; None if there is no file of that name.
 
-    Raises `CheckpointError` for a file that cannot be used, if there is no valid one of the same
-    run next to it or `--strict-resume` was given, and for a folder without a valid one.
+    Raises `CheckpointError` for a folder without a valid checkpoint, and for an unusable file if
+    `--strict-resume` was given or no valid checkpoint of the same run is next to it.
     """
     path = options.checkpoint_in or ""
     if os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""The training data of a run, and the order in which they are used."""
+"""The training data of a run, and the order in which their samples are used."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ _MUCH = 4_000_000  # characters that take more than a moment to tokenise
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
-    """Return whether samples come in the old tool's order, by the options or the checkpoint."""
+    """Return whether the options or the checkpoint require the old tool's order of samples."""
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
 def _shared(options: Options, model: Model) -> Options:
-    """Return options without shared prompts if blocks have states, which cannot be shared."""
+    """Return the options, without shared prompts if blocks have states (which are never shared)."""
     if not model.hp.mixers:
         return options
     if options.share_prompts:
@@ -89,8 +89,8 @@ def load_data(
     `--val-data`, `--val-split`, or the folder.
 
     `say` receives a line from time to time while a long text is tokenised. `given`: records in
-    memory that replace these files. Raises the errors of `_load`, and `UsageError` for validation
-    data that are missing or of another kind.
+    memory that replace these files. Raises the same errors as `_load`, plus `UsageError` for
+    validation data that are missing or of a different kind.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -130,8 +130,8 @@ def _load(
     """Load the samples of a file.
 
     The old tool read only plain text, so with `--compat`, or if its checkpoint is continued, every
-    file is read as plain text. Raises `DataError`, and `UsageError` for options of plain text with
-    records and vice versa.
+    file is read as plain text. Raises `DataError`, and `UsageError` if options for plain text are
+    given with records, or vice versa.
     """
     if draws(options):
         return load_prompts(path, options, model.tokenizer, records)
@@ -174,7 +174,7 @@ def load_file(
     """Load the samples of any file, read with the options of `--train-data`.
 
     `records`: used instead of the file, under the name `path`. `keep_texts`: see `load_samples`.
-    Raises the errors of `load_data`.
+    Raises the same errors as `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -229,7 +229,7 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
 def make_feed(
     options: Options, data: Dataset, seed: int, state: TrainState | None
 ) -> tuple[Feed, Position]:
-    """Return the feed of the data, and the position at which the run starts.
+    """Return the data feed, and the position at which the run starts.
 
     The run continues at the checkpoint's position, unless the data have changed (`--force`) or
     `--force-reshuffle` asks for a new order.

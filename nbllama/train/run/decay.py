@@ -1,4 +1,4 @@
-"""Start and end of the current decay of the learning rate, and the resulting learning rates.
+"""The start and end of the current learning-rate decay, and the resulting learning rates.
 
 If the decay is as long as the run, a finished run that continues with more iterations starts a new
 decay over them. A checkpoint stores where the current one began (`TrainState.decay_begin`).

@@ -1,6 +1,7 @@
 """The defaults that depend on the training data.
 
-Also values that are derived from them before a run has settings: context, iterations, ranks.
+Also the values derived from these defaults before a run's settings exist: context, iterations,
+ranks.
 
 Plain text has the defaults of the old llama.cpp `finetune`. Defaults that follow from the number of
 records are in `nbllama.train.run.plan`.
@@ -71,10 +72,10 @@ def iterations(
 ) -> int:
     """Return the iterations of this run from `--adam-iter`, `--epochs` and the defaults.
 
-    `options` include the plan already. If both limits are given, the lower one applies. A pass over
-    the data takes `ceil(n_samples / (batch * grad_acc))` iterations: its last iteration may have
-    fewer samples. If this does not hold, `walk` converts passes to iterations. With `--compat` the
-    default of `--adam-iter` limits `--epochs` too.
+    `options` must already include the plan. If both limits are given, the lower one applies. A pass
+    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: its last iteration may
+    have fewer samples. If this does not hold, `walk` converts passes to iterations. With `--compat`
+    the default of `--adam-iter` limits `--epochs` too.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -116,7 +117,7 @@ def decay_end(options: Options, data_kind: str, total: int) -> int:
 def slot_ranks(
     options: Options, data_kind: str, lora_r: int, missing: Collection[str]
 ) -> dict[str, int]:
-    """Return the rank of each slot: the given one, else the default of this kind of data.
+    """Return the rank of each slot: the given one, else the default for this kind of data.
 
     `missing`: slots that the model has no tensor for.
     """

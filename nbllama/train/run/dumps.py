@@ -1,4 +1,4 @@
-"""Dumps of chosen training iterations: `--dump STEP:PATTERN`."""
+"""Dumps of selected training iterations: `--dump STEP:PATTERN`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Dumps:
         try:
             dump.save(path)
         except OutputError as e:
-            self._say(f"the dump of iteration {iteration} is not written: {e}")
+            self._say(f"the dump of iteration {iteration} was not written: {e}")
             return
         more = f", no room for {len(watcher.left_out)} more" if watcher.left_out else ""
         self._say(f"dump of iteration {iteration}: {len(dump)} arrays in {shown(path, 400)}{more}")

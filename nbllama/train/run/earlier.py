@@ -1,6 +1,6 @@
-"""Files that an earlier run wrote under this run's names: continue that run, or refuse this one.
+"""Handle files of an earlier run under this run's names: continue that run, or refuse to start.
 
-Nothing is replaced by accident. With `--compat` files are replaced silently, as in the old tool.
+No file is replaced by accident. With `--compat`, files are replaced silently, as in the old tool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OLD_INPUT = "checkpoint.gguf"  # default of the old tool
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
     """Return options with the checkpoint to continue as `checkpoint_in`; "" to start again.
 
-    By default this is the newest checkpoint of the run's own outputs, so that the same command
+    By default, it is the newest checkpoint among the run's own outputs, so that the same command
     finishes a stopped run; `outputs.finishes` is then set. With `--force` alone the run starts from
     the beginning.
 
@@ -70,7 +70,7 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """Add commands to the error for a checkpoint under the run's own name that does not fit.
+    """Add suggested commands to the error about an unsuitable checkpoint under the run's own name.
 
     One command continues that run, the other starts a new one. Raises `CheckpointError`, and
     `UsageError` if the run of the checkpoint is complete.

@@ -1,4 +1,4 @@
-"""Means over the beginning and the end of what an objective recorded."""
+"""Means of an objective's recorded numbers at the beginning and the end of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Recording(Protocol):
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
-        """Numbers by name, one mapping per iteration."""
+        """The numbers by name, one mapping per iteration."""
 
 
 class FirstAndLast:

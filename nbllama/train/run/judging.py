@@ -1,4 +1,4 @@
-"""The part of a run that belongs to an objective other than the likelihood of answers."""
+"""The part of a run that depends on its objective, unless that is the likelihood of answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_judging(
 ) -> Judging | None:
     """Return the objective of a run on preferences or rewards; None for a run on answers only.
 
-    Raises the errors of `RunPreferences` and `RunRewards`.
+    Raises the same errors as `RunPreferences` and `RunRewards`.
     """
     if isinstance(data, Prompts):
         return RunRewards(options, model, data, say=say)

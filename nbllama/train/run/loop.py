@@ -1,4 +1,4 @@
-"""The training loop of `nbllama.finetune`: iterations, saves, early ends, and the summary."""
+"""The training loop of `nbllama.finetune`: iterations, saves, early stopping, and the summary."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nbllama.options.config import config_text, taken_options
 from nbllama.options.finetune.table import OPTIONS
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
 from nbllama.system.memory import peak_resident, resident
+from nbllama.train.blocks.spread import NoWorkers
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
@@ -32,7 +33,7 @@ from nbllama.train.validation import Validation, perplexity
 
 
 class _Ended(Exception):
-    """An early end before the update."""
+    """Raised to end a run early, before the update."""
 
 
 class Loop:
@@ -103,12 +104,12 @@ class Loop:
                 self._save_if_due(at_end_too=compat)
         except _Ended:
             pass
-        except StopRequested:
+        except (StopRequested, NoWorkers) as e:
             if self._reason:
                 self.result.last = trainer.iteration  # the run had ended, except for an evaluation
             self._save_at_end()
             self.result.interrupted = True
-            self._reason = self.stop.reason
+            self._reason = str(e) if isinstance(e, NoWorkers) else self.stop.reason
             self._note_end(self._reason)
             return
         if compat:
@@ -125,7 +126,7 @@ class Loop:
         self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate, once, if it is due: at the start, every `eval_every` iterations, at the end."""
+        """Evaluate once if due: at the start, every `eval_every` iterations, and at the end."""
         now, session = self.trainer.iteration, self.session
         if not self.settings.eval_every:
             return
@@ -133,9 +134,8 @@ class Loop:
         if not due or self._watch.last == now:
             return
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
-        asked, most = session.prompts, session.options.sample_tokens
         said = self.trainer.objective.samples() + answers(
-            asked, session.model, self.trainer.adapter, most_tokens=most, check=self.stop.check
+            session.prompts, self.trainer, session.options.sample_tokens, self.stop.check
         )
         mean, overfits = watch.training_loss, False
         measures: Mapping[str, float] = {}
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Do the work between an evaluation and its update."""
+        """Handle an evaluation before its update is made."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:
@@ -226,6 +226,7 @@ class Loop:
             grad_norm=r.grad_norm, tokens=r.tokens, computed_tokens=r.computed,
             tokens_per_s=r.tokens / r.seconds, seconds=r.seconds, rss_bytes=resident(),
             skipped=r.skipped, measures=self.trainer.objective.measures(),
+            workers=tuple(self.trainer.steps.report()),
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)

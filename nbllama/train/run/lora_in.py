@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Return the adapter, and the options with its rank, alpha and ranks of all tensors.
+    """Return the adapter, and the options with its rank, its alpha and its per-tensor ranks.
 
-    Raises `UsageError` if there is no such file or the command line gives other ranks,
+    Raises `UsageError` if there is no such file or the command line gives different ranks,
     `CheckpointError` if the adapter does not fit.
     """
     try:
@@ -49,7 +49,7 @@ def started_from(
 def completed_by(options: Options, adapter: Adapter) -> Options:
     """Return options with rank and alpha of `adapter`.
 
-    Raises `UsageError` if the command line gives other values, `CheckpointError` if one kind of
+    Raises `UsageError` if the command line gives different values, `CheckpointError` if one kind of
     tensor has several ranks, because a run and its checkpoints store one rank per kind.
     """
     name = shown(options.lora_in)

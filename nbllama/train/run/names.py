@@ -1,4 +1,4 @@
-"""The names of a run's outputs, and the check that none of them is an input."""
+"""The names of a run's outputs, and a check that none of them is an input."""
 
 from __future__ import annotations
 

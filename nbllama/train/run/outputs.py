@@ -35,7 +35,7 @@ class Outputs:
     """A run's output files: `checkpoint` and `adapter` are names with ITERATION, or empty."""
 
     def __init__(self, options: Options) -> None:
-        """Set the names; `UsageError` for names that are never possible."""
+        """Set the names; raises `UsageError` for names that can never be valid."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -91,19 +91,19 @@ class Outputs:
     def claim(self, stack: ExitStack) -> None:
         """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Half-written files of killed runs are removed. Raises `OutputError`.
+        Incomplete files of killed runs are removed. Raises `OutputError`.
         """
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save adapter and checkpoint, each under its number and as LATEST.
+        """Save the adapter and the checkpoint, each under its number and as LATEST.
 
         The adapter comes first. If a run is killed in between, it continues from the older
         checkpoint and writes the same adapter again. A checkpoint of the last iteration without its
         adapter would mean a complete run without a result.
 
         Raises `OutputError` if a file cannot be written, or, after the others were written, if it
-        would replace a file of another kind; `Diverged` if the state is not finite.
+        would replace a file of a different kind; `Diverged` if the state is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
@@ -119,12 +119,12 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter alone, under its number and as LATEST. Raises the errors of `save`."""
+        """Save only the adapter, under its number and as LATEST. Raises like `save`."""
         if kept := self._save_adapter(state, hp):
             raise kept
 
     def _save_adapter(self, state: TrainState, hp: Hparams) -> OutputError | None:
-        """Save the adapter; return the error for a file of another kind, which is not replaced."""
+        """Save the adapter; return an error instead of replacing a file of a different kind."""
         kept = None
         for name in self._stamped(self.adapter, state.iteration):
             if not (problem := _other("--lora-out", name)):
@@ -149,7 +149,7 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """The best adapter's name, with BEST instead of ITERATION or at the end; "" for none."""
+        """The best adapter's name, with BEST in place of ITERATION or at the end; "" for none."""
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -161,7 +161,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """Name of the file with the run's options, next to the newest adapter; "" for none."""
+        """The name of the file with the run's options, next to the newest adapter; "" for none."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -175,8 +175,8 @@ class Outputs:
     def keep(self, options: Options, state: TrainState | None) -> Options:
         """Set how many numbered files are kept, and return the same options.
 
-        If this number is only the default, the files from before the run are not removed (the
-        checkpoint `state` and earlier ones).
+        If this number is only the default, files from before the run (the checkpoint `state` and
+        earlier ones) are not removed.
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:
@@ -184,13 +184,13 @@ class Outputs:
         return options
 
     def write_report(self, say: Callable[[str], None]) -> None:
-        """Write the page of `--report` again; a failure does not stop training."""
+        """Write the `--report` page again; a failure does not stop training."""
         if self.report:
             try:
                 write_report(self.log, self.report)
                 self.paths["report"] = self.report
             except Exception as e:  # the page must not end the run
-                say(f"--report is not written: {shown(e or type(e).__name__, 400)}")
+                say(f"--report was not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
         """Remove old files (`--keep-last`); return what failed, or ""."""
@@ -218,7 +218,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Return whether `path` is a name of `--checkpoint-out`, or the folder of its files."""
+        """Return whether `path` is a name that `--checkpoint-out` gives, or the folder of these."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)
@@ -247,7 +247,7 @@ class Outputs:
 
 
 def _other(option: str, name: str) -> OutputError | None:
-    """Return the error for a file of another kind at an output's name; None if there is none."""
+    """Return an error if an output's name belongs to a file of a different kind; None if not."""
     try:
         check_contents(option, name)
     except OutputError as e:

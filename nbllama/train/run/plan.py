@@ -1,8 +1,8 @@
 """The plan of a run on records: its length, learning rate, batches, and held-out records.
 
 The plan depends on the number of records, and its learning rate on the width of the model. The
-numbers come from an experiment; docs/results/defaults.md has its table. An option that is given
-overrides the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+numbers come from an experiment; docs/results/defaults.md has its table. A given option overrides
+the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ RATE_OF_TEXT = 1e-3
 
 
 def row_of(n_records: int) -> Row:
-    """Return the row of the table for this number of records."""
+    """Return the table row for this number of records."""
     return next(row for row in TABLE if n_records <= row.records)
 
 
@@ -99,8 +99,8 @@ def with_plan(
 
     `data_kind`: "raw" or "chat" (all records). `n_embd`: width of the model. `state`: the
     checkpoint that is continued, whose values are in `options` already; its plan is kept.
-    `validated`: whether there are validation data already. A run of a given length holds nothing
-    out.
+    `validated`: whether there are validation data already. If the length of a run is given, no
+    records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
     draws = OBJECTIVES[options.objective].data == PROMPTS

@@ -28,9 +28,9 @@ _OF_PAIRS = "dpo, ipo, orpo or simpo"
 
 
 def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
-    """Return data in the form that the objective needs.
+    """Return the data in the form that the objective needs.
 
-    Raises `DataError`, which says what to do, for data of another form.
+    Raises `DataError`, with a message that says what to do, if the data have an unsuitable form.
     """
     row, name = OBJECTIVES[objective], shown(path, 400)
     judged = data.judged if isinstance(data, Samples) else None
@@ -105,7 +105,7 @@ class RunPreferences(FirstAndLast):
         self.objective: PreferenceLoss = PreferenceLoss(numbers, sets, self.reference)
 
     def identity(self) -> dict[str, str]:
-        """Return the values that a checkpoint and a run that continues it must share."""
+        """Return the values that must agree between a checkpoint and the run that continues it."""
         return {"reference": NONE if self.reference is None else self.reference.name}
 
     def header(self) -> list[tuple[str, str]]:
@@ -125,7 +125,7 @@ class RunPreferences(FirstAndLast):
 
 
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
-    """Read a separate copy of the reference's adapter, as training changes it; None for the base.
+    """Read a copy of the reference's adapter that training does not change; None for the base.
 
     Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +17,9 @@ from nbllama.text import chat_template_for, find_layout
 
 if TYPE_CHECKING:
     from nbllama.data import Dataset
-    from nbllama.lora.pairs import Adapter
     from nbllama.model.passes import Model
+    from nbllama.train.objective import Check, Computing
+    from nbllama.train.trainer import Trainer
 
 MOST = 100  # prompts
 _ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions go through the chat template
@@ -35,8 +37,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """Return the non-blank lines of `--sample-prompts`, or the `given` strings.
 
-    Returns [] if there are none. If the training data are chats, each string is a message of the
-    user; otherwise the model completes it.
+    Returns [] if there are none. If the training data are chats, each string is a user message;
+    otherwise, the model completes it.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
     more than `MOST`.
@@ -83,23 +85,38 @@ def encode_prompts(
         template.close()  # it is a process with its own memory
 
 
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """A task: the ids of the greedy answer to a prompt, at most `most` of them."""
+
+    prompt: list[int]
+    most: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens of the prompt and the longest answer."""
+        return len(self.prompt) + self.most
+
+    def run(self, work: Computing, check: Check) -> list[int]:
+        """Compute the answer; `check` is called after each token."""
+        ids = []
+        for token in stream(work.model, self.prompt, self.most, work.adapter):
+            if check is not None:
+                check()
+            ids.append(token)
+        return ids
+
+
 def answers(
-    prompts: list[Prompt],
-    model: Model,
-    adapter: Adapter,
-    *,
-    most_tokens: int,
-    check: Callable[[], None],
+    prompts: list[Prompt], trainer: Trainer, most_tokens: int, check: Callable[[], None]
 ) -> tuple[dict[str, str], ...]:
     """Return the greedy answers, each with at most `most_tokens` tokens.
 
-    `check` is called after each token and may raise `StopRequested`.
+    `check` is called often and may raise `StopRequested`.
     """
-    found = []
-    for prompt in prompts:
-        ids = []
-        for token in stream(model, prompt.ids, most_tokens, adapter):
-            check()
-            ids.append(token)
-        found.append({"prompt": prompt.text, "answer": model.tokenizer.decode(ids)})
-    return tuple(found)
+    tasks = [GreedyAnswer(prompt.ids, most_tokens) for prompt in prompts]
+    decode = trainer.model.tokenizer.decode
+    return tuple(
+        {"prompt": prompt.text, "answer": decode(ids)}
+        for prompt, ids in zip(prompts, trainer.each(tasks, check), strict=True)
+    )

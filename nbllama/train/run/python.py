@@ -1,4 +1,4 @@
-"""A run that is started from Python: its arguments as options, and state that it restores."""
+"""Start a run from Python: convert its arguments to options, and restore the process's state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from nbllama.errors import Interrupted, UsageError, shown
+from nbllama.errors import Interrupted, NbllamaError, UsageError, shown
 from nbllama.generation.model import Model
 from nbllama.kernels.cores import use_threads
 from nbllama.model import passes
@@ -53,6 +53,8 @@ def tune(
         more = ""
         if "checkpoint" in run.paths:
             more = f"; checkpoint_in={run.paths['checkpoint']!r} continues it"
+        if not stop.signum:  # no worker is left
+            raise NbllamaError(f"{run.reason}; saved after iteration {run.iteration}{more}")
         who = "its page" if stop.by_page else "Ctrl-C"
         text = f"{who} ended the run after iteration {run.iteration} of {run.last}{more}"
         warnings.warn(text, stacklevel=3)
@@ -112,7 +114,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """Return the name of a file and None, or a description of the records and the records."""
+    """Return a file's name and None, or a description of the records and the records themselves."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):

@@ -14,7 +14,7 @@ from nbllama.train.run.screen import Pairs, Screen
 
 
 class Board(Protocol):
-    """Another destination of records (`nbllama.train.run.board`)."""
+    """An additional destination for records (`nbllama.train.run.board`)."""
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
         """Write a record; an `OSError` ends the use of this destination."""
@@ -26,7 +26,7 @@ class Board(Protocol):
 
 
 class Live(Protocol):
-    """The page of a run during training (`nbllama.train.live.watching`)."""
+    """The live page of a run (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
         """Attach a `Session` whose parts are loaded; `keep` adds a row to the log."""
@@ -38,7 +38,7 @@ class Live(Protocol):
         """Show a line for the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Do the page's work between two iterations."""
+        """Let the page do its work between two iterations."""
 
     def answer(self, iteration: int) -> None:
         """Answer the waiting questions."""
@@ -48,7 +48,7 @@ class Live(Protocol):
 
 
 class Recorder:
-    """A `Screen` that records a run and shows it on another one. `notes`: all lines so far."""
+    """A `Screen` that records a run and shows it on a second screen. `notes`: all lines so far."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Recorder:
         self._to_page(lambda live: live.answer(record.iter))
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Append a line of another kind to the log; it has a key `event`."""
+        """Append a row of any other kind to the log; such a row has an `event` key."""
         if self._log is not None:
             self._log.write(row)
         self._to_page(lambda live: live.row(as_row(row)))

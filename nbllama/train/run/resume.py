@@ -1,4 +1,4 @@
-"""Values that a run reads from the checkpoint it continues, and values that both must share."""
+"""The values that a run reads from the checkpoint it continues, and those that must be equal."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def identity(
     *,
     preferences: Judging | None = None,
 ) -> Identity:
-    """Return the values that a checkpoint of this run must share with it."""
+    """Return the values that must be the same in this run and its checkpoints."""
     return Identity(
         arch=model.hp.arch,
         lora_r=settings.lora_r,
@@ -105,8 +105,8 @@ def check_resume(
 ) -> list[str]:
     """Raise `CheckpointError` unless `wanted` continues the checkpoint.
 
-    Returns lines about the differences that `--force` allowed. `new_decay`: whether the decay has
-    another end (`nbllama.train.run.decay`).
+    Returns lines about the differences that `--force` allowed. `new_decay`: whether the decay ends
+    at a different iteration (`nbllama.train.run.decay`).
 
     An old checkpoint contains only the sizes of its base model and the number of its samples.
     """

@@ -79,7 +79,7 @@ class RunRewards(FirstAndLast):
         """Load the reward function, and the adapter of the reference, if there is one.
 
         Raises `UsageError` for a function that cannot be loaded, `DataError` for a record that a
-        built-in reward cannot score, and the errors of `reference_adapter`.
+        built-in reward cannot score, and any error that `reference_adapter` raises.
         """
         self._options, self._data = options, data
         self._source = find_reward(options.reward)
@@ -104,7 +104,7 @@ class RunRewards(FirstAndLast):
                 raise DataError(f"{name}, {question.place}: {problem}")
 
     def identity(self) -> dict[str, str]:
-        """Return the values that a checkpoint and a run that continues it must share."""
+        """Return the values that must agree between a checkpoint and the run that continues it."""
         return {"reference": self._reference, "reward": self._source.identity}
 
     def header(self) -> list[tuple[str, str]]:

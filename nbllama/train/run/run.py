@@ -1,4 +1,4 @@
-"""One run from its options to its result; the caller provides the screen.
+"""One run, from its options to its result; the caller provides the screen.
 
 `python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
 """
@@ -15,6 +15,7 @@ from nbllama.train.run.board import Board
 from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
+from nbllama.train.run.many import forecast_of, many_machines
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
@@ -34,12 +35,12 @@ def train(
     words: Sequence[str] = (),
     given: Given = NOTHING,
 ) -> Run:
-    """Load, forecast, train and save.
+    """Perform a whole run: load the inputs, print the forecast, train, and save.
 
-    With `--dry-run` only forecast, with `--only-write-lora` only write an adapter. `threads`: the
-    number of threads in use (`nbllama.kernels.cores.use_threads`). `words`: the command line, for
-    the log. `given`: values in memory. A run that `stop` ended has saved its state, and its result
-    says so.
+    With `--dry-run`, only print the forecast; with `--only-write-lora`, only write an adapter.
+    `threads`: the number of threads in use (`nbllama.kernels.cores.use_threads`). `words`: the
+    command line, for the log. `given`: values in memory. A run that `stop` ended has saved its
+    state, and its result says so.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.
@@ -64,14 +65,18 @@ def train(
             if session.continued is not None and not options.dry_run:
                 session.continued.settle(ui.note)
             ui.attach(session)
-            expected = session.forecast()
+            expected = forecast_of(session)
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=expected)
             else:
-                with stored_trunk(
-                    session.trunk, session.trainer, finished=lambda: session.finished, say=ui.note
-                ):
+                with (
+                    many_machines(session),
+                    stored_trunk(
+                        session.trunk, session.trainer, finished=lambda: session.finished,
+                        say=ui.note,
+                    ),
+                ):  # fmt: skip
                     run = Loop(session).run(expected)
         run.notes = ui.notes
         return run

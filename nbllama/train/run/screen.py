@@ -23,10 +23,10 @@ class Screen(Protocol):
         """Show that kernels are being compiled, or with `seconds` that they are ready."""
 
     def step(self, record: StepRecord) -> None:
-        """Show that an iteration is done."""
+        """Show a finished iteration."""
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Show that an evaluation is done."""
+        """Show a finished evaluation."""
 
     def close(self, pairs: Pairs = ()) -> None:
         """Show that the run is over; `pairs`: names and values of its summary."""
@@ -42,7 +42,7 @@ class Silent:
         """Ignore the settings."""
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Ignore the compiler."""
+        """Ignore the compilation of kernels."""
 
     def step(self, record: StepRecord) -> None:
         """Ignore an iteration."""

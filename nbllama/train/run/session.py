@@ -1,4 +1,4 @@
-"""One run of `nbllama.finetune` up to its first iteration: loading and the forecast."""
+"""The part of a `nbllama.finetune` run before its first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nbllama.lora.slots import without_tensor
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
+from nbllama.train.blocks.address import check_address
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
 from nbllama.train.run.continued import continued
@@ -44,7 +45,7 @@ OLD_FLOOR = 1e-9  # lower bound of probabilities in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Return the model of `--model-base`, or the one that is loaded already.
+    """Return the model that `--model-base` names, or the one that is already loaded.
 
     Raises `GGUFError`, and `UsageError` for options that cannot change a loaded model.
     """
@@ -79,6 +80,7 @@ class RunSession:
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # the given value
         self.options = options = completed(options, self.state)
+        check_address(options.ray)
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()
@@ -202,6 +204,7 @@ class RunSession:
             validation=self.validation,
             objective=self.preferences.objective if self.preferences is not None else None,
             share_prompts=bool(o.share_prompts),
+            block=o.block or 0,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
@@ -214,7 +217,7 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """Return the number of tokens in the data, and how many are trained."""
+        """Return the number of tokens in the data, and the number of trained ones."""
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
@@ -247,7 +250,7 @@ class RunSession:
     def forecast(self) -> Forecast:
         """Print the run's settings and its forecast.
 
-        Raises `NotEnoughMemory` before anything slow is done.
+        Raises `NotEnoughMemory`, if necessary, before any slow work is done.
         """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters

@@ -1,6 +1,6 @@
 """The settings of a run: the given options, and defaults that depend on the training data.
 
-`resolve` is a pure function, and `Settings.pairs` lists all values that it chose.
+`resolve` is a pure function; `Settings.pairs` lists all the values that it chose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 class Settings:
     """The given options of a run, and every number that was derived from them.
 
-    A derived value has the name of its option. docs/options.md describes the options.
+    A derived value has the same name as its option. docs/options.md describes the options.
     """
 
     options: Options

@@ -1,4 +1,4 @@
-"""Stopping a run from outside."""
+"""Stop a run from outside."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nbllama.system.start import NAMES, Unwinding, signals
 
 
 class StopFlag:
-    """The flag that signals set.
+    """A flag that signals set to stop a run.
 
     While there is nothing to save (`at_once`), a signal ends the program immediately. Once training
     has begun, it only sets the flag, which is checked between layers.
     """
 
     def __init__(self, *names: str) -> None:
-        """Use the signals `names`; by default those of `NAMES`."""
+        """Use the signals in `names`; by default, those in `NAMES`."""
         self._names = names or NAMES
         self.signum = 0
         self.at_once = True
@@ -27,18 +27,18 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop as Ctrl-C does, at the request of the run's page; callable from any thread."""
+        """Stop the run as Ctrl-C does, at the request of its page; callable from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 
     @property
     def reason(self) -> str:
-        """Return why the run ended, for its log."""
+        """Return the reason why the run ended, for its log."""
         return "stopped from its page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals; work that a signal interrupts while `at_once` raises `Interrupted`."""
+        """Handle signals in this context; while `at_once` is set, a signal raises `Interrupted`."""
         before = {}
         for signum in signals():
             if signum.name in self._names:

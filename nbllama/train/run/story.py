@@ -1,4 +1,4 @@
-"""Lines of the log besides those of iterations: the start and the end of a run."""
+"""Log rows that are not about iterations: the start and the end of a run."""
 
 from __future__ import annotations
 

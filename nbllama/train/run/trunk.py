@@ -38,7 +38,7 @@ class TrunkPlan(NamedTuple):
     nbytes: int
 
     def line(self) -> str:
-        """Return a line for the screen about the file."""
+        """Return a line about the file for the screen."""
         blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
         return (
             f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"

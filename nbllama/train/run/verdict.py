@@ -1,6 +1,6 @@
 """The result of a run, in plain words.
 
-Mean losses over an epoch, answers before and after, a verdict, and the commands that come next.
+Mean losses over an epoch, answers before and after the run, a verdict, and suggested commands.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Means:
 
 
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
-    """Return means over the first and the last epoch of `per_epoch` iterations.
+    """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
     In a run of less than two epochs, each mean covers a tenth of the run. Returns None if no
     iteration counts.
@@ -68,7 +68,7 @@ def _mean(results: Sequence[StepResult]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict. word: one of `LEARNED`, `HARDLY`, `BY_HEART`. reason: why, and what may help."""
+    """A verdict. word: `LEARNED`, `HARDLY` or `BY_HEART`. reason: why, and what may help."""
 
     word: str
     reason: str
@@ -225,7 +225,7 @@ class Ending:
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
-        """Return the next commands: chat and merge, or continue."""
+        """Return suggested next commands: chat and merge, or continue."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
         if not adapter:
@@ -245,6 +245,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command of another verb, in the form in which this program was called."""
+    """Return the command for a different verb, in the form in which this program was called."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"

@@ -23,8 +23,8 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | No
     An old checkpoint does not contain r, which only divides the scale: r is `--lora-r` if given,
     else the checkpoint's most frequent rank.
 
-    Raises `UsageError` for a missing checkpoint or output, `CheckpointError` for a checkpoint of
-    another base model.
+    Raises `UsageError` for a missing checkpoint or output, `CheckpointError` for a checkpoint of a
+    different base model.
     """
     path = options.checkpoint_in or ""
     if not outputs.adapter:

@@ -1,0 +1,61 @@
+"""`--ray ADDRESS`: where the workers are, and whether the connection is protected."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from nbllama.errors import UsageError, shown
+
+_TOKEN = os.path.join("~", ".ray", "auth_token")
+_HOST = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1,5})")
+
+
+class Address(NamedTuple):
+    """`local`: number of workers to start on this machine, 0 for those of a cluster."""
+
+    text: str
+    local: int = 0
+
+
+def parse_address(text: str) -> Address:
+    """Read `auto`, `local:N` or `HOST:PORT`. Raises `UsageError` for anything else."""
+    if text == "auto":
+        return Address(text)
+    if text.startswith("local:") or text == "local":
+        count = text.partition(":")[2]
+        if not count.isdecimal() or not 1 <= int(count) <= 1024:
+            raise UsageError(f"--ray {shown(text)}: how many workers? Such as local:2")
+        return Address(text, int(count))
+    found = _HOST.fullmatch(text)
+    if found is None or not 1 <= int(found["port"]) <= 65535:
+        raise UsageError(
+            f"--ray {shown(text)}: give auto, local:N for N workers on this machine, or HOST:PORT "
+            "of a cluster"
+        )
+    return Address(text)
+
+
+def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
+    """Raise `UsageError` for a cluster without Ray's token authentication.
+
+    Whoever reaches the ports of a cluster without it can run code on its machines.
+    """
+    if address.local:
+        return
+    path = os.path.expanduser(env.get("RAY_AUTH_TOKEN_PATH") or _TOKEN)
+    token = bool(env.get("RAY_AUTH_TOKEN")) or os.path.isfile(path)
+    if env.get("RAY_AUTH_MODE", "").lower() != "token" or not token:
+        raise UsageError(
+            f"--ray {shown(address.text)}: without a token, whoever reaches the cluster's ports "
+            "can run code on its machines; set RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN on "
+            "every machine (docs/many-machines.md)"
+        )
+
+
+def check_address(text: str) -> None:
+    """Raise `UsageError` for an address that cannot be used; "" is none."""
+    if text:
+        check_token(parse_address(text))

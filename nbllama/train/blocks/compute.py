@@ -1,0 +1,261 @@
+"""Blocks of micro-batches: how the gradient of a step is summed.
+
+A step has the micro-batches 0 ... n-1. With a block size B, block b is the micro-batches b B, b B +
+1, ... (b + 1) B - 1; the last block can be shorter. B = 0: all of them are one block. With g(m) the
+gradient of micro-batch m, and every addition in float32 and elementwise, in the order written:
+
+    G(b) = ((0 + g(bB)) + g(bB + 1)) + ... + g(bB + B - 1)
+    G    = ((G(0) + G(1)) + G(2)) + ...
+
+(The kernels of micro-batch m add to the sum of the micro-batches before it in its block.) The loss
+of a step is summed in the same way in float64. Both depend on B, and on nothing else: not on the
+number of threads, and not on the machine that computes a block. With a single block they are those
+of a run without blocks.
+
+A loss that is not finite ends its block and the sum. No later block is added then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Trunk
+from nbllama.report.log import WorkerRow
+from nbllama.train.objective import Computing, Task
+
+Check = Callable[[], None] | None
+
+
+class Work(Computing, Protocol):
+    """What computes blocks: a trainer, or a worker's model and memory."""
+
+    trunk: Trunk | None
+
+    def set_dropout(self, micro: int) -> None:
+        """Set the masks of a micro-batch of the current step, if there is dropout."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive micro-batches of a step, in the form for computing.
+
+    step: iterations before this one. number: of the block in its step; `first`: of its first
+    micro-batch. trained: the number that the loss of the step is the mean over. gradient: False
+    for validation, which needs the losses only.
+    """
+
+    step: int
+    number: int
+    first: int
+    batches: Sequence[Batch]
+    trained: int
+    gradient: bool = True
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that are computed."""
+        return sum(batch.n_tokens for batch in self.batches)
+
+    @property
+    def kind(self) -> str:
+        """Return a name for blocks that take a similar time."""
+        return "gradient" if self.gradient else "loss"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with its number among those of a step."""
+
+    step: int
+    number: int
+    task: Task
+    gradient: ClassVar[bool] = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that are computed, at most."""
+        return self.task.n_tokens
+
+    @property
+    def kind(self) -> str:
+        """Return a name for jobs that take a similar time."""
+        return type(self.task).__name__
+
+
+Unit = Block | Job
+
+
+def split(
+    batches: Sequence[Batch], size: int, *, step: int, trained: int, gradient: bool = True
+) -> list[Block]:
+    """Return the blocks of a step: `size` micro-batches each, 0: all of them."""
+    size = size or max(1, len(batches))
+    return [
+        Block(step, at // size, at, batches[at : at + size], trained, gradient)
+        for at in range(0, len(batches), size)
+    ]
+
+
+def too_few(n: int, size: int, workers: int) -> str:
+    """Return a line about n micro-batches that do not give each worker a block; "" if they do."""
+    own = size or n
+    blocks = -(-n // own) if n else 0
+    if not 0 < blocks < workers:
+        return ""
+    if n < workers:
+        how = f"--grad-acc {workers} or more"
+    else:
+        how = f"--block {1 << ((n // workers).bit_length() - 1)}"
+    return (
+        f"a step has {n} micro-batches in {blocks} blocks of {own}, but there are {workers} "
+        f"workers: {how} gives each of them work"
+    )
+
+
+def compute(
+    work: Work, block: Block, check: Check = None, after: Callable[[], None] | None = None
+) -> list[float]:
+    """Compute a block; its gradient is in `work.bound.grads` afterwards.
+
+    Returns the sum of losses of each micro-batch, up to the first that is not finite. `check` runs
+    between layers, `after` after each micro-batch.
+    """
+    if block.gradient:
+        work.bound.zero_grads()
+    losses: list[float] = []
+    weight = 1.0 / block.trained if block.gradient else 1.0
+    try:
+        for at, batch in enumerate(block.batches):
+            if block.gradient:
+                work.set_dropout(block.first + at)
+            work.model.forward(work.bound, work.acts, batch, check, trunk=work.trunk)
+            loss = work.objective.loss(work, batch, weight=weight, gradient=block.gradient)
+            losses.append(loss)
+            if after is not None:
+                after()
+            if not block.gradient:
+                continue
+            if not math.isfinite(sum_of(losses)):
+                break
+            work.model.backward(work.bound, work.acts, batch, check)
+    finally:
+        work.bound.dropout = None
+    return losses
+
+
+def sum_of(losses: Sequence[float]) -> float:
+    """Add losses in ascending order, in float64."""
+    total = 0.0
+    for loss in losses:  # sum() of Python 3.12 rounds in another way
+        total += loss
+    return total
+
+
+class Total:
+    """The sum over blocks, which must be added in ascending order."""
+
+    def __init__(self) -> None:
+        self.loss, self.n = 0.0, 0
+        self._sums: dict[str, np.ndarray] = {}
+        self._load: np.ndarray | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the loss is not finite, so that nothing more is added."""
+        return not math.isfinite(self.loss)
+
+    def add(self, loss: float, grads: Mapping[str, np.ndarray], load: np.ndarray | None) -> None:
+        """Add the next block: its loss, gradient, and tokens by expert."""
+        if self.n == 0:
+            # the loss too begins with the first block: -0 stays -0
+            self.loss = loss
+            self._sums = {name: np.array(g) for name, g in grads.items()}
+            self._load = None if load is None else np.array(load)
+        else:
+            self.loss += loss
+            for name, total in self._sums.items():
+                total += grads[name]
+            if self._load is not None and load is not None:
+                self._load += load
+        self.n += 1
+
+    def put(self, bound: Bound) -> None:
+        """Copy the sums into `bound`; they are 0 if no block was added."""
+        if not self.n:
+            bound.zero_grads()
+        for name, total in self._sums.items():
+            np.copyto(bound.grads[name], total)
+        if self._load is not None and bound.load is not None:
+            np.copyto(bound.load, self._load)
+
+
+class Steps(Protocol):
+    """What computes the loss and the gradient of a step, from its micro-batches."""
+
+    def evaluate(
+        self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
+    ) -> float:
+        """Return the sum of losses; the gradient is in `work.bound.grads` afterwards."""
+        ...
+
+    def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
+        """Return the sum of losses of each batch, without a gradient."""
+        ...
+
+    def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Return the result of each task."""
+        ...
+
+    def report(self) -> Sequence[WorkerRow]:
+        """Return what each worker has computed since the last call."""
+        ...
+
+
+class StepWork(Work, Protocol):
+    """A trainer: it computes blocks, and knows which step is next."""
+
+    iteration: int
+
+
+class Here:
+    """`Steps` in this process; `size`: see `split`."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+
+    def evaluate(
+        self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
+    ) -> float:
+        """Compute the blocks one after the other; see `Steps.evaluate`."""
+        blocks = split(batches, self.size, step=work.iteration, trained=trained)
+        if len(blocks) == 1:
+            return sum_of(compute(work, blocks[0], check))
+        total = Total()
+        for block in blocks:
+            loss = sum_of(compute(work, block, check))
+            total.add(loss, work.bound.grads, work.bound.load)
+            if total.ended:
+                break
+        total.put(work.bound)
+        return total.loss
+
+    def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
+        """Compute the losses; see `Steps.losses`."""
+        blocks = split(batches, 0, step=work.iteration, trained=1, gradient=False)
+        return [loss for block in blocks for loss in compute(work, block, check)]
+
+    def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Compute the tasks one after the other."""
+        return [task.run(work, check) for task in tasks]
+
+    def report(self) -> Sequence[WorkerRow]:
+        """Return nothing: there are no workers."""
+        return ()

@@ -1,0 +1,92 @@
+"""The state of one step (or evaluation) that workers compute."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nbllama.train.blocks.compute import Unit
+from nbllama.train.blocks.worker import Answer
+
+
+@dataclass
+class Running:
+    """A unit that a worker computes; `late`: another worker has it too."""
+
+    unit: Unit
+    attempt: int
+    start: float
+    audit: bool = False
+    late: bool = False
+
+
+@dataclass
+class Progress:
+    """Units to compute, their answers, and who computed them; the keys are numbers of units.
+
+    todo: each unit with whether it is an audit. wanted: units to audit. again: a worker has
+    computed other bits, so the whole step is computed again.
+    """
+
+    todo: deque[tuple[Unit, bool]]
+    units: dict[int, Unit]
+    done: dict[int, Answer] = field(default_factory=dict)
+    by: dict[int, str] = field(default_factory=dict)
+    audits: dict[int, Answer] = field(default_factory=dict)
+    audited_by: dict[int, str] = field(default_factory=dict)
+    wanted: set[int] = field(default_factory=set)
+    again: bool = False
+
+    @staticmethod
+    def of(units: Sequence[Unit]) -> Progress:
+        """Return the state in which nothing is computed yet."""
+        return Progress(deque((unit, False) for unit in units), {u.number: u for u in units})
+
+    @property
+    def complete(self) -> bool:
+        """Return whether all answers are there, those of audits too."""
+        return len(self.done) == len(self.units) and self.wanted <= self.audits.keys()
+
+    def has(self, unit: Unit) -> bool:
+        """Return whether a unit is one of this step, not of an earlier one."""
+        return self.units.get(unit.number) is unit
+
+    def needs(self, unit: Unit, audit: bool) -> bool:
+        """Return whether the answer for a unit is still missing."""
+        return unit.number not in (self.audits if audit else self.done)
+
+    def back(self, unit: Unit, audit: bool) -> None:
+        """Queue a unit again, before the others, if its answer is missing."""
+        if self.needs(unit, audit):
+            self.todo.appendleft((unit, audit))
+
+    def next_for(self, worker: str) -> tuple[Unit, bool] | None:
+        """Take the next unit that this worker may compute: not its own one as an audit."""
+        for _ in range(len(self.todo)):
+            unit, audit = self.todo.popleft()
+            if not self.needs(unit, audit):
+                continue
+            if audit and self.by.get(unit.number) == worker:
+                self.todo.append((unit, audit))
+                continue
+            return unit, audit
+        return None
+
+    def next_here(self) -> tuple[Unit, bool] | None:
+        """Take the next unit for this process, which may audit every worker."""
+        while self.todo:
+            unit, audit = self.todo.popleft()
+            if self.needs(unit, audit):
+                return unit, audit
+        return None
+
+    def keep(self, unit: Unit, answer: Answer, *, worker: str, audit: bool) -> bool:
+        """Keep an answer; return False if there is one already."""
+        if not self.needs(unit, audit):
+            return False
+        answers, names = (self.audits, self.audited_by) if audit else (self.done, self.by)
+        answers[unit.number], names[unit.number] = answer, worker
+        if not audit and unit.number in self.wanted and not self.again:
+            self.todo.append((unit, True))
+        return True

@@ -1,0 +1,45 @@
+"""What each worker of a run has computed: units, tokens per second, share of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nbllama.report.log import WorkerRow
+
+
+@dataclass
+class Share:
+    """The work of one worker; `seconds`: in which it computed."""
+
+    blocks: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def row(self, worker: str, wall: float) -> WorkerRow:
+        """Return the numbers for the display; `wall`: seconds in which it could have computed."""
+        return WorkerRow(
+            worker,
+            self.blocks,
+            round(self.tokens / max(self.seconds, 1e-9), 1),
+            round(min(1.0, self.seconds / max(wall, 1e-9)), 4),
+        )
+
+
+class Shares:
+    """The work of all workers since a moment; `wall`: seconds in which there was work."""
+
+    def __init__(self) -> None:
+        self.wall = 0.0
+        self._of: dict[str, Share] = {}
+
+    def add(self, worker: str, n_tokens: int, seconds: float) -> None:
+        """Add a block, or another piece of work, that a worker has computed."""
+        share = self._of.setdefault(worker, Share())
+        share.blocks += 1
+        share.tokens += n_tokens
+        share.seconds += seconds
+
+    def rows(self) -> Sequence[WorkerRow]:
+        """Return a row for each worker that has computed something."""
+        return [share.row(name, self.wall) for name, share in sorted(self._of.items())]

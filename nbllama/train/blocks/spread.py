@@ -1,0 +1,299 @@
+"""The steps of a run whose blocks are computed by a `Pool` of workers.
+
+Validation batches, answers to sample prompts, and the answers and reference of a run on rewards
+are computed by the workers too.
+
+The driver adds blocks in ascending order, whichever worker computed them and whenever they arrived,
+so the bits are those of `compute.Here`. It computes a block itself if no worker is left.
+
+| event | what happens |
+|---|---|
+| a worker is lost | its block goes to another one |
+| no answer within max(60 s, 5 x the median time of a block) | another worker gets the block too; the first answer counts, a later one is dropped by (step, block, attempt) |
+| no worker is left | this process computes, or waits `worker_timeout` and raises `NoWorkers` |
+| a loss or gradient is not finite | the step is skipped, as on a single machine |
+| an audit finds other bits | this process computes the block; the machine that differs is not used any more, and the step begins again |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from nbllama.data.batch import Batch
+from nbllama.errors import NbllamaError
+from nbllama.report.log import WorkerRow
+from nbllama.train.blocks.compute import Job, StepWork, Total, Unit, split, sum_of, too_few
+from nbllama.train.blocks.pool import Event, Pool
+from nbllama.train.blocks.progress import Progress, Running
+from nbllama.train.blocks.shares import Shares
+from nbllama.train.blocks.worker import Answer, Key, computed, mixed_line
+from nbllama.train.objective import Check, Task
+
+LEAST_WAIT, TIMES_MEDIAN = 60.0, 5.0
+POLL = 0.2  # seconds
+HERE = "this process"
+
+
+class NoWorkers(NbllamaError):
+    """No worker could be used for `--worker-timeout` seconds; nothing of the step is kept."""
+
+
+class Spread:
+    """`Steps` by the workers of `pool`."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        size: int,
+        *,
+        say: Callable[[str], None],
+        audit: int = 0,
+        worker_timeout: float = 0.0,
+        least_wait: float = LEAST_WAIT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the workers of `pool`; `size`: micro-batches per block, 0 for all of a step.
+
+        `audit` N: one block in N is computed by a second worker too. `worker_timeout`: seconds to
+        wait for a worker if none is left; 0: compute here at once.
+        """
+        self.pool, self.size, self.say = pool, size, say
+        self.audit, self.worker_timeout, self.least_wait = audit, worker_timeout, least_wait
+        self.clock = clock
+        self.dropped = 0  # answers that came too late
+        self._running: dict[str, Running] = {}
+        self._attempts = 0
+        self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
+        self._count = 0  # blocks so far, for the audit
+        self._alone = self._told_few = False
+        self._sent = -1  # the iteration whose parameters the pool has
+        self._all, self._recent = Shares(), Shares()
+
+    def evaluate(
+        self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
+    ) -> float:
+        """Compute a step; see `Steps.evaluate`."""
+        sent = [work.objective.sent(batch) for batch in batches]
+        blocks = split(sent, self.size, step=work.iteration, trained=trained)
+        self._say_if_few(batches)
+        answers = self._answers(work, blocks, check)
+        total = Total()
+        for block in blocks:
+            answer = answers.pop(block.number)
+            for part in answer.parts:
+                work.objective.add_part(part)
+            total.add(sum_of(answer.losses), answer.grads, answer.load)
+            if total.ended:
+                break
+        total.put(work.bound)
+        return total.loss
+
+    def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
+        """Compute losses, a batch per block; see `Steps.losses`."""
+        sent = [work.objective.sent(batch) for batch in batches]
+        blocks = split(sent, 1, step=work.iteration, trained=1, gradient=False)
+        answers = self._answers(work, blocks, check)
+        found: list[float] = []
+        for block in blocks:
+            answer = answers[block.number]
+            for part in answer.parts:
+                work.objective.add_part(part)
+            found += answer.losses
+        return found
+
+    def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Compute tasks, one per worker at a time; see `Steps.each`."""
+        jobs = [Job(work.iteration, i, task) for i, task in enumerate(tasks)]
+        answers = self._answers(work, jobs, check)
+        return [answers[job.number].value for job in jobs]
+
+    def report(self) -> Sequence[WorkerRow]:
+        """Return what each worker has computed since the last call."""
+        recent, self._recent = self._recent, Shares()
+        return recent.rows()
+
+    def summary(self) -> Sequence[WorkerRow]:
+        """Return what each worker has computed so far."""
+        return self._all.rows()
+
+    def close(self) -> None:
+        """End the workers."""
+        self.pool.close()
+
+    def _say_if_few(self, batches: Sequence[Batch]) -> None:
+        line = too_few(len(batches), self.size, len(self.pool.workers()))
+        if line and not self._told_few:
+            self._told_few = True
+            self.say(f"warning: {line}")
+
+    def _answers(self, work: StepWork, units: Sequence[Unit], check: Check) -> dict[int, Answer]:
+        """Return the answer of each unit by its number."""
+        start = time.perf_counter()
+        while True:
+            self._begin(work)
+            step = Progress.of(units)
+            for unit in units:
+                if self.audit and unit.gradient:
+                    self._count += 1
+                    if self._count % self.audit == 0:
+                        step.wanted.add(unit.number)
+            while not step.complete and not step.again:
+                if check is not None:
+                    check()
+                self._assign(work, step, check)
+                for event in self.pool.wait(POLL):
+                    self._take(work, step, event)
+                self._queue_overdue(step)
+            if not step.again:
+                break
+            # copies: what workers still compute for the first try does not count
+            units = [replace(unit) for unit in units]
+        seconds = time.perf_counter() - start
+        self._all.wall += seconds
+        self._recent.wall += seconds
+        return step.done
+
+    def _begin(self, work: StepWork) -> None:
+        """Take in new workers; give the parameters to the pool, once per iteration."""
+        new = self._sent != work.iteration
+        self._sent = work.iteration
+        for line in self.pool.begin(work.adapter.parameters() if new else None):
+            self.say(line)
+
+    def _assign(self, work: StepWork, step: Progress, check: Check) -> None:
+        """Give units to the workers that have none."""
+        workers = self.pool.workers()
+        if not workers:
+            self._without_workers(work, step, check)
+            return
+        if self._alone:
+            self._alone = False
+            self.say("workers compute again")
+        for worker in workers:
+            if worker in self._running or (found := step.next_for(worker)) is None:
+                continue
+            unit, audit = found
+            self._attempts += 1
+            self._running[worker] = Running(unit, self._attempts, self.clock(), audit)
+            self.pool.start(worker, unit, self._attempts, work.objective.point)
+        if step.todo and all(running.late for running in self._running.values()):
+            # nothing that is computed elsewhere can finish the step: an audit needs a second
+            # worker, or all of them are late
+            self._compute_here(work, step, check)
+
+    def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
+        """Compute a unit here, or wait for a worker."""
+        if self.worker_timeout:
+            self.say(f"no worker is left; waiting {self.worker_timeout:g} s for one")
+            end = self.clock() + self.worker_timeout
+            while not self.pool.workers():
+                if self.clock() > end:
+                    raise NoWorkers(
+                        f"no worker could be used for {self.worker_timeout:g} s (--worker-timeout)"
+                    )
+                if check is not None:
+                    check()
+                for event in self.pool.wait(POLL):
+                    self._take(work, step, event)
+                self._begin(work)
+            return
+        if not self._alone:
+            self._alone = True
+            self.say("no worker is left: this process computes until one joins")
+        self._compute_here(work, step, check)
+
+    def _compute_here(self, work: StepWork, step: Progress, check: Check) -> None:
+        if (found := step.next_here()) is not None:
+            unit, audit = found
+            self._attempts += 1
+            answer = self._here(work, unit, check)
+            self._store(work, step, unit, HERE, answer=answer, audit=audit)
+
+    def _here(self, work: StepWork, unit: Unit, check: Check) -> Answer:
+        """Compute a unit in this process; the measures so far are not changed."""
+        before = work.objective.take_part()
+        try:
+            return computed(work, unit, Key(unit.step, unit.number, self._attempts), check)
+        finally:
+            work.objective.take_part()
+            work.objective.add_part(before)
+
+    def _take(self, work: StepWork, step: Progress, event: Event) -> None:
+        """Take note of news: an answer, or a lost worker."""
+        running = self._running.pop(event.worker, None)
+        answer = event.answer
+        if answer is None:
+            self.say(f"lost the worker {event.worker}: {event.reason}")
+            if running is not None and step.has(running.unit):
+                step.back(running.unit, running.audit)
+            return
+        if running is None or running.attempt != answer.key.attempt or not step.has(running.unit):
+            self.dropped += 1
+            return
+        unit = running.unit
+        if not running.late:
+            self._seconds[unit.kind].append(self.clock() - running.start)
+        if unit.gradient and event.worker in self.pool.others:
+            self.pool.others.remove(event.worker)
+            self.say(mixed_line(event.worker, self._here(work, unit, None), answer))
+        for shares in (self._all, self._recent):
+            shares.add(event.worker, unit.n_tokens, answer.seconds)
+        self._store(work, step, unit, event.worker, answer=answer, audit=running.audit)
+
+    def _store(
+        self,
+        work: StepWork,
+        step: Progress,
+        unit: Unit,
+        worker: str,
+        *,
+        answer: Answer,
+        audit: bool,
+    ) -> None:
+        """Keep an answer, if it is the first; compare the two of an audit."""
+        if not step.keep(unit, answer, worker=worker, audit=audit):
+            self.dropped += 1
+        elif audit and not step.again:
+            self._compare(work, step, unit)
+
+    def _compare(self, work: StepWork, step: Progress, unit: Unit) -> None:
+        """Compare the two answers of an audit; if they differ, ban the worker that is wrong."""
+        n = unit.number
+        pair = ((step.by[n], step.done[n]), (step.audited_by[n], step.audits[n]))
+        digests = {name: answer.digest() for name, answer in pair}
+        if len(set(digests.values())) == 1:
+            return
+        right = self._here(work, unit, None).digest()
+        for name, digest in digests.items():
+            if digest == right:
+                continue
+            self.say(
+                f"warning: audit: the worker {name} computed other bits for block {n} of step "
+                f"{unit.step + 1}; its machine is not used any more (check its memory), and the "
+                "step is computed again"
+            )
+            self._running.pop(name, None)
+            if name != HERE:
+                self.pool.ban(name)
+        step.again = True
+
+    def _queue_overdue(self, step: Progress) -> None:
+        """Queue units again whose workers take too long."""
+        now = self.clock()
+        for worker, running in self._running.items():
+            known = self._seconds[running.unit.kind]
+            limit = max(self.least_wait, TIMES_MEDIAN * median(known) if known else 0.0)
+            if running.late or now - running.start <= limit:
+                continue
+            running.late = True
+            if step.has(running.unit):
+                self.say(
+                    f"the worker {worker} has not answered for {now - running.start:.0f} s: "
+                    f"block {running.unit.number} is computed elsewhere too"
+                )
+                step.back(running.unit, running.audit)

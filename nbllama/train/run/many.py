@@ -1,0 +1,153 @@
+"""`--ray`: a run whose steps are computed on many machines."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nbllama.checkpoint.identity import model_fingerprint
+from nbllama.errors import NotEnoughMemory, UsageError
+from nbllama.report.log import memory
+from nbllama.system.memory import available_memory
+from nbllama.train.blocks.address import parse_address
+from nbllama.train.blocks.spread import Spread
+from nbllama.train.blocks.worker import Plan, facts, file_sha256
+
+if TYPE_CHECKING:
+    from nbllama.train.forecast import Forecast
+    from nbllama.train.run.session import RunSession
+    from nbllama.train.trainer import Trainer
+
+LINK = 125e6  # bytes per second of a link of 1 Gbit/s
+SHOWN = (2, 4, 8)  # numbers of workers in the forecast for a cluster
+
+
+def plan_of(
+    trainer: Trainer,
+    own: Mapping[str, str],
+    *,
+    threads: int,
+    constants: Mapping[str, Any] | None = None,
+    trunk: tuple[str, int] | None = None,
+    alone: bool = True,
+) -> Plan:
+    """Return what the workers of a run need; `own`: `facts` of this machine.
+
+    `alone`: all workers are on this machine, so nothing must be found by its sha256. `trunk`: key
+    and layer of the cache of frozen blocks.
+    """
+    gguf, adapter = trainer.model.gguf, trainer.adapter
+    path = os.path.abspath(gguf.path)
+    return Plan(
+        path=path,
+        sha256="" if alone else file_sha256(path),
+        size=gguf.size,
+        fingerprint=model_fingerprint(gguf),
+        hp=repr(trainer.model.hp),
+        constants=dict(constants or {}),
+        shapes={name: (pair.a.shape, pair.b.shape) for name, pair in adapter.pairs.items()},
+        alpha=adapter.alpha,
+        lora_r=adapter.lora_r,
+        limits=trainer.limits,
+        batch=trainer.batch,
+        checkpointing=trainer.checkpointing,
+        kept=trainer.kept,
+        dropout=trainer.dropout,
+        seed=trainer.seed,
+        objective=trainer.objective.copied(),
+        trunk=trunk,
+        threads=threads,
+        facts=own,
+    )
+
+
+def traffic(n_bytes: int, blocks: int, workers: int) -> int:
+    """Return the bytes of a step: a gradient per block, and the parameters for each worker."""
+    return (blocks + workers) * n_bytes
+
+
+def forecast_line(
+    n_bytes: int, seconds: float, *, micro: int, block: int, workers: Sequence[int], local: bool
+) -> str:
+    """Return the forecast of speed-up and traffic of a step for some numbers of workers.
+
+    n_bytes: of the gradient. seconds: of a step on one machine. local: the workers share its cores.
+    """
+    size = min(block or micro, micro)
+    blocks = math.ceil(micro / size)
+    words = []
+    for n in workers:
+        sent = traffic(n_bytes, blocks, n)
+        step = seconds * (n if local else 1) * min(1.0, math.ceil(blocks / n) * size / micro)
+        step += 0.0 if local else sent / LINK
+        plural = "s" if n > 1 else ""
+        words.append(f"{n} worker{plural} {seconds / step:.1f} x and {memory(sent)}")
+    how = "in memory" if local else "on a network of 1 Gbit/s"
+    return (
+        f"{blocks} blocks per step, gradient {memory(n_bytes)}; speed compared with one process on "
+        f"one machine, and traffic per step {how}: {', '.join(words)}"
+    )
+
+
+def forecast_of(session: RunSession) -> Forecast:
+    """Print a run's forecast, with `--ray` also that of speed-up and traffic; see `forecast`.
+
+    Raises `NotEnoughMemory`, also if workers on this machine need more than is available.
+    """
+    expected, o = session.forecast(), session.options
+    if not o.ray:
+        return expected
+    n_bytes = sum(g.nbytes for g in session.trainer.gradients.values())
+    local = parse_address(o.ray).local
+    line = forecast_line(
+        n_bytes, expected.seconds, micro=o.grad_acc, block=o.block or 0,
+        workers=[local] if local else SHOWN, local=bool(local),
+    )  # fmt: skip
+    session.ui.header([("workers", line)])
+    # the mapped model is shared, and only this process saves
+    needs = local * (expected.untouched - expected.saving)
+    if needs > (available := available_memory()):
+        raise NotEnoughMemory(
+            f"--ray {o.ray}: the workers need {memory(needs)}, but {memory(available)} are "
+            "available; start fewer workers, or give a smaller --batch or --ctx"
+        )
+    return expected
+
+
+@contextmanager
+def many_machines(session: RunSession) -> Iterator[None]:
+    """Compute the steps of a run on the workers of `--ray`, if it is given."""
+    o, trainer, ui = session.options, session.trainer, session.ui
+    if not o.ray:
+        yield
+        return
+    address = parse_address(o.ray)
+    if not address.local and len(trainer.model.gguf.paths) > 1:
+        raise UsageError(
+            "--ray: a base model in several files can only be used with local:N; join them with "
+            "llama-gguf-split --merge"
+        )
+    from nbllama.train.blocks.ray_pool import RayPool
+
+    threads = max(1, session.threads // address.local) if address.local else 0
+    trunk = (session.trunk.key, session.trunk.layer) if session.trunk is not None else None
+    plan = plan_of(
+        trainer, facts(), threads=threads, constants=o.constants(), trunk=trunk,
+        alone=bool(address.local),
+    )  # fmt: skip
+    pool = RayPool(address, plan, model_dir=o.model_dir, mixed_cpu=o.allow_mixed_cpu)
+    spread = Spread(pool, o.block or 0, say=ui.note, audit=o.audit, worker_timeout=o.worker_timeout)
+    here, trainer.steps = trainer.steps, spread
+    try:
+        yield
+    finally:
+        trainer.steps = here
+        spread.close()
+        for row in spread.summary():
+            ui.note(
+                f"worker {row.worker}: {row.blocks} blocks, {row.tokens_per_s:.1f} tokens/s, busy "
+                f"{100 * row.share:.0f} % of the time"
+            )
