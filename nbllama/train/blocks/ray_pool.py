@@ -20,14 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-try:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ImportError as e:
-    from nbllama.errors import UsageError
-
-    raise UsageError("--ray needs Ray; install it with: pip install 'nbllama[ray]'") from e
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nbllama.errors import NbllamaError, UsageError
 from nbllama.train.blocks.actor import Actor

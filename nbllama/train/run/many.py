@@ -130,7 +130,12 @@ def many_machines(session: RunSession) -> Iterator[None]:
             "--ray: a base model in several files can only be used with local:N; join them with "
             "llama-gguf-split --merge"
         )
-    from nbllama.train.blocks.ray_pool import RayPool
+    try:
+        from nbllama.train.blocks.ray_pool import RayPool
+    except ModuleNotFoundError as e:
+        if e.name != "ray":
+            raise
+        raise UsageError("--ray needs Ray; install it with: pip install 'nbllama[ray]'") from e
 
     threads = max(1, session.threads // address.local) if address.local else 0
     trunk = (session.trunk.key, session.trunk.layer) if session.trunk is not None else None
