@@ -87,7 +87,7 @@ def _signals(box: Box, name: str) -> Iterator[str]:
         if code not in (0, 128 + signum, -signum, *([1] if starting else [])):
             wrong = f"exit code {code}: {err[-200:]}"
         elif (len(err.splitlines()) > 1 or "Traceback" in err) and not starting:
-            wrong = f"more than a line: {err[-300:]}"
+            wrong = f"more than a line: {err[:400]}"
         elif code == -signum and (err or out) and not starting:
             wrong = f"ended by the system after its first line: {out[:100]}{err[:100]}"
         elif time.monotonic() - sent > 10:
