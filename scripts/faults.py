@@ -45,6 +45,7 @@ def run(box: Box, fault: Fault) -> dict[str, Any]:
         for wrong in fault.run(box):
             runs += 1
             if wrong:
+                wrong = wrong.replace(str(box.folder), "FOLDER")
                 failures.append(wrong)
                 print(f"{fault.name} {fault.what}: run {runs}: {wrong}", file=sys.stderr)
     except NotRun as e:

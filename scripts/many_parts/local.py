@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -69,9 +69,13 @@ def w2(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
     steps = " and ".join(str(n) for n, _ in found)
     return [
         f"W2 | kill -9 of one of three workers at a random moment, {killed} times in {len(found)} "
-        f"runs ({steps} steps); {lost} of the kills were in a block | {sum(same)} of {len(same)} "
-        f"runs | {'same' if all(same) else 'OTHER'}"
+        f"runs ({steps} steps); {lost} of the kills were in a block | {outcome(same)}"
     ]
+
+
+def outcome(same: Sequence[bool]) -> str:
+    """Return the last two columns of a row about several runs."""
+    return f"{sum(same)} of {len(same)} runs | {'same' if all(same) else 'OTHER'}"
 
 
 def _alive(run: Run) -> list[str]:
@@ -131,8 +135,7 @@ def w6(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
     return [
         f"W6 | kill -9 of the driver at a random moment, {killed} times in {len(found)} runs "
         f"({steps} steps), each time continued with another number of workers ({min(numbers)} to "
-        f"{max(numbers)}) | {sum(same)} of {len(same)} runs | "
-        f"{'same' if all(same) else 'OTHER'}"
+        f"{max(numbers)}) | {outcome(same)}"
     ]
 
 
