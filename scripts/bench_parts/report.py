@@ -225,8 +225,8 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
 Ratios are medians over rounds in which the variants ran one after the other; GF/s are best runs.
 Only the first start includes compile time. `share` is (4 x parameters x tokens + attention) / time,
 divided by the throughput of numpy's float32 matmul (1024 x 576 x 1536), measured before and after
-each step. `share` does not count the blocks that checkpointing recomputes as work, but the next column
-does. The steps train
+each step. `share` does not count the blocks that checkpointing recomputes as work, but the next
+column does. The steps train
 {about["model"]} on random tokens, with rank 4 on the seven linear layers, unless a model is named.
 
 ![share of sgemm](bench.svg)

@@ -42,8 +42,9 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.op": "argument checks",
     "nbllama.ops.token.tables": "tables that control `walk`",
     "nbllama.ops.token.run.walk": "one token through a whole model; "
-    "tests/generation/test_token_program.py compares it with the passes above, tests/generation/test_generation_vs_llama.py with "
-    "llama.cpp; scripts/tools/bench_generation times it",
+    "tests/generation/test_token_program.py compares it with the passes above, "
+    "tests/generation/test_generation_vs_llama.py with llama.cpp; "
+    "scripts/tools/bench_generation times it",
     "nbllama.ops.token.run.n_threads": "the number of threads",
     "nbllama.ops.token.run.row_product": "the only product in `walk`, compared with "
     "llama.cpp for each weight type by tests/quants/test_dot.py",
