@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from typing import Any
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows does not have the last two
 
 
+AGAIN = 0.01  # seconds
+
+
 class Stopped(BaseException):
     """Raised by a signal that ends the program.
 
@@ -25,9 +29,9 @@ class Stopped(BaseException):
     if killed by SIGINT, even if the exception is handled.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, handler: Unwinding) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+        self.signum, self.handler = signum, handler
 
 
 class Unwinding:
@@ -45,7 +49,37 @@ class Unwinding:
         now = time.monotonic()
         if not self.over and (self._last < 0 or now - self._last > 1):
             self._last = now
-            raise Stopped(signum)
+            raise Stopped(signum, self)
+
+    def again(self, signum: int) -> None:
+        """Send the signal again in a moment."""
+        from threading import Timer  # takes milliseconds, and is hardly ever needed
+
+        self._last = -1.0
+        timer = Timer(AGAIN, signal.raise_signal, [signum])
+        timer.daemon = True
+        timer.start()
+
+
+@contextmanager
+def repeated() -> Iterator[None]:
+    """Send a signal again if Python ignores its `Stopped`, as it does in finalizers and callbacks.
+
+    Python would print the exception and continue.
+    """
+    before = sys.unraisablehook
+
+    def hook(ignored: sys.UnraisableHookArgs) -> None:
+        if isinstance(ignored.exc_value, Stopped):
+            ignored.exc_value.handler.again(ignored.exc_value.signum)
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
@@ -76,7 +110,8 @@ def unwinding() -> Iterator[Unwinding]:
         if signal.getsignal(signum) in free:
             before[signum] = signal.signal(signum, handler)
     try:
-        yield handler
+        with repeated():
+            yield handler
     finally:
         handler.over = True
         for signum, old in before.items():

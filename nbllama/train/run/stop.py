@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from nbllama.errors import Interrupted
-from nbllama.system.start import NAMES, Unwinding, signals
+from nbllama.system.start import NAMES, Unwinding, repeated, signals
 
 
 class StopFlag:
@@ -44,7 +44,8 @@ class StopFlag:
             if signum.name in self._names:
                 before[signum] = signal.signal(signum, self._set)
         try:
-            yield
+            with repeated():
+                yield
         except BaseException:
             if self.signum and self.at_once:
                 text = "stopped before the first iteration; nothing was saved"

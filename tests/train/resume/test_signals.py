@@ -17,7 +17,7 @@ import pytest
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.errors import Interrupted
 from nbllama.options.finetune.table import PROG
-from nbllama.system.start import Stopped, Unwinding
+from nbllama.system.start import Stopped, Unwinding, unwinding
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.trainer import StopRequested, Trainer
 from tests.train.resume.runs import args_in, results
@@ -319,6 +319,39 @@ def test_a_second_signal_does_not_break_off_the_first() -> None:
         handler(signal.SIGINT, None)
     handler._last, handler.over = -1.0, True
     handler(signal.SIGINT, None)
+
+
+class Finalizer:
+    """An object that is finalized while a signal arrives."""
+
+    finalized = False
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        Finalizer.finalized = True  # not reached: the handler raises `Stopped` before
+
+
+def test_a_signal_in_a_finalizer_stops_without_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Python prints and ignores exceptions there."""
+    with pytest.raises(Stopped) as e, unwinding():
+        made = Finalizer()
+        del made
+        for _ in range(200):
+            time.sleep(0.01)
+        pytest.fail("the signal was lost")
+    assert e.value.signum == signal.SIGTERM
+    assert not Finalizer.finalized
+    assert capfd.readouterr() == ("", "")
+    stop = StopFlag("SIGTERM")
+    with pytest.raises(Interrupted, match="before the first iteration"), stop.installed():
+        made = Finalizer()
+        del made
+        for _ in range(200):
+            time.sleep(0.01)
+        pytest.fail("the signal was lost")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
