@@ -74,7 +74,9 @@ def _run(words: list[str]) -> None:
     if sample is not None and (line := nearest_line(mix(parts).pairs, types)):
         print(line)
     if rounder is not None and not auto:
-        print(f"rows on the base's scales: {rounder.kept}, on new ones: {rounder.renewed}")
+        print(
+            f"rows with the base model's scales: {rounder.kept}, with new scales: {rounder.renewed}"
+        )
     if not options.compare:
         return
     change = print_change(

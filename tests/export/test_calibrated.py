@@ -87,7 +87,7 @@ def test_the_data_of_the_run_are_found_next_to_the_adapter(
     run.write_text(f"model-base: {base}\ntrain-data: {data}\nlora-out: {lora}\nctx: 64\n")
     assert export_lora.main(argv) == 0
     said = capsys.readouterr().out
-    assert f"calibrated on {data} ({run})" in said and "held back: " in said
+    assert f"calibrated on {data} ({run})" in said and "held out: " in said
     data.unlink()
     assert export_lora.main(argv) == 0
     assert "names training data that do not exist" in capsys.readouterr().out

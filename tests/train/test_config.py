@@ -68,10 +68,10 @@ threads: 1
         ("ctx: [1, 2]", "--ctx takes one value, not a list"),
         ("ctx: {a: 1}", "--ctx takes one value"),
         ("dry-run: maybe", "--dry-run is a switch; use true or false"),
-        ("config: other.yaml", "cannot name another"),
-        ("- a\n- b", "must be lines of `name: value`"),
+        ("config: other.yaml", "cannot refer to another"),
+        ("- a\n- b", "expected lines of the form `name: value`"),
         ("a: [", "not YAML"),
-        ("? [a]\n: b", "the key must be an option's name"),
+        ("? [a]\n: b", "the key must be the name of an option"),
     ],
 )
 def test_bad_config_files(folder: Path, run: Run, text: str, told: str) -> None:

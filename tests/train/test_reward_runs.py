@@ -115,7 +115,7 @@ def test_the_forecast_has_the_drawing(folder: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("more", "reward", "parts"),
     [
-        ([], "", ("--reward", "what scores an answer")),
+        ([], "", ("--reward", "the reward is missing")),
         ([], "exakt", ("--reward exakt", "use FILE.py:FUNCTION")),
         ([], "gone.py:f", ("gone.py:f", "No such file")),
         ([], "rewards.py:nothing", ("it has no function nothing",)),

@@ -56,7 +56,7 @@ def check_objective(options: Any) -> None:
         return
     if not options.reward:
         raise UsageError(
-            "--objective grpo: what scores an answer? Pass --reward PATH.py:FUNCTION, exact, "
+            "--objective grpo: the reward is missing; pass --reward PATH.py:FUNCTION, exact, "
             "regex:PATTERN, json or sql"
         )
     if options.reference == NONE and options.beta:
