@@ -123,7 +123,7 @@ def load_adapter(
     `convert_lora_to_gguf.py`, with lora_r = their largest rank), B is multiplied to compensate.
     `say` receives a line about ignored parts of the file (without `say`: a warning).
 
-    Raises `FileNotFoundError` if no such file, `CheckpointError` for a file that is
+    Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged or does not fit the base model.
     """
     stored = read_stored(path, Base.of(hp, shapes))

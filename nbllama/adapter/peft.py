@@ -184,7 +184,7 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 def read_peft(path: Path, base: Base) -> Stored:
     """Read a folder. Unknown values of `base` are read from the file, if we wrote it.
 
-    Raises `FileNotFoundError` if no such folder, `UsageError` if the base model is
+    Raises `FileNotFoundError` if there is no such folder, `UsageError` if the base model is
     needed to read it, `CheckpointError` if it is damaged or contains more than LoRA pairs.
     """
     if not os.path.isdir(path):

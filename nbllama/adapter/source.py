@@ -19,7 +19,7 @@ Path = str | os.PathLike[str]
 class Source:
     """An open file as a context manager. It must be regular: a pipe or a device has no end.
 
-    Raises `CheckpointError`, and `FileNotFoundError` if no such file.
+    Raises `CheckpointError`, and `FileNotFoundError` if there is no such file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -95,7 +95,7 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 def load_checkpoint(path: Path) -> TrainState:
     """Read a checkpoint of this program, whose sha256 is checked, or of the old `finetune`.
 
-    Raises `FileNotFoundError` if no such file, `CheckpointError` for a file that is
+    Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged, is not a checkpoint, or contains impossible values.
     """
     if not os.path.lexists(path):

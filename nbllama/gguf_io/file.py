@@ -72,7 +72,7 @@ class GGUFFile:
     def data(self, name: str) -> np.ndarray:
         """Return the tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, no copy.
 
-        Raises `GGUFError` if no such tensor, `ValueError` after `close`.
+        Raises `GGUFError` if there is no such tensor, `ValueError` after `close`.
         """
         if self._bytes is None:
             raise ValueError(f"{self.path} is closed")

@@ -197,7 +197,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 def pre_tokenizer(name: str) -> PreTokenizer:
     """Return the row called `name`.
 
-    Raises GGUFError with the name if no such row, as a guess would give wrong tokens.
+    Raises GGUFError with the name if there is no such row, as a guess would give wrong tokens.
     """
     row = PRE_TOKENIZERS.get(name)
     if row is None:

@@ -21,7 +21,7 @@ def test_what_is_too_long_or_missing_fails(
     monkeypatch.setitem(size.CORE, "more", ("opt.py",))
     assert size.main() == 1
     assert capsys.readouterr().err == (
-        "error: opt.py is a part of the core, but no such file\n"
+        "error: opt.py is a part of the core, but there is no such file\n"
     )
     monkeypatch.undo()
     monkeypatch.setattr(size, "FILE_LIMIT", 280)

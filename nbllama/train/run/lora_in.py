@@ -23,7 +23,7 @@ def started_from(
 ) -> tuple[Options, Adapter]:
     """Return the adapter, and the options with its rank, its alpha and its per-tensor ranks.
 
-    Raises `UsageError` if no such file or the command line gives different ranks,
+    Raises `UsageError` if there is no such file or the command line gives different ranks,
     `CheckpointError` if the adapter does not fit.
     """
     try:
