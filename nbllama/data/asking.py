@@ -135,7 +135,8 @@ class PromptReader:
             )
         if n_long:
             notes.append(
-                f"{n_long} of {len(good)} prompts were skipped: they do not fit in the context of "
+                f"{n_long} of {len(good)} prompts were skipped because they do not fit in the "
+                "context of "
                 f"{n_ctx} tokens with an answer of {most}"
             )
         if not questions:

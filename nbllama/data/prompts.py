@@ -119,7 +119,7 @@ class Prompts(RowPerSample):
         """Return one line about the data set's sizes."""
         sizes = [len(q.ids) for q in self.questions]
         return (
-            f"{sum(sizes) / len(sizes):.0f} of a prompt on average, {max(sizes)} at most; answers "
+            f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; answers "
             f"of at most {self.most}"
         )
 
@@ -128,9 +128,9 @@ class Prompts(RowPerSample):
         sizes = [len(q.ids) for q in self.questions]
         return {
             "prompts": self.n_samples,
-            "tokens of a prompt": f"{sum(sizes) / len(sizes):.0f} on average, {max(sizes)} at most",
-            "answers to each": self.group,
-            "tokens of an answer": f"{self.most} at most",
+            "tokens per prompt": f"{sum(sizes) / len(sizes):.0f} on average, {max(sizes)} at most",
+            "answers per prompt": self.group,
+            "tokens per answer": f"{self.most} at most",
         }
 
 

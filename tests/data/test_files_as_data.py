@@ -100,7 +100,7 @@ class TestEncodings:
 
     def test_damaged_utf16(self, tmp_path: Path) -> None:
         line = refusal(tmp_path, "text".encode("utf-16")[:-1], "a.txt")
-        assert "begins with the mark of UTF-16, but is damaged at byte" in line
+        assert "begins with the byte-order mark of UTF-16, but is damaged at byte" in line
 
 
 def database(folder: Path) -> bytes:

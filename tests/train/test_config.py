@@ -48,7 +48,7 @@ threads: 1
     (folder / "a-3.gguf").unlink()
     again = folder / "again.yaml"
     shutil.copy(saved, again)
-    refused(run(["--config", str(again)]), 2, "exists already")
+    refused(run(["--config", str(again)]), 2, "already exists")
     assert run(["--config", str(again), "--force"]).code == 0
     assert file_bits(folder / "a-3.gguf") == first
     assert saved.read_text(encoding="utf-8") == text

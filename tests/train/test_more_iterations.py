@@ -13,7 +13,7 @@ from nbllama.errors import UsageError
 from tests.train.runs import Run, listing, refused
 from tests.train.toy_runs import log_rows, toy_chat, words
 
-OVER = "a new one starts, without warm-up, over iterations 13 to 27"
+OVER = "a new one without warm-up covers iterations 13 to 27"
 KEPT = ("iter", "epoch", "loss", "lr", "grad_norm", "tokens")
 
 

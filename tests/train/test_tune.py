@@ -213,12 +213,12 @@ class Table:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (None, UsageError, "which data?"),
+        (None, UsageError, "the training data are missing"),
         (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
         ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
-        ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record is an object"),
+        ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record must be an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
         ([{"question": "x"}], DataError, "match no format"),
         ("missing.jsonl", DataError, "No such file"),

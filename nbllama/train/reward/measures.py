@@ -86,7 +86,7 @@ class RewardMeasures:
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
     """Return two answers to show: the best and worst of the first group whose rewards differ.
 
-    If no such group, the first two answers are returned.
+    If there is no such group, the first two answers are returned.
     """
     for group in groups:
         if not group.same:

@@ -185,7 +185,7 @@ def load_file(
             skip_bad=options.skip_bad, keep_mark=old,
         )  # fmt: skip
     elif old:
-        raise UsageError(f"{path}: a run of the old finetune reads only plain text; pass a file")
+        raise UsageError(f"{path}: a run of the old finetune can only read plain text; pass a file")
     else:
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad

@@ -91,7 +91,7 @@ def test_changed_options(done_10: Path, run: Run, what: str) -> None:
     assert files(done_10) == before
     done = resume(run, done_10, *more, "--force")
     assert done.code == 0, done
-    assert f"continued by --force: {line}" in done.out
+    assert f"resumed because of --force: {line}" in done.out
     state = load_checkpoint(done_10 / "chk-LATEST.gguf")
     assert state.iteration == 14
     if what == "alpha":
@@ -111,7 +111,7 @@ def test_changed_data(done_10: Path, run: Run) -> None:
     refused(resume(run, done_10, *renamed), 5, "the training data are different", "--force")
     done = resume(run, done_10, *renamed, "--force")
     assert done.code == 0, done
-    assert "continued by --force: the training data are different" in done.out
+    assert "resumed because of --force: the training data are different" in done.out
 
 
 def test_another_base_model(done_10: Path, run: Run) -> None:
