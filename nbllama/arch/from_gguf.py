@@ -164,7 +164,7 @@ def _row(f: GGUFFile) -> ArchRow:
             raise f.error(f"key '{name}.{key}'", f"{not value} is not supported for {name}")
     sections = f"{name}.rope.dimension_sections"
     if not row.sections and f.get(sections, "ints", np.zeros(0, int)).any():
-        raise f.error(f"key '{sections}'", f"multimodal forms of {name} are not supported")
+        raise f.error(f"key '{sections}'", f"multimodal variants of {name} are not supported")
     return row
 
 

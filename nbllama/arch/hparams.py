@@ -245,7 +245,9 @@ def with_overrides(
 def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
     """Return warnings about training with `n_ctx` tokens of context; empty if there are none."""
     if 0 < hp.n_ctx_train < n_ctx:
-        return [f"context {n_ctx} is longer than the {hp.n_ctx_train} the model was trained with"]
+        return [
+            f"context {n_ctx} is longer than the {hp.n_ctx_train} tokens the model was trained with"
+        ]
     return []
 
 

@@ -128,9 +128,9 @@ class Prompts(RowPerSample):
         sizes = [len(q.ids) for q in self.questions]
         return {
             "prompts": self.n_samples,
-            "tokens per prompt": f"{sum(sizes) / len(sizes):.0f} on average, {max(sizes)} at most",
-            "answers per prompt": self.group,
-            "tokens per answer": f"{self.most} at most",
+            "tokens of a prompt": f"{sum(sizes) / len(sizes):.0f} on average, {max(sizes)} at most",
+            "answers to each": self.group,
+            "tokens of an answer": f"{self.most} at most",
         }
 
 

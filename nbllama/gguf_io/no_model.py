@@ -35,7 +35,7 @@ def name_hint(name: str) -> str:
             "pass that file"
         )
     if "/" not in name and os.sep not in name:
-        return "pass a GGUF file; names of models, such as Ollama's, are not looked up"
+        return "pass a GGUF file; model names, such as Ollama's, are not looked up"
     return ""
 
 

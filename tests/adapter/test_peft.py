@@ -202,7 +202,7 @@ def test_what_must_be_known_of_the_base_model(toy: Path, tmp_path: Path) -> None
     path = folder(tmp_path / "p", halves())
     with pytest.raises(UsageError, match="--model-base"):
         read_peft(path, Base())
-    with pytest.raises(UsageError, match=r"size of a head.*--model-base"):
+    with pytest.raises(UsageError, match=r"head size.*--model-base"):
         read_peft(path, Base("llama"))
     with pytest.raises(UsageError, match="architecture 'mystery' is not supported"):
         read_peft(path, Base("mystery", 16))

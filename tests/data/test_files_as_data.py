@@ -259,7 +259,7 @@ class TestPathsThatAreNoFiles:
         os.close(read)
         monkeypatch.setattr(regular, "_PIPE_SECONDS", 0.1)
         os.mkfifo(tmp_path / "fifo")
-        with pytest.raises(DataError, match="a pipe from which nothing came for 0 s"):
+        with pytest.raises(DataError, match="a pipe that sent nothing for 0 s"):
             open_data(tmp_path / "fifo")
 
     def test_the_largest_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,7 +266,7 @@ def test_a_merge_that_rounds_the_adapter_away_is_told(
         words = ["-m", base, "-o", tmp_path / "m.gguf", "-l", lora, "--outtype", kind, "--force"]
         assert export_lora.main([str(w) for w in words]) == 0
         said = capsys.readouterr().out.splitlines()[-1]
-        assert said.startswith("warning: that is ") == warned, said
+        assert said.startswith("warning: these types round away ") == warned, said
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -16,7 +16,7 @@ def run_row(at: int = 0, **more: Any) -> dict[str, Any]:
         "event": "run", "iter": at, "n_iter": 120, "version": "9.9", "started": "2026-01-02 03:04",
         "model": f"SmolLM2 {EVIL}.gguf", "words": [],
         "data": {
-            "data": "诗.jsonl", "samples": 132, "tokens in all samples": 41000,
+            "data": "诗.jsonl", "samples": 132, "tokens of all samples": 41000,
             "lengths": [["1-50", 3], ["51-100", 40], ["101-150", 60], ["151-200", 29]],
         },
         "forecast": {"seconds": 1.4, "peak_bytes": 9e8},

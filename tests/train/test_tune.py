@@ -88,7 +88,7 @@ def test_a_checkpoint_is_continued(folder: Path) -> None:
     rest = nbllama.tune("toy.gguf", "text.txt", **half, checkpoint_in="c-LATEST.gguf")
     assert same_bits(bits(whole), bits(rest)) and rest.losses == whole.losses[2:]
     assert (rest.iteration, rest.last) == (4, 4)
-    with pytest.raises(nbllama.NbllamaError, match="from another run: batch was 2, now 3"):
+    with pytest.raises(nbllama.NbllamaError, match="from a different run: batch was 2, now 3"):
         nbllama.tune("toy.gguf", "text.txt", **half | {"batch": 3}, checkpoint_in="c-LATEST.gguf")
     written = nbllama.tune(
         "toy.gguf", None, only_write_lora=True, checkpoint_in="c-LATEST.gguf", lora_out="l.gguf",

@@ -143,7 +143,7 @@ def _check(w: Weight, panels: np.ndarray, k: int, y: np.ndarray, n_y: int) -> in
             f"{w.name}: panels {panels.shape} and output {y.shape} do not fit a weight {w.shape}"
         )
     if w.raw.size != w.shape[0] * w.row_bytes or w.shape[1] % QUANTS[w.type_id].block_size:
-        raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix {w.shape}")
     check_output(w.name, "output", y, y.shape)
     check_array(w.name, "panels", panels, panels.shape)
     return n

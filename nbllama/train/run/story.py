@@ -56,10 +56,10 @@ def data_numbers(session: RunSession) -> dict[str, Any]:
         "data": name,
         "kind": getattr(data, "format", data.kind),
         "samples": data.n_samples,
-        "validation samples": other.n_samples if other is not None else 0,
-        "tokens in all samples": int(tokens.sum()),
-        "trained tokens": f"{int(trained.sum())} ({100 * share:.0f} %)",
-        "tokens per sample": f"{tokens.mean():.0f} on average, {tokens.max()} at most",
+        "samples for validation": other.n_samples if other is not None else 0,
+        "tokens of all samples": int(tokens.sum()),
+        "trained of them": f"{int(trained.sum())} ({100 * share:.0f} %)",
+        "tokens of a sample": f"{tokens.mean():.0f} on average, {tokens.max()} at most",
         "lengths": [[name, int(n)] for name, n in zip(names, counts, strict=True)],
     }
 

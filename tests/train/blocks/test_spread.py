@@ -192,7 +192,7 @@ def test_validation_has_the_same_bits(model: Model) -> None:
 def test_too_few_micro_batches_are_reported(model: Model) -> None:
     _, lines = same_run(model, None, 6)
     assert lines == [
-        "warning: a step has 5 micro-batches in 5 blocks of 1, but there are 6 workers: "
+        "warning: a step has 5 micro-batches in 5 blocks of 1, but there are 6 workers; "
         "--grad-acc 6 or more gives every worker a block"
     ]
     _, lines = same_run(model, None, 2, options={"block": 8})

@@ -195,6 +195,6 @@ def test_a_checkpoint_whose_tensors_are_not_the_models_meets_no_kernel(
 def test_a_locked_output_is_not_touched(done_10: Path, run: Run) -> None:
     before = files(done_10)
     with RunLock(done_10 / "chk-LATEST.gguf"):
-        refused(resume(run, done_10), 3, "another run is writing it", str(os.getpid()))
+        refused(resume(run, done_10), 3, "another run is writing to it", str(os.getpid()))
     assert files(done_10) == before
     load_model(done_10 / "toy.gguf")
