@@ -181,10 +181,10 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
             f"{where} contains no data: no train.jsonl and no file that ends in {endings}"
         )
     left_out = [n for n in names if n not in set(files)]
-    notes = [f"{where}: {len(files)} files are read"] if len(files) > 1 else []
+    notes = [f"{where}: reading {len(files)} files"] if len(files) > 1 else []
     if left_out:
         listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notes.append(f"{where}: {len(left_out)} files are not read: {shown(listed, 200)}")
+        notes.append(f"{where}: ignoring {len(left_out)} files: {shown(listed, 200)}")
     return Chosen(files, notes)
 
 

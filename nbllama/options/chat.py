@@ -59,7 +59,7 @@ class MainOptions:
         off=["--no-escape"],
     )  # fmt: skip
     display_prompt: bool = _text(
-        None, True, "print the prompt too", off=["--no-display-prompt"], shown_default="on"
+        None, True, "also print the prompt", off=["--no-display-prompt"], shown_default="on"
     )
     reverse_prompt: tuple[str, ...] = _text(
         Text("TEXT"), (), "stop when this text is generated and, in interactive mode, read your "

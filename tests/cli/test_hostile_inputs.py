@@ -163,7 +163,7 @@ CASES = [
     # texts
     ("main", f"{M} -f folder", 2, "cannot read the prompt folder"),
     ("main", f"{M} -f empty", 2, "the prompt empty is empty"),
-    ("main", f"{M} -f text.txt -c 16", 2, "the context of 16 has room for 12"),
+    ("main", f"{M} -f text.txt -c 16", 2, "a context of 16 tokens has room for only 12"),
     ("main", f"{M} -p \udcff", 2, "lone surrogate"),
     ("main", rf"{M} -p \xff -e", 2, "is not UTF-8"),
     ("main", f"{M} -p x -f text.txt", 2, "--prompt and --file: pass only one of them"),

@@ -9,7 +9,7 @@ from nbllama.options.data import record_option
 from nbllama.options.parser import Saved, option
 from nbllama.options.values import Words
 
-_text = partial(option, "Samples of plain text")
+_text = partial(option, "Plain-text samples")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SampleOptions:
     share_prompts: bool | None = record_option(
         None,
         None,
-        "compute a prefix that samples of a batch share only once; the loss is bit-identical",
+        "if samples of a batch share a prefix, compute it only once; the loss is bit-identical",
         off=["--no-share-prompts"],
         shown_default="on, except with --lora-dropout or --compat",
         saved=Saved(39, taken=True, may_change=True),
@@ -37,7 +37,7 @@ class SampleOptions:
     group_prompts: bool = record_option(
         None,
         False,
-        "put samples with the same prefix into the same batches, so that more of it is shared",
+        "put samples with the same prefix into the same batches, so that more tokens are shared",
         off=["--no-group-prompts"],
         saved=Saved(40),
         only="records",
@@ -96,7 +96,7 @@ class SampleOptions:
     sample_random_offsets: bool = _text(
         None,
         False,
-        "start the first sample of each row at a random token",
+        "start the first sample of each row at a random token of the sample",
         saved=Saved(23),
         only="text",
     )

@@ -10,8 +10,8 @@ from nbllama.options.parser import Saved, option
 from nbllama.options.values import Choice, Real, Text, Whole
 
 _val = partial(option, "Validation and samples")
-_stop = partial(option, "Early end")
-_old = partial(option, "Coming from the old finetune")
+_stop = partial(option, "Early stopping")
+_old = partial(option, "Compatibility with the old finetune")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class EndOptions:
     opt_past: int = _stop(
         Whole(0, 1 << 20),
         0,
-        "for --opt-delta, compare the loss with the loss this many iterations earlier; 0: off",
+        "compare the loss with the loss this many iterations earlier (see --opt-delta); 0: off",
     )
     opt_delta: float = _stop(
         Real(-inf), 1e-5, "relative change of the loss below which --opt-past stops the run"

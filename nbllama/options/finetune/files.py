@@ -80,7 +80,7 @@ class FileOptions:
     keep_last: int | None = _files(
         Whole(),
         None,
-        "number of numbered checkpoints and adapters to keep; older ones are deleted; 0: keep all",
+        "how many numbered checkpoints and adapters to keep; older ones are deleted; 0: all",
         shown_default="all for plain text, 2 for records",
     )
     log: str = _files(
@@ -93,7 +93,7 @@ class FileOptions:
     report: str = _files(
         Text(),
         "",
-        "write a page about the run; without --log, the log is written next to it",
+        "write an HTML page about the run; without --log, the log is written next to it",
         shown_default="off",
         file="writes",
     )

@@ -94,7 +94,7 @@ class LoraOptions:
     lora_dropout: float = _lora(
         Real(0, 1, below=True),
         0.0,
-        "dropout probability of the inputs to a block's pairs during training",
+        "dropout probability for the inputs of the LoRA pairs during training",
         saved=Saved(30),
         without=0.0,
     )

@@ -20,8 +20,8 @@ class ManyOptions:
         Whole(),
         None,
         "sum the gradients of N micro-batches (a power of two) before adding them to the step's "
-        "gradient; 0: of all. This changes the last digits. Required to spread a step over "
-        "several workers",
+        "gradient; 0: all of them. Changes the last digits of the results. Required to spread a "
+        "step over several workers",
         shown_default="0",
         saved=Saved(49, taken=True),
         without=0,
@@ -36,8 +36,8 @@ class ManyOptions:
     model_dir: str = _many(
         Text("FOLDER"),
         "",
-        "folder on the worker machines that contains the base model, identified by its sha256, or "
-        "will receive a copy",
+        "folder for the base model on the worker machines; a file with its sha256 is used if "
+        "present, otherwise the model is copied there",
         shown_default="~/.cache/nbllama/models",
     )
     allow_mixed_cpu: bool = _many(

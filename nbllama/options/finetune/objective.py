@@ -43,7 +43,7 @@ class ObjectiveOptions:
     label_smoothing: float | None = _objective(
         Real(0, 0.5, below=True),
         None,
-        "assumed share of pairs with swapped sides, for dpo and simpo",
+        "assumed share of pairs whose sides are swapped, for dpo and simpo",
         shown_default="0",
         saved=Saved(43),
         without=0.0,

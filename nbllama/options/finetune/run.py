@@ -10,7 +10,7 @@ from nbllama.options.parser import Saved, option
 from nbllama.options.values import Port, Size, Whole
 
 _run = partial(option, "Run")
-_data = partial(option, "Length of the run and batches")
+_data = partial(option, "Run length and batches")
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class RunOptions:
         Whole(-(2**31)),
         None,
         "passes over the data in this run; 0 or less: no limit",
-        shown_default="no limit for plain text; for records it depends on their number",
+        shown_default="no limit for plain text; for records, depends on their number",
     )
     batch: int = _data(  # None until `nbllama.train.run.plan` sets it
         Whole(1, 65536),
         None,
         "samples per forward and backward pass; with --packing, this many times --ctx tokens",
         also=["-b"],
-        shown_default="8 for plain text; for records it depends on their number",
+        shown_default="8 for plain text; for records, depends on their number",
         saved=Saved(1, taken=True),
     )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches per iteration", saved=Saved(2))

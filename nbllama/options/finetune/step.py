@@ -29,7 +29,7 @@ class StepOptions:
         "peak learning rate",
         also=["--lr", "--learning-rate"],
         first="--lr",
-        shown_default=f"0.001 for plain text; for records it depends on the model's size{_RATE}",
+        shown_default=f"0.001 for plain text; for records, depends on the model size{_RATE}",
         saved=Saved(4, taken=True),
     )
     lr_schedule: str = _rate(
@@ -42,7 +42,7 @@ class StepOptions:
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "share of the iterations up to --cos-decay-steps over which wsd lowers the learning rate",
+        "share of the schedule, at its end, over which wsd lowers the learning rate",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(

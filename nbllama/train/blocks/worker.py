@@ -223,7 +223,7 @@ def misfit(mine: Mapping[str, str], theirs: Mapping[str, str], *, mixed_cpu: boo
             if name in _OF_CPU
             else ""
         )
-        return f"{name} is {other} there, {value} here{more}"
+        return f"{name} is {other} on the worker, but {value} here{more}"
     return ""
 
 
