@@ -86,7 +86,9 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
             raise f.error(f"key '{key}'", f"{shown(found)}, must be {value}")
     arch = f.get("general.architecture", "str")
     if wanted is not None and arch != wanted:
-        raise f.error("key 'general.architecture'", f"{shown(arch)}, the base model is {wanted}")
+        raise f.error(
+            "key 'general.architecture'", f"{shown(arch)}, but the base model is {wanted}"
+        )
     if _INVOCATION in f.metadata:
         raise f.error(f"key '{_INVOCATION}'", "an activated LoRA (aLoRA), which is not supported")
     alpha = f.get(_ALPHA, "float")

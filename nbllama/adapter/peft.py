@@ -226,7 +226,9 @@ def read_peft(path: Path, base: Base) -> Stored:
             a, b = (None if x is None else x.T for x in (b, a))
         if head_dim and b is not None and is_turned(name):
             if head_dim % 2 or len(b) % head_dim:
-                raise refuse(weights, f"tensor '{name}'", f"{len(b)} rows, heads of {head_dim}")
+                raise refuse(
+                    weights, f"tensor '{name}'", f"{len(b)} rows, but heads of size {head_dim}"
+                )
             b = rows_to_gguf(b, head_dim)
         pairs[name] = joined(weights, name, a, b)
     return _scaled(path, config, pairs, modules, base)
@@ -261,7 +263,7 @@ def _unknown(key: str) -> str:
         return "DoRA, which no other format supports: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
         return "not half of a LoRA pair: a whole tensor (modules_to_save); no format can store it"
-    return "not half of a LoRA pair of a tensor that can have one here"
+    return "not half of a LoRA pair of a supported tensor"
 
 
 def _scaled(

@@ -48,7 +48,8 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
         if rest in _WHOLE_SCALES and f"{weight}.weight" in expected:
             raise f.error(
                 f"tensor '{shown(unknown)}'",
-                "is a scale for a whole tensor, as some NVFP4 files have, which is not supported; "
+                "is a scale for a whole tensor (found in some NVFP4 files), which is not "
+                "supported; "
                 "convert the model to a different type, such as Q8_0",
             )
         raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
@@ -83,4 +84,6 @@ def check_token_ids(f: GGUFFile, hp: Hparams) -> None:
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
             value = f.count(key, MAX_COUNT)
             if value >= hp.n_vocab:
-                raise f.error(f"key '{key}'", f"{value}, vocabulary has {hp.n_vocab} tokens")
+                raise f.error(
+                    f"key '{key}'", f"{value}, but the vocabulary has {hp.n_vocab} tokens"
+                )

@@ -265,5 +265,5 @@ def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int
         )
     vocab_size = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
     if vocab_size != n_vocab:
-        warnings.append(f"{row.name}.vocab_size is {vocab_size}, token_embd has {n_vocab} rows")
+        warnings.append(f"{row.name}.vocab_size is {vocab_size}, but token_embd has {n_vocab} rows")
     return n_vocab

@@ -106,7 +106,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
         known = slot_of(name)
         assert known is not None, "pairs() lets only known names pass"
         if pair.rank != ranks[known[0].name]:
-            stated = f"rank {pair.rank}, its key says {ranks[known[0].name]}"
+            stated = f"rank {pair.rank}, but its key says {ranks[known[0].name]}"
             raise f.error(f"tensor '{name}.lora_a'", stated)
 
 

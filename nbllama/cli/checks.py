@@ -101,7 +101,7 @@ def merged_check(
     if size > free:
         print(
             f"merged: not compared because {memory(size)} does not fit in {shown(folder, 400)} "
-            f"({memory(free)} free); set TMPDIR to another folder"
+            f"({memory(free)} free); set TMPDIR to a different folder"
         )
         return []
     with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:

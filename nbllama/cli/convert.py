@@ -78,7 +78,9 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
         )
     theirs = next((key for key in f.metadata if key.startswith(f"{new}.")), None)
     if theirs is not None:
-        raise f.error(f"key '{shown(theirs)}'", f"is already a key of {new}, in a model of {old}")
+        raise f.error(
+            f"key '{shown(theirs)}'", f"is a key of {new}, but the model is a {old} model"
+        )
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:

@@ -60,7 +60,7 @@ def _run(words: list[str]) -> None:
                 whole = rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
         if auto:
             if rounder is None:
-                raise UsageError("--outtype auto needs a sample: pass --calibrate DATA")
+                raise UsageError("--outtype auto requires a sample: pass --calibrate DATA")
             whole = spool = stack.enter_context(spool_beside(options.model_out))
             with Progress() as progress:
                 chosen = plan(f, mix(parts), rounder, spool, progress=progress)

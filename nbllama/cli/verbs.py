@@ -14,7 +14,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export-lora": ("nbllama.cli.export_lora", "merge adapters into a model"),
     "quantize": ("nbllama.cli.quantize", "convert a model to a different weight type"),
     "convert-lora": ("nbllama.cli.convert_lora", "convert an adapter to a different file format"),
-    "convert": ("nbllama.cli.convert", "rename the keys of a Baichuan model to those of llama"),
+    "convert": ("nbllama.cli.convert", "rename a Baichuan model's keys to llama's keys"),
     "inspect": ("nbllama.cli.inspect", "show what is in a model, checkpoint or adapter"),
     "peek": ("nbllama.cli.peek", "show any tensor by name"),
     "gradcheck": ("nbllama.cli.gradcheck", "check the gradients of a model"),

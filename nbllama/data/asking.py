@@ -71,8 +71,8 @@ class PromptReader:
         for file, held, n_lines in found:
             if held is None:
                 raise DataError(
-                    f"{shown(file, 400)} contains plain text, but --objective grpo needs records "
-                    "with a prompt"
+                    f"{shown(file, 400)} contains plain text, but --objective grpo requires "
+                    "records with a prompt"
                 )
             parts.append(Part(file, first))
             every += [Entry(first + line - 1, record) for line, record in held]

@@ -49,7 +49,7 @@ def take_adapters(
 
     def value(name: str) -> str:
         if not rest or plain(rest[0].partition("=")[0]) in by_name:
-            raise UsageError(f"{name} needs a value")
+            raise UsageError(f"{name} requires a value")
         return rest.pop(0)
 
     while rest:

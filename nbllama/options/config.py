@@ -66,7 +66,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
                 f"{where}: an options file cannot refer to another options file; remove the line"
             )
         if found is not None and found.dest in seen:
-            raise UsageError(f"{where}: {key.value} was given before, as {seen[found.dest]}")
+            raise UsageError(f"{where}: {key.value} was already given as {seen[found.dest]}")
         if found is None:
             raise UsageError(f"{where}: {unknown(name, list(by_name), familiar)}")
         new = _words(where, name, found, value)

@@ -29,7 +29,7 @@ class GradcheckOptions:
     model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
         Text(), "", "adapter to check the gradients with",
-        shown_default="random A and B on every tensor that takes a pair",
+        shown_default="random A and B on every tensor that can have a pair",
     )  # fmt: skip
     data: str = _files(
         Text(),

@@ -122,7 +122,7 @@ QUANTIZE_PROG = "python -m nbllama.quantize"
 _QUANTIZE_ABOUT = "Convert a GGUF model to a different weight type."
 _QUANTIZE_EPILOG = f"""TYPE, in upper or lower case: {_TYPES}
 (q3_k, q4_k and q5_k mean q3_k_m, q4_k_m and q5_k_m). Each tensor gets the type that llama.cpp
-would choose; --pure gives all of them the same.
+would choose; --pure uses one type for all matrices.
 
 exit codes: 0 success, 1 failure, 2 bad usage or bad file, 3 output cannot be written, 4 out of
 memory, 130 interrupted by Ctrl-C"""

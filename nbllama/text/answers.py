@@ -120,8 +120,8 @@ def _after_open(
     if mark is not None:
         raise MessageError(
             [number],
-            f": the marks of its thought ('{mark.group()}') are not those of the chat template "
-            f"('{held.opener.strip()}'); put the thought under \"reasoning_content\"",
+            f": its thought is marked with '{mark.group()}', but the chat template uses "
+            f"'{held.opener.strip()}'; put the thought under \"reasoning_content\"",
         )
     if not closer:
         closer = _DEFAULT_CLOSER if held.closer == "</think>" else held.closer

@@ -100,7 +100,11 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ("M10j", edit("tensor", "blk.0.attn_q.bias", (C + 1,)), "shape (33,), expected (32,)"),
     ("M10k", edit("tensor", "rope_freqs.weight", (D,)), "shape (8,), expected (4,)"),
     ("M10l", edit("tensor", "rope_freqs.weight", (4,), 1), "'rope_freqs.weight': must be F32"),
-    ("M10n", edit("tensor", "blk.0.attn_q.scale", (1,)), "as some NVFP4 files have, which is not"),
+    (
+        "M10n",
+        edit("tensor", "blk.0.attn_q.scale", (1,)),
+        "(found in some NVFP4 files), which is not",
+    ),
     ("M10m", factors(1, 2, 0, 4), "'rope_freqs.weight': must be positive and finite"),
     ("M10n", factors(1, 2, F32_NAN, 4), "'rope_freqs.weight': must be positive and finite"),
     ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, must be even, from 2 to the head size 8"),

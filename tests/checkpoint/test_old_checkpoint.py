@@ -164,7 +164,7 @@ BAD = {
     "count as text": (put("training.iteration_count", "3", TEXT), "training.iteration_count"),
     "count as float": (put("training.sample_count", 6.0, F32), "training.sample_count"),
     "rank as text": (put("training.lora.rank.attn_q", "2", TEXT), "training.lora.rank.attn_q"),
-    "other rank": (put("training.lora.rank.attn_q", 3, U32), "rank 2, its key says 3"),
+    "other rank": (put("training.lora.rank.attn_q", 3, U32), "rank 2, but its key says 3"),
     "rank missing": (drop("training.lora.rank.ffn_up"), "rank.ffn_up': is missing"),
     "size as float": (put("llama.block_count", 2.0, F32), "llama.block_count"),
     "eps as text": (put("llama.attention.layer_norm_rms_epsilon", "x", TEXT), "_rms_epsilon"),

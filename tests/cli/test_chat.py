@@ -120,7 +120,7 @@ def test_contexts(folder: Path, ask: Ask) -> None:
     _, err = ask("-p", "the hen", "-c", "16", "--context-shift", "-n", "-2")
     assert "full" in err
     _, err = ask("-p", "the", "-c", "300", "-n", "2")
-    assert "warning: context 300 is longer than the 256 the model was trained with\n" in err
+    assert "warning: context 300 is longer than the 256 tokens the model was trained with\n" in err
     _, err = ask("-p", "the", "-c", "2", "-n", "2")
     assert "the context is raised to the minimum of 8 tokens" in err
 

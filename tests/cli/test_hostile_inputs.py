@@ -115,7 +115,7 @@ ADAPTERS = [
     ("nan-alpha.gguf", 5, "nan, must be above 0"),
     ("half.gguf", 5, "its pair has no lora_b"),
     ("deep.gguf", 5, "the base model has no such tensor"),
-    ("qwen2.gguf", 5, "qwen2, the base model is llama"),
+    ("qwen2.gguf", 5, "qwen2, but the base model is llama"),
 ]
 SCALES = [
     ("nan", 2, "scale 'nan' is not a number"),

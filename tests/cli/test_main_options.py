@@ -127,7 +127,7 @@ def test_adapters_are_taken_in_order() -> None:
         ("-m m --lora-scaled a much", "scale 'much' is not a number"),
         ("-m m --lora-scaled a:1,b", "each item must be FILE:SCALE"),
         ("-m m --grammar x", "unknown option '--grammar'"),
-        ("-m", "-m needs a value"),
+        ("-m", "-m requires a value"),
     ],
 )
 def test_what_cannot_be(argv: str, said: str) -> None:

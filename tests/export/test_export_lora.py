@@ -188,7 +188,7 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*good, "-s", lora, "much"], 2, "scale 'much' is not a number"),
         ([*good, "-s", f"{lora}:nan"], 2, "scale 'nan' is not a number"),
         ([*good, "-s", lora], 2, "the scale is missing"),
-        ([*good, "-s"], 2, "-s needs a value"),
+        ([*good, "-s"], 2, "-s requires a value"),
         ([*good, "-l", ","], 2, "the file name is empty"),
         ([*good, "--nonsense"], 2, "unknown option"),
         ([*good, "--sample", tmp_path / "no.txt"], 2, "no such file"),

@@ -165,7 +165,7 @@ def test_a_checkpoint_from_before() -> None:
         ("--adam-iter 4 --lr-decay-steps 1 --lr-decay-min 0 --warmup 0", "all 4 iterations: the"),
         (
             "--adam-iter 1 --lr-decay-steps 1 --lr-decay-min 0 --warmup 0",
-            "in the one iteration",
+            "in the only iteration",
         ),
         ("--adam-iter 9 --enable-restart --lr-decay-steps 1 --lr-decay-min 0 --warmup 0", "all 9"),
     ],
@@ -189,7 +189,7 @@ def test_a_continuation_without_a_rate_is_refused() -> None:
 
 def test_the_old_tool_is_followed_also_at_rate_0() -> None:
     _, _, lines, rates = run_of("--adam-iter 1 --compat", kind="raw")
-    told = "the learning rate is 0 in the one iteration, as in the old tool"
+    told = "the learning rate is 0 in the only iteration, as in the old tool"
     assert rates == [0.0] and lines[-1] == told
 
 

@@ -59,7 +59,7 @@ def test_outputs_without_a_checkpoint_are_kept(folder: Path, run: Run) -> None:
 
 def test_a_fresh_start_is_asked_for_by_force(folder: Path, run: Run) -> None:
     assert run(short(*FILES)).code == 0
-    refused(run(short(*FILES)), 2, "is complete: 2 iterations")
+    refused(run(short(*FILES)), 2, "is complete (2 iterations)")
     refused(run(short(*FILES, "--checkpoint-in=")), 2, "already exists", "--checkpoint-in")
     refused(run(short(*FILES, "--checkpoint-in", "none.gguf")), 2, "already exists")
     assert run(short(*FILES, "--force")).code == 0

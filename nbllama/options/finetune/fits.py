@@ -62,7 +62,7 @@ def check_objective(options: Any) -> None:
     if options.reference == NONE and options.beta:
         raise UsageError(
             f"--reference none and --beta {options.beta:g}: there is no KL without a reference; "
-            "pass --beta 0, or another reference"
+            "pass --beta 0, or a different reference"
         )
 
 

@@ -113,7 +113,7 @@ def load_data(
                 f"data contain {words[data.kind]}"
             )
     elif options.early_stop:
-        raise UsageError("--early-stop needs validation data: pass --val-data or --val-split")
+        raise UsageError("--early-stop requires validation data: pass --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
         data = Packed(data, bool(options.share_prompts))
     return options, data, validation

@@ -156,7 +156,7 @@ def check_rates(
 
 
 def _all(n_iter: int) -> str:
-    return f"in all {n_iter} iterations" if n_iter > 1 else "in the one iteration"
+    return f"in all {n_iter} iterations" if n_iter > 1 else "in the only iteration"
 
 
 def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:

@@ -88,7 +88,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
             own = ["--config", outputs.config]
         raise CheckpointError(
             f"{e}; continue that run with: {_command([*own, '--checkpoint-in', newest])}; start "
-            f"another run with: {_command(_renamed(words, options))}; or replace its files with "
+            f"a new run with: {_command(_renamed(words, options))}; or replace its files with "
             "--force"
         ) from e
 

@@ -236,7 +236,7 @@ def test_a_cluster_needs_a_token(tmp_path: Path) -> None:
 def test_who_can_join() -> None:
     mine = facts()
     assert misfit(mine, mine, mixed_cpu=False) == ""
-    assert "numba is 0.1 there" in misfit(mine, mine | {"numba": "0.1"}, mixed_cpu=True)
+    assert "numba is 0.1 on the worker" in misfit(mine, mine | {"numba": "0.1"}, mixed_cpu=True)
     other = mine | {"cpu": "z80"}
     assert "--allow-mixed-cpu" in misfit(mine, other, mixed_cpu=False)
     assert misfit(mine, other, mixed_cpu=True) == ""
