@@ -88,8 +88,8 @@ def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
         )
     if tied:
         notes.append(
-            "llama.cpp aborts on LoRA on token_embd if the output is tied to it, as in this "
-            "model: merge the adapter into the model instead of loading it"
+            "llama.cpp aborts if an adapter has LoRA on token_embd and the output is tied to it, "
+            "as in this model: merge the adapter into the model instead of loading it"
         )
     return notes
 

@@ -293,7 +293,7 @@ class Spread:
             running.late = True
             if step.has(running.unit):
                 self.say(
-                    f"the worker {worker} has not answered for {now - running.start:.0f} s; block "
+                    f"worker {worker} has not answered for {now - running.start:.0f} s; block "
                     f"{running.unit.number} is also being computed elsewhere"
                 )
                 step.back(running.unit, running.audit)

@@ -159,7 +159,7 @@ class Loop:
         self.outputs.write_report(self.ui.note)
         if overfits:
             self.ui.note(
-                "warning: since iteration {watch.best_at}, the training loss has fallen but the "
+                f"warning: since iteration {watch.best_at}, the training loss has fallen but the "
                 "validation loss has risen: the adapter is memorising the training data; "
                 "--early-stop ends such runs, and the best adapter is kept"
             )
