@@ -197,7 +197,7 @@ MODELS: dict[str, Thin] = {
     ),
     "phi3, mini": Thin("phi3", {"fused": True, "n_head_kv": 4}),
     "phi3, medium (GQA)": Thin("phi3", {"fused": True, "tokenizer": "bpe"}),
-    "phi3, Phi-4-mini (a part of the head turns)": Thin(
+    "phi3, Phi-4-mini (partial RoPE)": Thin(
         "phi3", {"fused": True, "tied": True, "n_rot": 12, "tokenizer": "bpe"}, WIDE | {"n_rot": 48}
     ),
     "deepseek, dense": Thin("deepseek", {"keys": DENSE}),
@@ -291,7 +291,7 @@ MODELS: dict[str, Thin] = {
         "starcoder2",
         GELU | {"tied": True},
     ),
-    "stablelm, 3B (a part of the head turns)": Thin(
+    "stablelm, 3B (partial RoPE)": Thin(
         "stablelm", LAYER_NORM | {"n_rot": 4, "n_head_kv": 4}, WIDE | {"n_rot": 16}
     ),
     "stablelm, 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),

@@ -189,7 +189,7 @@ def test_other_bad_arguments(model: Model) -> None:
     adapter = toy_adapter(model)
     with pytest.raises(ValueError, match="no position has a target"):
         nbllama.loss_and_gradients(model, adapter, [5])
-    with pytest.raises(ValueError, match="3 tokens, 2 targets"):
+    with pytest.raises(ValueError, match="3 tokens, but 2 targets"):
         nbllama.loss_and_gradients(model, adapter, [1, 2, 3], [4, 5])
     with pytest.raises(ValueError):
         nbllama.logits(model, [])

@@ -76,20 +76,20 @@ def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
         notes = norms_line(norms)
         if tied:
             notes.append(
-                "PEFT adds LoRA of token_embd only to the embedding, not to the output that is"
-                " tied to it in this model: merge the adapter into the model instead"
+                "PEFT applies LoRA on token_embd only to the embedding, not to this model's tied "
+                "output: merge the adapter into the model instead"
             )
         return notes
     notes = []
     if norms:
         notes.append(
             f"llama.cpp ignores LoRA on norm vectors ({len(norms)} here, such as {norms[0]}):"
-            " merge the adapter into the model to use all that was trained"
+            " merge the adapter into the model to use every trained pair"
         )
     if tied:
         notes.append(
-            "llama.cpp aborts on LoRA of token_embd if the output is tied to it, as in this"
-            " model: merge the adapter into the model instead of loading it"
+            "llama.cpp aborts if an adapter has LoRA on token_embd and the output is tied to it, "
+            "as in this model: merge the adapter into the model instead of loading it"
         )
     return notes
 

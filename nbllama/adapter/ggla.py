@@ -46,7 +46,9 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
     finite.
     """
     if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
-        raise UsageError(f"a .bin cannot store LoRA on experts, but {routed} has a pair: use .gguf")
+        raise UsageError(
+            f"a .bin file cannot store LoRA on experts, but {routed} has a pair: use .gguf"
+        )
     alpha, r, notes = _header(stored)
     records, inexact = [], []
     for name in sorted(stored.pairs, key=tensor_index):
@@ -70,7 +72,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
             at += len(head) + data.nbytes
     if notes:
         return notes
-    return rounded(inexact, "a .bin has one scale for all pairs")
+    return rounded(inexact, "a .bin file stores one scale for all pairs")
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
@@ -80,8 +82,8 @@ def _header(stored: Stored) -> tuple[int, int, list[str]]:
     if max(top, bottom) <= _MAX_INT:
         return top, bottom, []
     line = (
-        f"a .bin has whole numbers for alpha and r, but alpha is {stored.alpha:g}: every lora_b was"
-        " multiplied to compensate, and so rounded (at most 1.2e-7 of each value)"
+        f"a .bin file stores alpha and r as whole numbers, but alpha is {stored.alpha:g}: every "
+        "lora_b was rescaled to compensate, which rounded its values (by at most 1.2e-7 of each)"
     )
     return stored.lora_r, stored.lora_r, [line]
 
@@ -102,7 +104,7 @@ def read_ggla(path: Path) -> Stored:
                 raise f.error(f"tensor '{shown(base)}{_HALVES[half]}'", "appears twice")
             pair_halves[half] = x
         if not halves:
-            raise f.error("file", "contains no pair")
+            raise f.error("file", "contains no pairs")
     pairs = {n: joined(path, n, None if a is None else a.T, b) for n, (a, b) in halves.items()}
     scale, lora_r, whole = alpha / r, r, float(alpha)
     if r > MAX_RANK:  # the writer turned a fraction into integers

@@ -41,7 +41,7 @@ def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
     """
     base = stored.base
     if base.arch is None:
-        raise UsageError("a GGUF adapter names its architecture: pass --model-base FILE")
+        raise UsageError("a GGUF adapter must name its architecture: pass --model-base FILE")
     tensors, inexact = [], []
     for name in sorted(stored.pairs, key=tensor_index):
         a = stored.pairs[name].a
@@ -86,7 +86,9 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
             raise f.error(f"key '{key}'", f"{shown(found)}, must be {value}")
     arch = f.get("general.architecture", "str")
     if wanted is not None and arch != wanted:
-        raise f.error("key 'general.architecture'", f"{shown(arch)}, the base model is {wanted}")
+        raise f.error(
+            "key 'general.architecture'", f"{shown(arch)}, but the base model is {wanted}"
+        )
     if _INVOCATION in f.metadata:
         raise f.error(f"key '{_INVOCATION}'", "an activated LoRA (aLoRA), which is not supported")
     alpha = f.get(_ALPHA, "float")
@@ -104,9 +106,9 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
             a, b = (None if b is None else b.T), a
         pairs[name] = joined(f.path, name, a, b)
     if 2 * len(pairs) != len(f.tensors) - len(stray):
-        raise f.error("file", "contains more than LoRA pairs")
+        raise f.error("file", "contains tensors other than LoRA pairs")
     if not pairs:
-        raise f.error("file", "contains no pair")
+        raise f.error("file", "contains no pairs")
     largest = max(pair.rank for pair in pairs.values())
     lora_r = f.count(_LORA_R, 1 << 20, low=1, default=largest)
     head_dim = f.count(_HEAD_DIM, 1 << 20, low=1, default=None)

@@ -61,8 +61,8 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     names = [name for name in names if name not in norms]
     if not names:
         raise UsageError(
-            "a PEFT folder cannot store LoRA on norm vectors, and this adapter has nothing else; "
-            "use .gguf"
+            "a PEFT folder cannot store LoRA on norm vectors, and this adapter contains nothing "
+            "else; use .gguf"
         )
     head_dim = _head_dim(stored.base, names)
     check_heads(stored.base, names)
@@ -104,8 +104,8 @@ def _head_dim(base: Base, names: list[str]) -> int:
         return 0
     if base.head_dim is None:
         raise UsageError(
-            "Hugging Face has another row order in attn_q and attn_k, which depends on the size of "
-            "a head: pass --model-base FILE"
+            "Hugging Face uses a different row order in attn_q and attn_k, which depends on the "
+            "head size: pass --model-base FILE"
         )
     return base.head_dim
 
@@ -205,7 +205,7 @@ def read_peft(path: Path, base: Base) -> Stored:
         if half is None:
             raise refuse(weights, f"tensor '{shown(key, 200)}'", _unknown(key))
         if x.ndim != 2:
-            raise refuse(weights, f"tensor '{key}'", "one dimension, must be two")
+            raise refuse(weights, f"tensor '{key}'", "one dimension, expected two")
         pair_halves = read.setdefault((half.name, half.expert), [None, None])
         if pair_halves[half.is_b] is not None:
             raise refuse(weights, f"tensor '{key}'", "appears twice")
@@ -216,7 +216,7 @@ def read_peft(path: Path, base: Base) -> Stored:
             raise refuse(weights, "file", f"pairs of several adapters: {listed}")
         modules[half.name] = half.module
     if not read:
-        raise refuse(weights, "file", "contains no pair")
+        raise refuse(weights, "file", "contains no pairs")
     halves = _of_all_experts(weights, read)
     head_dim = _head_dim(base, list(halves))
     check_heads(base, list(halves))
@@ -226,7 +226,9 @@ def read_peft(path: Path, base: Base) -> Stored:
             a, b = (None if x is None else x.T for x in (b, a))
         if head_dim and b is not None and is_turned(name):
             if head_dim % 2 or len(b) % head_dim:
-                raise refuse(weights, f"tensor '{name}'", f"{len(b)} rows, heads of {head_dim}")
+                raise refuse(
+                    weights, f"tensor '{name}'", f"{len(b)} rows, but heads of size {head_dim}"
+                )
             b = rows_to_gguf(b, head_dim)
         pairs[name] = joined(weights, name, a, b)
     return _scaled(path, config, pairs, modules, base)
@@ -261,7 +263,7 @@ def _unknown(key: str) -> str:
         return "DoRA, which no other format supports: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
         return "not half of a LoRA pair: a whole tensor (modules_to_save); no format can store it"
-    return "not half of a LoRA pair of a tensor that can have one here"
+    return "not half of a LoRA pair of a supported tensor"
 
 
 def _scaled(

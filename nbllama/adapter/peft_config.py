@@ -101,7 +101,9 @@ def _map(path: Path, found: dict[str, Any], key: str) -> Any:
 def _name(path: Path, name: str) -> str:
     """Return a module's name; PEFT accepts any regular expression, but few are in use."""
     if not _NAME.fullmatch(name):
-        raise refuse(path, f"pattern '{shown(name)}'", "a regular expression; only names are read")
+        raise refuse(
+            path, f"pattern '{shown(name)}'", "a regular expression; only names are supported"
+        )
     # "[0-9]+": every expert of a block, `hf_names.EXPERT` here
     return name.removesuffix("$").replace("\\.", ".").replace("[0-9]+", "{e}")
 

@@ -67,7 +67,7 @@ class Adapter(pairs.Adapter):
         """
         if self.hp is None:
             raise UsageError(
-                "which base model is this adapter for? Use nbllama.save_adapter(path, adapter,"
+                "the base model of this adapter is unknown; use nbllama.save_adapter(path, adapter,"
                 " model)"
             )
         return save_adapter(path, self, self.hp)

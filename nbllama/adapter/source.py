@@ -53,7 +53,7 @@ class Source:
             raise self.error(what, f"{n} bytes from {self.at} on, but the file ends at {self.size}")
         data = self._file.read(n)
         if len(data) != n:
-            raise self.error(what, "the file became shorter during reading")
+            raise self.error(what, "the file was truncated while being read")
         self.at += n
         return data
 

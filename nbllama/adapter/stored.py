@@ -58,8 +58,8 @@ class Base(NamedTuple):
             return HF_MODULES
         if not self._row.hf_modules:
             raise UsageError(
-                f"Hugging Face's models of architecture {self.arch} have other matrices than its "
-                "GGUF files: a PEFT folder cannot store this adapter; use .gguf or .bin"
+                f"Hugging Face's models of architecture {self.arch} have different matrices from "
+                "its GGUF files: a PEFT folder cannot store this adapter; use .gguf or .bin"
             )
         return self._row.hf_modules
 
@@ -176,7 +176,7 @@ def fitting(path: object, stored: Stored, base: Base) -> Stored:
             if name not in base.shapes:
                 raise refuse(path, where, "has a pair, but the base model has no such tensor")
             if pair.shape != (wanted := pair_shape(base.shapes[name])):
-                problem = f"its pair is for a {pair.shape} matrix, the base model has {wanted}"
+                problem = f"its pair is for a {pair.shape} matrix, but the base model has {wanted}"
                 raise refuse(path, where, problem)
     return stored.known(base)
 
@@ -209,6 +209,6 @@ def rounded(names: Iterable[str], why: str) -> list[str]:
     if not changed:
         return []
     return [
-        f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was multiplied to"
-        " compensate, and so rounded (at most 1.2e-7 of each value)"
+        f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was rescaled to "
+        "compensate, which rounded its values (by at most 1.2e-7 of each)"
     ]

@@ -67,7 +67,7 @@ def read_blocks(
             raise f.error(
                 f"key '{key}'",
                 f"{n_layer - start}: block {i} would use the keys and values of block {of}, "
-                "which has another kind of attention",
+                "which has a different kind of attention",
             )
         heads = (own, own_rot) if has_window[i] else (head_dim, n_rot)
         blocks.append(

@@ -48,8 +48,9 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
         if rest in _WHOLE_SCALES and f"{weight}.weight" in expected:
             raise f.error(
                 f"tensor '{shown(unknown)}'",
-                "is a scale for a whole tensor, as some NVFP4 files have, which is not supported; "
-                "convert the model to another type, such as Q8_0",
+                "is a scale for a whole tensor (found in some NVFP4 files), which is not "
+                "supported; "
+                "convert the model to a different type, such as Q8_0",
             )
         raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
     if ROPE_FACTORS in f.tensors:
@@ -57,8 +58,8 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
     lines = []
     if idle := unused_tensors(hp) & f.tensors.keys():
         lines.append(
-            f"{len(idle)} tensors of keys and values are not used: their blocks use those of "
-            "earlier blocks"
+            f"{len(idle)} key and value tensors are not used: their blocks reuse the keys and "
+            "values of earlier blocks"
         )
     if unused:
         lines.append(f"{hp.next_blocks} block that predicts a later token is not used")
@@ -83,4 +84,6 @@ def check_token_ids(f: GGUFFile, hp: Hparams) -> None:
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
             value = f.count(key, MAX_COUNT)
             if value >= hp.n_vocab:
-                raise f.error(f"key '{key}'", f"{value}, vocabulary has {hp.n_vocab} tokens")
+                raise f.error(
+                    f"key '{key}'", f"{value}, but the vocabulary has {hp.n_vocab} tokens"
+                )

@@ -71,7 +71,7 @@ def read_experts(
     used = size(f, f"{arch}.expert_used_count", count)
     groups = f"{arch}.expert_group_count"
     if f.count(groups, MAX_COUNT, default=1) > 1:
-        raise f.error(f"key '{groups}'", "experts that are chosen by groups are not supported")
+        raise f.error(f"key '{groups}'", "choosing experts by group is not supported")
     width_key = f"{arch}.feed_forward_length"
     if row.own_width and (key := f"{arch}.expert_feed_forward_length") in f.metadata:
         width_key = key

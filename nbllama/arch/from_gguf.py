@@ -164,7 +164,7 @@ def _row(f: GGUFFile) -> ArchRow:
             raise f.error(f"key '{name}.{key}'", f"{not value} is not supported for {name}")
     sections = f"{name}.rope.dimension_sections"
     if not row.sections and f.get(sections, "ints", np.zeros(0, int)).any():
-        raise f.error(f"key '{sections}'", f"multimodal forms of {name} are not supported")
+        raise f.error(f"key '{sections}'", f"multimodal variants of {name} are not supported")
     return row
 
 
@@ -265,5 +265,5 @@ def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int
         )
     vocab_size = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
     if vocab_size != n_vocab:
-        warnings.append(f"{row.name}.vocab_size is {vocab_size}, token_embd has {n_vocab} rows")
+        warnings.append(f"{row.name}.vocab_size is {vocab_size}, but token_embd has {n_vocab} rows")
     return n_vocab

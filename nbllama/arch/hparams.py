@@ -219,7 +219,7 @@ def with_overrides(
     )  # fmt: skip
     for name, value in constants:
         if value is not None and not _TINY <= value <= 1 / _TINY:
-            raise UsageError(f"{name} {value}: must be positive, and so must its float32 value")
+            raise UsageError(f"{name} {value}: must be positive, even when rounded to float32")
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:
@@ -245,7 +245,9 @@ def with_overrides(
 def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
     """Return warnings about training with `n_ctx` tokens of context; empty if there are none."""
     if 0 < hp.n_ctx_train < n_ctx:
-        return [f"context {n_ctx} is longer than the {hp.n_ctx_train} the model was trained with"]
+        return [
+            f"context {n_ctx} is longer than the {hp.n_ctx_train} tokens the model was trained with"
+        ]
     return []
 
 

@@ -69,7 +69,7 @@ def rope_scaling(
         raise f.error(f"key '{key}'", f"{given} is out of range")
     n_ctx_orig = f.count(f"{prefix}.original_context_length", MAX_COUNT, default=n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
-        raise f.error(f"key '{prefix}.original_context_length'", "0, but YaRN needs the length")
+        raise f.error(f"key '{prefix}.original_context_length'", "0, but YaRN requires the length")
     for name in ("fast", "slow"):
         beta_key = f"{prefix}.yarn_beta_{name}"
         if kind == "yarn" and beta_key in f.metadata and not row.yarn_keys:
@@ -120,5 +120,5 @@ def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | Non
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None
     if n_ctx_orig == 0:
-        raise f.error(f"key '{key}'", "needs the original context's length, which is 0")
+        raise f.error(f"key '{key}'", "requires the original context length, which is 0")
     return Temperature(positive(f, key), n_ctx_orig)

@@ -120,11 +120,13 @@ def verify(f: GGUFFile) -> None:
     if f.metadata.get("training.type") != "finetune_lora":
         raise f.error("file", "not a checkpoint of a LoRA run")
     if (version := f.count("nbllama.checkpoint_version", 1 << 31)) > VERSION:
-        raise f.error("file", f"format {version} of a newer nbllama; this one reads {VERSION}")
+        raise f.error(
+            "file", f"format {version} was written by a newer nbllama; this version reads {VERSION}"
+        )
     entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
     tensors = ((t.name, t.shape, f.data(t.name)) for t in f.tensors.values())
     if f.get(SHA_KEY, "str") != digest(entries, tensors) or f.version != 3 or not _clean(f):
-        raise f.error("file", "damaged: its contents do not match the sha256 that it states")
+        raise f.error("file", "damaged: its contents do not match the stored sha256")
 
 
 def _clean(f: GGUFFile) -> bool:

@@ -144,7 +144,8 @@ def check_fits(
     if firm or (lines and not force):
         hint = "" if firm else ", or --force to continue anyway"
         raise CheckpointError(
-            f"{shown(path, 400)}: from another run: {'; '.join(lines)}; use the same model, data "
+            f"{shown(path, 400)}: from a different run: {'; '.join(lines)}; use the same model, "
+            "data "
             f"and options{hint}"
         )
     return lines

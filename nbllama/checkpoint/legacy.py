@@ -82,7 +82,7 @@ def read_old(f: GGUFFile) -> TrainState:
     model = _model(f, arch)
     wanted = {name for _, name in base_names(int(model["block_count"]))}
     if odd := sorted(wanted ^ found.keys()):
-        raise f.error(f"tensor '{odd[0]}.lora_a'", "is missing, or should not be there")
+        raise f.error(f"tensor '{odd[0]}.lora_a'", "is missing or unexpected")
     linear = [ranks[slot.name] for slot in SLOTS if slot.kind != "norm"]
     lora_r = max(set(linear), key=linear.count)
     adapter = Adapter(arch, float(lora_r), lora_r, found)
@@ -106,7 +106,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
         known = slot_of(name)
         assert known is not None, "pairs() lets only known names pass"
         if pair.rank != ranks[known[0].name]:
-            stated = f"rank {pair.rank}, its key says {ranks[known[0].name]}"
+            stated = f"rank {pair.rank}, but its key says {ranks[known[0].name]}"
             raise f.error(f"tensor '{name}.lora_a'", stated)
 
 
@@ -127,7 +127,7 @@ def _model(f: GGUFFile, arch: str) -> dict[str, float]:
 def _counters(f: GGUFFile) -> dict[str, Any]:
     version = f.count("training.file_version", 1 << 31)
     if version > 1:
-        raise f.error("key 'training.file_version'", f"{version}; known: 0 and 1")
+        raise f.error("key 'training.file_version'", f"{version}; supported: 0 and 1")
     names = ("iteration", "sample", "token") + (("epoch",) if version else ())
     counts = {name: f.count(f"training.{name}_count", MOST) for name in names}
     f.count("training.iteration_count", MAX_ITERATION)

@@ -70,7 +70,7 @@ def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) 
     low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:
-        raise UsageError(f"--keep-last needs {mark} in the file name, not in a folder name")
+        raise UsageError(f"--keep-last requires {mark} in the file name, not in a folder name")
     before, found, after = base.partition(mark)
     if not keep_last or not found:
         return []

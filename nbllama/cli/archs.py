@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 CHECKS = """\
-Checked for each kind, on thin random models: logits against llama.cpp (F32, F16, Q8_0, Q4_K, Q2_K),
-every gradient against finite differences, an adapter on every matrix in llama.cpp, and its merge.
-PEFT: whether adapters can be written and read as Hugging Face PEFT folders."""
+What was checked for each kind, on thin random models: logits against llama.cpp (F32, F16, Q8_0,
+Q4_K, Q2_K), every gradient against finite differences, an adapter on every matrix in llama.cpp,
+and its merge. PEFT: whether adapters can be written to and read from Hugging Face PEFT folders."""
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -28,7 +28,7 @@ def table() -> str:
 
 def markdown() -> str:
     """Return the table of docs/architectures.md."""
-    lines = ["| architecture | kinds that are checked | PEFT folders |", "|---|---|---|"]
+    lines = ["| architecture | checked kinds | PEFT folders |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]
     )

@@ -98,7 +98,7 @@ def draw(data: Dataset, most_tokens: int) -> Sample:
         chosen.append(i)
         tokens += data.n_tokens(i)
     if not chosen:
-        raise DataError("the training data contain no sample to calibrate on; pass other data")
+        raise DataError("the training data contain no sample to calibrate on; pass different data")
     return Sample(_batches(data, chosen), _batches(data, held))
 
 
@@ -145,7 +145,7 @@ def find_sample(export: Export, model: Model) -> Sample | None:
         held += part.held
         print(
             f"calibrated on {shown(path, 400)} ({shown(named, 400)}): {_size(part.batches)}; "
-            f"held back: {_size(part.held)}"
+            f"held out: {_size(part.held)}"
         )
     return Sample(batches, held)
 

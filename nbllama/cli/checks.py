@@ -54,7 +54,7 @@ def verify(asked: Verify, threads: int) -> None:
     else:
         rows, source = own_text(model), "the model's own text"
     places = sum(len(row) - 1 for row in rows)
-    print(f"sample: {places} tokens of {source}")
+    print(f"sample: {places} tokens from {source}")
     effect = compare(reader(model, None, rows), reader(model, adapter, rows), rows)
     print(f"effect of the adapter: {describe(effect)}")
     if effect.kl.mean() < NOTHING:
@@ -65,7 +65,7 @@ def verify(asked: Verify, threads: int) -> None:
             model, parts, kind=kind, outtype=o.outtype, rows=rows, effect=effect
         )
     if o.llama and not llama_cpp.installed():
-        print("llama.cpp: not compared, as the package xllamacpp is not installed")
+        print("llama.cpp: not compared because the package xllamacpp is not installed")
     elif o.llama:
         problems += llama_check(
             asked, model, parts, rows, effect=float(effect.kl.mean()), threads=threads
@@ -100,8 +100,8 @@ def merged_check(
     free = shutil.disk_usage(folder).free
     if size > free:
         print(
-            f"merged: not compared, as {memory(size)} does not fit in {shown(folder, 400)} "
-            f"({memory(free)} free); set TMPDIR to another folder"
+            f"merged: not compared because {memory(size)} does not fit in {shown(folder, 400)} "
+            f"({memory(free)} free); set TMPDIR to a different folder"
         )
         return []
     with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
@@ -163,7 +163,8 @@ def llama_check(
     print(f"llama.cpp against nbllama, with the adapter: {adapted}")
     if base.kl > OTHER_BASE:
         return [
-            f"the base model computes something else in llama.cpp: KL divergence {base.kl:.3g} "
+            "llama.cpp computes different predictions for the base model: KL divergence "
+            f"{base.kl:.3g} "
             "nats per token"
         ]
     if adapted.kl > 3 * base.kl + LOST * effect + ROUNDING:

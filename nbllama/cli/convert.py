@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from nbllama.gguf_io import GGUFFile, ValueType
 
 PROG = "python -m nbllama.convert"
-ABOUT = """Write a GGUF model under another architecture's name, for programs that support only
-that one: baichuan-to-llama for Baichuan 7B, whose blocks are those of llama. Keys are renamed,
-tensors are copied byte for byte. nbllama trains Baichuan without this conversion."""
-EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or a model that cannot be converted, 3 path
-that cannot be written, 130 stopped by Ctrl-C"""
+ABOUT = """Rewrite a GGUF model under a different architecture name, for programs that support only
+that architecture. The conversion baichuan-to-llama is for Baichuan 7B, which has the same blocks as
+llama. Keys are renamed, and tensors are copied byte for byte. nbllama can train Baichuan without
+this conversion."""
+EPILOG = """exit codes: 0 success, 1 failure, 2 bad usage or model cannot be converted, 3 output
+cannot be written, 130 interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
     )
     if len(words) != 3 or not all(words):
-        raise UsageError(f"{len(words)} arguments are given; pass CONVERSION IN OUT; see --help")
+        raise UsageError(
+            f"{len(words)} arguments instead of three; pass CONVERSION IN OUT; see --help"
+        )
     return words[0], words[1], words[2], options
 
 
@@ -69,13 +72,15 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
     if hp.alibi_max_bias:
         raise f.error(
             f"key '{old}.block_count'",
-            f"{hp.n_layer} layers: this form of {old} uses ALiBi, a bias on the attention scores"
-            f" that falls with distance; {new} rotates queries and keys (RoPE) and has no key for"
-            " ALiBi, so the model cannot be converted; it trains and runs without conversion",
+            f"{hp.n_layer} layers: this variant of {old} uses ALiBi (a bias on the attention scores"
+            f" that falls with distance), but {new} uses RoPE and has no key for ALiBi; use the"
+            " model without conversion",
         )
     theirs = next((key for key in f.metadata if key.startswith(f"{new}.")), None)
     if theirs is not None:
-        raise f.error(f"key '{shown(theirs)}'", f"is already a key of {new}, in a model of {old}")
+        raise f.error(
+            f"key '{shown(theirs)}'", f"is a key of {new}, but the model is a {old} model"
+        )
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:

@@ -20,12 +20,12 @@ from nbllama.options.words import take_words
 from nbllama.system.program import run_program
 
 PROG = "python -m nbllama.convert_lora"
-ABOUT = """Convert a LoRA adapter: IN is a GGUF adapter, a .bin of llama.cpp's old finetune, or a
-PEFT folder, whatever its name; OUT is a .bin if it ends in .bin, a PEFT folder if it ends in / or
-is a folder, else a GGUF adapter. Values are not rounded if OUT can store them; a note says
-what it cannot store."""
-EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or bad base model, 3 path that cannot be
-written, 5 adapter that is damaged, or does not fit the base model"""
+ABOUT = """Convert a LoRA adapter. IN is a GGUF adapter, a .bin file of llama.cpp's old finetune, or
+a PEFT folder; its name does not matter. OUT becomes a .bin file if its name ends in .bin, a PEFT
+folder if the name ends in / or OUT is a folder, and otherwise a GGUF adapter. Values that OUT can
+store are not rounded; a note lists what it cannot store."""
+EPILOG = """exit codes: 0 success, 1 failure, 2 bad usage or bad base model, 3 output cannot be
+written, 5 adapter is damaged or does not fit the base model"""
 
 _files = partial(option, "Options")
 
@@ -37,9 +37,9 @@ class Options:
     model_base: str = _files(
         Text(),
         "",
-        "the GGUF model that the adapter is for; needed if IN does not contain all that OUT needs "
-        "(a .bin has no architecture, and only files of nbllama have the size of a head, which "
-        "PEFT's order of rows depends on); with it, every pair is checked",
+        "the adapter's base model (GGUF); required if IN lacks data that OUT needs (a .bin does "
+        "not contain the architecture, and only nbllama's files contain the head size, which "
+        "determines the order of rows in PEFT); if given, every pair is checked",
         also=["-m"],
         shown_default="none",
     )
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
     )  # fmt: skip
     if len(names) != 2:
         found = " ".join(map(repr, names)) or "none"
-        raise UsageError(f"two names are needed, IN and OUT, not {shown(found, 400)}; see --help")
+        raise UsageError(f"pass two names, IN and OUT, not {shown(found, 400)}; see --help")
     return names[0], names[1], options
 
 
@@ -94,8 +94,9 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     stored = read_stored(source, base)
     if stored.base.arch is None:
         notes.append(
-            f"{shown(source)} names no architecture: {OLD_TOOL_ARCH} is assumed, the only one that "
-            "llama.cpp's finetune supported; --model-base FILE overrides it"
+            f"{shown(source)} does not name an architecture; assuming {OLD_TOOL_ARCH}, the only "
+            "one "
+            "that llama.cpp's finetune supported (--model-base FILE overrides this)"
         )
         stored = stored.known(Base(OLD_TOOL_ARCH))
     notes += stored.notes
@@ -113,7 +114,7 @@ def _run(words: list[str]) -> None:
         raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
     for note in notes:
         print(f"note: {note}")
-    print(f"written: {shown(target, 400)}")
+    print(f"wrote {shown(target, 400)}")
 
 
 main = partial(run_program, _run)

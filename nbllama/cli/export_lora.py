@@ -60,7 +60,7 @@ def _run(words: list[str]) -> None:
                 whole = rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
         if auto:
             if rounder is None:
-                raise UsageError("--outtype auto needs a sample: pass --calibrate DATA")
+                raise UsageError("--outtype auto requires a sample: pass --calibrate DATA")
             whole = spool = stack.enter_context(spool_beside(options.model_out))
             with Progress() as progress:
                 chosen = plan(f, mix(parts), rounder, spool, progress=progress)
@@ -74,7 +74,9 @@ def _run(words: list[str]) -> None:
     if sample is not None and (line := nearest_line(mix(parts).pairs, types)):
         print(line)
     if rounder is not None and not auto:
-        print(f"rows on the base's scales: {rounder.kept}, on new ones: {rounder.renewed}")
+        print(
+            f"rows with the base model's scales: {rounder.kept}, with new scales: {rounder.renewed}"
+        )
     if not options.compare:
         return
     change = print_change(

@@ -40,10 +40,12 @@ def _run(words: list[str]) -> None:
         try:
             adapter = load_adapter(o.lora, whole.hp, whole.shapes)
         except FileNotFoundError:
-            raise UsageError(f"{shown(o.lora, 400)}: there is no such adapter file") from None
+            raise UsageError(f"{shown(o.lora, 400)}: no such adapter file") from None
         adapter = part_of_adapter(adapter, layers)
         if not adapter.pairs:
-            raise UsageError("--layers: the adapter has no pair in these blocks; pass others")
+            raise UsageError(
+                "--layers: the adapter has no pair in these blocks; pass different blocks"
+            )
     else:
         adapter = random_adapter(model, o.rank, o.seed)
     losses: list[Losses] = []
@@ -57,7 +59,7 @@ def _run(words: list[str]) -> None:
     if wrong:
         c = max(wrong, key=lambda c: c.error)
         raise NbllamaError(
-            f"{len(wrong)} of {len(found)} gradients are wrong; the largest error is that of "
+            f"{len(wrong)} of {len(found)} gradients are wrong; the largest error is in "
             f"{c.name}.{c.half}: {c.error:.2g} of its norm"
         )
 
@@ -83,7 +85,7 @@ def _print(
     print(f"loss {losses.ours:.6f}, in float64 {losses.reference:.6f}\n")
     print(table(found, o.all), end="")
     if any(c.verdict == "zero" for c in found):
-        print("\nzero: not checked; the gradient of A is zero as long as B is (a new adapter)")
+        print("\nzero: not checked; the gradient of A is zero while B is zero, as in a new adapter")
 
 
 def _check_memory(model: Model, layers: list[int]) -> None:
@@ -98,7 +100,7 @@ def _check_memory(model: Model, layers: list[int]) -> None:
     if need > (left := available_memory()):
         raise NotEnoughMemory(
             f"{len(layers)} blocks in float64 need {need / 1e9:.1f} GB, but only {left / 1e9:.1f} "
-            "GB are free; pass fewer --layers, such as first:1"
+            "GB is free; pass fewer --layers, such as first:1"
         )
 
 

@@ -26,7 +26,7 @@ def load_adapters(
         try:
             adapter = load_adapter(path, hp, shapes, say)
         except FileNotFoundError:
-            raise UsageError(f"{shown(path, 400)}: there is no such adapter file") from None
+            raise UsageError(f"{shown(path, 400)}: no such adapter file") from None
         say(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")
         found.append((adapter, scale))
     return found

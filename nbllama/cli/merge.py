@@ -63,7 +63,7 @@ def table(changes: Changes) -> list[str]:
 def note_parts(f: GGUFFile, target: str) -> None:
     """Print that a model in parts is written as one file."""
     if len(f.paths) > 1:
-        print(f"the model has {len(f.paths)} file parts; {shown(target, 400)} is one file")
+        print(f"the model has {len(f.paths)} file parts; {shown(target, 400)} is a single file")
 
 
 def print_result(path: str, changes: Changes, seconds: float) -> None:

@@ -171,7 +171,7 @@ def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
             (u.packed, f"packed into {batch * n_ctx} tokens"),
         )
     )
-    yield "            (no padding is computed here in any case)"
+    yield "            (nbllama itself never computes padding)"
     yield from _histogram(s)
 
 

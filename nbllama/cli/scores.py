@@ -36,7 +36,7 @@ def read_utf8(path: str) -> str:
     try:
         raw = read_whole(path, MAX_BYTES)
     except FileNotFoundError:
-        raise UsageError(f"{shown(path, 400)}: there is no such file") from None
+        raise UsageError(f"{shown(path, 400)}: no such file") from None
     except OSError as e:
         raise UsageError(f"{shown(path, 400)}: cannot be read: {e.strerror or e}") from None
     except ValueError as e:
@@ -115,8 +115,8 @@ def print_divergence(asked: Perplexity) -> None:
     other = load_model(o.base_model) if o.base_model else model
     if not _same_tokens(model, other):
         raise UsageError(
-            f"--base-model {shown(o.base_model, 400)}: has another vocabulary; use a model with "
-            "the same one"
+            f"--base-model {shown(o.base_model, 400)}: a different vocabulary; use a model with "
+            "the same vocabulary"
         )
     base, reader = Reader(other, None, o.ctx_size), Reader(model, adapter, o.ctx_size)
     ticker, parts = Ticker(len(found), 2 * o.ctx_size), []

@@ -71,8 +71,8 @@ class PromptReader:
         for file, held, n_lines in found:
             if held is None:
                 raise DataError(
-                    f"{shown(file, 400)} contains plain text, but --objective grpo needs records "
-                    "with a prompt"
+                    f"{shown(file, 400)} contains plain text, but --objective grpo requires "
+                    "records with a prompt"
                 )
             parts.append(Part(file, first))
             every += [Entry(first + line - 1, record) for line, record in held]
@@ -135,7 +135,8 @@ class PromptReader:
             )
         if n_long:
             notes.append(
-                f"{n_long} of {len(good)} prompts were skipped: they do not fit in the context of "
+                f"{n_long} of {len(good)} prompts were skipped because they do not fit in the "
+                "context of "
                 f"{n_ctx} tokens with an answer of {most}"
             )
         if not questions:

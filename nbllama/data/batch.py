@@ -66,7 +66,9 @@ class Batch:
         tokens, targets = [], []
         for row_tokens, row_targets in rows:
             if not 1 <= len(row_tokens) == len(row_targets):
-                raise ValueError(f"row of {len(row_tokens)} tokens, {len(row_targets)} targets")
+                raise ValueError(
+                    f"a row has {len(row_tokens)} tokens, but {len(row_targets)} targets"
+                )
             tokens.append(row_tokens)
             targets.append(row_targets)
         if not tokens:

@@ -156,7 +156,8 @@ class ChatReader:
         if self._traits.asks_to_think:
             lines.append(
                 "llama.cpp's server sets enable_thinking to true, for which this chat template "
-                "writes another prompt; pass --template-vars enable_thinking=true to train for it"
+                "writes a different prompt; pass --template-vars enable_thinking=true to train "
+                "for it"
             )
         unknown = [v for v in self._template.variables if v not in self._traits.names]
         if unknown:

@@ -27,7 +27,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
         import pyarrow.parquet as pq
     except ImportError:
         raise DataError(
-            f"{where} is a Parquet file; reading it needs the package pyarrow: {EXTRA}"
+            f"{where} is a Parquet file; reading it requires the package pyarrow: {EXTRA}"
         ) from None
     row = size = 0
     try:
@@ -60,7 +60,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
 
 def _too_large(where: str) -> DataError:
     return DataError(
-        f"{where} unpacks to more than {MAX_UNPACKED >> 20} MiB, which is the limit; split it"
+        f"{where} unpacks to more than the limit of {MAX_UNPACKED >> 20} MiB; split it"
     )
 
 

@@ -52,7 +52,7 @@ def parse_columns(text: str) -> dict[str, str]:
         key, equals, name = (p.strip() for p in part.partition("="))
         if not equals or not name or key not in keys:
             raise UsageError(
-                f"--data-columns: '{shown(part)}' is not KEY=NAME with KEY one of "
+                f"--data-columns: '{shown(part)}' is not KEY=NAME; KEY must be one of "
                 f"{', '.join(sorted(keys))}"
             )
         out[key] = name

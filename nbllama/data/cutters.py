@@ -52,7 +52,7 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
     windows = Windows(np.arange(n_samples), np.broadcast_to(np.int64(size), (n_samples,)))
     notes: tuple[str, ...] = ()
     if 0 < size < n_ctx:
-        notes = (f"the text has only {size} tokens; one sample of that length is trained on",)
+        notes = (f"the text has only {size} tokens, so it is trained on as a single sample",)
     return Cut(tokens, windows, notes)
 
 
@@ -81,7 +81,9 @@ class SampleStart:
         opened = _occurrences(content, mark)
         skipped = 0 if self.include else len(mark)
         if not opened:
-            notes.append(f"--sample-start {self.start!r} does not occur: the text is one sample")
+            notes.append(
+                f"--sample-start {self.start!r} does not occur, so the text is a single sample"
+            )
             opened = [0]
             skipped = skipped if self.old else 0
         begins = [min(place + skipped, len(content)) for place in opened]
@@ -127,11 +129,11 @@ def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]
     if empty:
-        notes.append(f"{empty} empty samples; each counts as one EOS")
+        notes.append(f"{empty} samples are empty; each becomes one EOS")
     if len(longer):
         notes.append(
-            f"{len(longer)} samples (longest: {longer.max()} tokens) are longer than the context"
-            f" of {n_ctx} and are cut off there"
+            f"{len(longer)} samples (longest: {longer.max()} tokens) are longer than the context "
+            f"of {n_ctx} and are truncated"
         )
     if len(shorter):
         notes.append(

@@ -159,7 +159,7 @@ def _pair(chosen: Found, rejected: Found) -> Found:
             return type(found)(f"{name}: {found}")
         rows += found
     if np.array_equal(rows[0].ids, rows[1].ids):
-        return DataError("chosen and rejected are the same tokens: there is nothing to prefer")
+        return DataError("chosen and rejected have the same tokens: there is nothing to prefer")
     return rows
 
 

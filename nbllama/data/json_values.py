@@ -183,7 +183,7 @@ def _sequence(text: str) -> Iterator[Value]:
             kind = "list" if text[at] == "]" else "object"
             raise DataError(f"line {line}: '{text[at]}' closes a {kind} that was not opened")
         else:
-            raise DataError(f"line {line}: broken JSON: a record or a list of records expected")
+            raise DataError(f"line {line}: broken JSON: expected a record or a list of records")
         at = _end(_BETWEEN, text, end)
 
 
@@ -201,7 +201,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
         if text[at : at + 1] == ",":
             at = _end(_SPACE, text, at + 1)
         elif at < len(text) and text[at] != "]":
-            raise DataError(f"line {_line(text, at)}: broken JSON: ',' or ']' expected")
+            raise DataError(f"line {_line(text, at)}: broken JSON: expected ',' or ']'")
     return items, places, at + 1
 
 

@@ -58,10 +58,11 @@ def _mixed(data: DataFile) -> str:
     line = next(line for line, s in data.samples if type(s) is not first)
     reason = "preferences and other records cannot be mixed in one run"
     if first is Labelled:
-        reason = "the first record has a label, so all records need a label that is true or false"
+        reason = "the first record has a label, so every record must have a label (true or false)"
     elif first is Pair:
-        reason = "the first record is a pair, so all records need chosen and rejected"
+        reason = "the first record is a pair, so every record must have chosen and rejected"
     return (
-        f"{data.where(line)}: this record has another format than those before: {reason} "
+        f"{data.where(line)}: this record has a different format from the records before it: "
+        f"{reason} "
         f"({shown(data.path)})"
     )

@@ -14,7 +14,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "a PostScript document; save it as plain text"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (doc, xls); save it as text or CSV"),
     (b"SQLite format 3\0", "an SQLite database; export a table as CSV or JSON lines"),
-    (b"GGUF", "a GGUF file, a model or adapter and not training data"),
+    (b"GGUF", "a GGUF file (a model or adapter), not training data"),
     (b"PAR1", "a Parquet file"),
     (b"ARROW1", "an Arrow file; save it as Parquet or JSON lines"),
     (b"\xff\xff\xff\xff", "an Arrow stream or other binary data; save it as Parquet"),
@@ -22,10 +22,10 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"Obj\x01", "an Avro file; save it as Parquet or JSON lines"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file; save it as Parquet or JSON lines"),
     (b"\x93NUMPY", "a NumPy array; save its strings as JSON lines"),
-    (b"\x80\x02", "a Python pickle, which is not read; save the data as JSON lines"),
-    (b"\x80\x03", "a Python pickle, which is not read; save the data as JSON lines"),
-    (b"\x80\x04", "a Python pickle, which is not read; save the data as JSON lines"),
-    (b"\x80\x05", "a Python pickle, which is not read; save the data as JSON lines"),
+    (b"\x80\x02", "a Python pickle, which is not supported; save the data as JSON lines"),
+    (b"\x80\x03", "a Python pickle, which is not supported; save the data as JSON lines"),
+    (b"\x80\x04", "a Python pickle, which is not supported; save the data as JSON lines"),
+    (b"\x80\x05", "a Python pickle, which is not supported; save the data as JSON lines"),
     (b"PK\x03\x04", "a zip archive"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\x1f\x8b", "a gzip file"),
@@ -52,14 +52,14 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\0asm", "a WebAssembly program"),
     (b"wOFF", "a font"),
     (b"wOF2", "a font"),
-    (b"lmgg", "a GGML file, a model and not training data"),
-    (b"fmgg", "a GGML file, a model and not training data"),
-    (b"tjgg", "a GGML file, a model and not training data"),
-    (b"algg", "a 'ggla' adapter and not training data"),
-    (b"lcgg", "a 'ggcl' checkpoint and not training data"),
-    (b"version https://git-lfs", "a Git LFS pointer and not the data itself; run git lfs pull"),
+    (b"lmgg", "a GGML model, not training data"),
+    (b"fmgg", "a GGML model, not training data"),
+    (b"tjgg", "a GGML model, not training data"),
+    (b"algg", "a 'ggla' adapter, not training data"),
+    (b"lcgg", "a 'ggcl' checkpoint, not training data"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the data; run git lfs pull"),
 )  # fmt: skip
-_RIFF = {b"WEBP": "a WebP image", b"WAVE": "a WAV file", b"AVI ": "an AVI film"}
+_RIFF = {b"WEBP": "a WebP image", b"WAVE": "a WAV file", b"AVI ": "an AVI video"}
 # Marks that look like ordinary words ("ORC", "ID3") count only if the file is not text.
 _WORDS = {b"GGUF", b"PAR1", b"ORC", b"ID3", b"BZh", b"ARROW1", b"OggS", b"fLaC", b"wOFF", b"wOF2"}
 _WORDS |= {b"lmgg", b"fmgg", b"tjgg", b"algg", b"lcgg", b"%!PS"}
@@ -79,15 +79,15 @@ def binary_kind(content: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] in _RIFF:
         return _RIFF[head[8:12]]
     if head[4:8] == b"ftyp":
-        return "an MP4 film or HEIF image"
+        return "an MP4 video or HEIF image"
     if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
         return "a BMP image"
     if head[:2] == b"MZ" and _is_no_text(head):
         return "a program (Windows)"
     if head[257:262] == b"ustar":
-        return "a tar archive; unpack it and name the folder"
+        return "a tar archive; unpack it and pass the folder"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32 and b"\0" in head[:8]:
-        return "a safetensors file, a model or adapter and not training data"
+        return "a safetensors file (a model or adapter), not training data"
     if 20 * (len(head) - len(head.translate(None, _CONTROLS))) > len(head):
         return _wide_kind(content) or _with_nul(content) or "binary data, not text"
     return (_wide_kind(content) or _with_nul(content)) if b"\0" in content else None
@@ -169,7 +169,7 @@ def office_kind(names: list[str]) -> str | None:
     if "mimetype" in names and any(n.startswith("META-INF/") for n in names):
         return "an OpenDocument file or an e-book; save it as plain text or CSV"
     if any(n.endswith("data.pkl") for n in names):
-        return "a PyTorch file, a model and not training data"
+        return "a PyTorch model, not training data"
     if any(n.startswith("META-INF/MANIFEST.MF") for n in names):
         return "a Java archive"
     if names and all(n.endswith(".npy") for n in names):

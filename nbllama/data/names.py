@@ -145,7 +145,7 @@ def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
     if len(questions) > 1 or len(answers) > 1:
         names = ", ".join(questions + answers)
         raise DataError(
-            f"which keys are question and answer ({shown(names, 80)})? Pass "
+            f"it is unclear which keys are question and answer ({shown(names, 80)}); pass "
             f"{_to_type(folded[questions[0]], folded[answers[0]])}"
         )
     return questions[0], answers[0]

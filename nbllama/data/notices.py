@@ -8,20 +8,20 @@ from nbllama.errors import shown
 
 READ = {
     "mask": (
-        'messages that are not answers have a key such as "loss" or "masked": they are never '
-        "trained anyway"
+        'messages that are not answers have a key such as "loss" or "masked"; such messages are '
+        "never trained anyway"
     ),
     "developer": (
         "messages have the role developer, which the chat template does not support: they are "
         "rendered as system messages"
     ),
     "folded": (
-        "system messages were put in front of the first question, with an empty line between them "
+        "system messages were put in front of the first question, separated by an empty line "
         "(--system-as-user): write prompts for the trained model in the same way, because "
-        "llama.cpp's server puts only a line feed there"
+        "llama.cpp's server inserts only a line feed"
     ),
     "first": (
-        "answers are the first message of their chat: they have no prompt, so they are context and "
+        "answers are the first message of their chat and have no prompt: they are context and are "
         "not trained"
     ),
     "thought": (
@@ -30,11 +30,11 @@ READ = {
     ),
     "hermes": (
         "answers call tools, but the chat template does not support calls: the calls are trained "
-        "as text, a line of JSON in <tool_call> marks (Hermes form)"
+        "as text, a line of JSON in <tool_call> tags (Hermes format)"
     ),
     "null": (
         "answers call tools and have no text: the chat template receives null as their content, "
-        "because it writes calls only then"
+        "because it writes calls only in that case"
     ),
     "tools": (
         "records list tools that the chat template does not write: the prompt does not contain "
@@ -44,7 +44,7 @@ READ = {
         'records set variables ("chat_template_kwargs") that the chat template does not use'
     ),
     "changed": (
-        "messages are not in the rendered text as they are written: the chat template changes them"
+        "messages do not appear verbatim in the rendered text: the chat template changes them"
     ),
 }
 """What to report about records, by a short name."""

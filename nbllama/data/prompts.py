@@ -119,7 +119,7 @@ class Prompts(RowPerSample):
         """Return one line about the data set's sizes."""
         sizes = [len(q.ids) for q in self.questions]
         return (
-            f"{sum(sizes) / len(sizes):.0f} of a prompt on average, {max(sizes)} at most; answers "
+            f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; answers "
             f"of at most {self.most}"
         )
 

@@ -213,7 +213,7 @@ def load_raw_text(
         text = decode_text(read_bytes(path), path)
     cut = _joined([cutter(t, tokenizer, n_ctx) for t in texts or (text,)])
     if len(cut.tokens) == 0:
-        raise DataError(f"training data {shown(os.fspath(path))} is empty: it contains no token")
+        raise DataError(f"training data {shown(os.fspath(path))} is empty: it contains no tokens")
     first = first_token(tokenizer)
     last = first if tokenizer.eos_id is None else tokenizer.eos_id
     return RawText(

@@ -205,7 +205,10 @@ def load_samples(
     plain = plain_ones(s for _, s in data.samples)
     notes += control_token_notes(tokenizer, plain, parse_special)
     if n_half:
-        notes.append(f"{n_half} pairs were left out: within {n_ctx} tokens they do not differ")
+        notes.append(
+            f"{n_half} pairs were left out because the two sides do not differ within "
+            f"{n_ctx} tokens"
+        )
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
         notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
     if reader is not None:

@@ -56,7 +56,8 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
             return Splits(found["train"], found["valid"], found["test"])
         if other := found["valid"] or found["test"]:
             raise DataError(
-                f"the folder {shown(name)} has {shown(os.path.basename(other))}, but no train.jsonl"
+                f"the folder {shown(name)} contains {shown(os.path.basename(other))}, but no "
+                "train.jsonl"
             )
     return Splits(name)
 
@@ -85,7 +86,8 @@ def _split(folder: str, split: str) -> str | None:
     if len(frames) > 1 or frames == {names[0]}:
         listed = " and ".join(names[:3])
         raise DataError(
-            f"the folder {shown(folder)} has {shown(listed)}: which one is the data? Pass its name"
+            f"the folder {shown(folder)} contains {shown(listed)}; pass the name of the file with "
+            "the data"
         )
     return os.path.normpath(os.path.join(glob.escape(folder), frames.pop()))
 
@@ -172,17 +174,17 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
     if train:
         files = [n for n in files if os.path.basename(n) in train]
     elif others:
-        raise DataError(f"{where} has {shown(sorted(others)[0])}, but no train.jsonl")
+        raise DataError(f"{where} contains {shown(sorted(others)[0])}, but no train.jsonl")
     if not files:
         endings = " ".join(RECORD_ENDINGS + TEXT_ENDINGS)
         raise DataError(
             f"{where} contains no data: no train.jsonl and no file that ends in {endings}"
         )
     left_out = [n for n in names if n not in set(files)]
-    notes = [f"{where}: {len(files)} files are read"] if len(files) > 1 else []
+    notes = [f"{where}: reading {len(files)} files"] if len(files) > 1 else []
     if left_out:
         listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notes.append(f"{where}: {len(left_out)} files are not read: {shown(listed, 200)}")
+        notes.append(f"{where}: ignoring {len(left_out)} files: {shown(listed, 200)}")
     return Chosen(files, notes)
 
 

@@ -33,7 +33,8 @@ def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
         return []
     return [
         f"{n} of {n_all} {what} are not in Unicode's normal form NFC (such as e + combining accent "
-        "for é): their tokens differ from those of composed letters, here and in llama.cpp; "
+        "for é): their tokens differ from the tokens of composed letters, in nbllama and in "
+        "llama.cpp; "
         "normalise the file if that is not intended"
     ]
 
@@ -82,7 +83,7 @@ def mostly_lost(data: Any) -> str:
     samples = getattr(data, "samples", data)
     counts = {
         "cut at --ctx": getattr(samples, "n_cut", 0),
-        "left out, as no answer begins within --ctx": getattr(samples, "n_dropped", 0),
+        "left out because no answer begins within --ctx": getattr(samples, "n_dropped", 0),
         "left out as too long": getattr(samples, "n_long", 0),
         "bad and skipped": getattr(samples, "n_bad", 0),
     }
@@ -91,4 +92,4 @@ def mostly_lost(data: Any) -> str:
     if 2 * lost <= n_all:
         return ""
     reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    return f"most of the data is not trained as it is: of {n_all} samples, {reasons}"
+    return f"less than half of the data is trained unchanged: of {n_all} samples, {reasons}"

@@ -61,7 +61,8 @@ def decode_text(
                 text = content.decode(encoding)
             except UnicodeDecodeError as e:
                 raise DataError(
-                    f"{name} begins with the mark of {encoding.upper()}, but is damaged at byte "
+                    f"{name} begins with the byte-order mark of {encoding.upper()}, but is "
+                    "damaged at byte "
                     f"{e.start}: {e.reason}"
                 ) from e
             if "\0" in text:

@@ -87,8 +87,8 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
             out += part
             if len(out) > budget:
                 raise DataError(
-                    f"{where} unpacks to more than {MAX_UNPACKED >> 20} MiB, which is the limit; "
-                    "unpack it yourself and pass the files in it"
+                    f"{where} unpacks to more than the limit of {MAX_UNPACKED >> 20} MiB; unpack "
+                    "it yourself and pass the files"
                 )
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as e:
         raise DataError(f"{where} is damaged: {shown(e)}") from e
@@ -113,7 +113,7 @@ def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
         import zstandard
     except ImportError:
         raise DataError(
-            f"{where} is a Zstandard file; reading it needs the package zstandard: {EXTRA}"
+            f"{where} is a Zstandard file; reading it requires the package zstandard: {EXTRA}"
         ) from None
     at = 0
     try:
@@ -121,7 +121,7 @@ def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
             frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
             while not frame.eof:
                 if at >= len(content):
-                    raise ValueError("the last frame is not complete")
+                    raise ValueError("the last frame is incomplete")
                 yield frame.decompress(content[at : at + _ZSTD_STEP])
                 at += _ZSTD_STEP
             at = min(at, len(content)) - len(frame.unused_data)
@@ -137,7 +137,9 @@ def _archive(name: str, content: bytes) -> Unpacked:
             listed = [i for i in archive.infolist() if not i.filename.endswith("/")]
             infos = {i.filename: i for i in listed}
             if len(infos) < len(listed):
-                raise DataError(f"{where} contains two files of the same name; unpack it yourself")
+                raise DataError(
+                    f"{where} contains two files with the same name; unpack it yourself"
+                )
             if (kind := office_kind(list(infos))) is not None:
                 raise DataError(f"{where} is {kind}")
             if len(infos) > MAX_MEMBERS:

@@ -64,7 +64,7 @@ def as_record(value: Any) -> Record | DataError:
     if is_turns(value):
         chat = any(key.strip().lower() == "role" for key in value[0])
         return {"messages" if chat else "conversations": value}
-    return DataError(f"a record is an object with named values, not {kind_of(value)}")
+    return DataError(f"a record must be an object with named values, not {kind_of(value)}")
 
 
 def _held(value: Value, known: Known) -> _Held | None:

@@ -115,7 +115,7 @@ def print_change(
     model, other = load_model(base), load_model(merged)
     try:
         if text is None and rows_of(held):
-            change, where = change_on_held(model, other, parts, held), "held-back records"
+            change, where = change_on_held(model, other, parts, held), "held-out records"
         else:
             change = change_on_text(model, other, parts, text, name=name)
             where = "a short text"
@@ -126,8 +126,7 @@ def print_change(
     print(f"the adapters' own effect: KL divergence {change.effect:.3g}; kept: {kept(change)}")
     if change.lost > LOST:
         print(
-            f"warning: that is {change.lost:.0%} of what the adapters change: these types round it"
-            f" away; {advice}"
+            f"warning: these types round away {change.lost:.0%} of the adapters' effect; {advice}"
         )
     return change
 
@@ -135,5 +134,5 @@ def print_change(
 def kept(change: Change) -> str:
     """Describe the share of the effect that is kept, in per cent."""
     if change.effect <= HARDLY:
-        return "there is hardly anything to keep"
+        return "the effect is too small to compare"
     return f"{max(0.0, 1 - change.lost):.1%}"

@@ -54,7 +54,7 @@ def of_text(model: Model, text: str, name: str) -> list[np.ndarray]:
     rows = [bos + ids[i : i + ROW] for i in range(0, len(ids), ROW)]
     usable = [np.array(row, np.int32) for row in rows if len(row) > 1]
     if not usable:
-        raise DataError(f"{name}: the text has {len(ids)} tokens; use a longer one")
+        raise DataError(f"{name}: the text has {len(ids)} tokens; use a longer text")
     return usable
 
 

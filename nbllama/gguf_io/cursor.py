@@ -46,7 +46,7 @@ class Cursor:
         if size > self.end - start:
             raise self.error(
                 what + part,
-                f"needs bytes {start}..{start + size}, file has {self.end} (truncated?)",
+                f"needs bytes {start}..{start + size}, but the file has {self.end} (truncated?)",
             )
         if size > self.cap - start:
             raise self.error(what + part, self._over_cap())
@@ -54,7 +54,8 @@ class Cursor:
         return start
 
     def _over_cap(self) -> str:
-        return f"metadata continues after byte {self.cap}, limit {limits.MAX_METADATA_BYTES} bytes"
+        limit = limits.MAX_METADATA_BYTES
+        return f"metadata continues after byte {self.cap}; the limit is {limit} bytes"
 
     def u32(self, what: str, part: str = "") -> int:
         """Read an unsigned 32-bit number."""
@@ -71,7 +72,7 @@ class Cursor:
         at = self.pos
         size = self.u64(what, " length")
         if size > limit:
-            raise self.error(what, f"length {size} at byte {at}, limit {limit}")
+            raise self.error(what, f"length {size} at byte {at}; the limit is {limit}")
         start = self.take(size, what)
         self._text_left -= size
         if self._text_left < 0:
@@ -132,7 +133,9 @@ class Cursor:
         """Read `count` length-prefixed strings; their bytes are not changed."""
         buf, end, pos = self.buf, self.end, self.pos
         if count > (end - pos) // 8:
-            raise self.error(what, f"{count} strings from byte {pos}, file has {end} (truncated?)")
+            raise self.error(
+                what, f"{count} strings from byte {pos}, but the file has {end} (truncated?)"
+            )
         self._strings_left -= count
         if self._strings_left < 0:
             raise self.error(
@@ -155,6 +158,6 @@ class Cursor:
         size = 8 if self.end - pos < 8 else 8 + _U64.unpack_from(self.buf, pos)[0]
         if size > self.end - pos:
             return self.error(
-                what, f"needs bytes {pos}..{pos + size}, file has {self.end} (truncated?)"
+                what, f"needs bytes {pos}..{pos + size}, but the file has {self.end} (truncated?)"
             )
         return self.error(what, self._over_cap())

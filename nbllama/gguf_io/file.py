@@ -108,7 +108,7 @@ class GGUFFile:
                 actual = f"array of {self.element_type(key).name}"
             elif isinstance(value, int | float):
                 actual += f" {value}"
-            raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, is {actual}")
+            raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, but is {actual}")
         return value
 
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:

@@ -20,7 +20,7 @@ PICKLE = f"a Python pickle (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
 def name_hint(name: str) -> str:
     """Return what the name of a missing file looks like and what to do, or ""."""
     if re.match(r"https?://|hf\.co/", name):
-        return "a web address; nothing is downloaded here: download the GGUF file and pass its name"
+        return "a web address; nbllama downloads nothing: download the GGUF file and pass its name"
     if name.lower().endswith(tuple(_FORMS)) or re.match(r"[A-Za-z]:[\\/]", name):
         return ""
     if _OLLAMA.fullmatch(name):
@@ -30,12 +30,13 @@ def name_hint(name: str) -> str:
         )
     if _HUGGING_FACE.fullmatch(name) and not os.path.isdir(name.split("/")[0]):
         return (
-            "it looks like the name of a model on Hugging Face; nothing is downloaded here: "
-            "download a GGUF file of it (often in a repository of the same name with -GGUF) and "
+            "it looks like the name of a model on Hugging Face; nbllama downloads nothing: "
+            "download a GGUF version (often in a repository with the same name and the suffix "
+            "-GGUF) and "
             "pass that file"
         )
     if "/" not in name and os.sep not in name:
-        return "pass a GGUF file; names of models, such as Ollama's, are not looked up"
+        return "pass a GGUF file; model names, such as Ollama's, are not looked up"
     return ""
 
 

@@ -85,7 +85,9 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
     named = part_of(given.path)
     if named is None:
         wanted = part_name("NAME", number, count)
-        raise given.error("file", f"{one}; to find the other parts, its name must be like {wanted}")
+        raise given.error(
+            "file", f"{one}; to find the other parts, its name must look like {wanted}"
+        )
     prefix = named[0]
     if named[1:] != (number, count):
         problem = f"its name says part {named[1]} of {named[2]}, but its keys {number} of {count}"
@@ -113,7 +115,7 @@ def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> 
     if theirs != (number - 1, count, given.count(TENSORS, MAX_COUNT)):
         raise part.error(
             "file",
-            f"does not belong to the same model as {shown(os.path.basename(given.path))}: "
+            f"is not part of the same model as {shown(os.path.basename(given.path))}: "
             f"'{NUMBER}', '{COUNT}', '{TENSORS}' are {theirs[0]}, {theirs[1]}, {theirs[2]}, not "
             f"{number - 1}, {count}, {given.get(TENSORS, 'uint')}",
         )
@@ -131,4 +133,4 @@ def _check_tensors(parts: Sequence[GGUFFile], wanted: int) -> None:
                 )
             where[name] = part
     if len(where) != wanted:
-        raise parts[0].error("file", f"its parts have {len(where)} tensors, expected {wanted}")
+        raise parts[0].error("file", f"its parts contain {len(where)} tensors, expected {wanted}")

@@ -109,7 +109,9 @@ def _header(c: Cursor) -> tuple[int, int, int]:
     """Return the version, the tensor count and the key count."""
     magic = bytes(c.buf[:4])
     if c.end < limits.HEADER_BYTES and b"GGUF".startswith(magic):
-        raise c.error("header", f"needs {limits.HEADER_BYTES} bytes, file has {c.end} (truncated?)")
+        raise c.error(
+            "header", f"needs {limits.HEADER_BYTES} bytes, but the file has {c.end} (truncated?)"
+        )
     if magic != b"GGUF":
         for prefix, what in _NOT_GGUF:
             if magic.startswith(prefix):
@@ -120,7 +122,9 @@ def _header(c: Cursor) -> tuple[int, int, int]:
     c.take(4, "magic")
     version = c.u32("version")
     if version & 0xFFFF == 0 and version:
-        raise c.error("version", f"big-endian GGUF (version {version >> 24}); only little-endian")
+        raise c.error(
+            "version", f"big-endian GGUF (version {version >> 24}); only little-endian is supported"
+        )
     if version not in (2, 3):
         raise c.error("version", f"{version}; supported: 2 and 3")
     n_tensors = c.u64("tensor count")
@@ -131,7 +135,9 @@ def _header(c: Cursor) -> tuple[int, int, int]:
         ("key count", n_kv, limits.MIN_KV_BYTES, limits.MAX_KV),
     ):
         if n * size > left:
-            raise c.error(what, f"{n} need at least {n * size} bytes, {left} follow (truncated?)")
+            raise c.error(
+                what, f"{n} need at least {n * size} bytes, but only {left} follow (truncated?)"
+            )
         if n > limit:
             raise c.error(what, f"{n}, limit {limit}")
     return version, n_tensors, n_kv
@@ -198,7 +204,9 @@ def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]
             raise c.error(what, _offset_problem(t.offset, expected, alignment))
         first, end = start + t.offset, start + t.offset + t.nbytes
         if t.nbytes > c.end - first:
-            raise c.error(what, f"needs bytes {first}..{end}, file has {c.end} (truncated?)")
+            raise c.error(
+                what, f"needs bytes {first}..{end}, but the file has {c.end} (truncated?)"
+            )
         tensors[t.name] = t._replace(offset=first)
         expected = _padded(t.offset + t.nbytes, alignment)
     last = start + expected
@@ -214,7 +222,7 @@ def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]
 def _offset_problem(offset: int, expected: int, alignment: int) -> str:
     if offset % alignment:
         return f"offset {offset} is not a multiple of the alignment {alignment}"
-    relation = "overlaps the tensor before it" if offset < expected else "leaves a gap"
+    relation = "overlaps the previous tensor" if offset < expected else "leaves a gap"
     return f"offset {offset} {relation}, expected {expected}"
 
 

@@ -105,7 +105,7 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         facts["sliding window"] = hp.window
     if hp.lent:
         own = len(hp.attention_layers)
-        facts["keys and values"] = f"of the first {own} blocks; the others use some of these"
+        facts["keys and values"] = f"of the first {own} blocks; the other blocks reuse some of them"
     if hp.n_per_layer:
         facts["embeddings for each block"] = f"{hp.n_per_layer} wide"
     if hp.mixers:
@@ -115,7 +115,7 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
 
 
 def _heads(hp: Hparams, of: BlockSizes) -> str:
-    return f"{hp.n_head} of {of.head_dim}, over {of.n_head_kv} of keys and values"
+    return f"{hp.n_head} of size {of.head_dim}, with {of.n_head_kv} for keys and values"
 
 
 def _each(hp: Hparams, text: Callable[[BlockSizes], str]) -> list[str]:
@@ -214,7 +214,7 @@ def checkpoint(found: Found, base: str) -> None:
     try:
         state = load_checkpoint(found.path)
         if shapes is not None and (problem := state.adapter.misfit(shapes)):
-            raise CheckpointError(f"{found.path}: for another base model: {problem}")
+            raise CheckpointError(f"{found.path}: for a different base model: {problem}")
     except NbllamaError as e:
         found.refused = e
         return
@@ -265,7 +265,7 @@ def _pairs(found: Found, pairs: Mapping[str, Pair]) -> None:
             shapes: list[tuple[int, ...]] = [pair.shape for pair in of_slot]
             found.targets.append(_target(slot, shapes, {"here": [pair.rank for pair in of_slot]}))
     if not _any(pair.b for pair in pairs.values()):
-        found.notes.append("every B is zero: not trained yet, so the adapter changes nothing")
+        found.notes.append("every B is zero: the adapter is not trained yet and changes nothing")
 
 
 def _any(arrays: Iterable[np.ndarray]) -> bool:

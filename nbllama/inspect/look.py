@@ -24,7 +24,7 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
     and for a `base` that is not a model.
     """
     if not os.path.lexists(path):
-        raise UsageError(f"{path}: there is no such file")
+        raise UsageError(f"{path}: no such file")
     if os.path.isdir(path):
         size = sum(e.stat().st_size for e in os.scandir(path) if e.is_file())
         found = Found(path, size, "adapter", "PEFT folder")

@@ -83,7 +83,7 @@ def _key(key: Key) -> tuple[str, ...]:
 def _value(value: object) -> str:
     if isinstance(value, StringArray | np.ndarray):
         first = [repr(x) if isinstance(x, str) else f"{x:g}" for x in value[:MOST_ELEMENTS]]
-        more = f", ... {len(value)} in all" if len(value) > MOST_ELEMENTS else ""
+        more = f", ... {len(value)} in total" if len(value) > MOST_ELEMENTS else ""
         return "[" + ", ".join(shown(x, 30) for x in first) + more + "]"
     return str(value) if isinstance(value, int | float | bool) else shown(value, 100)
 

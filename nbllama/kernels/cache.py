@@ -39,7 +39,7 @@ def _note(why: str) -> None:
     """Log a line only once; it goes to standard error unless the program configures logging."""
     _log.warning(
         "note: kernels are compiled again at each start, which takes minutes: %s"
-        " (NBLLAMA_CACHE_DIR can name another folder)",
+        " (set NBLLAMA_CACHE_DIR to use a different folder)",
         why,
     )
 

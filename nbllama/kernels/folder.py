@@ -59,7 +59,7 @@ def not_trusted(found: os.stat_result) -> str:
     if found.st_uid not in (os.getuid(), 0):
         return "it belongs to another user"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "others may write to it"
+        return "other users can write to it"
     return ""
 
 

@@ -26,8 +26,8 @@ LOCK = threading.RLock()
 _of_objects: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _AFTER_FORK = (
-    "this process was forked after kernels had run in its parent, whose threads it does not have:"
-    " use the spawn start method, multiprocessing.get_context('spawn')"
+    "this process was forked after its parent had run kernels, and the parent's threads do not "
+    "exist in it: use the spawn start method, multiprocessing.get_context('spawn')"
 )
 
 

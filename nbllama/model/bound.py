@@ -25,7 +25,7 @@ class Bound:
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
         """Bind `adapter`; raise `CheckpointError` if its shapes do not match the model."""
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
-            raise CheckpointError(f"the adapter is for another model: {problem}")
+            raise CheckpointError(f"the adapter is for a different model: {problem}")
         self._model = model
         self.adapter = adapter
         self.grads: dict[str, np.ndarray] = {}

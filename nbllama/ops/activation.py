@@ -201,14 +201,14 @@ OPS = (
         name="swiglu",
         gelu=False,
         tolerance=1e-6,
-        why="exp_f32 is right to 2.7e-7, and five roundings follow",
+        why="exp_f32 is accurate to 2.7e-7, and five roundings follow",
         ggml="ggml_swiglu_split(gate, up); ggml_silu_back(dout * up, gate)",
     ),
     _op(
         name="geglu",
         gelu=True,
         tolerance=4e-6,
-        why="exp of z has the absolute error of z as its relative one: 6e-8 of numbers up to 40",
+        why="exp turns the absolute error of z into a relative error: 6e-8 of numbers up to 40",
         ggml="ggml_geglu_split(gate, up), which reads a table of halves: within 1e-3",
     ),
 )

@@ -286,7 +286,7 @@ def _op(name: str, has_w: bool, has_b: bool, ggml: str) -> Op:
         forward=_forward,
         grad=_gradients,
         tolerance=1.5e-6,
-        why="float32 sums of up to 576 products, and the mean is a rounded number",
+        why="float32 sums of up to 576 products, and a rounded mean",
         ggml=ggml,
     )
 

@@ -212,7 +212,7 @@ def _checked(x: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
     if np.ndim(x) != 2:
         raise ValueError(f"ungated: x has shape {np.shape(x)}, expected [N, F]")
     if kind not in CODES:
-        raise ValueError(f"ungated: {kind!r} is none of {', '.join(CODES)}")
+        raise ValueError(f"ungated: {kind!r} is not one of {', '.join(CODES)}")
     return CODES[kind], x.shape
 
 
@@ -254,9 +254,9 @@ OPS = (
     _op(
         "gelu",
         4e-6,
-        "exp of z has the absolute error of z as its relative one: 6e-8 of numbers up to 40",
+        "exp turns the absolute error of z into a relative error: 6e-8 of numbers up to 40",
         "ggml_gelu, which reads a table of halves: within 1e-3; no gradient",
     ),
     _op("relu2", 3e-7, "two products", "ggml_relu, ggml_sqr; ggml_mul by twice ggml_relu"),
-    _op("xielu", 1e-6, "exp_f32 is right to 2.7e-7, and three sums follow", "ggml_xielu"),
+    _op("xielu", 1e-6, "exp_f32 is accurate to 2.7e-7, and three sums follow", "ggml_xielu"),
 )

@@ -78,7 +78,7 @@ class Optimiser(ABC):
         if self.has_second_moment:
             self._check(v)
         elif v:
-            raise ValueError("there are stored second moments, which this optimiser does not have")
+            raise ValueError("the state contains second moments, which this optimiser does not use")
         for mine, theirs in ((self.m, m), (self.v, v)):
             for name, x in mine.items():
                 np.copyto(x, theirs[name], casting="no")

@@ -29,7 +29,7 @@ def lora_option(*also: str) -> Any:
 def lora_scaled_option(*also: str) -> Any:
     """Declare the field `lora_scaled`."""
     text = (
-        f"adapters at other scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` is for one adapter"
+        f"adapters with other scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` takes one adapter"
     )
     return _files(Text("FILE:SCALE,..."), "", text, also=also, shown_default="none")
 
@@ -49,7 +49,7 @@ def take_adapters(
 
     def value(name: str) -> str:
         if not rest or plain(rest[0].partition("=")[0]) in by_name:
-            raise UsageError(f"{name} needs a value")
+            raise UsageError(f"{name} requires a value")
         return rest.pop(0)
 
     while rest:
@@ -67,7 +67,9 @@ def take_adapters(
         elif (scaled := _scaled_list(text)) is not None:
             adapters += scaled
         elif equals or not rest or plain(rest[0].partition("=")[0]) in by_name:
-            raise UsageError(f"{name} {shown(text)}: has no scale; use FILE SCALE or FILE:SCALE")
+            raise UsageError(
+                f"{name} {shown(text)}: the scale is missing; use FILE SCALE or FILE:SCALE"
+            )
         else:
             adapters.append((text, _scale(name, rest.pop(0))))
     return adapters, left
@@ -77,7 +79,7 @@ def _list(name: str, text: str) -> list[str]:
     """Split at commas, unless a file has the whole text as its name."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
-        raise UsageError(f"{name} '{shown(text)}': an empty file name")
+        raise UsageError(f"{name} '{shown(text)}': the file name is empty")
     return files
 
 

@@ -29,13 +29,13 @@ _D = SamplingParams()
 _ANY = Real(-1e30, 1e30)
 
 PROG = "python -m nbllama.main"
-_ABOUT = """Complete a text, or chat, with any number of LoRA adapters."""
-_EPILOG = """-p or -f alone completes the text; -cnv chats with the model's template, and it is the
-default if neither text nor a mode is given. Ctrl-C stops the answer; a second Ctrl-C, or Ctrl-D,
-ends the program.
+_ABOUT = """Complete a prompt or chat, with any number of LoRA adapters."""
+_EPILOG = """-p or -f alone completes the prompt. -cnv chats using the model's template, and is the
+default if neither a prompt nor a mode is given. Ctrl-C stops the answer; a second Ctrl-C, or
+Ctrl-D, ends the program.
 
-exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter that does
-not fit, 130 stopped by Ctrl-C"""
+exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter does not fit,
+130 interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MainOptions:
         shown_default="none",
     )  # fmt: skip
     file: str = _text(
-        Text(), "", "file that contains the text to complete", also=["-f"], shown_default="none"
+        Text(), "", "file with the text to complete", also=["-f"], shown_default="none"
     )
     escape: bool = _text(
         None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escapes",
@@ -59,11 +59,11 @@ class MainOptions:
         off=["--no-escape"],
     )  # fmt: skip
     display_prompt: bool = _text(
-        None, True, "print the prompt too", off=["--no-display-prompt"], shown_default="on"
+        None, True, "also print the prompt", off=["--no-display-prompt"], shown_default="on"
     )
     reverse_prompt: tuple[str, ...] = _text(
-        Text("TEXT"), (), "stop when this text is generated; in interactive mode, then read your "
-        "input; can be given several times", also=["-r"], shown_default="none", many=True,
+        Text("TEXT"), (), "stop when this text is generated and, in interactive mode, read your "
+                          "input; can be repeated", also=["-r"], shown_default="none", many=True,
     )  # fmt: skip
 
     predict: int = _run(
@@ -71,12 +71,10 @@ class MainOptions:
         also=["-n", "--n-predict"],
     )  # fmt: skip
     ctx_size: int | None = _run(
-        Whole(0, 2**24), None, "context in tokens; 0: the context the model was trained with",
-        also=["-c"], shown_default="the same, but at most 4096",
+        Whole(0, 2**24), None, "context length in tokens; 0: the length the model was trained with",
+        also=["-c"], shown_default="the trained length, at most 4096",
     )  # fmt: skip
-    batch_size: int = _run(
-        Whole(1, 65536), 512, "prompt tokens that are computed together", also=["-b"]
-    )
+    batch_size: int = _run(Whole(1, 65536), 512, "prompt tokens per forward pass", also=["-b"])
     context_shift: bool = _run(
         None, False, "when the context is full, drop its older half and continue",
         off=["--no-context-shift"],
@@ -84,26 +82,28 @@ class MainOptions:
     keep: int = _run(
         Whole(-1), 0, "tokens at the start of the prompt that --context-shift keeps; -1: all"
     )
-    ignore_eos: bool = _run(None, False, "ignore EOS: end an answer only at its full length")
+    ignore_eos: bool = _run(
+        None, False, "ignore EOS, so that answers end only at the maximum length"
+    )
     strict: bool = _run(None, False, "refuse a context longer than the model was trained with")
 
     conversation: bool | None = _talk(
-        None, None, "chat with a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
-        shown_default="on if neither text nor another mode is given",
+        None, None, "chat using a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
+        shown_default="on if neither a prompt nor another mode is given",
     )  # fmt: skip
     system_prompt: str = _talk(
-        Text("TEXT"), "", "the chat's system message", also=["-sys"], shown_default="none"
+        Text("TEXT"), "", "system message of the chat", also=["-sys"], shown_default="none"
     )
     chat_template: str = _talk(
-        Text("NAME|FILE"), "", "layout of the chat: alpaca, baichuan, chatml, llama-2, llama-3, or"
+        Text("NAME|FILE"), "", "chat layout: alpaca, baichuan, chatml, llama-2, llama-3, or"
         " a file with a Jinja template", also=["--chat-template-file"],
         shown_default="the model's own",
     )  # fmt: skip
     template_vars: str = _talk(
-        Variables(), "", "variables of the chat template, such as enable_thinking=false; a value is"
-        " JSON, or text", shown_default="none",
+        Variables(), "", "variables for the chat template, such as enable_thinking=false; values "
+                         "are JSON or text", shown_default="none",
     )  # fmt: skip
-    single_turn: bool = _talk(None, False, "end after one answer", also=["-st"])
+    single_turn: bool = _talk(None, False, "exit after one answer", also=["-st"])
     interactive: bool = _talk(
         None, False, "read more input from the keyboard after each answer", also=["-i"]
     )
@@ -117,23 +117,23 @@ class MainOptions:
         also=["-ins"],
     )
     in_prefix: str = _talk(
-        Text("TEXT"), "", "text before your input; no template is used then",
+        Text("TEXT"), "", "text to put before your input; disables the chat template",
         shown_default="none",
     )  # fmt: skip
     in_suffix: str = _talk(
-        Text("TEXT"), "", "text after your input; no template is used then",
+        Text("TEXT"), "", "text to put after your input; disables the chat template",
         shown_default="none",
     )  # fmt: skip
     color: bool = _talk(
         None,
         False,
-        "show the prompt and your input in other colours",
+        "show the prompt and your input in different colours",
         also=["-co"],
         off=["--no-color"],
     )
 
     seed: int = _sampling(
-        Whole(-1, 2**32 - 1), -1, "seed for sampling; -1: a new one, which is printed", also=["-s"]
+        Whole(-1, 2**32 - 1), -1, "seed for sampling; -1: a new seed, which is printed", also=["-s"]
     )
     temp: float = _sampling(
         _ANY, _D.temp, "temperature; 0 or less: always the most likely token",
@@ -155,7 +155,7 @@ class MainOptions:
     repeat_last_n: int = _sampling(
         Whole(-1),
         _D.repeat_last_n,
-        "number of last tokens that the penalties apply to; -1: the whole context",
+        "apply the penalties to this many of the last tokens; -1: the whole context",
     )
     repeat_penalty: float = _sampling(
         Real(above=True),
@@ -179,18 +179,18 @@ class MainOptions:
     )
 
     threads: int | None = threads_option()
-    dry_run: bool = _machine(None, False, "print the forecast of memory, then stop")
+    dry_run: bool = _machine(None, False, "print the memory forecast, then exit")
     exact: bool = _machine(
         None, False, "keep activations in float32 instead of rounding them to 8 bits"
     )
     n_gpu_layers: int = _machine(
-        Whole(-(2**31)), 0, "only 0 is allowed: this program computes on the CPU", also=["-ngl"]
+        Whole(-(2**31)), 0, "only 0 is allowed: this program runs on the CPU", also=["-ngl"]
     )
     dump: tuple[str, ...] = _machine(
-        Text("PATTERN"), (), "write the arrays with these names (patterns as in nbllama.peek); can"
-        " be given several times", shown_default="none", many=True,
+        Text("PATTERN"), (), "write the arrays with these names (patterns as in nbllama.peek); "
+                             "can be repeated", shown_default="none", many=True,
     )  # fmt: skip
-    dump_out: str = _machine(Text(), "dump.npz", "file that --dump writes")
+    dump_out: str = _machine(Text(), "dump.npz", "file to which --dump writes")
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
@@ -247,7 +247,7 @@ def parse_main(
         raise UsageError("--model FILE is missing; --help lists every option")
     if o.n_gpu_layers:
         raise UsageError(
-            f"--n-gpu-layers {o.n_gpu_layers}: this program computes on the CPU only; leave it out"
+            f"--n-gpu-layers {o.n_gpu_layers}: this program runs on the CPU only; leave it out"
         )
     if o.prompt and o.file:
         raise UsageError("--prompt and --file: pass only one of them")
@@ -278,8 +278,8 @@ def options_page() -> str:
 Generated by `python -m nbllama.options.chat > docs/main-options.md`; a test checks that it is up
 to date.
 
-`--option VALUE` and `--option=VALUE` are the same, and `_` in a name counts as `-`. If an option is
-given twice, the last value is used, except for `--lora`, `--lora-scaled` and `-r`, which add up.
+`--option VALUE` and `--option=VALUE` are the same, and `_` in a name is read as `-`. If an option
+is given twice, the last value is used, except for `--lora`, `--lora-scaled` and `-r`, which add up.
 
 """
     return head + markdown(table(MainOptions))

@@ -13,15 +13,15 @@ from nbllama.errors import UsageError
 from nbllama.options.chat import Main, MainOptions, parse_main
 from nbllama.options.parser import option
 
-_EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
-that does not fit, 130 stopped by Ctrl-C"""
-_CHAT = """Chat with a model in its own chat template, with any number of LoRA adapters."""
-_CHAT_END = f"""-p TEXT is the first message, and with -st the only one. Ctrl-C stops the answer;
-a second Ctrl-C, or Ctrl-D, ends the program. `nbllama generate` completes a text instead.
+_EXITS = """exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter
+does not fit, 130 interrupted by Ctrl-C"""
+_CHAT = """Chat with a model using its own chat template, with any number of LoRA adapters."""
+_CHAT_END = f"""-p TEXT is the first message; with -st it is the only one. Ctrl-C stops the answer;
+a second Ctrl-C, or Ctrl-D, ends the program. `nbllama generate` completes a prompt instead.
 
 {_EXITS}"""
-_GENERATE = """Complete a text, with any number of LoRA adapters."""
-_GENERATE_END = f"""The text is given with -p or -f. Ctrl-C stops the program. `nbllama chat` starts
+_GENERATE = """Complete a prompt, with any number of LoRA adapters."""
+_GENERATE_END = f"""Pass the prompt with -p or -f. Ctrl-C stops the program. `nbllama chat` starts
 a conversation instead.
 
 {_EXITS}"""
@@ -64,6 +64,7 @@ def parse_generate(argv: Sequence[str]) -> Main:
     o = main.options
     if main.mode == "predict" and not (o.prompt or o.file or o.dry_run):
         raise UsageError(
-            "there is no text to complete; pass -p TEXT or -f FILE, or chat with nbllama chat"
+            "there is no text to complete; pass -p TEXT or -f FILE, or use nbllama chat for a "
+            "conversation"
         )
     return main

@@ -51,20 +51,22 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise UsageError(f"--config {shown(path)}: must be lines of `name: value`")
+        raise UsageError(f"--config {shown(path)}: expected lines of the form `name: value`")
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     words: list[str] = []
     seen: dict[str, str] = {}
     for key, value in root.value:
         where = f"--config {shown(path)}, line {key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
-            raise UsageError(f"{where}: the key must be an option's name")
+            raise UsageError(f"{where}: the key must be the name of an option")
         name = "--" + key.value.replace("_", "-")
         found = by_name.get(name) or by_name.get("-" + key.value)
         if found is not None and found.dest == "config":
-            raise UsageError(f"{where}: an options file cannot name another one; remove the line")
+            raise UsageError(
+                f"{where}: an options file cannot refer to another options file; remove the line"
+            )
         if found is not None and found.dest in seen:
-            raise UsageError(f"{where}: {key.value} was given before, as {seen[found.dest]}")
+            raise UsageError(f"{where}: {key.value} was already given as {seen[found.dest]}")
         if found is None:
             raise UsageError(f"{where}: {unknown(name, list(by_name), familiar)}")
         new = _words(where, name, found, value)

@@ -88,12 +88,13 @@ class RecordOptions:
         Choice(FORMATS),
         None,
         "what --train-data contains: plain text, or records in one of these formats",
-        shown_default="detected from the content",
+        shown_default="detected from the contents",
     )
     data_columns: str = record_option(
         Text("KEY=NAME,..."),
         "",
-        "the file's names for a format's keys, such as prompt=question,completion=answer",
+        "key names in the file if they differ from the format's, such as "
+        "prompt=question,completion=answer",
         shown_default="the format's own",
         only="records",
     )
@@ -108,14 +109,14 @@ class RecordOptions:
     template_date: str | None = record_option(
         Day(),
         None,
-        "the date that is passed to the chat template, if it uses one",
-        shown_default="the date on which the run started",
+        "date to pass to the chat template, if the template uses one",
+        shown_default="the start date of the run",
         saved=Saved(25, taken=True),
     )
     template_vars: str = record_option(
         Variables(),
         "",
-        "variables of the chat template, such as enable_thinking=false; a value is JSON, or text",
+        "variables for the chat template, such as enable_thinking=false; values are JSON or text",
         shown_default="none",
         only="records",
     )
@@ -135,8 +136,7 @@ class RecordOptions:
     parse_special: bool = record_option(
         None,
         False,
-        "where documents and completions spell out control tokens, read them as tokens, not as "
-        "text",
+        "read control tokens spelled out in documents and completions as tokens, not as text",
         only="records",
     )
     on_long: str = record_option(

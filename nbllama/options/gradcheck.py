@@ -13,10 +13,10 @@ from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Real, Text, Whole
 
 PROG = "python -m nbllama.gradcheck"
-ABOUT = """Check the gradients that training uses: compare those of every LoRA pair in a few blocks
-of a model with finite differences of the same model in plain numpy and float64."""
-EPILOG = """exit codes: 0 all gradients are right, 1 a gradient is wrong, 2 bad usage or bad file,
-4 not enough memory, 5 adapter that does not fit"""
+ABOUT = """Check the gradients that training uses: compare the gradients of every LoRA pair in a few
+blocks with finite differences of the same model in plain numpy and float64."""
+EPILOG = """exit codes: 0 all gradients are correct, 1 a gradient is wrong, 2 bad usage or bad file,
+4 out of memory, 5 adapter does not fit"""
 
 _files = partial(option, "Files")
 _run = partial(option, "Run")
@@ -28,13 +28,18 @@ class GradcheckOptions:
 
     model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
-        Text(), "", "adapter with which the gradients are checked",
-        shown_default="random A and B on every tensor that takes a pair",
+        Text(), "", "adapter to check the gradients with",
+        shown_default="random A and B on every tensor that can have a pair",
     )  # fmt: skip
-    data: str = _files(Text(), "", "text whose first tokens are used", shown_default="a sentence")
+    data: str = _files(
+        Text(),
+        "",
+        "text file, of which the first tokens are used",
+        shown_default="a sentence",
+    )
     layers: str = _run(
         Text("BLOCKS"), "", "blocks to check: first:N, last:N, all, or a list such as 0,4-6",
-        shown_default="one of each combination of weight types, and the last one",
+        shown_default="one block per combination of weight types, and the last block",
     )  # fmt: skip
     tokens: int = _run(Whole(3, 4096), 12, "tokens, in two sequences", also=["-n"])
     rank: int = _run(Whole(1, 1024), 4, "rank of random pairs", also=["--lora-r"])
@@ -42,10 +47,10 @@ class GradcheckOptions:
     tolerance: float = _run(
         Real(above=True),
         1e-3,
-        "largest error of a gradient that counts as right, as a share of its norm",
+        "largest error accepted in a gradient, as a share of its norm",
     )
     threads: int | None = threads_option()
-    all: bool = _run(None, False, "list every tensor instead of kinds of tensors")
+    all: bool = _run(None, False, "list every tensor instead of summarising by kind")
     json: bool = _run(None, False, "print a JSON document instead of a table")
     debug: bool = debug_option()
 
@@ -56,5 +61,5 @@ def parse(argv: Sequence[str]) -> GradcheckOptions:
         GradcheckOptions, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=GRADCHECK
     )
     if not options.model_base:
-        raise UsageError("which model? Pass -m FILE; --help lists every option")
+        raise UsageError("the model is missing; pass -m FILE; --help lists every option")
     return options

@@ -30,7 +30,7 @@ class InspectOptions:
     json: bool = _show(None, False, "print everything as one JSON document")
     all: bool = _show(None, False, "show every tensor and key instead of groups")
     lora_r: int | None = _show(
-        Whole(1, 65536), None, "rank for which trainable parameters are counted", also=["--rank"],
+        Whole(1, 65536), None, "rank to assume when counting trainable parameters", also=["--rank"],
         shown_default="4 for plain text, 16 for records",
     )  # fmt: skip
     model_base: str = _show(

@@ -26,13 +26,13 @@ _EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; auto gives each me
 smallest type that keeps 95 % of its pair's effect on the sample; or a file type as in
 `nbllama quantize`, in upper or lower case: {_TYPES}
 
-Quantised matrices are rounded so that their products with a sample of the training data are kept.
+Quantised matrices are rounded to preserve their products with a sample of the training data.
 
--l and -s can be given several times; all adapters are added up.
+-l and -s can be repeated; all adapters are added.
 
-exit codes: 0 done, 1 failure, or more than half of the adapters' effect is lost (--force: 0),
-2 bad usage or bad file, 3 path that cannot be written, 4 not enough memory, 5 adapter that does
-not fit, 130 stopped by Ctrl-C"""
+exit codes: 0 success, 1 failure, or more than half of the adapters' effect is lost (--force: 0), 2
+bad usage or bad file, 3 output cannot be written, 4 out of memory, 5 adapter does not fit, 130
+interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ class ExportOptions:
     lora_scaled: str = lora_scaled_option("-s")
     outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
     calibrate: str = _run(
-        Text("DATA"), "", "training data; the rounding is fitted to a sample of it",
-        shown_default="the data of the adapter's run, if its NAME.config.yaml is next to it",
+        Text("DATA"), "", "training data; the rounding is fitted to a sample of this data",
+        shown_default="the adapter's training data, if NAME.config.yaml is next to the adapter",
         file="reads",
     )  # fmt: skip
-    calibrate_tokens: int = _run(Whole(1), 8192, "maximum tokens of that sample")
+    calibrate_tokens: int = _run(Whole(1), 8192, "maximum number of tokens in the sample")
     nearest: bool = _run(None, False, "round every weight to the nearest value, without a sample")
     compare: bool = _run(
         None, True, "compare the merged model with the base model and adapters on a short text",
         off=["--no-compare"], shown_default="on",
     )  # fmt: skip
     sample: str = _run(
-        Text(), "", "text of that comparison, in UTF-8; its first 256 tokens are used",
-        shown_default="completions of four openings by the model",
+        Text(), "", "UTF-8 text for the comparison, of which the first 256 tokens are used",
+        shown_default="completions of four openings, written by the model",
     )  # fmt: skip
     force: bool = _run(
         None, False, "exit with 0 even if more than half of the adapters' effect is lost"
@@ -119,20 +119,20 @@ def parse_export(argv: Sequence[str]) -> Export:
 
 
 QUANTIZE_PROG = "python -m nbllama.quantize"
-_QUANTIZE_ABOUT = "Write a GGUF model with another weight type."
+_QUANTIZE_ABOUT = "Convert a GGUF model to a different weight type."
 _QUANTIZE_EPILOG = f"""TYPE, in upper or lower case: {_TYPES}
 (q3_k, q4_k and q5_k mean q3_k_m, q4_k_m and q5_k_m). Each tensor gets the type that llama.cpp
-would choose; --pure gives all of them the same.
+would choose; --pure uses one type for all matrices.
 
-exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
-enough memory, 130 stopped by Ctrl-C"""
+exit codes: 0 success, 1 failure, 2 bad usage or bad file, 3 output cannot be written, 4 out of
+memory, 130 interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
     """The options of `quantize`, except for IN, OUT and TYPE."""
 
-    pure: bool = _run(None, False, "one type for all matrices, no mix")
+    pure: bool = _run(None, False, "use one type for all matrices instead of a mix")
     allow_requantize: bool = _run(
         None, False, "quantise a model that is already quantised; the errors add up"
     )
@@ -159,7 +159,7 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
         familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
     )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
-        raise UsageError(f"{len(words)} arguments are given; pass IN OUT TYPE; see --help")
+        raise UsageError(f"{len(words)} arguments instead of three; pass IN OUT TYPE; see --help")
     threads = options.threads
     if len(words) == 4:
         try:

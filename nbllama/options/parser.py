@@ -198,7 +198,7 @@ def read(
                 if alone is not None and (not rest or rest[0].startswith("-")):
                     value = alone
                 elif not rest or plain(rest[0].partition("=")[0]) in by_name:
-                    raise UsageError(f"{name} needs a value: {found.value.allowed()}")
+                    raise UsageError(f"{name} requires a value: {found.value.allowed()}")
                 else:
                     value = rest.pop(0)
             try:

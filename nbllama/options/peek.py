@@ -14,13 +14,13 @@ from nbllama.options.values import Choice, Real, Text, Whole
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.peek"
-ABOUT = """Show arrays by name: those of a dump (.npz, from --dump of nbllama.finetune and
-nbllama.main, or nbllama.peek.watch), of a GGUF model (decoded), a checkpoint or an adapter."""
+ABOUT = """Show arrays by name, from a dump (.npz, written by --dump of nbllama.finetune and
+nbllama.main, or by nbllama.peek.watch), a GGUF model (decoded), a checkpoint or an adapter."""
 EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; separate
 multiple patterns with spaces or commas.
 
-exit codes: 0 done, 1 the two files that diff compares differ, 2 bad usage or bad file, 3 path that
-cannot be written, 4 not enough memory, 5 checkpoint or adapter that is damaged"""
+exit codes: 0 success, 1 diff found differences, 2 bad usage or bad file, 3 output cannot be
+written, 4 out of memory, 5 checkpoint or adapter is damaged"""
 
 _show = partial(option, "Show")
 _diff = partial(option, "diff")
@@ -36,17 +36,17 @@ class PeekOptions:
     )
     kind: str = _show(
         Choice(("auto", "histogram", "heat", "attention")), "auto",
-        "what is drawn; auto: attention maps of kq_soft_max, histograms of all others",
+        "what to draw; auto: attention maps for kq_soft_max, histograms for all other arrays",
     )  # fmt: skip
     head: int | None = _show(
         Whole(), None, "draw only this head of an attention map", shown_default="all"
     )
     json: bool = _show(None, False, "print a JSON document instead of a table")
     tolerance: float = _diff(
-        Real(), 0.0, "treat arrays as equal if their largest difference is at most this share of"
-        " the largest number of A",
+        Real(), 0.0, "treat arrays as equal if their largest difference is at most this share of "
+                     "the largest value in A",
     )  # fmt: skip
-    all: bool = _diff(None, False, "also list the arrays that are equal")
+    all: bool = _diff(None, False, "also list equal arrays")
     debug: bool = debug_option("Show")
 
 

@@ -17,13 +17,14 @@ _files = partial(option, "Files")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.perplexity"
-_ABOUT = """Measure how well a model predicts a text: exp of the mean loss per token, as
-llama-perplexity computes it. With --kl-divergence, how much it differs from another model."""
+_ABOUT = """Measure how well a model predicts text: exp of the mean loss per token, as
+llama-perplexity computes it. With --kl-divergence, also measure how much it differs
+from another model."""
 _EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
 scored.
 
-exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
-that does not fit, 130 stopped by Ctrl-C"""
+exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter does not fit,
+130 interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,13 @@ def parse_perplexity(argv: Sequence[str]) -> Perplexity:
         familiar=PERPLEXITY,
     )
     if not options.model:
-        raise UsageError("which model? Pass -m FILE; --help lists every option")
+        raise UsageError("the model is missing; pass -m FILE; --help lists every option")
     if not options.file:
-        raise UsageError("which text? Pass -f FILE; --help lists every option")
+        raise UsageError("the text is missing; pass -f FILE; --help lists every option")
     if options.base_model and not options.kl_divergence:
-        raise UsageError("--base-model is for --kl-divergence; pass both, or leave it out")
+        raise UsageError(
+            "--base-model is only used with --kl-divergence; pass both, or leave it out"
+        )
     if options.kl_divergence and not (options.base_model or adapters):
         raise UsageError(
             "--kl-divergence: there is nothing to compare with; pass --base-model FILE or --lora "

@@ -25,7 +25,7 @@ class _ShowOptions:
     """The files to read, and the parts of them to show."""
 
     model_base: str = _show(
-        Text(), "", "model whose tokenizer and chat template are used, a GGUF file", also=["-m"],
+        Text(), "", "GGUF model whose tokenizer and chat template are used", also=["-m"],
         shown_default="none; required",
     )  # fmt: skip
     train_data: str = _show(
@@ -38,9 +38,9 @@ class _ShowOptions:
     json: bool = _show(
         None, False, "print one JSON object per sample and nothing else on standard output"
     )
-    batch: int = _show(Whole(1, 65536), 8, "batch size that the statistics are for", also=["-b"])
+    batch: int = _show(Whole(1, 65536), 8, "batch size for the statistics", also=["-b"])
     ctx: int | None = _show(
-        Whole(1, 2**24), None, "longest sample, in tokens", also=["-c"],
+        Whole(1, 2**24), None, "maximum length of a sample, in tokens", also=["-c"],
         shown_default="128 for plain text, 512 for records",
     )  # fmt: skip
     debug: bool = debug_option("Show")

@@ -206,7 +206,7 @@ class Variables:
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return "NAME=VALUE, or several with commas between them; a value is JSON, or text"
+        return "NAME=VALUE, or several separated by commas; values are JSON or text"
 
 
 def parse_variables(text: str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ _EPILOG = """Three checks on a short text: the model with the adapter against th
 merged against unmerged; and, if the package xllamacpp is installed, llama.cpp against this
 program, with the same files.
 
-exit codes: 0 all checks passed, 1 a check failed, 2 bad usage or bad file, 3 path that cannot be
-written, 4 not enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
+exit codes: 0 all checks passed, 1 a check failed, 2 bad usage or bad file, 3 output cannot be
+written, 4 out of memory, 5 adapter does not fit, 130 interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class VerifyOptions:
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     file: str = _files(
-        Text(), "", "sample text in UTF-8; its first 256 tokens are used", also=["-f"],
-        shown_default="completions of four openings by the model",
+        Text(), "", "UTF-8 sample text, of which the first 256 tokens are used", also=["-f"],
+        shown_default="completions of four openings, written by the model",
     )  # fmt: skip
     merge: bool = _checks(
         None, True, "merge into a temporary file and compare", off=["--no-merge"],
@@ -72,9 +72,9 @@ def parse_verify(argv: Sequence[str]) -> Verify:
         VerifyOptions, rest, prog=PROG, about=_ABOUT, epilog=_EPILOG, familiar=VERIFY
     )
     if not options.model:
-        raise UsageError("which model? Pass -m FILE; --help lists every option")
+        raise UsageError("the model is missing; pass -m FILE; --help lists every option")
     if not adapters:
-        raise UsageError("which adapter? Pass --lora FILE; --help lists every option")
+        raise UsageError("the adapter is missing; pass --lora FILE; --help lists every option")
     if options.outtype and not options.merge:
         raise UsageError(
             "--outtype is for the merge check, which --no-merge disables; leave out one of them"

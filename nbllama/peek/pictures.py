@@ -72,7 +72,9 @@ def _panels(dump: Dump, kind: str, head: int | None) -> list[Panel]:
 
 def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
     if x.ndim != 3:
-        raise UsageError(f"{shown(name)}: an attention map needs heads x tokens x tokens")
+        raise UsageError(
+            f"{shown(name)}: an attention map must have the shape heads x tokens x tokens"
+        )
     if head is not None and head >= len(x):
         raise UsageError(f"{shown(name)}: there is no head {head}; the heads are 0..{len(x) - 1}")
     heads = range(len(x)) if head is None else [head]

@@ -30,7 +30,7 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
     be read, and `NotEnoughMemory` if the tensors exceed 8 GB.
     """
     if not os.path.lexists(path):
-        raise UsageError(f"{shown(path, 400)}: there is no such file")
+        raise UsageError(f"{shown(path, 400)}: no such file")
     if is_dump(path):
         return load(path).matching(*patterns)
     gguf = None if os.path.isdir(path) else _gguf(path)

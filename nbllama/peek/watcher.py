@@ -177,7 +177,7 @@ def watch(
     do not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.
     """
     if model.watch is not None:
-        raise RuntimeError("the model is watched already")
+        raise RuntimeError("the model is already being watched")
     wanted = Patterns(patterns)
     names.check(wanted, all_names(model, adapter))
     seen = Dump(about={"model": model.gguf.path})

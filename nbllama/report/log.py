@@ -186,7 +186,7 @@ class MetricsLog:
         if problem and not self._failed:
             self._failed = True
             path = shown(self.path)
-            self._on_error(f"--log {path}: {problem}; training continues, lines are missing")
+            self._on_error(f"--log {path}: {problem}; training continues, but lines are missing")
 
     def close(self) -> None:
         """Close the file; an error is reported like those of writing."""
@@ -203,8 +203,8 @@ def _opened(path: str) -> FileIO:
     if not try_lock(fd):
         file.close()
         raise OutputError(
-            f"--log {shown(path)}: another run is writing it; wait until it ends, or choose "
-            "another name"
+            f"--log {shown(path)}: another run is writing to it; wait until that run ends, or "
+            "choose a different name"
         )
     return file
 

@@ -19,7 +19,9 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
-            raise UsageError(f"{shown(path, 400)}: is also an input; choose another output name")
+            raise UsageError(
+                f"{shown(path, 400)}: is also an input; choose a different output name"
+            )
     if kind is not None:
         check_kind(path, kind)
     check_writable(path)

@@ -123,7 +123,7 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
         reason = f" ({e})" if str(e) else ""
         return f"error: not enough memory{reason}; try smaller --batch or --ctx", 4
     if isinstance(e, BrokenPipeError) and e.filename is None:
-        return "error: the reader of the output is gone", 1
+        return "error: the output was closed by its reader", 1
     if isinstance(e, OSError):
         where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, str | bytes) else ""
         return f"error: {where}{e.strerror or e}", os_error_code(e)

@@ -73,7 +73,7 @@ def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
     total = 0
     while True:
         if pipe and not select.select([fd], [], [], _PIPE_SECONDS)[0]:
-            raise ValueError(f"a pipe from which nothing came for {_PIPE_SECONDS:.0f} s")
+            raise ValueError(f"a pipe that sent nothing for {_PIPE_SECONDS:.0f} s")
         part = os.read(fd, _CHUNK)
         if not part:
             return b"".join(parts)

@@ -79,8 +79,8 @@ def lock_or_refuse(fd: int, name: str) -> None:
     """Lock an open file for this process. Raises `OutputError` with `name` if it is locked."""
     if not try_lock(fd, strict=True):
         raise OutputError(
-            f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait until it ends, "
-            "or choose another output name"
+            f"{shown(name, 400)}: another run is writing to it ({_holder(fd)}); wait until that "
+            "run ends, or choose a different output name"
         )
 
 
@@ -89,7 +89,7 @@ def _check_ours(fd: int, name: str) -> None:
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(
-            f"{shown(name, 400)}: the lock file has another name too (a hard link); remove it"
+            f"{shown(name, 400)}: the lock file also has a second name (a hard link); remove it"
         )
     if hasattr(os, "getuid") and os.getuid() not in (0, found.st_uid):
         raise OutputError(f"{shown(name, 400)}: the lock file belongs to another user; remove it")

@@ -78,8 +78,8 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
         raise MessageError(
             [number],
             ": it has a thought, but the prompt of the chat template closes the thought before the "
-            "answer begins; pass --template-vars that ask for thoughts, if the template has them, "
-            "or remove the thoughts",
+            "answer begins; pass --template-vars that enable thoughts, if the template has such "
+            "variables, or remove the thoughts",
         )
     shown_thought = opening(through, at)
     if shown_thought is not None and shown_thought.closed and not shown_thought.inner.strip():
@@ -120,8 +120,8 @@ def _after_open(
     if mark is not None:
         raise MessageError(
             [number],
-            f": the marks of its thought ('{mark.group()}') are not those of the chat template "
-            f"('{held.opener.strip()}'); put the thought under \"reasoning_content\"",
+            f": its thought is marked with '{mark.group()}', but the chat template uses "
+            f"'{held.opener.strip()}'; put the thought under \"reasoning_content\"",
         )
     if not closer:
         closer = _DEFAULT_CLOSER if held.closer == "</think>" else held.closer

@@ -18,7 +18,7 @@ from nbllama.text.tokenizer import Tokenizer
 _PROBLEMS = {
     "syntax": "cannot be compiled",
     "security": "does something that templates are not allowed to do",
-    "memory": "needs more memory than its limit",
+    "memory": "exceeds its memory limit",
     "recursion": "recurses too deeply",
     "size": "is too large",
     "time": "is too slow",

@@ -192,8 +192,8 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
         left, _, right = merge.partition(" ")
         if not left or not right or " " in right:
             raise GGUFError(
-                f"tokenizer.ggml.merges[{i}]: '{shown(merge)}' is not two tokens with one space "
-                "between them"
+                f"tokenizer.ggml.merges[{i}]: '{shown(merge)}' is not two tokens separated by one "
+                "space"
             )
         for text in (left, right, left + right):
             if text not in ids:
@@ -208,7 +208,7 @@ def _check_bytes(ids: dict[str, int]) -> None:
     """Check that every byte has a token, for characters that have none."""
     missing = [text for text in (f"<0x{b:02X}>" for b in range(256)) if text not in ids]
     if missing:
-        raise GGUFError(f"tokenizer.ggml.tokens: '{missing[0]}' is missing, which gemma4 needs")
+        raise GGUFError(f"tokenizer.ggml.tokens: '{missing[0]}' is missing, but gemma4 requires it")
 
 
 def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:

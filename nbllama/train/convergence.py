@@ -59,7 +59,7 @@ class Convergence:
 
     def _tests(self, f: float, evaluation: int) -> str:
         if abs(f - self.previous) < self.epsf * abs(f):
-            return f"the loss changed by less than a fraction {self.epsf:g} (--adam-epsf)"
+            return f"the loss changed by less than the fraction {self.epsf:g} (--adam-epsf)"
         if 0 < self.past <= evaluation - 1:
             before = self.past_losses[(evaluation - 1) % self.past]
             if abs(before - f) < self.delta * abs(f):

@@ -31,14 +31,14 @@ class Counted(NamedTuple):
 def saved_line(trainer: Trainer) -> str:
     """Return a line about the rows saved in an epoch, for the screen."""
     if not trainer.shares:
-        return f"beginnings are not shared: blocks of {trainer.model.hp.arch} have states"
+        return f"prefixes are not shared, because blocks of {trainer.model.hp.arch} carry a state"
     found = counted(trainer)
     if found.computed == found.tokens:
-        return "none of them shared"
+        return "none shared"
     percent = f"{100 * found.share:.1f} %"
     if not found.whole:
-        return f"about {percent} computed: shared beginnings once"
-    return f"{found.computed} ({percent}) computed: shared beginnings once"
+        return f"about {percent} computed, shared prefixes only once"
+    return f"{found.computed} ({percent}) computed, shared prefixes only once"
 
 
 def counted(trainer: Trainer) -> Counted:

@@ -104,12 +104,12 @@ class TrunkCache:
         head = self._read(0, min(size, _HEAD.size))
         if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
             raise OutputError(
-                f"{shown(self.path, 400)}: nbllama did not write this file; move it, or choose "
-                "another --checkpoint-out"
+                f"{shown(self.path, 400)}: nbllama did not write this file; move it, or choose a "
+                "different --checkpoint-out"
             )
         if head != self._head:
             if size:
-                self.say(f"{shown(self.path, 400)} is damaged: the blocks are computed again")
+                self.say(f"{shown(self.path, 400)} is damaged; the blocks will be computed again")
             self._file.truncate(0)
             self._write(0, self._head)
             return len(self._head)
@@ -191,7 +191,7 @@ class TrunkCache:
         if place.n == n and zlib.crc32(raw) == place.checksum and raw:
             return np.frombuffer(raw, "<f4").reshape(n, self.width)
         self._places = {d: p for d, p in self._places.items() if p != place}
-        self.say(f"{shown(self.path, 400)} {reason}: a sample is computed again")
+        self.say(f"{shown(self.path, 400)} {reason}; computing a sample again")
         return None
 
     def _read(self, offset: int, n: int) -> bytes:

@@ -62,7 +62,7 @@ def w2(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
             killed += kill(rng.choice(alive))
         time.sleep(1)
         found.append(run.stop())
-        lost += run.seen().count("lost the worker")
+        lost += run.seen().count("lost worker")
         print(f"{killed} kills", flush=True)
         shutil.rmtree(run.out)
     same = same_bits(folder, "plain2", found)
@@ -82,7 +82,7 @@ def _alive(run: Run) -> list[str]:
     """Return the processes of the workers that have joined and are not lost."""
     if run.ended:
         raise RuntimeError(f"the run has ended too early:\n{run.seen()}")
-    gone = set(re.findall(r"lost the worker (\S+):", run.seen()))
+    gone = set(re.findall(r"lost worker (\S+):", run.seen()))
     joined = re.findall(JOINED, run.seen())
     return [pid for name, pid in joined if name not in gone and Path(f"/proc/{pid}").exists()]
 

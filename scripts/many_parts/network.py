@@ -153,7 +153,7 @@ def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
             run.wait_for("iter= ", now + 3)
             found.append(run.stop())
             late += "has not answered" in run.seen()
-            lost += "lost the worker" in run.seen()
+            lost += "lost worker" in run.seen()
             print(f"cut {i}: {lengths[-1]:.0f} s, steps and bits {found[-1]}", flush=True)
             shutil.rmtree(run.out)
             time.sleep(2)

@@ -334,7 +334,7 @@ def test_notes_belong_to_the_format(toy: Path, tmp_path: Path) -> None:
     tied = tmp_path / "tied.gguf"
     make_llama(tied, tied=True)
     (note,) = save_adapter(tmp_path / "p", trained(tied, {"tok_embd": 2}, 4, 2), model(tied)[0])
-    assert note.startswith("PEFT adds LoRA of token_embd only to the embedding")
+    assert note.startswith("PEFT applies LoRA on token_embd only to the embedding")
 
 
 def test_what_llama_cpp_would_not_load_is_not_written(toy: Path, tmp_path: Path) -> None:

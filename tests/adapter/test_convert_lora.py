@@ -64,7 +64,7 @@ def notes_on_norms(kind: str, ranks: dict[str, int]) -> list[str]:
         return []
     return [
         "llama.cpp ignores LoRA on norm vectors (5 here, such as output_norm.weight): merge the"
-        " adapter into the model to use all that was trained"
+        " adapter into the model to use every trained pair"
     ]
 
 
@@ -113,7 +113,7 @@ def test_scales_that_a_format_has_no_place_for(toy: Path, tmp_path: Path) -> Non
     for name, pair in adapter.pairs.items():
         np.testing.assert_array_equal(got.pairs[name].b, pair.b)
     (note,) = convert(str(tmp_path / "other.gguf"), str(tmp_path / "b.bin"), str(toy))
-    assert note.startswith("a .bin has one scale for all pairs: lora_b of 2 pairs")
+    assert note.startswith("a .bin file stores one scale for all pairs: lora_b of 2 pairs")
 
 
 def test_without_the_base_model(toy: Path, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_without_the_base_model(toy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert convert(f"{tmp_path}/p", str(tmp_path / "a.bin")) == []
     (note,) = convert(str(tmp_path / "a.bin"), str(tmp_path / "c.gguf"))
-    assert "a.bin names no architecture: llama is assumed" in note
+    assert "a.bin does not name an architecture; assuming llama" in note
     assert same_bits(one, read_stored(tmp_path / "c.gguf", Base()))
-    with pytest.raises(UsageError, match=r"size of a head.*--model-base"):
+    with pytest.raises(UsageError, match=r"head size.*--model-base"):
         convert(str(tmp_path / "a.bin"), f"{tmp_path}/q/")
     assert not (tmp_path / "q").exists()
 
@@ -141,7 +141,7 @@ def test_the_base_model_proves_the_pairs(toy: Path, tmp_path: Path) -> None:
     tied = tmp_path / "tied.gguf"
     make_llama(tied, tied=True)
     write_stored(tmp_path / "t.bin", stored(tied, {"tok_embd": 2}, 4, 2))
-    for target, said in (("t.gguf", "llama.cpp aborts"), ("t/", "PEFT adds")):
+    for target, said in (("t.gguf", "llama.cpp aborts"), ("t/", "PEFT applies")):
         (note,) = convert(str(tmp_path / "t.bin"), f"{tmp_path}/{target}", str(tied))
         assert note.startswith(said)
 
@@ -175,14 +175,14 @@ def test_the_program(
     monkeypatch.chdir(tmp_path)
     write_stored("a.gguf", stored(toy, dict.fromkeys(LINEARS, 2), 4, 2))
     assert main(["a.gguf", "适配器/", "--model-base", str(toy)]) == 0
-    assert capfd.readouterr() == ("written: 适配器/\n", "")
+    assert capfd.readouterr() == ("wrote 适配器/\n", "")
     assert main([f"--model_base={toy}", "适配器", "a.bin"]) == 0
     assert load_adapter("a.bin", *model(toy)).alpha == 4
     capfd.readouterr()
     for argv, code, said in (
-        ([], 2, "two names are needed"),
-        (["a.gguf"], 2, "two names are needed"),
-        (["a", "b", "c"], 2, "two names are needed"),
+        ([], 2, "pass two names"),
+        (["a.gguf"], 2, "pass two names"),
+        (["a", "b", "c"], 2, "pass two names"),
         (["a.gguf", "b.bin", "--modle-base", "x"], 2, "--model-base"),
         (["none.gguf", "b.bin"], 2, "none.gguf: no such file"),
         (["a.gguf", "b.bin", "-m", "none.gguf"], 2, "none.gguf"),

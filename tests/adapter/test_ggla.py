@@ -137,7 +137,7 @@ def test_an_alpha_that_no_header_holds(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     stored = Stored.of(Adapter("", 0.1, 2, {NAME: Pair(A, B)}), Base())
     (note,) = write_ggla(path, stored)
-    assert note.startswith("a .bin has whole numbers for alpha and r, but alpha is 0.1")
+    assert note.startswith("a .bin file stores alpha and r as whole numbers, but alpha is 0.1")
     got = read_ggla(path)
     assert (got.alpha, got.lora_r) == (2, 2)
     np.testing.assert_array_equal(got.pairs[NAME].b, B * np.float32(0.05))

@@ -24,7 +24,7 @@ ALIKE = {
     "exaone4, 1.2B",
     "exaone4, 32B (windows)",
     "nemotron, Minitron 4B and 8B",
-    "stablelm, 3B (a part of the head turns)",
+    "stablelm, 3B (partial RoPE)",
     "stablelm, 2 1.6B (biases)",
     "command-r, 35B",
     "command-r, without a scale of logits",

@@ -167,14 +167,14 @@ class TestM08:
         hp = read(model, path)
         assert context_warnings(hp, 128) == []
         assert context_warnings(hp, 129) == [
-            "context 129 is longer than the 128 the model was trained with"
+            "context 129 is longer than the 128 tokens the model was trained with"
         ]
 
     def test_vocab_size_key(self, model: Model, path: Path) -> None:
         model.count("llama.vocab_size", V)
         assert read(model, path).warnings == ()
         model.count("llama.vocab_size", V + 1)
-        assert read(model, path).warnings == ("llama.vocab_size is 41, token_embd has 40 rows",)
+        assert read(model, path).warnings == ("llama.vocab_size is 41, but token_embd has 40 rows",)
 
 
 def test_expected_tensors(model: Model, path: Path) -> None:

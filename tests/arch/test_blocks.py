@@ -69,7 +69,7 @@ def test_sizes(tmp_path: Path) -> None:
         ("attention.value_length_swa", 24, "24, but keys have 16"),
         ("rope.dimension_count_swa", 18, "from 2 to the head size 16"),
         ("attention.head_count_kv", [3, 1, 1, 1, 1, 1], "3 does not divide head_count 4"),
-        ("attention.head_count_kv", [2, 2, 1, 4, 2, 1], "another kind of attention"),
+        ("attention.head_count_kv", [2, 2, 1, 4, 2, 1], "a different kind of attention"),
         ("attention.sliding_window_pattern", [True, False], "2 values for 6 layers"),
         ("feed_forward_length", [96, 96], "2 values for 6 layers"),
         ("feed_forward_length", [0] * 6, "0, allowed 1.."),
@@ -91,7 +91,8 @@ def test_matrices_that_no_block_uses(tmp_path: Path) -> None:
     """Blocks with keys of their own in the file, which nothing uses: not here, not in llama.cpp."""
     model = made(tmp_path, idle_keys=True)
     assert model.hp.warnings == (
-        "9 tensors of keys and values are not used: their blocks use those of earlier blocks",
+        "9 key and value tensors are not used: their blocks reuse the keys and values of earlier "
+        "blocks",
     )
     adapter = random_adapter(model, norms=True)
     assert "blk.2.attn_k.weight" in adapter.pairs and "blk.3.attn_k.weight" not in adapter.pairs

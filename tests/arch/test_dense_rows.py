@@ -107,7 +107,7 @@ def test_glm_that_sees_is_refused(tmp_path: Path) -> None:
     key, name = "rope.dimension_sections", "glm4, GLM-4-0414 9B and 32B"
     assert made(tmp_path, name, {key: [0, 0, 0, 0]}).n_rot == 8
     said = refused(tmp_path, name, {key: [2, 3, 3, 0]})
-    assert f"key 'glm4.{key}': multimodal forms of glm4 are not supported" in said
+    assert f"key 'glm4.{key}': multimodal variants of glm4 are not supported" in said
 
 
 def test_tensors_of_other_senses_are_left_alone(tmp_path: Path) -> None:

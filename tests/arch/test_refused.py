@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
         "recurrent models are not supported; su",
     ),
     ("M01c", edit("string", "general.architecture", "a\nb"), r"'a\nb' is not supported"),
-    ("M01d", edit("count", "general.architecture", 1), "must be a string, is UINT32 1"),
+    ("M01d", edit("count", "general.architecture", 1), "must be a string, but is UINT32 1"),
     ("M01e", edit("string", "general.type", "adapter"), "a LoRA adapter, not a model"),
     ("M01f", edit("string", "training.type", "finetune_lora"), "a training checkpoint, not a mod"),
     ("M01g", edit("flag", "llama.attention.causal", False), "only causal models are supported"),
@@ -64,7 +64,7 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ("M02f", drop(EPS), f"key '{EPS}': is missing"),
     ("M03a", edit("string", "llama.block_count", "2"), "'llama.block_count': must be a count"),
     ("M03b", edit("number", HEADS, 4.0), f"'{HEADS}': must be a count"),
-    ("M03c", edit("count", EPS, 1), f"'{EPS}': must be a floating point number, is UINT32 1"),
+    ("M03c", edit("count", EPS, 1), f"'{EPS}': must be a floating point number, but is UINT32 1"),
     ("M03d", edit("strings", KV, ["2"]), f"'{KV}': must be a count"),
     (
         "M03e",
@@ -100,7 +100,11 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ("M10j", edit("tensor", "blk.0.attn_q.bias", (C + 1,)), "shape (33,), expected (32,)"),
     ("M10k", edit("tensor", "rope_freqs.weight", (D,)), "shape (8,), expected (4,)"),
     ("M10l", edit("tensor", "rope_freqs.weight", (4,), 1), "'rope_freqs.weight': must be F32"),
-    ("M10n", edit("tensor", "blk.0.attn_q.scale", (1,)), "as some NVFP4 files have, which is not"),
+    (
+        "M10n",
+        edit("tensor", "blk.0.attn_q.scale", (1,)),
+        "(found in some NVFP4 files), which is not",
+    ),
     ("M10m", factors(1, 2, 0, 4), "'rope_freqs.weight': must be positive and finite"),
     ("M10n", factors(1, 2, F32_NAN, 4), "'rope_freqs.weight': must be positive and finite"),
     ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, must be even, from 2 to the head size 8"),
@@ -156,7 +160,7 @@ def test_every_row_of_the_table_has_a_case() -> None:
 def test_yarn_without_a_context(model: Model, path: Path) -> None:
     model.count("llama.context_length", 0)
     model.string(f"{SCALING}.type", "yarn")
-    assert "original_context_length': 0, but YaRN needs the length" in refused(model, path)
+    assert "original_context_length': 0, but YaRN requires the length" in refused(model, path)
 
 
 def test_yarn_out_of_range(model: Model, path: Path) -> None:

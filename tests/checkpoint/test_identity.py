@@ -124,7 +124,9 @@ FIRM = [
 def test_differences_are_named(change: dict[str, Any], message: str) -> None:
     wanted = dataclasses.replace(RUN, **change)
     assert differences(RUN, wanted) == [message]
-    with pytest.raises(CheckpointError, match=rf"^c\.gguf: from another run: {message}; use") as e:
+    with pytest.raises(
+        CheckpointError, match=rf"^c\.gguf: from a different run: {message}; use"
+    ) as e:
         check_fits("c.gguf", RUN, wanted)
     firm = (change, message) in FIRM
     assert "\n" not in str(e.value) and ("--force" in str(e.value)) != firm

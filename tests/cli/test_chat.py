@@ -120,9 +120,9 @@ def test_contexts(folder: Path, ask: Ask) -> None:
     _, err = ask("-p", "the hen", "-c", "16", "--context-shift", "-n", "-2")
     assert "full" in err
     _, err = ask("-p", "the", "-c", "300", "-n", "2")
-    assert "warning: context 300 is longer than the 256 the model was trained with\n" in err
+    assert "warning: context 300 is longer than the 256 tokens the model was trained with\n" in err
     _, err = ask("-p", "the", "-c", "2", "-n", "2")
-    assert "the shortest context is 8 tokens" in err
+    assert "the context is raised to the minimum of 8 tokens" in err
 
 
 def len_ids(folder: Path, text: str) -> int:
@@ -165,7 +165,7 @@ def test_a_chat_reads_only_what_is_new(folder: Path, ask: Ask) -> None:
 
 def test_layouts(folder: Path, ask: Ask) -> None:
     out, err = ask(*CHAT, "-st", said="the")
-    assert "warning: the model has no chat template; Alpaca's layout is used\n" in err
+    assert "warning: the model has no chat template; using Alpaca's layout\n" in err
     assert ask(*CHAT, "-st", "--chat-template", "Alpaca", said="the")[0] == out
     other, err = ask(*CHAT, "-st", "--chat-template", "llama-2", said="the")
     assert "warning" not in err and other != out
@@ -176,7 +176,7 @@ def test_a_message_that_does_not_fit_is_left_out(folder: Path, ask: Ask) -> None
     out, err = ask(*words, said="the\n" + "hen " * 100 + "\nand\n")
     assert out == ask(*words, said="the\nand\n")[0]
     assert (
-        "do not fit in the context of 48; pass a larger --ctx-size; the message was left out\n"
+        "do not fit in the context of 48; pass a larger --ctx-size; the message was ignored\n"
         in err
     )
     # and one that a model with a smaller context cannot go on from ends the chat
@@ -220,7 +220,7 @@ def test_chinese_in_any_locale(folder: Path, ask: Ask) -> None:
 
 def test_input_that_is_not_utf_8_is_told(folder: Path, ask: Ask) -> None:
     out, err = ask(*CHAT, said="天\n".encode("cp936") + b"the\n")
-    assert "error: text is not Unicode" in err and "the message was left out" in err
+    assert "error: text is not Unicode" in err and "the message was ignored" in err
     assert out == ask(*CHAT, said=b"the\n")[0]
 
 
@@ -327,7 +327,7 @@ def test_bad_inputs_end_in_one_line(folder: Path, capsys: pytest.CaptureFixture[
         (["-m", folder / "no.gguf", "-p", "x"], 2, "cannot be opened"),
         (["-m", broken, "-p", "x"], 2, "truncated"),
         (["-m", lora, "-p", "x"], 2, "adapter"),
-        ([*good, "-p", "x", "--lora", folder / "no.gguf"], 2, "there is no such adapter file"),
+        ([*good, "-p", "x", "--lora", folder / "no.gguf"], 2, "no such adapter file"),
         ([*good, "-p", "x", "--lora", base], 5, "cannot be used"),
         (["-m", other, "-p", "x", "--lora", lora], 5, "the base model has (96, 96)"),
         ([*good, "-p", "x", "--lora-scaled", lora, "much"], 2, "scale 'much' is not a number"),

@@ -174,7 +174,7 @@ def test_generate_completes_unless_it_is_said_otherwise(
     assert parse_generate(["-m", "m", "-cnv"]).mode == "chat"
     assert parse_generate(["-m", "m", "-if"]).mode == "interactive"
     code, _, err = run(capsys, "generate", "-m", "m")
-    assert code == 2 and "pass -p TEXT or -f FILE, or chat with nbllama" in err
+    assert code == 2 and "pass -p TEXT or -f FILE, or use nbllama chat" in err
 
 
 def test_the_verbs_have_the_options_of_main() -> None:

@@ -111,11 +111,11 @@ ADAPTERS = [
     ("junk", 5, "junk: magic: "),
     ("cut-a.gguf", 5, "truncated?"),
     ("cut-a.bin", 5, "the file ends at 500"),
-    ("no-pair.gguf", 5, "contains no pair"),
+    ("no-pair.gguf", 5, "contains no pairs"),
     ("nan-alpha.gguf", 5, "nan, must be above 0"),
     ("half.gguf", 5, "its pair has no lora_b"),
     ("deep.gguf", 5, "the base model has no such tensor"),
-    ("qwen2.gguf", 5, "qwen2, the base model is llama"),
+    ("qwen2.gguf", 5, "qwen2, but the base model is llama"),
 ]
 SCALES = [
     ("nan", 2, "scale 'nan' is not a number"),
@@ -163,7 +163,7 @@ CASES = [
     # texts
     ("main", f"{M} -f folder", 2, "cannot read the prompt folder"),
     ("main", f"{M} -f empty", 2, "the prompt empty is empty"),
-    ("main", f"{M} -f text.txt -c 16", 2, "the context of 16 has room for 12"),
+    ("main", f"{M} -f text.txt -c 16", 2, "a context of 16 tokens has room for only 12"),
     ("main", f"{M} -p \udcff", 2, "lone surrogate"),
     ("main", rf"{M} -p \xff -e", 2, "is not UTF-8"),
     ("main", f"{M} -p x -f text.txt", 2, "--prompt and --file: pass only one of them"),

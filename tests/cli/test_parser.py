@@ -71,7 +71,7 @@ def test_any_text_is_a_value(value: str) -> None:
 
 
 def test_a_value_with_an_options_name_needs_an_equals_sign() -> None:
-    assert "--base-file needs a value" in refused("--base-file", "--count", "3")
+    assert "--base-file requires a value" in refused("--base-file", "--count", "3")
     assert parse("--base-file=--count").base_file == "--count"
 
 
@@ -140,7 +140,7 @@ def test_ends_of_the_ranges() -> None:
 
 
 def test_missing_and_unwanted_values() -> None:
-    assert refused("--count") == "--count needs a value: a whole number from 1 to 16"
+    assert refused("--count") == "--count requires a value: a whole number from 1 to 16"
     assert refused("--fast=yes") == "--fast takes no value, but got 'yes'"
     assert refused("--help=x") == "--help takes no value, but got 'x'"
 

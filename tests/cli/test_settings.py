@@ -285,9 +285,7 @@ def test_routed_experts_get_pairs_when_asked_for() -> None:
     experts = ["gate_exps", "down_exps", "up_exps"]
     got = settings("--lora-r 3", missing={"wqkv"})
     assert [got.ranks[name] for name in experts] == [0, 0, 0] and got.ranks["up_shexp"] == 3
-    assert got.notes == (
-        "routed experts get no pairs; --rank-experts gives a pair to each of them",
-    )
+    assert got.notes == ("routed experts have no pairs; --rank-experts adds a pair to each",)
     got = settings("--rank-experts 2 --rank-up-exps 5", missing={"wqkv"})
     assert [got.ranks[name] for name in experts] == [2, 2, 5] and got.notes == ()
     assert settings("--rank-experts 0", missing={"wqkv"}).notes == ()

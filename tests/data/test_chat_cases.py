@@ -101,11 +101,11 @@ RECORDS: list[tuple[str, list[str], str]] = [
     (
         "legacy-function-call.jsonl",
         ["One moment.\n" + HERMES % '{"n": 4}', "3 kg.<|im_end|>"],
-        "Hermes form",
+        "Hermes format",
     ),
-    ("call-parameters.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "Hermes form"),
-    ("call-empty-arguments.jsonl", [HERMES % "{}", "3 kg.<|im_end|>"], "Hermes form"),
-    ("call-encoded-twice.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "Hermes form"),
+    ("call-parameters.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "Hermes format"),
+    ("call-empty-arguments.jsonl", [HERMES % "{}", "3 kg.<|im_end|>"], "Hermes format"),
+    ("call-encoded-twice.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "Hermes format"),
     ("sharegpt-tools.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "template does not write"),
     *[
         (f"{name}.jsonl", SECOND, "")
@@ -114,7 +114,7 @@ RECORDS: list[tuple[str, list[str], str]] = [
             "sharegpt-weight", "sharegpt-loss", "sharegpt-trainable",
         )
     ],
-    ("answer-first.jsonl", ["At the window.<|im_end|>"], "context and not trained"),
+    ("answer-first.jsonl", ["At the window.<|im_end|>"], "context and are not trained"),
     ("reasoning-content.jsonl", ["42<|im_end|>"], THOUGHT),
     ("thinking.jsonl", ["42<|im_end|>"], THOUGHT),
 ]  # fmt: skip
@@ -129,7 +129,7 @@ def test_records(demo_tokenizer: Tokenizer, name: str, expected: list[str], note
 
 
 def test_a_key_that_asks_to_train_a_question(demo_tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match='line 1: message 1: "loss" asks to train a message of the'):
+    with pytest.raises(DataError, match='line 1: message 1: "loss" marks a message of the'):
         read(demo_tokenizer, "user-trained.jsonl")
 
 

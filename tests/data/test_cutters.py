@@ -80,8 +80,8 @@ def test_a_text_without_the_mark() -> None:
 def test_what_is_said() -> None:
     cut = SampleStart("<")("<<a<abcd<abc", TOY, 3)
     assert cut.notes == (
-        "1 empty samples; each counts as one EOS",
-        "1 samples (longest: 4 tokens) are longer than the context of 3 and are cut off there",
+        "1 samples are empty; each becomes one EOS",
+        "1 samples (longest: 4 tokens) are longer than the context of 3 and are truncated",
         "2 samples (shortest: 0 tokens) are shorter than the context of 3",
     )
 
@@ -128,7 +128,7 @@ def test_the_old_tool_takes_a_byte_order_mark_for_text(tmp_path: Path) -> None:
 
 
 def test_no_token_at_all() -> None:
-    with pytest.raises(DataError, match="contains no token"):
+    with pytest.raises(DataError, match="contains no tokens"):
         load_raw_text("x", TOY, 4, content=b"<", cutter=SampleStart("<"))
 
 
@@ -141,6 +141,6 @@ def test_run_b_of_the_old_tool() -> None:
     assert len(data.tokens) == 5849
     assert len(set(data.tokens.tolist())) == 61
     assert data.notes == (
-        "29 samples (longest: 1229 tokens) are longer than the context of 48 and are cut off there",
+        "29 samples (longest: 1229 tokens) are longer than the context of 48 and are truncated",
         "32 samples (shortest: 6 tokens) are shorter than the context of 48",
     )

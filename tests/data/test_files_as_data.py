@@ -100,7 +100,7 @@ class TestEncodings:
 
     def test_damaged_utf16(self, tmp_path: Path) -> None:
         line = refusal(tmp_path, "text".encode("utf-16")[:-1], "a.txt")
-        assert "begins with the mark of UTF-16, but is damaged at byte" in line
+        assert "begins with the byte-order mark of UTF-16, but is damaged at byte" in line
 
 
 def database(folder: Path) -> bytes:
@@ -207,20 +207,24 @@ class TestPacked:
             monkeypatch.setitem(__import__("sys").modules, name, None)
         for content, package in ((b"PAR1\0PAR1", "pyarrow"), (b"\x28\xb5\x2f\xfd\0", "zstandard")):
             line = refusal(tmp_path, content, "a.jsonl")
-            assert f"needs the package {package}: pip install 'nbllama[data]'" in line
+            assert f"requires the package {package}: pip install 'nbllama[data]'" in line
 
     def test_no_small_file_fills_the_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(unpack, "MAX_UNPACKED", 1 << 22)
         bomb = gzip.compress(b" " * (1 << 23))
-        assert "unpacks to more than 4 MiB" in refusal(tmp_path, bomb, "a.txt.gz")
+        assert "unpacks to more than the limit of 4 MiB" in refusal(tmp_path, bomb, "a.txt.gz")
         half = b"x" * ((1 << 21) + 9)
         files = {f"{i}.txt": half for i in range(2)}
-        assert "unpacks to more than 4 MiB" in refusal(tmp_path, zipped(files), "a.zip")
+        assert "unpacks to more than the limit of 4 MiB" in refusal(
+            tmp_path, zipped(files), "a.zip"
+        )
         if zstandard := pytest.importorskip("zstandard"):
             packed = zstandard.ZstdCompressor().compress(b" " * (1 << 23))
-            assert "unpacks to more than 4 MiB" in refusal(tmp_path, packed, "a.txt.zst")
+            assert "unpacks to more than the limit of 4 MiB" in refusal(
+                tmp_path, packed, "a.txt.zst"
+            )
 
     def test_zip(self, tmp_path: Path) -> None:
         files = {
@@ -233,7 +237,7 @@ class TestPacked:
         assert [found.place(line)[0] for line, _ in found.samples] == [
             *[str(tmp_path / "set.zip/set/a.json")] * 3, str(tmp_path / "set.zip/set/b.jsonl"),
         ]  # fmt: skip
-        assert any("1 files are not read: set/README.md" in note for note in found.notes)
+        assert any("ignoring 1 files: set/README.md" in note for note in found.notes)
         texts = opened(tmp_path, zipped({"b.txt": b"two", "a.txt": b"one"}), "t.zip")
         assert (texts.kind, texts.texts) == ("raw", ("one", "two"))
         split = zipped({"train.jsonl": LINE.encode(), "test.jsonl": LINE.encode() * 5})
@@ -259,7 +263,7 @@ class TestPathsThatAreNoFiles:
         os.close(read)
         monkeypatch.setattr(regular, "_PIPE_SECONDS", 0.1)
         os.mkfifo(tmp_path / "fifo")
-        with pytest.raises(DataError, match="a pipe from which nothing came for 0 s"):
+        with pytest.raises(DataError, match="a pipe that sent nothing for 0 s"):
             open_data(tmp_path / "fifo")
 
     def test_the_largest_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +316,7 @@ class TestSeveralFiles:
 
     def test_texts_and_records_are_not_mixed(self, folder: Path) -> None:
         Path("set/notes.txt").write_text("Enter HAMLET.")
-        assert "1 files are not read: notes.txt" in open_data("set").notes[1]
+        assert "ignoring 1 files: notes.txt" in open_data("set").notes[1]
         with pytest.raises(
             DataError, match=r"set/notes\.txt contains plain text, but the other files"
         ):

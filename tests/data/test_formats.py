@@ -223,8 +223,11 @@ class TestDocuments:
         ("text", "reason"),
         [
             ('[{"text": "a"},\n {"text": "b"', "line 2: broken JSON: "),
-            ('[{"text": "a"}\n {"text": "b"}]', "line 2: broken JSON: ',' or ']' expected"),
-            ('[{"text": "a"},\n 5]', "line 2: a record is an object with named values, not a num"),
+            ('[{"text": "a"}\n {"text": "b"}]', "line 2: broken JSON: expected ',' or ']'"),
+            (
+                '[{"text": "a"},\n 5]',
+                "line 2: a record must be an object with named values, not a num",
+            ),
             ('[{"text": "a"},\n {"txt": "b"}]', 'line 2: the key "text" is missing'),
         ],
     )
@@ -260,7 +263,9 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'line 1: the key "answer" is missing'):
         opened(tmp_path, '{"question": "q"}\n', columns=columns)
     for bad in ("prompt", "prompt=", "x=y", "prompt=a,b"):
-        with pytest.raises(UsageError, match="is not KEY=NAME with KEY one of chosen, completion"):
+        with pytest.raises(
+            UsageError, match="is not KEY=NAME; KEY must be one of chosen, completion"
+        ):
             parse_columns(bad)
 
 
@@ -278,7 +283,9 @@ def test_splits(tmp_path: Path) -> None:
         find_splits(tmp_path)
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     (tmp_path / "train.txt").touch()
-    with pytest.raises(DataError, match=r"has train\.jsonl and train\.txt: which one is the data"):
+    with pytest.raises(
+        DataError, match=r"contains train\.jsonl and train\.txt; pass the name of the file"
+    ):
         find_splits(tmp_path)
 
 

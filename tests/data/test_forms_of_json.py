@@ -123,7 +123,7 @@ def test_one_chat_as_a_bare_list(tmp_path: Path) -> None:
             '{"data": [{"text": "a"}], "more": [{"text": "b"}]}',
             "line 1: several keys contain a list of",
         ),
-        ('["a", "b"]', "line 1: a record is an object with named values, not text"),
+        ('["a", "b"]', "line 1: a record must be an object with named values, not text"),
         ("a, b\nc, d\n", "line 1: broken JSON"),
         ("{'text': 'a'}\n", "line 1: broken JSON"),
         ("[]", "with named values, not a list"),

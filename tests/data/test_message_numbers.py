@@ -64,7 +64,8 @@ def test_an_answer_of_the_prompt_that_is_to_be_trained_is_refused(
     record = {"prompt": [Q, A | {"weight": 1}, Q], "completion": [A]}
     line = reason(path, record, bpe, SHOUTING)
     assert line.endswith(
-        'message 2 of "prompt": "weight" asks to train it; only answers in "completion" are trained'
+        'message 2 of "prompt": "weight" marks it for training, but '
+        'only answers in "completion" are trained'
     )
     masked = {"prompt": [Q, A | {"weight": 0}, Q], "completion": [A]}
     path.write_text(json.dumps(masked) + "\n", encoding="utf-8")

@@ -164,7 +164,7 @@ def test_mask_keys(tmp_path: Path, key: str, value: Any, silent: bool) -> None:
     if silent:
         assert one(tmp_path, record).notices == ("mask",)
     else:
-        with pytest.raises(DataError, match=f'message 1: "{key}" asks to train a message of the'):
+        with pytest.raises(DataError, match=f'message 1: "{key}" marks a message of the'):
             one(tmp_path, record)
 
 
@@ -184,8 +184,8 @@ def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
         (GOOD + '{"a', "broken JSON at column 88: Extra data"),
         ("[" * 100_000, "broken JSON: "),
         ('{"a": ' + "1" * 5000 + "}", "broken JSON: "),
-        ("[1]", "a record is an object with named values, not a number"),
-        ("[]", "a record is an object with named values, not a list"),
+        ("[1]", "a record must be an object with named values, not a number"),
+        ("[]", "a record must be an object with named values, not a list"),
         ("null", "not null"),
         ("true", "not true or false"),
         ('"messages"', "not text"),
@@ -242,7 +242,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {**A, "tool_calls": [{"name": " "}]}], "a tool call has an empty name"),
         (
             [Q, {**A, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}],
-            'it has both "tool_calls" and "function_call"',
+            'both "tool_calls" and "function_call" are given',
         ),
         ([{**Q, "tool_calls": [{"name": "f"}]}, A], 'only a message of the role "assistant" can'),
         ([Q, {**A, "weight": 0.5}], 'message 2: "weight" must be 0 or 1'),
@@ -251,7 +251,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {**A, "reasoning": {"effort": 1}}], '"reasoning" must be text, not an object'),
         (
             [Q, {**A, "reasoning": "x", "thinking": "y"}],
-            'message 2: it has two thoughts, one of them under "thinking"',
+            'message 2: two thoughts are given, one of them under "thinking"',
         ),
         ([{**Q, "thinking": "x"}, A], "message 1: only an answer can have a thought"),
         ([{**Q, "role": 1}, A], 'message 1: "role" must be text, not a number'),

@@ -179,21 +179,21 @@ LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ((PAIR, {"messages": [USER, GOOD]}), "need chosen and rejected"),
-        ((PAIR, LABELLED), "need chosen and rejected"),
+        ((PAIR, {"messages": [USER, GOOD]}), "must have chosen and rejected"),
+        ((PAIR, LABELLED), "must have chosen and rejected"),
         (({"messages": [USER, GOOD]}, PAIR), "cannot be mixed in one run"),
-        ((LABELLED, PAIR), "need a label that is true or false"),
-        ((LABELLED, LABELLED | {"label": "spam"}), "need a label that is true or false"),
-        ((LABELLED, LABELLED | {"label": None}), "need a label that is true or false"),
-        ((LABELLED, LABELLED | {"label": 2}), "need a label that is true or false"),
-        ((LABELLED, {"prompt": [USER], "completion": [BAD]}), "a label that is true or false"),
+        ((LABELLED, PAIR), "must have a label (true or false)"),
+        ((LABELLED, LABELLED | {"label": "spam"}), "must have a label (true or false)"),
+        ((LABELLED, LABELLED | {"label": None}), "must have a label (true or false)"),
+        ((LABELLED, LABELLED | {"label": 2}), "must have a label (true or false)"),
+        ((LABELLED, {"prompt": [USER], "completion": [BAD]}), "a label (true or false)"),
     ],
 )
 def test_mixed_records_are_refused(
     tmp_path: Path, tokenizer: Tokenizer, records: tuple[dict[str, Any], ...], reason: str
 ) -> None:
     path = file(tmp_path, records[0], *records)
-    with pytest.raises(DataError, match=r"line 3: this record has another format") as e:
+    with pytest.raises(DataError, match=r"line 3: this record has a different format") as e:
         samples(path, tokenizer)
     assert reason in str(e.value)
 

@@ -87,7 +87,7 @@ def test_a_short_text_is_one_short_row_without_padding() -> None:
     batch = data.batch([0])
     assert (data.n_samples, batch.n_tokens, batch.n_trained) == (1, 3, 3)
     assert batch.tokens.tolist() == [300, *b"ab"] and batch.targets.tolist() == list(b"abc")
-    assert data.notes == ("the text has only 3 tokens; one sample of that length is trained on",)
+    assert data.notes == ("the text has only 3 tokens, so it is trained on as a single sample",)
     assert load_raw_text("x.txt", TOY, 3, content=b"abc").notes == ()
 
 
@@ -143,13 +143,16 @@ def test_byte_order_mark_is_not_text() -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"\xef\xbb\xbf", "is empty: it contains no token"),
+        (b"\xef\xbb\xbf", "is empty: it contains no tokens"),
         (b"ab\ncd\xff\n", "not UTF-8: byte 0xff at offset 5, line 2;"),
         (b"caf\xc3", "not UTF-8: byte 0xc3 at offset 3, line 1;"),
         (b"\xef\xbb\xbfa\x80", "not UTF-8: byte 0x80 at offset 4, line 1;"),
         (b"\xed\xa0\x80", "not UTF-8: byte 0xed at offset 0"),
         ("text".encode("utf-16-le"), "NUL bytes; it looks like UTF-16LE without a byte-order mark"),
-        ("text".encode("utf-16") + b"x", "begins with the mark of UTF-16, but is damaged at byte"),
+        (
+            "text".encode("utf-16") + b"x",
+            "begins with the byte-order mark of UTF-16, but is damaged at byte",
+        ),
     ],
 )
 def test_bad_files_are_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:

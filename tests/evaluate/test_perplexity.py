@@ -166,20 +166,20 @@ def test_divergence_of_models(tmp_path: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (("-f", "none.txt"), 2, "none.txt: there is no such file"),
+        (("-f", "none.txt"), 2, "none.txt: no such file"),
         (("-f", "gbk.txt"), 2, "gbk.txt is not UTF-8: byte 0xba at offset 0"),
         (("-f", "t.txt", "-c", "400"), 2, "are needed with a context of 400"),
-        (("-f", "t.txt", "--lora", "none.gguf"), 2, "none.gguf: there is no such adapter"),
+        (("-f", "t.txt", "--lora", "none.gguf"), 2, "none.gguf: no such adapter"),
         (("-f", "t.txt", "--lora-scaled", "none.gguf", "much"), 2, "'much' is not a number"),
         (("-f", "t.txt", "--lora", "other.gguf"), 5, "other.gguf"),
         (("-f", "t.txt", "--kl-divergence"), 2, "nothing to compare with"),
-        (("-f", "t.txt", "--base-model", "m.gguf"), 2, "is for --kl-divergence; pass both"),
+        (("-f", "t.txt", "--base-model", "m.gguf"), 2, "only used with --kl-divergence; pass both"),
         (
             ("-f", "t.txt", "-c", "32", "--kl-divergence", "--base-model", "words.gguf"),
             2,
-            "another vocabulary",
+            "a different vocabulary",
         ),
-        ((), 2, "which text?"),
+        ((), 2, "the text is missing"),
     ],
 )
 def test_bad_input(

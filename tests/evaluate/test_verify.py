@@ -125,8 +125,8 @@ def test_without_xllamacpp_and_without_room(
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     done = run("-m", base, "--lora", lora)
     assert done.code == 0, done
-    assert "llama.cpp: not compared, as the package xllamacpp is not installed\n" in done.out
-    assert re.search(r"not compared, as .* does not fit in .* \(0 MB free\)", done.out), done
+    assert "llama.cpp: not compared because the package xllamacpp is not installed\n" in done.out
+    assert re.search(r"not compared because .* does not fit in .* \(0 MB free\)", done.out), done
 
 
 def test_divergence_by_hand() -> None:
@@ -162,19 +162,19 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     empty.touch()
     good: list[Any] = ["-m", base, "--lora", lora]
     for words, code, said in (
-        ([], 2, "which model?"),
-        (["-m", base], 2, "which adapter?"),
+        ([], 2, "the model is missing"),
+        (["-m", base], 2, "the adapter is missing"),
         (["-m", tmp_path / "no.gguf", "--lora", lora], 2, "cannot be opened"),
         (["-m", broken, "--lora", lora], 2, "truncated"),
         (["-m", lora, "--lora", lora], 2, "adapter"),
-        (["-m", base, "--lora", tmp_path / "no.gguf"], 2, "there is no such adapter file"),
+        (["-m", base, "--lora", tmp_path / "no.gguf"], 2, "no such adapter file"),
         (["-m", base, "--lora", base], 5, "cannot be used"),
         (["-m", other, "--lora", lora], 5, "the base model has (96, 96)"),
         ([*good, "--lora-scaled", lora, "much"], 2, "scale 'much' is not a number"),
         ([*good, "--lora-scaled", f"{lora}:inf"], 2, "scale 'inf' is not a number"),
         ([*good, "--outtype", "q7"], 2, "unknown type 'q7'"),
         ([*good, "--outtype", "q8_0", "--no-merge"], 2, "--no-merge disables"),
-        ([*good, "-f", tmp_path / "no.txt"], 2, "there is no such file"),
+        ([*good, "-f", tmp_path / "no.txt"], 2, "no such file"),
         ([*good, "-f", latin], 2, "latin.txt is not UTF-8"),
         ([*good, "-f", empty], 2, "the text has 0 tokens"),
     ):

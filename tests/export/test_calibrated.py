@@ -87,7 +87,7 @@ def test_the_data_of_the_run_are_found_next_to_the_adapter(
     run.write_text(f"model-base: {base}\ntrain-data: {data}\nlora-out: {lora}\nctx: 64\n")
     assert export_lora.main(argv) == 0
     said = capsys.readouterr().out
-    assert f"calibrated on {data} ({run})" in said and "held back: " in said
+    assert f"calibrated on {data} ({run})" in said and "held out: " in said
     data.unlink()
     assert export_lora.main(argv) == 0
     assert "names training data that do not exist" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_auto_takes_few_bits_where_they_are_enough(
     said = capsys.readouterr().out
     plan = next(line for line in said.splitlines() if line.startswith("auto: "))
     assert said.index(plan) < said.index("from     to")
-    kept = float(plan.split("MiB in all, ")[1].partition("%")[0])
+    kept = float(plan.split("MiB in total, ")[1].partition("%")[0])
     assert 95 <= kept < 100
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").stat().st_size < 0.6 * base.stat().st_size

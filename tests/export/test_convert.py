@@ -69,14 +69,14 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([name, seven, out, "--threads"], 2, "unknown option '--threads'"),
         ([name, tmp_path / "no.gguf", out], 2, "cannot be opened"),
         ([name, other, out], 2, "'llama', but this conversion is for baichuan"),
-        ([name, deep, out], 2, "40 layers: this form of baichuan uses ALiBi"),
-        ([name, mixed, out], 2, "key 'llama.block_count': is already a key of llama"),
+        ([name, deep, out], 2, "40 layers: this variant of baichuan uses ALiBi"),
+        ([name, mixed, out], 2, "key 'llama.block_count': is a key of llama"),
         ([name, seven, seven], 2, "is also an input"),
         ([name, seven, tmp_path / "no" / "out.gguf"], 3, "cannot be written"),
     ):
         got, line = refusal(main, words, capsys)
         assert got == code and said in line, (words, line)
-    assert "it trains and runs without conversion" in refusal(main, [name, deep, out], capsys)[1]
+    assert "use the model without conversion" in refusal(main, [name, deep, out], capsys)[1]
     assert {path.name for path in tmp_path.iterdir()} == before | {"mixed.gguf"}
 
 

@@ -55,7 +55,7 @@ def _first(size: int) -> Callable[[], bytes]:
 def counts() -> Iterator[Case]:
     yield "G01", lambda: b"", "the file is empty"
     for n in (1, 2, 3, 4, 8, 12, 23):
-        yield f"G02-{n}", _first(n), f"needs 24 bytes, file has {n} (truncated?)"
+        yield f"G02-{n}", _first(n), f"needs 24 bytes, but the file has {n} (truncated?)"
     yield "G03a", lambda: small(magic=b"FUGG"), "magic: b'FUGG' at byte 0, expected b'GGUF'"
     yield "G03b", lambda: b"PK\x03\x04" + bytes(60), "magic: a zip file"
     yield "G03c", lambda: u64(100) + b'{"a":' + bytes(95), "magic: a safetensors file"
@@ -94,9 +94,13 @@ def keys() -> Iterator[Case]:
     def long_key(size: int) -> bytes:
         return small(kvs=(string("k", length=size) + bytes(80),))
 
-    yield "G14a", lambda: long_key(Q - 1), f"key 0 of 1: length {Q - 1} at byte 24, limit 65535"
-    yield "G14b", lambda: long_key(1 << 63), f"length {1 << 63} at byte 24, limit 65535"
-    yield "G14c", lambda: long_key(1 << 40), f"length {1 << 40} at byte 24, limit 65535"
+    yield (
+        "G14a",
+        lambda: long_key(Q - 1),
+        f"key 0 of 1: length {Q - 1} at byte 24; the limit is 65535",
+    )
+    yield "G14b", lambda: long_key(1 << 63), f"length {1 << 63} at byte 24; the limit is 65535"
+    yield "G14c", lambda: long_key(1 << 40), f"length {1 << 40} at byte 24; the limit is 65535"
     yield (
         "G14d",
         lambda: small(kvs=(string("k", length=60_000),), tensors=()),
@@ -122,8 +126,12 @@ def values() -> Iterator[Case]:
         """As `last`, but not one byte of padding after it."""
         return lambda: Gguf(kvs=(entry,)).header()
 
-    yield "G21", at_end(kv("s", STRING, string("abc", length=4))), "needs bytes 45..49, file has 48"
-    yield "G22a", last(kv("s", STRING, string("abc", length=1 << 40))), "limit 16777216"
+    yield (
+        "G21",
+        at_end(kv("s", STRING, string("abc", length=4))),
+        "needs bytes 45..49, but the file has 48",
+    )
+    yield "G22a", last(kv("s", STRING, string("abc", length=1 << 40))), "the limit is 16777216"
     yield "G22b", last(kv_str("s", "x" * ((16 << 20) + 1))), "length 16777217 at byte"
     yield "G22c", last(kv("s", STRING, string("", length=Q - 1))), f"length {Q - 1} at byte"
     yield "G23a", lambda: with_kv(kv_str("general.name", b"a\xff")), "'general.name': not UTF-8 at"
@@ -147,7 +155,7 @@ def values() -> Iterator[Case]:
 
 
 def cuts() -> Iterator[Case]:
-    yield "G30", lambda: GOOD[:8], "header: needs 24 bytes, file has 8 (truncated?)"
+    yield "G30", lambda: GOOD[:8], "header: needs 24 bytes, but the file has 8 (truncated?)"
     yield "G31", lambda: GOOD[:60], "(truncated?)"
     yield "G31b", lambda: Gguf(kvs=SMALL.kvs[:2]).header()[:-2], "'llama.block_count': needs bytes"
     yield "G32", lambda: GOOD[: HEADER - 3], "'blk.0.attn_norm.weight' offset: needs bytes"
@@ -189,12 +197,20 @@ def shapes() -> Iterator[Case]:
     yield "G44a", shaped((1 << 32, 1 << 32)), "dimension 0 is 4294967296"
     yield "G44b", shaped((0, 1 << 62)), "dimension 0 is 0"
     yield "G44c", shaped((1 << 31, 1 << 31, 1 << 2)), "tensor 't': needs bytes"
-    yield "G45", shaped((1 << 31, 1 << 31)), f"needs bytes 384..{384 + (1 << 64)}, file has"
-    yield "G45b", shaped((1 << 31, 1 << 30), 28), f"needs bytes 384..{384 + (1 << 64)}, file has"
+    yield "G45", shaped((1 << 31, 1 << 31)), f"needs bytes 384..{384 + (1 << 64)}, but the file has"
+    yield (
+        "G45b",
+        shaped((1 << 31, 1 << 30), 28),
+        f"needs bytes 384..{384 + (1 << 64)}, but the file has",
+    )
     yield "G46", shaped(((1 << 62) - 1,)), f"dimension 0 is {(1 << 62) - 1}"
     yield "G46b", shaped(((1 << 31) - 1, 1 << 31)), "tensor 't': needs bytes"
     yield "G47a", shaped((1 << 40,)), f"dimension 0 is {1 << 40}"
-    yield "G47b", shaped((1 << 30, 1 << 10)), f"needs bytes 384..{384 + (1 << 42)}, file has"
+    yield (
+        "G47b",
+        shaped((1 << 30, 1 << 10)),
+        f"needs bytes 384..{384 + (1 << 42)}, but the file has",
+    )
     for name, kind in (("a", 99), ("b", -1), ("c", 42)):
         yield f"G48{name}", shaped((32,), kind), f"type {kind % (1 << 32)} at byte"
     yield "G49a", shaped((32,), 4), "type Q4_2 (removed from ggml) is not supported; supported:"
@@ -227,7 +243,7 @@ def ranges() -> Iterator[Case]:
     yield "G51b", second(1 << 63), f"tensor 'u': offset {1 << 63} leaves a gap, expected 32"
     yield "G52", second(Q - 64), f"tensor 'u': offset {Q - 64} leaves a gap, expected 32"
     yield "G53", second(33), "tensor 'u': offset 33 is not a multiple of the alignment 32"
-    yield "G54a", second(0), "tensor 'u': offset 0 overlaps the tensor before it, expected 32"
+    yield "G54a", second(0), "tensor 'u': offset 0 overlaps the previous tensor, expected 32"
     yield "G54b", lambda: with_tensors(T("t", (16,)), T("u", (8,), offset=32)), "offset 32 overlaps"
     yield "G55a", second(64, bytes(96)), "tensor 'u': offset 64 leaves a gap, expected 32"
     yield "G55b", lambda: with_tensors(T("t", (8,), offset=32), data=bytes(64)), "leaves a gap"
@@ -242,7 +258,7 @@ def names() -> Iterator[Case]:
 
     yield "G58a", named(""), "name of tensor 0 of 1: empty at byte"
     yield "G58b", named("x" * 64), "name of tensor 0 of 1: length 64 at byte"
-    yield "G58c", named("x" * 200), "limit 63"
+    yield "G58c", named("x" * 200), "the limit is 63"
     yield "G59a", named(b"a\xff"), "name of tensor 0 of 1: not UTF-8 at byte"
     yield "G59b", named("a\0b"), r"'a\x00b': control characters"
     yield "G59c", named("a\nb"), r"'a\nb': control characters"
@@ -251,7 +267,7 @@ def names() -> Iterator[Case]:
 
 def ends() -> Iterator[Case]:
     of_two = kv_u32("split.count", 2), kv_u32("split.no", 1)
-    span = f"'blk.0.attn_norm.weight': needs bytes {ENDS[2] - 20}..{ENDS[2]}, file has"
+    span = f"'blk.0.attn_norm.weight': needs bytes {ENDS[2] - 20}..{ENDS[2]}, but the file has"
     yield "G60", lambda: GOOD[: ENDS[2] - 1], f"{span} {ENDS[2] - 1} (truncated?)"
     yield "G61", lambda: GOOD[: ENDS[1] - 9], "'blk.0.attn_q.weight': needs bytes"
     yield "G62a", lambda: GOOD[:DATA], "'token_embd.weight': needs bytes"

@@ -25,9 +25,9 @@ LOAD = {
 }
 OVER = {
     "strings-over": "all string arrays together exceed 2097152 strings",
-    "string-of-10-GiB": "limit 50331648 bytes",
-    "numbers-8-GiB": "limit 50331648 bytes",
-    "numbers-64-MiB": "limit 50331648 bytes",
+    "string-of-10-GiB": "the limit is 50331648 bytes",
+    "numbers-8-GiB": "the limit is 50331648 bytes",
+    "numbers-64-MiB": "the limit is 50331648 bytes",
     "text-over": "all keys and strings together exceed 16777216 bytes",
     "keys-over": "16385, limit 16384",
     "keys-of-64-KiB": "all keys and strings together exceed 16777216 bytes",

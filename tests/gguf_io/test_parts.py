@@ -117,12 +117,12 @@ def _extra(parts: list[Path]) -> None:
 FAULTS: dict[str, tuple[Callable[[list[Path]], None], str, str]] = {
     "missing": (_removed, "one part of 3 of a split model; part 2 is missing: there is no", ""),
     "two missing": (_two_removed, "parts 1, 2 are missing: there is no", ""),
-    "twice": (_twice, "does not belong to the same model as", "'split.count'"),
-    "foreign": (_foreign, "does not belong to the same model as", "'split.tensors.count'"),
-    "other count": (_other_count, "does not belong to the same model as", "are 1, 2, "),
-    "of one file": (_of_one_file, "does not belong to the same model as", "are None, None, None"),
+    "twice": (_twice, "is not part of the same model as", "'split.count'"),
+    "foreign": (_foreign, "is not part of the same model as", "'split.tensors.count'"),
+    "other count": (_other_count, "is not part of the same model as", "are 1, 2, "),
+    "of one file": (_of_one_file, "is not part of the same model as", "are None, None, None"),
     "doubled": (_doubled, "tensor 'token_embd.weight': is also in toy-00001-of-00003.gguf", ""),
-    "other tensors": (_extra, "its parts have", "tensors, expected"),
+    "other tensors": (_extra, "its parts contain", "tensors, expected"),
 }
 
 
@@ -140,7 +140,7 @@ def test_names_that_are_no_parts(parts: list[Path], tmp_path: Path) -> None:
     for name, expected in (
         (
             "blob",
-            "one part of 3 of a split model; to find the other parts, its name must be like "
+            "one part of 3 of a split model; to find the other parts, its name must look like "
             "NAME-00002-of-00003.gguf",
         ),
         ("toy-00003-of-00003.gguf", "its name says part 3 of 3, but its keys 2 of 3"),
@@ -192,6 +192,6 @@ def test_inspect_and_quantise(
     assert len(found.tensors) == len(look(str(whole)).tensors)
     out = tmp_path / "q.gguf"
     assert quantize([str(parts[2]), str(out), "F16"]) == 0
-    assert f"the model has 3 file parts; {out} is one file" in capsys.readouterr().out
+    assert f"the model has 3 file parts; {out} is a single file" in capsys.readouterr().out
     with open_gguf(out) as f:
         assert len(f.tensors) == len(found.tensors) and "split.count" not in f.metadata

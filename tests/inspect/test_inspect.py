@@ -50,7 +50,7 @@ def test_a_model(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, err) == (0, "")
     for line in (
         "  architecture      llama",
-        "  heads             4 of 16, over 2 of keys and values",
+        "  heads             4 of size 16, with 2 for keys and values",
         "  types             19 F32, 2 Q8_0",
     ):
         assert line in out.splitlines(), line

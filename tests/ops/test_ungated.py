@@ -90,7 +90,7 @@ def test_arguments_are_checked() -> None:
     for bad in (b[:3], b.astype(np.float64), np.empty((8, 4), np.float32).T):
         with pytest.raises(ValueError, match="out"):
             ungated(a, bad, kind="gelu")
-    with pytest.raises(ValueError, match="'swish' is none of gelu, relu2, xielu"):
+    with pytest.raises(ValueError, match="'swish' is not one of gelu, relu2, xielu"):
         ungated(a, b, kind="swish", numbers=NO_NUMBERS)
     with pytest.raises(ValueError, match="share memory"):
         ungated_grad(a, a, kind="gelu")

@@ -229,7 +229,7 @@ def test_refusals(tmp_path: Path) -> None:
     with too_much, watch(model, "result_output", most_bytes=5000):
         nbllama.logits(model, list(range(10)))
     assert model.watch is None
-    twice = pytest.raises(RuntimeError, match="watched already")
+    twice = pytest.raises(RuntimeError, match="already being watched")
     with watch(model, "l_out-0"), twice, watch(model, "l_out-0"):
         pass
     assert isinstance(Watcher(model, Patterns(["*"]), Dump()), Watcher)

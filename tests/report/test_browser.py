@@ -49,7 +49,7 @@ def test_no_error_and_every_curve_is_drawn(browser: Any, url: str, width: int, h
     names = [d["label"] for d in drawn]
     assert names == [
         "Loss by iteration", "Learning rate by iteration", "Gradient norm by iteration",
-        "Tokens a second by iteration", "Memory by iteration", "Samples by length",
+        "Tokens per second by iteration", "Memory by iteration", "Samples by length",
     ]  # fmt: skip
     for chart in drawn:
         assert chart["width"] > 250 and chart["height"] > 120, chart["label"]

@@ -145,7 +145,7 @@ def test_questions_are_asked_and_answers_grow(browser: Any, live: LiveServer) ->
         box.clear()
         box.send_keys("again\n")
         wait_for(lambda: box.get_attribute("value") == "" or "wait" in text(browser, ".note"))
-    wait_for(lambda: "4 questions are waiting already" in text(browser, ".note"))
+    wait_for(lambda: "4 questions are already waiting" in text(browser, ".note"))
 
 
 def test_a_page_of_another_origin_gets_nothing(
@@ -259,7 +259,7 @@ def test_two_runs_are_compared(browser: Any, tmp_path: Path, width: int, scheme:
     )
     assert [name for name, _ in drawn] == [
         "Training loss by iteration", "Validation loss by iteration", "Learning rate by iteration",
-        "Gradient norm by iteration", "Tokens a second by iteration", "Memory by iteration",
+        "Gradient norm by iteration", "Tokens per second by iteration", "Memory by iteration",
     ]  # fmt: skip
     assert [len(curves) for _, curves in drawn] == [2, 1, 2, 2, 2, 2]
     assert len(set(drawn[0][1])) == 2

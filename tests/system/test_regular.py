@@ -79,7 +79,7 @@ def test_a_log_that_is_a_trap(
 def test_a_log_has_one_writer(tmp_path: Path) -> None:
     path = str(tmp_path / "log")
     log = MetricsLog(path, lambda text: None)
-    with pytest.raises(OutputError, match="another run is writing it"):
+    with pytest.raises(OutputError, match="another run is writing to it"):
         MetricsLog(path, lambda text: None)
     log.close()
     MetricsLog(path, lambda text: None).close()
@@ -100,7 +100,7 @@ def test_what_is_read_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="a folder"):
         read_whole(tmp_path, 10)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ValueError, match="nothing came"):
+    with pytest.raises(ValueError, match="sent nothing"):
         read_whole(tmp_path / "fifo", 10)
     with pytest.raises(OSError, match="a FIFO"):
         first_bytes(tmp_path / "fifo", 4)

@@ -44,8 +44,8 @@ class TestRunLock:
         assert time.monotonic() - began < 1
         assert caught.value.exit_code == 3
         assert str(caught.value) == (
-            f"{path}: another run is writing it (process {holder.pid} on {socket.gethostname()}); "
-            "wait until it ends, or choose another output name"
+            f"{path}: another run is writing to it (process {holder.pid} on "
+            f"{socket.gethostname()}); wait until that run ends, or choose a different output name"
         )
 
     def test_another_name_is_free(self, path: Path, holder: subprocess.Popen[str]) -> None:

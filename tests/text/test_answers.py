@@ -74,7 +74,7 @@ def test_the_closer_is_the_templates_own() -> None:
         (U + "<think></think>", U + "yes", {"thinking": "T"}, "message 2: it has a thought, but"),
         (U + "Steps:\n", U + "yes", {}, r"ends with 'Steps:\\n', which"),
         ("<u>q<x>", "<v>q<y>yes", {}, "which the chat template does not write when"),
-        (U + "<|START_THINKING|>", U + "<think>T</think>yes", {}, "the marks of its thought"),
+        (U + "<|START_THINKING|>", U + "<think>T</think>yes", {}, "its thought is marked with"),
     ],
 )
 def test_what_is_refused(prompt: str, through: str, more: dict[str, str], reason: str) -> None:

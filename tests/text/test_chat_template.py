@@ -125,14 +125,14 @@ ATTACKS = {
         "too slow: rendering took more than 0.5 s",
     ),
     "power": ("{% set x = messages | length + 5 %}{{ x ** (x ** x) }}", "too slow"),
-    "string": ("{% set n = 3000000000 %}{{ 'a' * (n + messages | length) }}", "more memory"),
+    "string": ("{% set n = 3000000000 %}{{ 'a' * (n + messages | length) }}", "memory limit"),
     "doubling": (
         "{% set ns = namespace(x='aaaaaaaa') %}"
         "{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "more memory",
+        "memory limit",
     ),
-    "padding": ("{{ '%1000000000d' % (messages | length) }}", "more memory"),
-    "list": ("{% set x = [0] * (10 ** 9 + messages | length) %}", "more memory"),
+    "padding": ("{{ '%1000000000d' % (messages | length) }}", "memory limit"),
+    "list": ("{% set x = [0] * (10 ** 9 + messages | length) %}", "memory limit"),
     "output": ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than 16777216"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recurses too deeply"),
 }  # fmt: skip

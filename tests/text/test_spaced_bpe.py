@@ -135,7 +135,7 @@ def test_refusals(parts: Parts, path: Path, tmp_path: Path) -> None:
     tokens, types, merges = parts
     at = tokens.index("<0x41>")
     less = [*tokens[:at], "missing", *tokens[at + 1 :]], [*types[:at], 1, *types[at + 1 :]], merges
-    with pytest.raises(GGUFError, match="'<0x41>' is missing, which gemma4 needs"):
+    with pytest.raises(GGUFError, match="'<0x41>' is missing, but gemma4 requires it"):
         load(write(tmp_path / "v.gguf", less))
     with open_gguf(path) as f, pytest.raises(UsageError, match="gemma4 vocabulary has no pre-tok"):
         tokenizer_from_gguf(f, "gpt-2")

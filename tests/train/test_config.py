@@ -48,7 +48,7 @@ threads: 1
     (folder / "a-3.gguf").unlink()
     again = folder / "again.yaml"
     shutil.copy(saved, again)
-    refused(run(["--config", str(again)]), 2, "exists already")
+    refused(run(["--config", str(again)]), 2, "already exists")
     assert run(["--config", str(again), "--force"]).code == 0
     assert file_bits(folder / "a-3.gguf") == first
     assert saved.read_text(encoding="utf-8") == text
@@ -61,17 +61,17 @@ threads: 1
             "learning-rat: 1",
             "line 1: unknown option '--learning-rat'; did you mean --learning-rate?",
         ),
-        ("ctx: 16\nctx: 17", "line 2: ctx was given before, as ctx"),
-        ("lr: 1\nadam_alpha: 2", "line 2: adam_alpha was given before, as lr"),
+        ("ctx: 16\nctx: 17", "line 2: ctx was already given as ctx"),
+        ("lr: 1\nadam_alpha: 2", "line 2: adam_alpha was already given as lr"),
         ("ctx: many", "line 1: --ctx: 'many' is not allowed"),
         ("ctx:", "line 1: --ctx has no value"),
         ("ctx: [1, 2]", "--ctx takes one value, not a list"),
         ("ctx: {a: 1}", "--ctx takes one value"),
         ("dry-run: maybe", "--dry-run is a switch; use true or false"),
-        ("config: other.yaml", "cannot name another"),
-        ("- a\n- b", "must be lines of `name: value`"),
+        ("config: other.yaml", "cannot refer to another"),
+        ("- a\n- b", "expected lines of the form `name: value`"),
         ("a: [", "not YAML"),
-        ("? [a]\n: b", "the key must be an option's name"),
+        ("? [a]\n: b", "the key must be the name of an option"),
     ],
 )
 def test_bad_config_files(folder: Path, run: Run, text: str, told: str) -> None:

@@ -61,7 +61,7 @@ def test_a_finished_run_starts_a_new_decay() -> None:
     assert fields(first) == (0, 0, 20)
     decay, s, lines, rates = run_of("--adam-iter 40", first)
     (line,) = lines
-    assert "a new one starts, without warm-up, over iterations 21 to 60" in line
+    assert "a new one without warm-up covers iterations 21 to 60" in line
     assert "40 more" in line
     assert decay.new and (decay.begin, s.cos_decay_steps) == (20, 60)
     fresh = run_of("--adam-iter 40 --warmup 0")[3]
@@ -165,7 +165,7 @@ def test_a_checkpoint_from_before() -> None:
         ("--adam-iter 4 --lr-decay-steps 1 --lr-decay-min 0 --warmup 0", "all 4 iterations: the"),
         (
             "--adam-iter 1 --lr-decay-steps 1 --lr-decay-min 0 --warmup 0",
-            "in the one iteration",
+            "in the only iteration",
         ),
         ("--adam-iter 9 --enable-restart --lr-decay-steps 1 --lr-decay-min 0 --warmup 0", "all 9"),
     ],
@@ -189,7 +189,7 @@ def test_a_continuation_without_a_rate_is_refused() -> None:
 
 def test_the_old_tool_is_followed_also_at_rate_0() -> None:
     _, _, lines, rates = run_of("--adam-iter 1 --compat", kind="raw")
-    told = "the learning rate is 0 in the one iteration, as in the old tool"
+    told = "the learning rate is 0 in the only iteration, as in the old tool"
     assert rates == [0.0] and lines[-1] == told
 
 
@@ -197,7 +197,7 @@ def test_iterations_at_rate_0_are_reported() -> None:
     lines = run_of("--adam-iter 18", after("--adam-iter 20", 12))[2]
     assert lines == [
         "the learning rate is 0 from iteration 20 to 30; --adam-iter 8 ends the run with its "
-        "decay, and more iterations after that start a new one"
+        "decay, and later iterations start a new decay"
     ]
     lines = run_of("--adam-iter 20 --lr-decay-steps 15")[2]
     assert lines == ["the learning rate is 0 from iteration 15 to 20"]

@@ -47,7 +47,7 @@ def test_outputs_without_a_checkpoint_are_kept(folder: Path, run: Run) -> None:
     words = short("--checkpoint-out=", "--lora-out", "mine.gguf")
     assert run(words).code == 0
     before = (folder / "mine.gguf").read_bytes()
-    line = refused(run(words), 2, "mine.gguf exists already", "--lora-in", "--force")
+    line = refused(run(words), 2, "mine.gguf already exists", "--lora-in", "--force")
     assert (folder / "mine.gguf").read_bytes() == before
     (further,) = commands(line)
     assert run(further).code == 0
@@ -59,9 +59,9 @@ def test_outputs_without_a_checkpoint_are_kept(folder: Path, run: Run) -> None:
 
 def test_a_fresh_start_is_asked_for_by_force(folder: Path, run: Run) -> None:
     assert run(short(*FILES)).code == 0
-    refused(run(short(*FILES)), 2, "is complete: 2 iterations")
-    refused(run(short(*FILES, "--checkpoint-in=")), 2, "exists already", "--checkpoint-in")
-    refused(run(short(*FILES, "--checkpoint-in", "none.gguf")), 2, "exists already")
+    refused(run(short(*FILES)), 2, "is complete (2 iterations)")
+    refused(run(short(*FILES, "--checkpoint-in=")), 2, "already exists", "--checkpoint-in")
+    refused(run(short(*FILES, "--checkpoint-in", "none.gguf")), 2, "already exists")
     assert run(short(*FILES, "--force")).code == 0
     assert [row["iter"] for row in log_rows(folder / "log.jsonl")] == [1, 2, 1, 2]
     assert run(short(*FILES, "--checkpoint-in", "chk-LATEST.gguf")).code == 0
@@ -76,6 +76,6 @@ def test_compat_replaces_as_the_old_tool_did(folder: Path, run: Run) -> None:
 def test_python_replaces_nothing_either(folder: Path) -> None:
     rest: dict[str, Any] = dict(adam_iter=1, ctx=16, batch=2, threads=1, lora_out="peft/")
     nbllama.tune("toy.gguf", "text.txt", **rest)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         nbllama.tune("toy.gguf", "text.txt", **rest)
     nbllama.tune("toy.gguf", "text.txt", **rest, force=True)

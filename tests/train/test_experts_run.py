@@ -58,7 +58,7 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 REFUSED = [
-    (QWEN, ["--rank-experts", "2", "--lora-out", "a.bin"], "a .bin cannot store LoRA on experts"),
+    (QWEN, ["--rank-experts", "2", "--lora-out", "a.bin"], "a .bin file cannot store LoRA"),
     (
         QWEN,
         ["--rank-experts", "2", "--lora-dropout", "0.1"],

@@ -84,7 +84,7 @@ def test_start_from_an_adapter(toy: Path, name: str, capfd: pytest.CaptureFixtur
         np.testing.assert_allclose(v, 1e-3 * (m / 0.1) ** 2, rtol=1e-5, atol=1e-30)
     more = ("--lora-in", first, "--checkpoint-in", "c.gguf", "--checkpoint-out", "d.gguf")
     assert train(*more) == 0
-    assert f"--lora-in {first} is not read" in capfd.readouterr().out
+    assert f"--lora-in {first} is ignored" in capfd.readouterr().out
     assert load_checkpoint("d.gguf").iteration == 2
 
 

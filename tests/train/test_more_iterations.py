@@ -13,7 +13,7 @@ from nbllama.errors import UsageError
 from tests.train.runs import Run, listing, refused
 from tests.train.toy_runs import log_rows, toy_chat, words
 
-OVER = "a new one starts, without warm-up, over iterations 13 to 27"
+OVER = "a new one without warm-up covers iterations 13 to 27"
 KEPT = ("iter", "epoch", "loss", "lr", "grad_norm", "tokens")
 
 
@@ -68,7 +68,7 @@ def test_records_get_a_new_decay_and_resume_in_it(finished: Path, run: Run) -> N
     # and a third time, of few iterations, of which the last one learns too
     more = ["--checkpoint-in", str(finished / "chk-27.gguf"), "--adam-iter", "2"]
     done = run(args(finished, *more, log="third.jsonl"))
-    assert done.code == 0 and "over iterations 28 to 29" in done.out, done
+    assert done.code == 0 and "covers iterations 28 to 29" in done.out, done
     rates = [row["lr"] for row in log_rows(finished / "third.jsonl")]
     assert rates == pytest.approx([0.0075, 0.0025])
 
@@ -126,7 +126,7 @@ def test_one_iteration_learns(folder: Path, run: Run) -> None:
     # another one is a new decay, not the end of this one
     more = ["--adam-iter", "1", "--warmup", "1", "--checkpoint-in", str(folder / "chk-1.gguf")]
     done = run(args(folder, *more))
-    assert done.code == 0 and "over iterations 2 to 2" in done.out, done
+    assert done.code == 0 and "covers iterations 2 to 2" in done.out, done
     assert log_rows(folder / "log.jsonl")[-1]["lr"] == pytest.approx(0.005)
 
 

@@ -154,7 +154,9 @@ def test_a_second_run_on_the_same_output(folder: Path, run: Run) -> None:
     try:
         for option in ("--checkpoint-out", "--lora-out"):
             args = words(folder, option, "other-ITERATION.gguf")
-            refused(run(args), 3, "another run is writing it", f"process {first.process.pid} on ")
+            refused(
+                run(args), 3, "another run is writing to it", f"process {first.process.pid} on "
+            )
         assert first.process.poll() is None
     finally:
         first.kill()

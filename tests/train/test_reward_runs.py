@@ -68,7 +68,7 @@ def test_a_run_reports_its_rewards(folder: Path, run: Run) -> None:
         assert len(e["samples"]) == 2
         assert all(s["prompt"].startswith("say ") and float(s["reward"]) >= 0 for s in e["samples"])
     assert "(reward " in done.out and " reward=" in done.out and " kl=" in done.out
-    assert "4 for each prompt, at most 6 tokens" in done.out
+    assert "4 per prompt, at most 6 tokens" in done.out
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert '"answers_per_s"' in page and '"reward"' in page
 
@@ -115,7 +115,7 @@ def test_the_forecast_has_the_drawing(folder: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("more", "reward", "parts"),
     [
-        ([], "", ("--reward", "what scores an answer")),
+        ([], "", ("--reward", "the reward is missing")),
         ([], "exakt", ("--reward exakt", "use FILE.py:FUNCTION")),
         ([], "gone.py:f", ("gone.py:f", "No such file")),
         ([], "rewards.py:nothing", ("it has no function nothing",)),

@@ -98,7 +98,7 @@ def test_what_is_no_reward(by_name: Scorer, answer: str, words: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the size of a process")
 def test_ten_gigabytes(by_name: Scorer) -> None:
     found = by_name.score("", "memory", {})
-    assert found == Failed("it needs too much memory")
+    assert found == Failed("it used too much memory")
     assert by_name.score("", "another", {}) == 0.25
 
 
@@ -232,7 +232,7 @@ def test_built_in_rewards(reward: str, cases: list[tuple[str, dict[str, Any], fl
 
 def test_records_that_a_built_in_reward_cannot_score() -> None:
     for reward, record, words in (
-        ("exact", {"prompt": "a"}, 'needs the right answer under "answer"'),
+        ("exact", {"prompt": "a"}, 'requires the correct answer under "answer"'),
         ("sql", {"answer": "select 1"}, 'under "database"'),
         ("sql", {"answer": "select a", "database": ""}, "its SQL does not run: no such column"),
         ("sql", {"answer": "select 1", "database": "create x"}, "its SQL does not run"),

@@ -118,7 +118,7 @@ def test_runs_log_resume_and_switch(folder: Path, run: Run) -> None:
     more = [*records(folder), "--log", "log.jsonl", "--adam-iter", "4", "--cos-decay-steps", "4"]
     there = copy_of(folder, "parts")
     done = run(words(folder, *more, ctx=99))
-    assert done.code == 0 and "computed: shared beginnings once" in done.out, done
+    assert done.code == 0 and "computed, shared prefixes only once" in done.out, done
     rows = log_rows(folder / "log.jsonl")
     assert all(0 < row["computed_tokens"] < 0.7 * row["tokens"] for row in rows)
 
@@ -170,5 +170,5 @@ def test_models_with_states_say_that_they_share_nothing(name: str, folder: Path,
     done = run(words(folder, *records(folder), "--dry-run", ctx=99))
     arch = name.partition(",")[0]
     assert done.code == 0, done
-    assert f"beginnings are not shared: blocks of {arch} have states" in done.out
+    assert f"prefixes are not shared, because blocks of {arch} carry a state" in done.out
     refused(run(words(folder, *records(folder), "--share-prompts", ctx=99)), 2, "pass a state")

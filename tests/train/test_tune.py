@@ -88,7 +88,7 @@ def test_a_checkpoint_is_continued(folder: Path) -> None:
     rest = nbllama.tune("toy.gguf", "text.txt", **half, checkpoint_in="c-LATEST.gguf")
     assert same_bits(bits(whole), bits(rest)) and rest.losses == whole.losses[2:]
     assert (rest.iteration, rest.last) == (4, 4)
-    with pytest.raises(nbllama.NbllamaError, match="from another run: batch was 2, now 3"):
+    with pytest.raises(nbllama.NbllamaError, match="from a different run: batch was 2, now 3"):
         nbllama.tune("toy.gguf", "text.txt", **half | {"batch": 3}, checkpoint_in="c-LATEST.gguf")
     written = nbllama.tune(
         "toy.gguf", None, only_write_lora=True, checkpoint_in="c-LATEST.gguf", lora_out="l.gguf",
@@ -213,12 +213,12 @@ class Table:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (None, UsageError, "which data?"),
+        (None, UsageError, "the training data are missing"),
         (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
         ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
-        ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record is an object"),
+        ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record must be an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
         ([{"question": "x"}], DataError, "match no format"),
         ("missing.jsonl", DataError, "No such file"),

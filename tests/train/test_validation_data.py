@@ -77,7 +77,7 @@ def test_early_stop_and_the_best_adapter(folder: Path, run: Run) -> None:
 
 def test_refused(folder: Path, run: Run) -> None:
     for more, told in [
-        (["--early-stop", "2"], "--early-stop needs validation data"),
+        (["--early-stop", "2"], "--early-stop requires validation data"),
         (
             ["--val-split", "0.1", "--val-data", "x"],
             "--val-data and --val-split: pass only one of them",

@@ -31,7 +31,7 @@ ROWS = (
         rope_pairing="halves",
         partial_rope=True,
         hf_modules=HF_FUSED,
-        checked=("mini", "medium (GQA)", "Phi-4-mini (a part of the head turns)"),
+        checked=("mini", "medium (GQA)", "Phi-4-mini (partial RoPE)"),
     ),
     ArchRow(
         "glm4",

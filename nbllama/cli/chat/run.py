@@ -95,7 +95,7 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
     finally:
         for dump in seen:
             dump.save(path)
-            console.note(f"{len(dump)} arrays in {shown(path, 400)}")
+            console.note(f"wrote {len(dump)} arrays to {shown(path, 400)}")
 
 
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
@@ -108,7 +108,7 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
     """
     tokens = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
     if not (name or tokenizer.chat_template) and None in tokens:
-        console.note("warning: the model has no chat template; Alpaca's layout is used")
+        console.note("warning: the model has no chat template; using Alpaca's layout")
         name = "alpaca"
     source = find_layout(name).source if name else None
     return chat_template_for(tokenizer, source, variables=parse_variables(variables))
@@ -123,7 +123,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
             raise UsageError(f"--strict: {line}")
         console.note(f"warning: {line}")
     if n_ctx < _SHORTEST:
-        console.note(f"warning: the shortest context is {_SHORTEST} tokens")
+        console.note(f"warning: the context is raised to the minimum of {_SHORTEST} tokens")
     return max(n_ctx, _SHORTEST)
 
 
@@ -131,13 +131,13 @@ def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) 
     """Return the table of `--dry-run`. The program's memory is measured, the rest is computed."""
     model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
     held = resident() - mapped(*model.gguf.paths)
-    file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
+    file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped, so they are not counted"
     rows = [
         ("model file", file),
         ("KV cache", f"{memory(needed.cache)} for {n_ctx} tokens"),
-        ("arena", f"{memory(needed.arena)} for {min(batch, n_ctx)} tokens of a prompt at once"),
-        ("program", f"{memory(held)} so far: Python, libraries, vocabulary, adapters"),
-        ("private memory", f"{memory(held + needed.private)} in all"),
+        ("arena", f"{memory(needed.arena)} for {min(batch, n_ctx)} prompt tokens per pass"),
+        ("program", f"{memory(held)} in use: Python, libraries, vocabulary, adapters"),
+        ("private memory", f"{memory(held + needed.private)} in total"),
         ("available", memory(available_memory())),
     ]
     return [f"{name:15}{text}" for name, text in rows]

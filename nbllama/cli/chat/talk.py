@@ -81,8 +81,8 @@ class Talk:
         """
         if len(ids) > self.n_ctx - 4:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens, but the context of {self.n_ctx} has room for "
-                f"{self.n_ctx - 4}; pass a larger --ctx-size"
+                f"the prompt has {len(ids)} tokens, but a context of {self.n_ctx} tokens has room "
+                f"for only {self.n_ctx - 4}; pass a larger --ctx-size"
             )
         keep, bos = self.options.keep, self.tokenizer.bos_id
         has_bos = int(self.tokenizer.add_bos and bool(ids) and ids[0] == bos)

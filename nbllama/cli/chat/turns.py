@@ -43,7 +43,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
         except (DataError, UsageError) as e:
             if first:
                 raise
-            console.note(f"error: {e}; the message was left out")
+            console.note(f"error: {e}; the message was ignored")
             continue
         first = ""
         talk.predictor.reset_sampler()

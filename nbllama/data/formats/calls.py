@@ -32,7 +32,7 @@ def calls_of(message: Record, where: str) -> list[Message]:
     found = list(calls or [])
     if old:
         if found:
-            raise DataError(f'{where}it has both "tool_calls" and "function_call"')
+            raise DataError(f'{where}both "tool_calls" and "function_call" are given')
         found = [old]
     return [_call(call, where) for call in found]
 

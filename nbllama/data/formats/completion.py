@@ -30,8 +30,8 @@ def read(record: Record, style: Style) -> Plain:
             for key, wanted in wanted_by(message, f"message {i}: ").items():
                 if wanted:
                     raise DataError(
-                        f'message {i} of "prompt": "{key}" asks to train it; only answers in '
-                        '"completion" are trained'
+                        f'message {i} of "prompt": "{key}" marks it for training, but '
+                        'only answers in "completion" are trained'
                     )
         n = len(asked)
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}

@@ -94,7 +94,7 @@ def _thought(message: Record, where: str) -> str:
             continue
         thought = text_of(message, key, where, default="")
         if thought.strip() and found and thought != found:
-            raise DataError(f'{where}it has two thoughts, one of them under "{key}"')
+            raise DataError(f'{where}two thoughts are given, one of them under "{key}"')
         found = found or (thought if thought.strip() else "")
     return found
 
@@ -124,8 +124,8 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
             if any(wanted.values()):
                 key = next(key for key, on in wanted.items() if on)
                 raise DataError(
-                    f'message {i + 1}: "{key}" asks to train a message of the role '
-                    f'"{role}"; only answers can be trained'
+                    f'message {i + 1}: "{key}" marks a message of the role "{role}" for training, '
+                    "but only answers can be trained"
                 )
             notices = ("mask",)
         elif len(set(wanted.values())) > 1:

@@ -192,7 +192,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         raise DataError('chosen and rejected begin differently; put their prompt under "prompt"')
     answers = (chosen[whole:], rejected[whole:])
     for side, answer in zip(SIDES, answers, strict=True):
-        filled(answer, f'the part of "{side}" after the common beginning')
+        filled(answer, f'the part of "{side}" after the common prefix')
     return Continuation(prompt, answers[0]), Continuation(prompt, answers[1])
 
 

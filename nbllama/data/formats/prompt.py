@@ -46,7 +46,7 @@ def read(record: Record, style: Style) -> Conversation | str:
             chat = alpaca.read(named | {"instruction": record[key], "output": STAND_IN}, style)
             return _ended(chat.messages[:-1], record, chat.notices)
     raise DataError(
-        'there is no prompt under "prompt" (text or messages), "messages", "question" or '
+        'no prompt was found under "prompt" (text or messages), "messages", "question" or '
         f'"instruction"; the keys are {keys_of(record)}'
     )
 

@@ -31,5 +31,5 @@ def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
     batch = block.batch
     firsts = batch.seq_offsets[:-1][np.diff(batch.seq_offsets) > 0]
     if batch.positions[firsts].any():
-        raise ValueError("a sequence that continues another one needs its state")
+        raise ValueError("a sequence that continues an earlier one requires its state")
     return None

@@ -244,7 +244,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=2e-6,
-        why="sums of four products; exp_f32 is right to 2.7e-7",
+        why="sums of four products; exp_f32 is accurate to 2.7e-7",
         ggml="ggml_ssm_conv by w, then ggml_silu",
     ),
 )

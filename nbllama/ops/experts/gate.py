@@ -168,7 +168,7 @@ def _checked(gate: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
     if np.ndim(gate) != 2:
         raise ValueError(f"expert_gate: gate has shape {np.shape(gate)}, expected [N, F]")
     if kind not in CODES:
-        raise ValueError(f"expert_gate: {kind!r} is none of {', '.join(CODES)}")
+        raise ValueError(f"expert_gate: {kind!r} is not one of {', '.join(CODES)}")
     return CODES[kind], gate.shape
 
 
@@ -249,7 +249,7 @@ def _op(kind: str, ggml: str) -> Op:
         forward=_forward,
         grad=_gradients,
         tolerance=3e-6,
-        why="exp_f32 is right to 2.7e-7, of z up to 12; and sums of up to 1536 numbers",
+        why="exp_f32 is accurate to 2.7e-7 for z up to 12; sums of up to 1536 numbers",
         ggml=ggml,
     )
 

@@ -240,7 +240,7 @@ def _checked(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> tuple[int, tu
     if np.ndim(p) != 2 or np.ndim(chosen) != 2:
         raise ValueError(f"route: z {np.shape(p)} and chosen {np.shape(chosen)} are not matrices")
     if gating.kind not in CODES:
-        raise ValueError(f"route: {gating.kind!r} is none of {', '.join(CODES)}")
+        raise ValueError(f"route: {gating.kind!r} is not one of {', '.join(CODES)}")
     if not 1 <= chosen.shape[1] <= p.shape[1]:
         raise ValueError(f"route: {chosen.shape[1]} of {p.shape[1]} experts")
     return CODES[gating.kind], (len(p), chosen.shape[1])
@@ -279,7 +279,7 @@ def route_grad(
     check_array("route_grad", "chosen", chosen, shape, dtype=np.int32)
     check_output("route_grad", "dz", dz, p.shape)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= p.shape[1]):
-        raise ValueError("route_grad: chosen names an expert that is not there")
+        raise ValueError("route_grad: chosen contains an expert number that is out of range")
     args = (readonly(dw), readonly(p), readonly(chosen), code, gating.normed)
     _route_grad(*args, np.float32(gating.scale), dz, np.empty(shape, np.float32))
 
@@ -324,7 +324,7 @@ def _op(name: str, gating: Gating) -> Op:
         forward=lambda **inputs: _routed(**inputs)[2],
         grad=_gradient,
         tolerance=4e-6,
-        why="exp_f32 is right to 2.7e-7; sums of up to 128 numbers, and differences of them",
+        why="exp_f32 is accurate to 2.7e-7; sums of up to 128 numbers, and differences of them",
         ggml="ggml_soft_max or ggml_sigmoid, ggml_argsort_top_k, ggml_get_rows; no gradient",
     )
 

@@ -143,7 +143,7 @@ def _check(w: Weight, panels: np.ndarray, k: int, y: np.ndarray, n_y: int) -> in
             f"{w.name}: panels {panels.shape} and output {y.shape} do not fit a weight {w.shape}"
         )
     if w.raw.size != w.shape[0] * w.row_bytes or w.shape[1] % QUANTS[w.type_id].block_size:
-        raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix {w.shape}")
     check_output(w.name, "output", y, y.shape)
     check_array(w.name, "panels", panels, panels.shape)
     return n
@@ -196,7 +196,7 @@ def _forward(
     (n_out, n_in), rank = w.shape, b.shape[1]
     _check_pair(w, hp, n, rank, b)
     if rank and b.shape[0] != n_out:
-        raise ValueError(f"{w.name}: lora_b has {b.shape[0]} rows, the weight has {n_out}")
+        raise ValueError(f"{w.name}: lora_b has {b.shape[0]} rows, but the weight has {n_out}")
     if n == 0:
         return
     threads, chunk = get_num_threads(), even(len(xp), CHUNK)
@@ -228,7 +228,7 @@ def matmul_grad(
     rank = a.shape[0]
     _check_pair(w, dhp, n, rank, a)
     if rank and a.shape[1] != n_in:
-        raise ValueError(f"{w.name}: lora_a has {a.shape[1]} columns, the weight has {n_in}")
+        raise ValueError(f"{w.name}: lora_a has {a.shape[1]} columns, but the weight has {n_in}")
     if n == 0:
         return
     threads, chunk = get_num_threads(), even(len(gp), CHUNK)

@@ -70,7 +70,7 @@ def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> Non
     check_array(w.name, "x", x, x.shape)
     check_output(w.name, "y", y, y.shape)
     if w.raw.size != n_out * w.row_bytes:
-        raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix {w.shape}")
     threads = get_num_threads()
     if _rows.shape[0] < threads or _rows.shape[1] < n_in:
         _rows = np.empty((threads, max(n_in, _rows.shape[1])), np.float32)

@@ -19,15 +19,15 @@ def answers(*tables: Rows) -> dict[str, str]:
 
 
 # For every program: what other tools need because of their hardware or their kind of model file.
-_CPU = "leave it out: everything runs on the CPU; --threads is the number of cores"
+_CPU = "leave it out: everything runs on the CPU; --threads sets the number of cores"
 _AS_IT_IS = "leave it out: weights keep the types of the GGUF file"
-_LOCAL = "leave it out: the model is a GGUF file on this machine, nothing is downloaded"
+_LOCAL = "leave it out: the model is a GGUF file on this machine, and nothing is downloaded"
 _TEXT_IN_FILE = "leave it out: the tokenizer is in the GGUF file"
 
 ANYWHERE: Rows = (
     (_CPU, "--device --device-map --no-cuda --use-cpu --gpu --gpus --gpu-layers --use-mps-device"
            " --cuda --main-gpu --tensor-split --split-mode -sm -mg --local-rank"),
-    ("leave it out: there is one kind of attention, computed in tiles", "--flash-attn -fa"
+    ("leave it out: attention is always computed in tiles", "--flash-attn -fa"
      " --flash-attention --use-flash-attn --use-flash-attention-2 --attn-implementation"
      " --xformers-attention --sdp-attention"),
     (_AS_IT_IS, "--load-in-4bit --load-in-8bit --quantization-bit --quantization"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from nbllama.options.familiar import ANYWHERE, Rows, answers
 
 _TARGETS = (
-    "each matrix has its own rank, and 0 leaves it out: --rank-wq (q_proj), --rank-wk (k_proj),"
+    "each matrix has its own rank option, and rank 0 excludes the matrix: --rank-wq (q_proj), "
+    "--rank-wk (k_proj),"
     " --rank-wv (v_proj), --rank-wo (o_proj), --rank-w1 (gate_proj), --rank-w2 (down_proj),"
     " --rank-w3 (up_proj)"
 )
@@ -17,7 +18,7 @@ _FOLDER = (
     " --checkpoint-out FOLDER/chk-ITERATION.gguf for checkpoints"
 )
 _ANSWERS_ONLY = "leave it out: only answers count in the loss, unless --train-on-prompt is given"
-_PRINTED = "leave it out: every iteration is printed; --log FILE writes each as a line of JSON"
+_PRINTED = "leave it out: every iteration is printed; --log FILE writes one line of JSON for each"
 _WHOLE = "leave it out: an evaluation reads all validation data"
 _ONLY_LORA = "leave it out: this program trains LoRA adapters on text or on input-answer pairs"
 
@@ -34,8 +35,8 @@ FILES: Rows = (
      " --validation-split --test-size --eval-split --validation-split-percentage --test-split"),
     (_FOLDER, "--output --output-dir --out-dir --output-path -o --out --save-path --save-dir"
               " --output-directory --outdir"),
-    ("--lora-out FILE is where the adapter is written, and --lora-in FILE is an adapter to start"
-     " from", "--adapter-path --adapter-file --adapter --adapter-name-or-path --lora --lora-path"
+    ("--lora-out FILE is the adapter to write, and --lora-in FILE is the adapter to start from",
+     "--adapter-path --adapter-file --adapter --adapter-name-or-path --lora --lora-path"
      " --lora-model-dir --adapter-name"),
     ("--lora-in", "--resume-adapter-file --resume-adapter --init-adapter --lora-init"),
     ("--checkpoint-in", "--resume --resume-from-checkpoint --resume-from --resume-training"
@@ -73,7 +74,7 @@ LENGTH: Rows = (
     ("leave it out: samples are concatenated without padding", "--group-by-length"
      " --pad-to-max-length --pad-to-sequence-len --padding --padding-free --padding-side"
      " --length-column-name"),
-    ("leave it out: data are read within the process", "--dataloader-num-workers"
+    ("leave it out: the training process reads the data itself", "--dataloader-num-workers"
      " --preprocessing-num-workers --dataset-num-proc --dataloader-pin-memory --overwrite-cache"
      " --dataset-processes --tokenized-path --dataset-prepared-path"),
     ("leave it out: the order of the data depends on --seed", "--shuffle --shuffle-data"
@@ -90,16 +91,16 @@ ADAPTER: Rows = (
     ("--lora-dropout", "--dropout --peft-lora-dropout"),
     (_TARGETS, "--lora-target-modules --target-modules --lora-target --lora-modules --lora-keys"
                " --peft-target-modules --exclude-modules --rank-pattern"),
-    ("leave it out: with records, all seven matrices of a block are trained; 0 for one of"
-     " --rank-wq to --rank-w3 leaves that one out",
+    ("leave it out: with records, all seven matrices of a block are trained; to exclude one, set "
+     "its option (--rank-wq to --rank-w3) to 0",
      "--lora-target-linear --all-linear --target-linear"),
-    ("whole matrices are not trained: --rank-tok-embd and --rank-out put pairs on token_embd and"
-     " output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
+    ("whole matrices are not trained; --rank-tok-embd and --rank-out add pairs to token_embd and "
+     "output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
      " --ensure-weight-tying"),
     ("pass --lora-layers last:N, or all instead of -1", "--num-layers --num-lora-layers"),
     ("--lora-layers", "--layers-to-transform --lora-layers-to-transform --layers --peft-layers"),
-    ("pass --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on for single"
-     " matrices",
+    ("pass --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on for individual "
+     "matrices",
      "--lora-parameters --lora-config --peft-config"),
     ("--rslora", "--use-rslora --peft-use-rslora --rs-lora"),
     ("--loraplus-lr-ratio", "--lora-plus-ratio --loraplus-ratio"),
@@ -108,7 +109,7 @@ ADAPTER: Rows = (
     ("only plain LoRA and its variants --rslora and --loraplus-lr-ratio are supported",
      "--use-dora --dora --peft-use-dora --galore --use-galore --use-badam --freeze-trainable-layers"
      " --unfrozen-parameters --lisa --relora-steps"),
-    ("leave it out: biases stay as they are", "--bias --lora-bias"),
+    ("leave it out: biases are not trained", "--bias --lora-bias"),
     (_ONLY_LORA, "--fine-tune-type --finetuning-type --use-peft --use-lora --train-type"
                  " --train-mode --stage --do-train --task-type --do-eval"
                  " --full-finetuning --training-type"),
@@ -167,7 +168,7 @@ DATA: Rows = (
      " --dataset-text-field --text-column --prompt-column --response-column --text-key"
      " --prompt-feature --completion-feature --text-feature --field-messages --chat-feature"),
     ("--on-long", "--truncation --truncate --excess-length-strategy --drop-long"),
-    ("shorten the file itself", "--max-samples --max-train-samples --train-samples"),
+    ("pass a shorter file", "--max-samples --max-train-samples --train-samples"),
 )  # fmt: skip
 
 EVALUATION: Rows = (
@@ -180,7 +181,7 @@ EVALUATION: Rows = (
     (_PRINTED, "--logging-steps --steps-per-report --log-every --logging-strategy --log-interval"
                " --logging-first-step --report-every --plot-loss --print-every --log-steps"),
     ("measure it afterwards with `nbllama perplexity`", "--test"),
-    ("leave it out: numbered files are kept, LATEST is replaced", "--overwrite-output-dir"
+    ("leave it out: numbered files are kept, and LATEST is replaced", "--overwrite-output-dir"
      " --overwrite"),
     ("--debug shows the traceback of an error", "--verbose -v"),
 )  # fmt: skip

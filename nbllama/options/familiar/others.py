@@ -32,12 +32,13 @@ _CHAT: Rows = (
     ("--repeat-last-n", "--repetition-context-size --repeat-window"),
     ("--reverse-prompt", "--stop --stop-sequence --stop-words --eos-token --stop-token"),
     ("--seed", "--random-seed --rng-seed"),
-    ("--temp 0 takes the most likely token, anything above it draws", "--do-sample --no-sample"
+    ("--temp 0 picks the most likely token, and higher values draw tokens at random",
+     "--do-sample --no-sample"
      " --greedy"),
-    ("beam search is not supported; --temp 0 takes the most likely token", "--num-beams --beams"),
+    ("beam search is not supported; --temp 0 picks the most likely token", "--num-beams --beams"),
     ("leave it out: text is shown as it is generated", "--stream --no-stream --streaming"),
     ("--single-turn", "--one-shot --no-interactive"),
-    ("leave it out: nothing is warmed up, and no prompt is kept in a file",
+    ("leave it out: there is no warm-up, and prompts are not cached in files",
      "--no-warmup --warmup --prompt-cache --prompt-cache-all --no-perf"),
     ("grammars are not supported", "--grammar --grammar-file --json-schema -j"),
     ("--batch-size", "--ubatch-size -ub --prefill-step-size --n-batch"),
@@ -61,7 +62,7 @@ _QUANTIZE: Rows = (
     ("pass the files as arguments: IN OUT TYPE", f"{_MODEL} {_OUT} --model -m --model-base"
      " --output -o --in --input -i --source --model-out"),
     ("importance matrices are not supported", "--imatrix --include-weights --exclude-weights"),
-    ("--pure gives all matrices one type; types cannot be chosen for single matrices",
+    ("--pure gives all matrices one type; types cannot be chosen for individual matrices",
      "--output-tensor-type --token-embedding-type --tensor-type --leave-output-tensor"),
     ("--allow-requantize", "--requantize --force"),
 )  # fmt: skip
@@ -87,7 +88,10 @@ _VERIFY: Rows = (
     *_SCORES,
     ("--no-llama", "--no-llama-cpp --skip-llama"),
     ("--outtype", "--type"),
-    ("leave it out: the sample is its first 256 tokens", "--ctx --ctx-size -c --max-tokens"),
+    (
+        "leave it out: the sample is the first 256 tokens of the text",
+        "--ctx --ctx-size -c --max-tokens",
+    ),
 )
 
 _INSPECT: Rows = (

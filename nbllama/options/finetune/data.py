@@ -9,7 +9,7 @@ from nbllama.options.data import record_option
 from nbllama.options.parser import Saved, option
 from nbllama.options.values import Words
 
-_text = partial(option, "Samples of plain text")
+_text = partial(option, "Plain-text samples")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SampleOptions:
     packing: bool = record_option(
         None,
         False,
-        "fill each batch with any number of whole records up to --batch x --ctx tokens",
+        "fill each batch with whole records, up to --batch x --ctx tokens",
         off=["--no-packing"],
         saved=Saved(24),
         only="records",
@@ -28,7 +28,7 @@ class SampleOptions:
     share_prompts: bool | None = record_option(
         None,
         None,
-        "compute each common beginning of a batch's samples only once; the loss is bit-identical",
+        "if samples of a batch share a prefix, compute it only once; the loss is bit-identical",
         off=["--no-share-prompts"],
         shown_default="on, except with --lora-dropout or --compat",
         saved=Saved(39, taken=True, may_change=True),
@@ -37,7 +37,7 @@ class SampleOptions:
     group_prompts: bool = record_option(
         None,
         False,
-        "put samples with the same beginning into the same batches, so that more is shared",
+        "put samples with the same prefix into the same batches, so that more tokens are shared",
         off=["--no-group-prompts"],
         saved=Saved(40),
         only="records",
@@ -47,7 +47,7 @@ class SampleOptions:
     sample_start: str = _text(
         Words(),
         "",
-        "text that opens a sample; empty: a sample begins at every token",
+        "text at which a sample starts; empty: a sample starts at every token",
         shown_default="empty",
         saved=Saved(17),
         only="text",
@@ -55,7 +55,7 @@ class SampleOptions:
     include_sample_start: bool = _text(
         None,
         False,
-        "begin samples with --sample-start, not after it",
+        "include the --sample-start text in the samples, instead of starting after it",
         saved=Saved(18),
         only="text",
     )
@@ -65,7 +65,7 @@ class SampleOptions:
     overlapping_samples: bool = _text(
         None,
         False,
-        "let samples overlap: do not end one where the next begins",
+        "let samples overlap, instead of ending each one at the start of the next",
         saved=Saved(19),
         only="text",
     )
@@ -96,10 +96,10 @@ class SampleOptions:
     sample_random_offsets: bool = _text(
         None,
         False,
-        "begin the first sample of a row at a random token of that sample",
+        "start the first sample of each row at a random token of the sample",
         saved=Saved(23),
         only="text",
     )
     force_reshuffle: bool = _text(
-        None, False, "shuffle the samples again from --seed, even if a checkpoint is continued"
+        None, False, "reshuffle the samples with --seed, even when resuming from a checkpoint"
     )

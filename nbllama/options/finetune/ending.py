@@ -10,8 +10,8 @@ from nbllama.options.parser import Saved, option
 from nbllama.options.values import Choice, Real, Text, Whole
 
 _val = partial(option, "Validation and samples")
-_stop = partial(option, "Early end")
-_old = partial(option, "Coming from the old finetune")
+_stop = partial(option, "Early stopping")
+_old = partial(option, "Compatibility with the old finetune")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class EndOptions:
     val_data: str = _val(
         Text(),
         "",
-        "validation data, read like --train-data; the adapter with the lowest loss on it is kept"
-        " as BEST",
+        "validation data, read like --train-data; the adapter with the lowest validation loss is "
+        "kept as BEST",
         shown_default="none",
         file="reads",
     )
@@ -30,7 +30,7 @@ class EndOptions:
         Real(0, 1, below=True),
         None,
         "hold out this share of --train-data for validation; 0: none",
-        shown_default="none; for 50 records or more a tenth, at most 100 of them",
+        shown_default="none; for 50 records or more, a tenth (at most 100)",
         saved=Saved(36, taken=True, may_change=True),
         without=0.0,
     )
@@ -44,45 +44,47 @@ class EndOptions:
     early_stop: int | None = _val(
         Whole(),
         None,
-        "end after this many evaluations without a new lowest loss; 0: off",
+        "stop after this many evaluations without a new lowest loss; 0: off",
         shown_default="off; 4 for records if --val-split is not given",
         saved=Saved(37, taken=True, may_change=True),
     )
     answers: int | None = _val(
         Whole(0, 100),
         None,
-        "questions from the training data, and as many from the validation data, that are answered "
-        "before and after the run; 0: none",
+        "number of training questions, and of validation questions, to answer before and after "
+        "the run; 0: none",
         shown_default="3 for records, else 0",
     )
     sample_prompts: str = _val(
         Text(),
         "",
-        "file of prompts, one per line, that are answered greedily at each evaluation",
+        "file of prompts, one per line, to answer greedily at each evaluation",
         shown_default="none",
         file="reads",
     )
-    sample_tokens: int = _val(Whole(1, 4096), 48, "longest answer to --sample-prompts, in tokens")
+    sample_tokens: int = _val(
+        Whole(1, 4096), 48, "maximum length of answers to --sample-prompts, in tokens"
+    )
 
     opt_past: int = _stop(
         Whole(0, 1 << 20),
         0,
-        "for --opt-delta, compare the loss with that of this many iterations ago; 0: off",
+        "compare the loss with the loss this many iterations earlier (see --opt-delta); 0: off",
     )
     opt_delta: float = _stop(
-        Real(-inf), 1e-5, "relative change of the loss below which --opt-past ends the run"
+        Real(-inf), 1e-5, "relative change of the loss below which --opt-past stops the run"
     )
     opt_max_no_improvement: int = _stop(
-        Whole(-(2**31)), 0, "end after this many iterations without a new lowest loss; 0: off"
+        Whole(-(2**31)), 0, "stop after this many iterations without a new lowest loss; 0: off"
     )
     adam_epsf: float = _stop(
-        Real(-inf), 0.0, "end when the loss changes by less than this fraction; 0: off"
+        Real(-inf), 0.0, "stop when the loss changes by less than this fraction; 0: off"
     )
 
     compat: bool = _old(
         None,
         False,
-        "compute as llama.cpp's finetune of 2024 did, quirks and defaults included",
+        "reproduce llama.cpp's finetune of 2024, including its quirks and defaults",
         saved=Saved(26),
     )
     checkpoint_order: str | None = _old(
@@ -92,7 +94,7 @@ class EndOptions:
         shown_default="detected from its moments",
     )
     n_gpu_layers: int = _old(
-        Whole(-(2**31)), 0, "only 0 is allowed: this trainer computes on the CPU", also=["-ngl"]
+        Whole(-(2**31)), 0, "only 0 is allowed: this trainer runs on the CPU", also=["-ngl"]
     )
     use_flash: bool | None = _old(
         None, None, "no effect", off=["--no-flash"], shown_default="not given"

@@ -32,56 +32,55 @@ class FileOptions:
     checkpoint_in: str | None = _files(
         Text(),
         None,
-        "continue from this checkpoint, or from the newest valid one in a folder, for more"
-        " iterations; if the file is missing, the run starts from the beginning",
-        shown_default="the newest of --checkpoint-out, so that a stopped run is completed",
+        "resume from this checkpoint, or from the newest valid one in a folder, and train for "
+        "more iterations; if the file is missing, start from the beginning",
+        shown_default="the newest of --checkpoint-out, to complete a stopped run",
         file="reads",
     )
     lora_in: str = _files(
         Text(),
         "",
-        "start from this adapter (.gguf, .bin or a PEFT folder) with new moments, unless there is"
-        " a checkpoint to continue",
+        "start from this adapter (.gguf, .bin or a PEFT folder) with new moments, unless there is "
+        "a checkpoint to resume from",
         shown_default="a new adapter",
         file="reads",
     )
     checkpoint_out: str = _files(
         Text(),
         "checkpoint-ITERATION.gguf",
-        "where checkpoints are saved; empty: nowhere",
+        "name of the checkpoints to save; empty: none",
         file="writes",
     )
     strict_resume: bool = _files(
         None,
         False,
-        "if the newest checkpoint is damaged, refuse it instead of continuing from "
-        "the one before it",
+        "if the newest checkpoint is damaged, refuse it instead of resuming from the previous one",
     )
     lora_out: str = _files(
         Text(),
         "ggml-lora-ITERATION-f32.gguf",
-        "where adapters are saved: .gguf for today's llama.cpp, .bin for llama.cpp of 2023, or a "
-        "name that ends with / for PEFT; empty: nowhere",
+        "name of the adapters to save: .gguf for current llama.cpp, .bin for llama.cpp of 2023, "
+        "or a name that ends with / for PEFT; empty: none",
         file="writes",
     )
     only_write_lora: bool = _files(
-        None, False, "write the adapter of --checkpoint-in to --lora-out, and stop"
+        None, False, "write the adapter of --checkpoint-in to --lora-out, then exit"
     )
     pattern_fn_it: str = _files(
         Text("TEXT"),
         "ITERATION",
-        "text in output names that is replaced by the iteration number",
+        "placeholder for the iteration number in output names",
     )
     fn_latest: str = _files(
-        Text("TEXT"), "LATEST", "text that replaces --pattern-fn-it in the newest file's name"
+        Text("TEXT"), "LATEST", "text that replaces --pattern-fn-it in the name of the newest file"
     )
     save_every: int = _files(
-        Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"
+        Whole(-(2**31)), 10, "iterations between two saves; 0 or less: save only at the end"
     )
     keep_last: int | None = _files(
         Whole(),
         None,
-        "numbered checkpoints and adapters to keep; older ones are deleted; 0: all",
+        "how many numbered checkpoints and adapters to keep; older ones are deleted; 0: all",
         shown_default="all for plain text, 2 for records",
     )
     log: str = _files(
@@ -94,7 +93,7 @@ class FileOptions:
     report: str = _files(
         Text(),
         "",
-        "write a page about the run; without --log, the log is written next to it",
+        "write an HTML page about the run; without --log, the log is written next to it",
         shown_default="off",
         file="writes",
     )
@@ -107,7 +106,7 @@ class FileOptions:
     config: str = _files(
         Text(),
         "",
-        "read options from a YAML file with lines `name: value`; the command line takes precedence",
+        "read options from a YAML file of `name: value` lines; the command line takes precedence",
         shown_default="none",
         file="reads",
     )

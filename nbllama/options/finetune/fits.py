@@ -56,13 +56,13 @@ def check_objective(options: Any) -> None:
         return
     if not options.reward:
         raise UsageError(
-            "--objective grpo: what scores an answer? Pass --reward PATH.py:FUNCTION, exact, "
+            "--objective grpo: the reward is missing; pass --reward PATH.py:FUNCTION, exact, "
             "regex:PATTERN, json or sql"
         )
     if options.reference == NONE and options.beta:
         raise UsageError(
             f"--reference none and --beta {options.beta:g}: there is no KL without a reference; "
-            "pass --beta 0, or another reference"
+            "pass --beta 0, or a different reference"
         )
 
 

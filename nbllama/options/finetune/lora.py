@@ -57,14 +57,14 @@ class LoraOptions:
         ", which some models have instead of attn_q, attn_k and attn_v (and ffn_gate within"
         " ffn_up)",
     )
-    rank_conv_in: int | None = _rank("conv_in", ", of the blocks with a short convolution")
-    rank_conv_out: int | None = _rank("conv_out", ", of the same blocks")
-    rank_attn_gate: int | None = _rank("attn_gate", ", of the blocks with a delta net")
-    rank_ssm_alpha: int | None = _rank("ssm_alpha", ", of the same blocks")
-    rank_ssm_beta: int | None = _rank("ssm_beta", ", of the same blocks")
-    rank_ssm_out: int | None = _rank("ssm_out", ", of the same blocks")
-    rank_inp_gate: int | None = _rank("inp_gate", ", of models with embeddings for each block")
-    rank_proj: int | None = _rank("proj", ", of the same models")
+    rank_conv_in: int | None = _rank("conv_in", ", in blocks with a short convolution")
+    rank_conv_out: int | None = _rank("conv_out", ", in the same blocks")
+    rank_attn_gate: int | None = _rank("attn_gate", ", in blocks with a delta net")
+    rank_ssm_alpha: int | None = _rank("ssm_alpha", ", in the same blocks")
+    rank_ssm_beta: int | None = _rank("ssm_beta", ", in the same blocks")
+    rank_ssm_out: int | None = _rank("ssm_out", ", in the same blocks")
+    rank_inp_gate: int | None = _rank("inp_gate", ", in models with per-block embeddings")
+    rank_proj: int | None = _rank("proj", ", in the same models")
     rank_gate_shexp: int | None = _rank("gate_shexp", ", of a shared expert")
     rank_down_shexp: int | None = _rank("down_shexp")
     rank_up_shexp: int | None = _rank("up_shexp")
@@ -94,7 +94,7 @@ class LoraOptions:
     lora_dropout: float = _lora(
         Real(0, 1, below=True),
         0.0,
-        "share of a block's input values that are dropped for its pairs during training",
+        "dropout probability for the inputs of the LoRA pairs during training",
         saved=Saved(30),
         without=0.0,
     )

@@ -19,8 +19,9 @@ class ManyOptions:
     block: int | None = _many(
         Whole(),
         None,
-        "sum the gradients of N micro-batches (a power of two) before adding them to the step's; "
-        "0: of all. It changes the last digits. Needed to spread a step over several workers",
+        "sum the gradients of N micro-batches (a power of two) before adding them to the step's "
+        "gradient; 0: all of them. Changes the last digits of the results. Required to spread a "
+        "step over several workers",
         shown_default="0",
         saved=Saved(49, taken=True),
         without=0,
@@ -28,29 +29,32 @@ class ManyOptions:
     ray: str = _many(
         Text("ADDRESS"),
         "",
-        "compute the blocks on workers that Ray connects: local:N starts N on this machine; "
-        "HOST:PORT or auto uses one on each machine of a cluster, and needs its token",
+        "compute the blocks on Ray workers: local:N starts N workers on this machine; HOST:PORT "
+        "or auto uses one worker on each machine of a cluster and requires the cluster's token",
         shown_default="off",
     )
     model_dir: str = _many(
         Text("FOLDER"),
         "",
-        "folder on the workers' machines with the base model, found by its sha256, or for its copy",
+        "folder for the base model on the worker machines; a file with its sha256 is used if "
+        "present, otherwise the model is copied there",
         shown_default="~/.cache/nbllama/models",
     )
     allow_mixed_cpu: bool = _many(
-        None, False, "accept workers with another kind of CPU; bits may differ then"
+        None,
+        False,
+        "accept workers with a different kind of CPU; results may then not be bit-identical",
     )
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "if no worker is left, wait this many seconds for one, then save and stop with exit code "
-        "1; 0: compute on this machine",
+        "seconds to wait for a worker if none is left, before saving and stopping with exit code "
+        "1; 0: compute on this machine instead",
     )
     audit: int = _many(
         Whole(),
         0,
-        "compute one block in N on a second worker too, and compare the bits; 0: never",
+        "compute one block in N on a second worker as well, and compare the bits; 0: never",
     )
 
 
@@ -64,8 +68,10 @@ def check_many(options: ManyOptions, dumps: bool) -> None:
         )
     if options.audit and options.allow_mixed_cpu:
         raise UsageError(
-            "--audit and --allow-mixed-cpu: the bits of different CPUs can differ, and the audit "
-            "would exclude a good machine; leave one out"
+            "--audit and --allow-mixed-cpu: the bits of different CPUs can differ, so the audit "
+            "could exclude a good machine; leave one of the two out"
         )
     if options.ray and dumps:
-        raise UsageError("--dump and --ray: other machines compute the steps; leave one out")
+        raise UsageError(
+            "--dump and --ray: the steps are computed on other machines; leave one of the two out"
+        )

@@ -19,12 +19,12 @@ class ModelOptions:
 
     dump: tuple[str, ...] = _inside(
         Dumped(), (), "write arrays by iteration and name, such as 1:kq_soft_max-*, 10-12:*.grad;"
-        " can be given several times", shown_default="none", many=True,
+        " can be repeated", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
         Text(),
         "dump-ITERATION.npz",
-        "file that --dump writes; ITERATION is replaced by the iteration number",
+        "file to which --dump writes; ITERATION is replaced by the iteration number",
         file="writes",
     )
 
@@ -37,7 +37,7 @@ class ModelOptions:
     rope_freq_scale: float | None = _model(
         Real(1e-6, 1e6),
         None,
-        "factor on RoPE's positions: 1 / n if the context is stretched n times",
+        "factor for RoPE positions: 1 / n to stretch the context n times",
         shown_default="the model's",
     )
     pre: str | None = _model(

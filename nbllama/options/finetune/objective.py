@@ -26,24 +26,24 @@ class ObjectiveOptions:
     objective: str = _objective(
         Choice(tuple(OBJECTIVES)),
         SFT.name,
-        "sft: the likelihood of all answers; dpo, ipo, orpo and simpo: preferences between two"
-        " answers; kto: answers that are good or bad; grpo: rewards for the model's own answers",
+        "sft: likelihood of all answers; dpo, ipo, orpo and simpo: preferences between two"
+        " answers; kto: answers labelled good or bad; grpo: rewards for the model's own answers",
         saved=Saved(41),
         without=SFT.name,
     )
     beta: float | None = _objective(
         Real(0, 1e4),
         None,
-        "weight of preferences against the distance from the reference: beta of dpo, kto and"
-        " simpo, tau of ipo, lambda of orpo; weight of the KL to the reference with grpo, where"
-        " it may be 0",
+        "weight of the preferences relative to the distance from the reference: beta in dpo, kto "
+        "and simpo, tau in ipo, lambda in orpo; with grpo, weight of the KL to the reference, "
+        "which may be 0",
         shown_default=_defaults("beta"),
         saved=Saved(42),
     )
     label_smoothing: float | None = _objective(
         Real(0, 0.5, below=True),
         None,
-        "assumed share of pairs whose sides are swapped, with dpo and simpo",
+        "assumed share of pairs whose sides are swapped, for dpo and simpo",
         shown_default="0",
         saved=Saved(43),
         without=0.0,
@@ -51,7 +51,7 @@ class ObjectiveOptions:
     margin: float | None = _objective(
         Real(0, 1e4),
         None,
-        "target margin of the chosen answer, with simpo (gamma of the paper)",
+        "target margin of the chosen answer, for simpo (gamma in the paper)",
         shown_default=f"{MARGIN:g}",
         saved=Saved(44),
         without=0.0,
@@ -59,7 +59,8 @@ class ObjectiveOptions:
     reference: str | None = _objective(
         Text("none|base|start|FILE"),
         None,
-        "reference of dpo, ipo, kto and grpo: the base model, the adapter of --lora-in (start), the"
+        "reference for dpo, ipo, kto and grpo: the base model, the adapter of --lora-in (start), "
+        "the"
         " adapter in a file, or none",
         shown_default="start with --lora-in, else base",
         file="reads",

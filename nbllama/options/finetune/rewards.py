@@ -19,27 +19,27 @@ class RewardOptions:
     reward: str = _rewards(
         Words("REWARD"),
         "",
-        "what scores an answer, with grpo: PATH.py:FUNCTION (of prompt, answer and record), or"
-        " exact, regex:PATTERN, json, sql",
+        "reward for grpo: PATH.py:FUNCTION (called with prompt, answer and record), exact, "
+        "regex:PATTERN, json or sql",
         shown_default="none",
     )
     reward_seconds: float | None = _rewards(
         Real(0, 1e5, above=True),
         None,
-        "time limit of one call of the reward",
+        "time limit for one call of the reward, in seconds",
         shown_default="10",
     )
     group_size: int | None = _rewards(
         Whole(2, 1024),
         None,
-        "answers that are drawn for each prompt, with grpo",
+        "number of answers to draw for each prompt, for grpo",
         shown_default=str(GROUP_SIZE),
         saved=Saved(46),
     )
     max_answer: int | None = _rewards(
         Whole(1, 2**20),
         None,
-        "longest drawn answer, in tokens",
+        "maximum length of a drawn answer, in tokens",
         shown_default=str(MAX_ANSWER),
         saved=Saved(47),
     )

@@ -10,7 +10,7 @@ from nbllama.options.parser import Saved, option
 from nbllama.options.values import Port, Size, Whole
 
 _run = partial(option, "Run")
-_data = partial(option, "Length of the run and batches")
+_data = partial(option, "Run length and batches")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RunOptions:
     seed: int = _run(
         Whole(-1, 2**63 - 1),
         -1,
-        "seed of the initial adapter and the data order; -1: a new one, which is printed",
+        "seed for the initial adapter and the data order; -1: a new seed, which is printed",
         also=["-s"],
         saved=Saved(16),
     )
@@ -35,16 +35,17 @@ class RunOptions:
     activation_memory: int | None = _run(
         Size(),
         None,
-        "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and compute "
-        "the others twice; replaces --use-checkpointing",
+        "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and recompute "
+        "the others; replaces --use-checkpointing",
         shown_default="off",
     )
     trunk_cache: int | None = _run(
         Size(least=0),
         None,
         "with --lora-layers last:N, store the output of the blocks below in a file of at most SIZE "
-        "bytes next to the checkpoint, so that it is computed once; 0: never",
-        shown_default="on for several epochs, if it takes at most a tenth of the free disk",
+        "bytes next to the checkpoint, so that it is computed only once; 0: never",
+        shown_default="on for several epochs, if the file takes at most a tenth of the free disk "
+        "space",
     )
     live: int | None = _run(
         Port(),
@@ -53,23 +54,23 @@ class RunOptions:
         "contains a secret, is printed",
         shown_default="off",
     )
-    dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
+    dry_run: bool = _run(None, False, "print the time and memory forecast, then exit")
     force: bool = _run(
         None,
         False,
-        "replace the outputs of an earlier run; with --checkpoint-in, continue it even if model,"
-        " data or options differ",
+        "replace the outputs of an earlier run; with --checkpoint-in, resume even if the model, "
+        "data or options differ",
     )
     list_archs: bool = _run(
-        None, False, "print the supported architectures and what was checked, then stop"
+        None, False, "print the supported architectures and what was checked for each, then exit"
     )
     debug: bool = debug_option()
 
     adam_iter: int | None = _data(
         Whole(0),
         None,
-        "iterations of this run, in addition to those of the checkpoint; 0: only the evaluation "
-        "that was due after the checkpoint",
+        "iterations in this run, in addition to those before the checkpoint; 0: only run the "
+        "evaluation that was due after the checkpoint",
         shown_default="256 for plain text, no limit for records or with --epochs",
         saved=Saved(38, "last", may_change=True),
     )
@@ -77,21 +78,21 @@ class RunOptions:
         Whole(-(2**31)),
         None,
         "passes over the data in this run; 0 or less: no limit",
-        shown_default="no limit for plain text; for records it depends on their number",
+        shown_default="no limit for plain text; for records, depends on their number",
     )
     batch: int = _data(  # None until `nbllama.train.run.plan` sets it
         Whole(1, 65536),
         None,
         "samples per forward and backward pass; with --packing, this many times --ctx tokens",
         also=["-b"],
-        shown_default="8 for plain text; for records it depends on their number",
+        shown_default="8 for plain text; for records, depends on their number",
         saved=Saved(1, taken=True),
     )
-    grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration", saved=Saved(2))
+    grad_acc: int = _data(Whole(1, 65536), 1, "batches per iteration", saved=Saved(2))
     ctx: int | None = _data(
         Whole(1, 2**24),
         None,
-        "longest sample, in tokens",
+        "maximum length of a sample, in tokens",
         also=["-c"],
         shown_default="128 for plain text, 512 for chat",
         saved=Saved(3, taken=True),

@@ -29,7 +29,7 @@ class StepOptions:
         "peak learning rate",
         also=["--lr", "--learning-rate"],
         first="--lr",
-        shown_default=f"0.001 for plain text; for records it depends on the model's size{_RATE}",
+        shown_default=f"0.001 for plain text; for records, depends on the model size{_RATE}",
         saved=Saved(4, taken=True),
     )
     lr_schedule: str = _rate(
@@ -42,7 +42,7 @@ class StepOptions:
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "share of the iterations before the end of the decay in which wsd lowers the learning rate",
+        "share of the schedule, at its end, over which wsd lowers the learning rate",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(
@@ -53,12 +53,12 @@ class StepOptions:
         without=1.0,
     )
     adam_min_alpha: float = _rate(
-        Real(0, 1e3), 0.0, "lowest learning rate, also during warm-up", saved=Saved(5)
+        Real(0, 1e3), 0.0, "minimum learning rate, also during warm-up", saved=Saved(5)
     )
     warmup: int | None = _rate(
         Whole(),
         None,
-        "iterations in which the learning rate rises from its minimum",
+        "warm-up iterations, in which the learning rate rises from its minimum",
         shown_default="100 for plain text, 3 % of the run for chat",
         saved=Saved(11, taken=True),
     )
@@ -68,7 +68,7 @@ class StepOptions:
         "iteration at which the decay ends",
         also=["--lr-decay-steps"],
         first="--lr-decay-steps",
-        shown_default="1000 for plain text with cosine, else the last of the run",
+        shown_default="1000 for plain text with cosine, else the last iteration of the run",
         saved=Saved(12, taken=True),
     )
     cos_decay_min: float | None = _rate(
@@ -88,20 +88,23 @@ class StepOptions:
         saved=Saved(15),
     )
     cos_decay_restart: float = _rate(
-        Real(1, 1e3), 1.1, "factor on the length of the decay at each restart", saved=Saved(14)
+        Real(1, 1e3),
+        1.1,
+        "factor applied to the length of the decay at each restart",
+        saved=Saved(14),
     )
 
     optimizer: str = _adam(
         Choice(tuple(OPTIMISERS)),
         "adamw",
-        "how a gradient becomes a step",
+        "optimiser that turns gradients into steps",
         saved=Saved(27),
         without="adamw",
     )
     adam_decay: float = _adam(
         Real(0, 1e3),
         0.1,
-        "weight decay, a factor on the learning rate",
+        "weight decay, multiplied by the learning rate",
         also=["--weight-decay"],
         first="--weight-decay",
         saved=Saved(8),
@@ -128,7 +131,7 @@ class StepOptions:
     adam_gclip: float = _adam(
         Real(),
         1.0,
-        "limit of the gradient norm; 0: none",
+        "maximum gradient norm; 0: no limit",
         also=["--grad-clip"],
         first="--grad-clip",
         saved=Saved(10),

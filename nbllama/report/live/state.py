@@ -169,7 +169,7 @@ class LiveState:
             if not text or len(text) > MOST_LETTERS:
                 return f"a question must have 1 to {MOST_LETTERS} letters"
             if len(self._waiting) >= MOST_WAITING:
-                return f"{MOST_WAITING} questions are waiting already"
+                return f"{MOST_WAITING} questions are already waiting"
             self._asked += 1
             question = Question(self._asked, text)
             self._waiting.append(question)

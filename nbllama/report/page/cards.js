@@ -22,19 +22,19 @@ function tiles(run, live) {
   if (finite(first) && finite(end))
     found.push([fixed(end), `training loss, ${fixed(first)} over the first ${over}`]);
   else if (losses.length)
-    found.push([fixed(last(losses)), `training loss, ${fixed(losses[0])} at first`]);
+    found.push([fixed(last(losses)), `training loss, initially ${fixed(losses[0])}`]);
   if (validation.length) {
     const [at, best] = validation.reduce((a, b) => b[1] < a[1] ? b : a);
     found.push([fixed(best), `best validation loss, iteration ${at}`]);
-    found.push([perplexity(best), `validation perplexity, ${perplexity(validation[0][1])} at first`]);
+    found.push([perplexity(best), `validation perplexity, initially ${perplexity(validation[0][1])}`]);
   }
   if (run.seconds) {
-    found.push([(run.tokens / run.seconds).toFixed(0), "tokens a second"]);
+    found.push([(run.tokens / run.seconds).toFixed(0), "tokens per second"]);
     if (live && run.recent.length && run.n_iter >= run.iter)
       found.push([duration(median(run.recent) * (run.n_iter - run.iter)), "left"]);
     found.push([duration(run.seconds), `in ${run.steps} iterations`]);
   }
-  if (run.memory) found.push([memory(run.memory), "most memory"]);
+  if (run.memory) found.push([memory(run.memory), "peak memory"]);
   return found;
 }
 
@@ -72,7 +72,7 @@ function curveCard(title, name, lines, how = {}) {
 function lossCard(run) {
   return curveCard("Loss", "Loss by iteration", () => {
     const steps = points(run, "loss"), validation = values(run, "val_loss");
-    const entries = [["train", "training, thin: each iteration"]];
+    const entries = [["train", "training, thin line: each iteration"]];
     if (validation.length) entries.push(["val", "validation"]);
     return [[
       {name: "training", points: steps, style: "raw"},
@@ -84,7 +84,7 @@ function lossCard(run) {
 
 const OTHERS = [
   ["Learning rate", "lr", label], ["Gradient norm", "grad_norm", label],
-  ["Tokens a second", "tokens_per_s", label], ["Memory", "rss_bytes", memory],
+  ["Tokens per second", "tokens_per_s", label], ["Memory", "rss_bytes", memory],
 ];
 
 function otherCards(run) {
@@ -93,8 +93,8 @@ function otherCards(run) {
     const limit = run.forecast.peak_bytes, entries = [];
     if (name === "rss_bytes" && limit && found.length) {
       const ends = [[found[0][0], limit], [last(found)[0], limit]];
-      lines.push({name: "forecast of the most", points: ends, style: "limit"});
-      entries.push(["limit", "forecast of the most"]);
+      lines.push({name: "forecast of the peak", points: ends, style: "limit"});
+      entries.push(["limit", "forecast of the peak"]);
     }
     return [lines, entries];
   }, {show, fromZero: true}));
@@ -110,8 +110,8 @@ function preferenceCards(run) {
   ], [["train", "chosen, or good"], ["val", "rejected, or bad"]]], {show: label});
   const one = (title, name) => curveCard(title, `${title} by iteration`, () =>
     [[{name: title, points: points(run, name), style: "other"}], []], {show: label});
-  const cards = [one("Margin of the rewards", "margin"), one("Share told apart", "accuracy"),
-    both("Log-probability of an answer", "logp"), both("Tokens of an answer", "tokens")];
+  const cards = [one("Reward margin", "margin"), one("Share ranked correctly", "accuracy"),
+    both("Log-probability per answer", "logp"), both("Tokens per answer", "tokens")];
   const element = h("div", {class: "grid2"}, cards.map(c => c.element));
   function draw() {
     element.hidden = !points(run, "accuracy").length;
@@ -124,9 +124,9 @@ function preferenceCards(run) {
 function rewardCards(run) {
   const one = (title, name) => curveCard(title, `${title} by iteration`, () =>
     [[{name: title, points: points(run, name), style: "other"}], []], {show: label});
-  const cards = [one("Mean reward", "reward"), one("Spread of the rewards", "reward_std"),
-    one("KL to the reference, nats per token", "kl"), one("Tokens of an answer", "answer_tokens"),
-    one("Groups without a difference", "same"), one("Answers a second", "answers_per_s")];
+  const cards = [one("Mean reward", "reward"), one("Spread of rewards", "reward_std"),
+    one("KL to the reference, nats per token", "kl"), one("Tokens per answer", "answer_tokens"),
+    one("Groups with equal rewards", "same"), one("Answers per second", "answers_per_s")];
   const element = h("div", {class: "grid2"}, cards.map(c => c.element));
   function draw() {
     element.hidden = !points(run, "reward").length;
@@ -174,17 +174,17 @@ function dataCard(run) {
 }
 
 function forecastCard(run) {
-  const body = h("div"), element = card("Forecast and truth", body);
+  const body = h("div"), element = card("Forecast and actual values", body);
   function draw() {
     const rows = [], {seconds, peak_bytes: peak} = run.forecast;
     if (finite(seconds) && run.steps) {
       const mean = run.seconds / run.steps;
-      rows.push(["an iteration", `${seconds.toFixed(2)} s`, `${mean.toFixed(2)} s`]);
+      rows.push(["time per iteration", `${seconds.toFixed(2)} s`, `${mean.toFixed(2)} s`]);
     }
     if (finite(peak) && finite(run.peak_bytes))
-      rows.push(["most memory", memory(peak), memory(run.peak_bytes)]);
+      rows.push(["peak memory", memory(peak), memory(run.peak_bytes)]);
     element.hidden = !rows.length;
-    body.replaceChildren(table(rows, ["", "forecast", "truth"]));
+    body.replaceChildren(table(rows, ["", "forecast", "actual"]));
   }
   return {element, draw};
 }
@@ -219,7 +219,7 @@ function commandCard(run) {
 }
 
 function verdictCard(run) {
-  const body = h("div"), element = card("What came out", body);
+  const body = h("div"), element = card("Results", body);
   function draw() {
     const found = run.verdict;
     element.hidden = !found;

@@ -39,9 +39,9 @@ function resultCard(runs) {
     ["at iteration", run => best(run) && best(run)[0], String, null],
     ["iterations", run => run.iter, String, null],
     ["time", run => run.seconds || null, duration, Math.min],
-    ["tokens a second", run => run.seconds ? run.tokens / run.seconds : null,
+    ["tokens per second", run => run.seconds ? run.tokens / run.seconds : null,
       v => v.toFixed(0), Math.max],
-    ["most memory", run => run.memory, memory, Math.min],
+    ["peak memory", run => run.memory, memory, Math.min],
     ["state", run => run.state, String, null],
   ];
   const body = rows.map(([what, find, show, pick]) => {

@@ -47,7 +47,7 @@ function heatFigure(run, what, name, title) {
   const made = heatMap(run, what, name);
   if (!made) return h("p", {class: "none"}, `${title}: nothing measured yet`);
   const {canvas, columns, blocks, low, high} = made;
-  const place = block => block < inside ? `block ${block}` : "outside of the blocks";
+  const place = block => block < inside ? `block ${block}` : "outside the blocks";
   const inside = last(run.norms).blocks || blocks;
   const plain = `darkest ${label(low)}, brightest ${label(high)}`;
   const read = h("p", {class: "note read"}, plain);

@@ -8,7 +8,7 @@ async function post(what, value) {
     const got = await fetch(what, {method: "POST", headers: POST, body, cache: "no-store"});
     return got.ok ? "" : await got.text() || `refused (${got.status})`;
   } catch {
-    return "the run does not answer any more";
+    return "the run no longer responds";
   }
 }
 
@@ -42,7 +42,7 @@ function askCard(run, state) {
   let problem = "";
   const said = h("p", {class: "note", role: "status"});
   const box = h("textarea", {rows: 2, maxlength: 4000, "aria-label": "question",
-    placeholder: "Ask the adapter as it is now", keydown: e => {
+    placeholder: "Ask the current adapter", keydown: e => {
       if (e.key === "Enter" && !e.shiftKey && !e.isComposing) { e.preventDefault(); send(); }
     }});
   const button = h("button", {type: "button", click: () => send()}, "Ask");
@@ -60,7 +60,7 @@ function askCard(run, state) {
     form.hidden = !(state && state.connected && !state.over);
     element.hidden = form.hidden && !run.questions.length;
     said.textContent = form.hidden ? "" : clean(problem
-      || "Answered between two iterations: training waits meanwhile, and no bit of it changes.");
+      || "Answered between two iterations. Training pauses meanwhile; its results stay bit-identical.");
     list.replaceChildren(...[...run.questions].reverse().map(q => h("div", {class: "sample"},
       h("p", {class: "prompt text"}, q.prompt),
       h("p", {class: "text answer"}, q.answer || h("span", {class: "none"},

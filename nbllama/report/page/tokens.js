@@ -23,7 +23,7 @@ function textGroups(run) {
   }
   return [...groups].sort((a, b) => a[0] - b[0]).map(([sample, rows]) =>
     [sample, sample ? `sample ${sample}, seen ${rows.length} times`.replace(" 1 times", " once")
-      : "what passes by", rows]);
+      : "current samples", rows]);
 }
 
 function tokenCard(run) {
@@ -41,7 +41,7 @@ function tokenCard(run) {
     Array.from({length: SHADES + 1}, (_, i) => h("i", {class: `tok l${i}`}, "\u00a0\u00a0")),
     ` ${DARKEST} or more nats; grey: not trained`);
   const element = card("What it reads",
-    h("p", {class: "lead"}, "Training text with the loss of each token: the darker, the less it was "
+    h("p", {class: "lead"}, "Training text with the loss of each token: the darker a token, the less it was "
       + "expected. Followed samples show what is learned from one epoch to the next."),
     h("div", {class: "pick"}, h("label", null, "Text ", select), slider, when), body, scale);
   function draw() {

@@ -27,12 +27,14 @@ def parse_address(text: str) -> Address:
     if text.startswith("local:") or text == "local":
         count = text.partition(":")[2]
         if not count.isdecimal() or not 1 <= int(count) <= 1024:
-            raise UsageError(f"--ray {shown(text)}: how many workers? Such as local:2")
+            raise UsageError(
+                f"--ray {shown(text)}: the number of workers is missing; pass, for example, local:2"
+            )
         return Address(text, int(count))
     found = _HOST.fullmatch(text)
     if found is None or not 1 <= int(found["port"]) <= 65535:
         raise UsageError(
-            f"--ray {shown(text)}: give auto, local:N for N workers on this machine, or HOST:PORT "
+            f"--ray {shown(text)}: pass auto, local:N for N workers on this machine, or HOST:PORT "
             "of a cluster"
         )
     return Address(text)
@@ -49,8 +51,9 @@ def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
     token = bool(env.get("RAY_AUTH_TOKEN")) or os.path.isfile(path)
     if env.get("RAY_AUTH_MODE", "").lower() != "token" or not token:
         raise UsageError(
-            f"--ray {shown(address.text)}: without a token, whoever reaches the cluster's ports "
-            "can run code on its machines; set RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN on "
+            f"--ray {shown(address.text)}: without a token, anyone who can reach the cluster's "
+            "ports can run code on its machines; set RAY_AUTH_MODE=token and the same "
+            "RAY_AUTH_TOKEN on "
             "every machine (docs/many-machines.md)"
         )
 

@@ -116,7 +116,7 @@ def too_few(n: int, size: int, workers: int) -> str:
         how = f"--block {1 << ((n // workers).bit_length() - 1)}"
     return (
         f"a step has {n} micro-batches in {blocks} blocks of {own}, but there are {workers} "
-        f"workers: {how} gives each of them work"
+        f"workers; {how} gives every worker a block"
     )
 
 

@@ -29,7 +29,7 @@ class Copy:
             fd, self._part = tempfile.mkstemp(prefix=f"{sha256[:16]}-", suffix=".part", dir=folder)
             self._file = os.fdopen(fd, "wb")
         except OSError as e:
-            raise NbllamaError(f"the base model cannot be kept in {folder}: {e}") from e
+            raise NbllamaError(f"the base model cannot be stored in {folder}: {e}") from e
 
     def append(self, piece: bytes) -> None:
         """Write the next piece. Raises `NbllamaError` if it cannot be written."""
@@ -37,7 +37,7 @@ class Copy:
         self._sum.update(piece)
         try:
             if self._left < 0:
-                raise OSError("there are more bytes than the model has")
+                raise OSError("received more bytes than the model contains")
             self._file.write(piece)
         except OSError as e:
             self._remove()

@@ -80,7 +80,7 @@ class RayPool:
         self.wait_for_joining()
         if not self.workers():
             with self._lock:
-                raise NbllamaError("; ".join(self._lines) or "the cluster has no machine")
+                raise NbllamaError("; ".join(self._lines) or "the cluster has no machines")
 
     def wait_for_joining(self, seconds: float = JOIN_SECONDS) -> None:
         """Wait until all workers that were started are ready or refused.
@@ -150,11 +150,11 @@ class RayPool:
                 if other_cpu(plan.facts, theirs):
                     self.others.add(member.name)
                     self._lines.append(
-                        f"warning: worker {member.name} has another CPU: bits may differ from "
-                        "those of a single machine"
+                        f"warning: worker {member.name} has a different CPU: results may not be "
+                        "bit-identical to a single machine"
                     )
         except ray.exceptions.RayActorError as e:
-            self._leave(member, f"it ended while it joined: {_reason(e)}")
+            self._leave(member, f"it exited while joining: {_reason(e)}")
         except (ray.exceptions.RayError, OSError) as e:
             self._refuse(member, _reason(e))
 
@@ -168,7 +168,7 @@ class RayPool:
 
     def _refuse(self, member: _Member, reason: str) -> None:
         self._refused.add(member.node)
-        self._leave(member, f"it is refused: {reason}")
+        self._leave(member, f"it was refused: {reason}")
 
     def _leave(self, member: _Member, reason: str) -> None:
         with self._lock:

@@ -173,7 +173,7 @@ class Spread:
             return
         if self._alone:
             self._alone = False
-            self.say("workers compute again")
+            self.say("workers are available again and compute the steps")
         for worker in workers:
             if worker in self._running or (found := step.next_for(worker)) is None:
                 continue
@@ -204,7 +204,7 @@ class Spread:
             return
         if not self._alone:
             self._alone = True
-            self.say("no worker is left: this process computes until one joins")
+            self.say("no worker is left: this process computes the steps until one joins")
         self._compute_here(work, step, check)
 
     def _compute_here(self, work: StepWork, step: Progress, check: Check) -> None:
@@ -228,7 +228,7 @@ class Spread:
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:
-            self.say(f"lost the worker {event.worker}: {event.reason}")
+            self.say(f"lost worker {event.worker}: {event.reason}")
             if running is not None and step.has(running.unit):
                 step.back(running.unit, running.audit)
             return
@@ -273,9 +273,9 @@ class Spread:
             if digest == right:
                 continue
             self.say(
-                f"warning: audit: the worker {name} computed other bits for block {n} of step "
-                f"{unit.step + 1}; its machine is not used any more (check its memory), and the "
-                "step is computed again"
+                f"warning: audit: worker {name} computed different bits for block {n} of step "
+                f"{unit.step + 1}; its machine is no longer used (check its memory), and the step "
+                "is recomputed"
             )
             self._running.pop(name, None)
             if name != HERE:
@@ -293,7 +293,7 @@ class Spread:
             running.late = True
             if step.has(running.unit):
                 self.say(
-                    f"the worker {worker} has not answered for {now - running.start:.0f} s: "
-                    f"block {running.unit.number} is computed elsewhere too"
+                    f"worker {worker} has not answered for {now - running.start:.0f} s; block "
+                    f"{running.unit.number} is also being computed elsewhere"
                 )
                 step.back(running.unit, running.audit)

@@ -114,7 +114,7 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
         if here.digest() == there.digest()
         else (f"the relative difference is {loss:.1e} in the loss, {gradient:.1e} in the gradient")
     )
-    return f"worker {name} has another CPU; compared with this machine, in a first block {same}"
+    return f"worker {name} has a different CPU; in a first block compared with this machine, {same}"
 
 
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
@@ -144,11 +144,11 @@ class Worker:
         self.plan, self.iteration = plan, 0
         self.model: Model = load_model(path, **plan.constants)
         if model_fingerprint(self.model.gguf) != plan.fingerprint:
-            raise NbllamaError(f"{shown(path)} is another base model")
+            raise NbllamaError(f"{shown(path)} is a different base model")
         if repr(self.model.hp) != plan.hp:
             raise NbllamaError(
-                "the model in memory was loaded with other constants than the options of the run "
-                "have; give them to the run, and not to load_model"
+                "the model in memory was loaded with constants that differ from the run's "
+                "options; pass them to the run instead of load_model"
             )
         pairs = {
             name: Pair(np.zeros(a, np.float32), np.zeros(b, np.float32))
@@ -218,8 +218,12 @@ def misfit(mine: Mapping[str, str], theirs: Mapping[str, str], *, mixed_cpu: boo
         other = theirs.get(name, "none")
         if value == other or (mixed_cpu and name in _OF_CPU):
             continue
-        more = "; --allow-mixed-cpu accepts it, but bits may differ" if name in _OF_CPU else ""
-        return f"{name} is {other} there, {value} here{more}"
+        more = (
+            "; --allow-mixed-cpu accepts this, but results may not be bit-identical"
+            if name in _OF_CPU
+            else ""
+        )
+        return f"{name} is {other} on the worker, but {value} here{more}"
     return ""
 
 

@@ -31,7 +31,7 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
     Raises `ValueError` if the number of losses differs from the number of trained tokens.
     """
     if len(losses) != sum(batch.n_trained for batch in batches):
-        raise ValueError(f"{len(losses)} losses are not those of this step")
+        raise ValueError(f"{len(losses)} losses do not match the trained tokens of this step")
     at = 0
     for batch in batches:
         rows = np.flatnonzero(batch.targets != NOT_TRAINED)

@@ -115,8 +115,8 @@ class Seen:
         if margin > RUNAWAY and "runaway" not in self._warned:
             self._warned.add("runaway")
             lines.append(
-                f"warning: the margin is very large ({margin:.1f}): the pairs are already "
-                "distinguished with certainty, and more training only changes the model; try fewer "
+                f"warning: the margin is very large ({margin:.1f}): the pairs are separated with "
+                "certainty, and further training only changes the model; try fewer "
                 "epochs, a lower --lr or --objective ipo"
             )
         return lines

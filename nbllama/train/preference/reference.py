@@ -82,7 +82,7 @@ class Reference:
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None
         if found is None:
-            say(f"computing the reference of {n} answers ...")
+            say(f"computing the reference for {n} answers ...")
             start = time.perf_counter()
             found = self._compute(trainer, check)
             say(f"computed the reference in {duration(time.perf_counter() - start)}")
@@ -123,7 +123,7 @@ class Reference:
             write(self.file, self.key, values)
             self.path = self.file
         except OutputError as e:
-            say(f"the reference is not saved: {e}; a continued run computes it again")
+            say(f"the reference was not saved: {e}; a resumed run will compute it again")
 
 
 def same_sizes(a: Adapter, b: Adapter) -> bool:
@@ -147,7 +147,7 @@ def write(path: str, key: str, values: np.ndarray) -> None:
     kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
-        raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")
+        raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
     content = np.ascontiguousarray(values, "<f8").tobytes()
     head = f"{key}\n{hashlib.sha256(content).hexdigest()}\n".encode()
     with atomic_write(path) as out:
@@ -181,6 +181,6 @@ def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray 
     sums = whole[len(_MAGIC) : head].decode("ascii", "replace").split("\n")
     content = whole[head:]
     if not whole.startswith(_MAGIC) or sums[:2] != [key, hashlib.sha256(content).hexdigest()]:
-        say(f"warning: {shown(path, 400)} is damaged: the reference is computed again")
+        say(f"warning: {shown(path, 400)} is damaged; computing the reference again")
         return None
     return np.frombuffer(content, "<f8").astype(np.float64)

@@ -88,7 +88,7 @@ def kind_of(value: object) -> str:
 def message(error: BaseException) -> str:
     """Return one line about an exception."""
     if isinstance(error, MemoryError):
-        return "it needs too much memory"
+        return "it used too much memory"
     if isinstance(error, ValueError) and str(error).startswith("it returned"):
         return str(error)
     text = " ".join(str(error).split())

@@ -55,10 +55,10 @@ def wanted(record: dict[str, Any]) -> str | None:
 def problem(name: str, record: dict[str, Any]) -> str:
     """Return why a reward cannot score answers to a record; "" if it can."""
     if name in ("exact", "sql") and wanted(record) is None:
-        return f'the reward {name} needs the right answer under "answer"'
+        return f'the reward {name} requires the correct answer under "answer"'
     if name == "sql":
         if not isinstance(record.get("database"), str):
-            return 'the reward sql needs SQL that creates the tables, under "database"'
+            return 'the reward sql requires, under "database", SQL that creates the tables'
         try:
             _rows(_database(record["database"]), str(wanted(record)))
         except (sqlite3.Error, sqlite3.Warning, ValueError) as e:

@@ -27,7 +27,8 @@ class Board:
             from tensorboardX import SummaryWriter
         except ImportError as e:
             raise UsageError(
-                "--tensorboard needs the package tensorboardX: pip install 'nbllama[tensorboard]'"
+                "--tensorboard requires the package tensorboardX: pip install "
+                "'nbllama[tensorboard]'"
             ) from e
         try:
             self._writer: Any = SummaryWriter(folder)

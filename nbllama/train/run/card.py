@@ -81,7 +81,8 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
     for path in (base, adapter):
         if not path.isprintable():
             raise OutputError(
-                f"no Modelfile for {shown(path, 400)}: its name has a control character; rename"
+                f"no Modelfile for {shown(path, 400)}: its name contains a control character; "
+                "rename"
                 " the file"
             )
     words = " ".join(map(shlex.quote, ["-m", base, "-l", adapter, "-o", merged]))
@@ -94,7 +95,7 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
         lines.append(_CHATML)
     if system and '"""' not in system:
         lines.append(f'SYSTEM """{system}"""\n')
-    lines.append("# older versions of Ollama also accept the adapter itself; instead of FROM:\n")
+    lines.append("# older versions of Ollama also accept the adapter itself; replace FROM with:\n")
     if not files.gguf:
         lines.append(f"# (as GGUF: {files.conversion.strip()})\n")
     lines.append(f"# FROM {base}\n# ADAPTER {os.path.abspath(files.readable)}\n")
@@ -147,7 +148,7 @@ def card(
         _table([(k, str(v)) for k, v in run["options"].items() if v != ""]),
         "## Running it\n",
         _fenced(commands),
-        f"Made by nbllama {_cell(run['version'])}, {_cell(run['started'])}.\n",
+        f"Created by nbllama {_cell(run['version'])}, {_cell(run['started'])}.\n",
     ]
     return "\n".join(parts)
 
@@ -229,6 +230,6 @@ def write_all(
 def write(path: str, text: str) -> None:
     """Write the file atomically. Raises `OutputError` if a file without our marker exists."""
     if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
-        raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")
+        raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
     with atomic_write(path) as out:
         out.write(text.encode())

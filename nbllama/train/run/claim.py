@@ -21,7 +21,7 @@ from nbllama.system.run_lock import RunLock
 from nbllama.train.run.names import Names
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
-OPTIONS_OF_THE_RUN = "the file of the run's options"
+OPTIONS_OF_THE_RUN = "the run's options file"
 LOG_OF_REPORT = "the log of --report"
 _LOCKED = ("--checkpoint-out", "--lora-out", "--report")
 _KINDS = {

@@ -65,7 +65,7 @@ def continued(options: Options, say: Say) -> Continued | None:
     if found is None:
         say(f"no checkpoint {shown(path)}: starting from the beginning")
     else:
-        say(f"continuing {shown(found.path)} after iteration {found.state.iteration}")
+        say(f"resuming from {shown(found.path)} after iteration {found.state.iteration}")
     return found
 
 

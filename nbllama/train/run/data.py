@@ -113,7 +113,7 @@ def load_data(
                 f"data contain {words[data.kind]}"
             )
     elif options.early_stop:
-        raise UsageError("--early-stop needs validation data: pass --val-data or --val-split")
+        raise UsageError("--early-stop requires validation data: pass --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
         data = Packed(data, bool(options.share_prompts))
     return options, data, validation
@@ -185,7 +185,7 @@ def load_file(
             skip_bad=options.skip_bad, keep_mark=old,
         )  # fmt: skip
     elif old:
-        raise UsageError(f"{path}: a run of the old finetune reads only plain text; pass a file")
+        raise UsageError(f"{path}: a run of the old finetune can only read plain text; pass a file")
     else:
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad

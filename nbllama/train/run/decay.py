@@ -64,7 +64,7 @@ def plan(
     found = int(state.identity.settings.get("cos_decay_steps", end))
     if asked is not None and begin and asked <= begin + 1 and asked != found:
         notes.append(
-            f"--lr-decay-steps {asked} was the end of an earlier decay; the current one ends at "
+            f"--lr-decay-steps {asked} was the end of an earlier decay; the current decay ends at "
             f"iteration {found}"
         )
         asked, end = None, found
@@ -78,9 +78,9 @@ def plan(
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
-                f"the decay of the learning rate is over: a new one starts, without warm-up, over "
-                f"iterations {done + 1} to {total} (--epochs and --adam-iter count from the "
-                f"checkpoint on: {n_iter} more)"
+                "the learning rate decay has ended; a new one without warm-up covers iterations "
+                f"{done + 1} to {total} (--epochs and --adam-iter count from the checkpoint: "
+                f"{n_iter} more)"
             )
             return Decay(
                 begin=done, end=new, last=total, first=done + 1, new=True, notes=tuple(notes)
@@ -149,14 +149,14 @@ def check_rates(
     line = f"the learning rate is 0 from iteration {zero} to {total}"
     if decay.renews and done < decay.last < total:
         line += (
-            f"; --adam-iter {decay.last - done} ends the run with its decay, and more iterations "
-            "after that start a new one"
+            f"; --adam-iter {decay.last - done} ends the run with its decay, and later iterations "
+            "start a new decay"
         )
     return [line]
 
 
 def _all(n_iter: int) -> str:
-    return f"in all {n_iter} iterations" if n_iter > 1 else "in the one iteration"
+    return f"in all {n_iter} iterations" if n_iter > 1 else "in the only iteration"
 
 
 def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:

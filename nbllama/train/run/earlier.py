@@ -61,11 +61,11 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
     elif outputs.latest_adapter and os.path.exists(outputs.latest_adapter):
         again = [*_renamed(words, options), "--lora-in", outputs.latest_adapter]
         more = f"train its adapter further with: {_command(again)}"
-        return f"{shown(found, 400)} exists already; {more}; or replace it with --force"
+        return f"{shown(found, 400)} already exists; {more}; or replace it with --force"
     else:
         more = "an earlier run wrote it"
-    start = f"start another run with: {_command(_renamed(words, options))}"
-    return f"{shown(found, 400)} exists already; {more}; {start}; or replace it with --force"
+    start = f"start a new run with: {_command(_renamed(words, options))}"
+    return f"{shown(found, 400)} already exists; {more}; {start}; or replace it with --force"
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
             own = ["--config", outputs.config]
         raise CheckpointError(
             f"{e}; continue that run with: {_command([*own, '--checkpoint-in', newest])}; start "
-            f"another run with: {_command(_renamed(words, options))}; or replace its files with "
+            f"a new run with: {_command(_renamed(words, options))}; or replace its files with "
             "--force"
         ) from e
 
@@ -96,9 +96,10 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
 def complete(checkpoint: str, iteration: int) -> UsageError:
     """Return the error for a run that is complete."""
     return UsageError(
-        f"the run in {shown(checkpoint, 400)} is complete: {iteration} iterations; --checkpoint-in "
-        f"{shlex.quote(checkpoint)} with --epochs or --adam-iter trains it further, other names "
-        "for --lora-out and --checkpoint-out start another run, --force replaces it"
+        f"the run in {shown(checkpoint, 400)} is complete ({iteration} iterations); train it "
+        f"further with --checkpoint-in {shlex.quote(checkpoint)} and --epochs or --adam-iter, "
+        "start a new run with different names for --lora-out and --checkpoint-out, or replace it "
+        "with --force"
     )
 
 

@@ -159,9 +159,9 @@ class Loop:
         self.outputs.write_report(self.ui.note)
         if overfits:
             self.ui.note(
-                "warning: the training loss has fallen and the validation loss has risen since "
-                f"iteration {watch.best_at}: the adapter memorises its data; --early-stop ends "
-                "such a run, and the best adapter is kept"
+                f"warning: since iteration {watch.best_at}, the training loss has fallen but the "
+                "validation loss has risen: the adapter is memorising the training data; "
+                "--early-stop ends such runs, and the best adapter is kept"
             )
         self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 
@@ -178,7 +178,7 @@ class Loop:
             self.session.model.gguf.recheck()
             self.outputs.save_best(self.trainer.adapter, self.session.model.hp)
         except OutputError as e:
-            self.ui.note(f"the best adapter is not saved: {e}; the next evaluation tries again")
+            self.ui.note(f"the best adapter was not saved: {e}; the next evaluation will try again")
             return False
         return True
 
@@ -237,7 +237,7 @@ class Loop:
             self._reason = self._reason or "on_step returned True"
 
     def _summary(self, expected: Forecast, results: list[StepResult], seconds: float) -> None:
-        lines = [("time", f"{duration(seconds)} in all")]
+        lines = [("time", f"{duration(seconds)} in total")]
         if results:
             mean = sum(r.seconds for r in results) / len(results)
             lines += [
@@ -257,7 +257,7 @@ class Loop:
                 lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
         if self.session.options.card and self.outputs.adapter:
             rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
-            rows.insert(0, ("iterations", f"{self.trainer.iteration} in all"))
+            rows.insert(0, ("iterations", f"{self.trainer.iteration} in total"))
             lines += write_cards(self.session, self._begun, rows)
         self.ui.close([*lines, *self.outputs.written()])
 
@@ -300,7 +300,7 @@ class Loop:
         try:
             self.outputs.save_config(self._config)
         except (OSError, OutputError) as e:
-            self.ui.note(f"the options of this run are not saved: {e}")
+            self.ui.note(f"the options of this run were not saved: {e}")
 
     def _save_if_due(self, at_end_too: bool) -> None:
         now = self.trainer.iteration
@@ -311,7 +311,7 @@ class Loop:
             try:
                 self._save()
             except OutputError as e:
-                self.ui.note(f"not saved: {e}; training continues, and the next save is tried")
+                self.ui.note(f"not saved: {e}; training continues until the next save")
 
     def _save_at_end(self) -> None:
         if self.trainer.iteration == self._saved:

@@ -62,7 +62,7 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
         if found[field] not in (0, pair.rank):
             raise CheckpointError(
                 f"{name}: pairs of {slot[0].tensor} have ranks {found[field]} and {pair.rank};"
-                " training needs the same rank in all blocks"
+                " training requires the same rank in all blocks"
             )
         found[field] = pair.rank
     experts = {found[f"rank_{slot.name}"] for slot in EVERY_SLOT if slot.kind == "experts"}

@@ -111,8 +111,8 @@ def forecast_of(session: RunSession) -> Forecast:
     needs = local * (expected.untouched - expected.saving)
     if needs > (available := available_memory()):
         raise NotEnoughMemory(
-            f"--ray {o.ray}: the workers need {memory(needs)}, but {memory(available)} are "
-            "available; start fewer workers, or give a smaller --batch or --ctx"
+            f"--ray {o.ray}: the workers need {memory(needs)}, but only {memory(available)} is "
+            "available; start fewer workers, or pass a smaller --batch or --ctx"
         )
     return expected
 
@@ -135,7 +135,7 @@ def many_machines(session: RunSession) -> Iterator[None]:
     except ModuleNotFoundError as e:
         if e.name != "ray":
             raise
-        raise UsageError("--ray needs Ray; install it with: pip install 'nbllama[ray]'") from e
+        raise UsageError("--ray requires Ray; install it with: pip install 'nbllama[ray]'") from e
 
     threads = max(1, session.threads // address.local) if address.local else 0
     trunk = (session.trunk.key, session.trunk.layer) if session.trunk is not None else None

@@ -80,14 +80,14 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
             for other, name in [*_inputs(options), *_latest(outputs)]:
                 if (
                     other == "--config"
-                    and option == "the file of the run's options"
+                    and option == "the run's options file"
                     and is_own_config(name)
                 ):
                     continue
                 if other != option and (option, other) != _SAME and names.may_be(name):
                     raise UsageError(
-                        f"{option} and {other} are the same file {shown(name, 400)}; choose another"
-                        " name for the output"
+                        f"{option} and {other} are the same file {shown(name, 400)}; choose a "
+                        "different name for the output"
                     )
 
 

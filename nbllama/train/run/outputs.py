@@ -64,7 +64,9 @@ class Outputs:
                     "in a folder name"
                 )
         if self._newest == BEST:
-            raise UsageError(f"--fn-latest {BEST}: this names the best adapter; use another word")
+            raise UsageError(
+                f"--fn-latest {BEST}: this word marks the best adapter; use a different one"
+            )
         self._every = self._all(options)
         check_outputs(options, self._every)
 
@@ -108,7 +110,7 @@ class Outputs:
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
                 what = f"{bad} or its moments are not finite"
-                raise Diverged(f"iteration {state.iteration} is not saved: {what}")
+                raise Diverged(f"iteration {state.iteration} was not saved: {what}")
         kept = self._save_adapter(state, hp)
         for name in self._stamped(self.checkpoint, state.iteration):
             if not (problem := _other("--checkpoint-out", name)):

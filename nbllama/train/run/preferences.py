@@ -39,13 +39,15 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         if judged is None:
             return data
         held = (
-            "answers labelled good or bad" if labelled else "pairs of a chosen and a rejected one"
+            "answers labelled good or bad"
+            if labelled
+            else "pairs of a chosen and a rejected answer"
         )
         wanted = "kto" if labelled else _OF_PAIRS
         column = "--data-format completion" if labelled else "--data-columns completion=chosen"
         raise DataError(
             f"{name} contains {held}; pass --objective {wanted}; {column} trains "
-            f"{'all of them' if labelled else 'the chosen ones'} as they are"
+            f"{'all answers' if labelled else 'the chosen answers'} as they are"
         )
     if judged is None or not isinstance(data, Samples):
         form = (
@@ -54,7 +56,8 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         kind = "labelled" if row.data == LABELS else "preference"
         raise DataError(
             f"{name} contains no {'labels' if row.data == LABELS else 'pairs'}: --objective "
-            f"{row.name} needs records with {form} (--data-format {kind} if they have other keys "
+            f"{row.name} requires records with {form} (--data-format {kind} if they have other "
+            "keys "
             "too)"
         )
     if row.data == LABELS:

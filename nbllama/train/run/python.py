@@ -92,7 +92,9 @@ def _read(
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]
     options = parse(words)
     if data is None and not options.only_write_lora:
-        raise UsageError("which data? Pass the name of a file, or a list of records")
+        raise UsageError(
+            "the training data are missing; pass the name of a file, or a list of records"
+        )
     for o in OPTIONS:
         # a switch without an opposite cannot be switched off after a file that switches it on
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):

@@ -125,8 +125,8 @@ def check_resume(
         line = f"the training data had {state.n_samples} samples, now {n_samples}"
         if not options.force:
             raise CheckpointError(
-                f"{shown(path, 400)}: {line}; use the same data and options (--ctx and those of "
-                "samples), or --force-reshuffle to start the epoch again"
+                f"{shown(path, 400)}: {line}; use the same data and options (--ctx and the sample "
+                "options), or pass --force-reshuffle to restart the epoch"
             )
         lines.append(line)
     return lines

@@ -112,7 +112,7 @@ class RunRewards(FirstAndLast):
         o = self._options
         line = f"{o.objective}, beta {o.beta:g}"
         line += f"; reference: {shown(o.reference or BASE, 400)}" if o.beta else ", no reference"
-        drawn = f"{o.group_size} for each prompt, at most {o.max_answer} tokens"
+        drawn = f"{o.group_size} per prompt, at most {o.max_answer} tokens"
         drawn += f", temperature {o.temperature:g}" if o.temperature != 1 else ""
-        drawn += "; the forecast assumes that all answers are that long"
+        drawn += "; the forecast assumes this length for all answers"
         return [("objective", line), ("reward", shown(o.reward, 400)), ("answers", drawn)]

@@ -75,7 +75,7 @@ class RunSession:
         self.words, self.outputs, self.ui, self.stop = list(words), outputs, ui, stop
         self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
-            ui.note(f"--threads {options.threads}: {threads} used, the number of processors")
+            ui.note(f"--threads {options.threads}: using {threads}, the number of processors")
         self.continued = continued(options, ui.note)
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # the given value
@@ -120,7 +120,7 @@ class RunSession:
         if not path:
             return None
         if self.state is not None:
-            self.ui.note(f"--lora-in {shown(path)} is not read: the checkpoint is continued")
+            self.ui.note(f"--lora-in {shown(path)} is ignored: the run resumes from the checkpoint")
             return None
         self.options, start = started_from(self.options, self.model, self.ui.note)
         self.ui.note(f"starting from the adapter {shown(path)}")
@@ -162,7 +162,7 @@ class RunSession:
         for line in check_resume(
             self.options, self.state, self.identity, n_samples, new_decay=self.decay.new
         ):
-            self.ui.note(f"continued by --force: {line}")
+            self.ui.note(f"resumed because of --force: {line}")
         for line in environment_notes(self.state.environment):
             self.ui.note(line)
         return replace(self.state.adapter, alpha=s.lora_alpha, lora_r=s.lora_r)
@@ -221,7 +221,7 @@ class RunSession:
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
-        line = f"{tokens} per epoch, {100 * trained / tokens:.1f} % of them trained"
+        line = f"{tokens} per epoch, {100 * trained / tokens:.1f} % trained"
         if self.trainer.shares or self.model.hp.mixers:
             line += f", {saved_line(self.trainer)}"
         if not self.options.packing or self.options.share_prompts:
@@ -245,7 +245,7 @@ class RunSession:
     def _later(self, expected: Forecast) -> str:
         if self.trunk is None:
             return ""
-        return f", {expected.stored_seconds:.2f} s where the frozen blocks are stored"
+        return f", {expected.stored_seconds:.2f} s once the frozen blocks are stored"
 
     def forecast(self) -> Forecast:
         """Print the run's settings and its forecast.
@@ -277,9 +277,9 @@ class RunSession:
                 (
                     "forecast",
                     f"{expected.seconds:.2f} s per iteration{self._later(expected)}, "
-                    f"{in_all} in all",
+                    f"{in_all} in total",
                 ),
-                ("memory", f"{memory(expected.peak)}, {mapped} of it the mapped model"),
+                ("memory", f"{memory(expected.peak)}, including {mapped} for the mapped model"),
                 (
                     "activations",
                     f"{memory(expected.chosen)} ({on} with checkpointing, {off} without)",

@@ -72,7 +72,7 @@ class Settings:
 
     def _checkpointing(self) -> str:
         if self.options.activation_memory:
-            return f"as much as {memory(self.options.activation_memory)} require"
+            return f"as needed to fit in {memory(self.options.activation_memory)}"
         return "on" if self.options.use_checkpointing else "off"
 
     def _size(self) -> str:
@@ -90,12 +90,12 @@ class Settings:
         else:
             ranks = " ".join(f"{slot}:{rank}" for slot, rank in on.items())
         low = o.adam_min_alpha + self.cos_decay_min * (self.adam_alpha - o.adam_min_alpha)
-        restart = f", again every {o.cos_decay_restart:g} x as long" if o.enable_restart else ""
+        restart = f", each restart {o.cos_decay_restart:g} x as long" if o.enable_restart else ""
         fall = f"{o.lr_schedule} to {low:g} at iteration {self.cos_decay_steps}{restart}"
         if o.lr_schedule == "constant":
             fall = "constant"
         elif o.lr_schedule == "wsd":
-            fall += f", falling in the last {o.wsd_decay:g} of it"
+            fall += f", falling over the last {o.wsd_decay:g} of it"
         ratio = f", B {o.loraplus_lr_ratio:g} x" if o.loraplus_lr_ratio != 1 else ""
         betas = f"betas {o.adam_beta1:g} {self.adam_beta2:g}"
         if not OPTIMISERS[o.optimizer].has_beta2:
@@ -110,7 +110,7 @@ class Settings:
                 OPTIMISERS[o.optimizer].label,
                 f"{betas}, decay {o.adam_decay:g}, clip {o.adam_gclip:g}",
             ),
-            *([("compat", "as the old finetune of 2024")] if o.compat else []),
+            *([("compat", "like the old finetune of 2024")] if o.compat else []),
             ("checkpointing", self._checkpointing()),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
@@ -133,9 +133,9 @@ def _check_experts(
     if not any(ranks[name] for name in slots):
         if set(slots) <= set(missing) or options.rank_experts is not None:
             return []
-        return ["routed experts get no pairs; --rank-experts gives a pair to each of them"]
+        return ["routed experts have no pairs; --rank-experts adds a pair to each"]
     if options.lora_out.lower().endswith(".bin"):
-        raise UsageError("--lora-out: a .bin cannot store LoRA on experts; use .gguf")
+        raise UsageError("--lora-out: a .bin file cannot store LoRA pairs on experts; use .gguf")
     if options.lora_dropout:
         raise UsageError("--lora-dropout and --rank-experts: leave one of the two out")
     return []

@@ -96,8 +96,8 @@ def verdict_on(
         return Verdict(
             BY_HEART,
             f"{numbers}, but the validation loss rose from {watch.best:.2f} (iteration "
-            f"{watch.best_at}) to {watch.previous:.2f}: answers to new questions get worse; the "
-            "best adapter is that of this iteration, and more varied data or fewer epochs help",
+            f"{watch.best_at}, the best adapter) to {watch.previous:.2f}: answers to new "
+            "questions are getting worse; use more varied data or fewer epochs",
         )
     return Verdict(LEARNED, numbers)
 
@@ -139,7 +139,7 @@ def verdict_on_rewards(
     if "kl" in last:
         numbers += f", KL {last['kl']:.2g} nats per token"
     if after - before < RISEN_REWARD * first.get("reward_std", 0.0) or after <= before:
-        same = f"{100 * last.get('same', 0.0):.0f} % of the groups have no difference"
+        same = f"{100 * last.get('same', 0.0):.0f} % of the groups have equal rewards"
         return Verdict(HARDLY, f"{numbers}; {same}; try {longer}")
     return Verdict(LEARNED, numbers)
 

@@ -41,7 +41,7 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | No
         base=base, model=numbers,
     )  # fmt: skip
     for line in check_fits(path, same, wanted, force=options.force):
-        ui.note(f"written by --force: {line}")
+        ui.note(f"written because of --force: {line}")
     if state.old and options.lora_r is not None:
         alpha = float(options.lora_r)
         state.adapter = replace(state.adapter, lora_r=options.lora_r, alpha=alpha)

@@ -87,7 +87,7 @@ def test_workers_that_die_at_random(model: Model, seed: int) -> None:
         return ""
 
     pool, lines = same_run(model, fault)
-    assert any("lost the worker" in line and "killed by the test" in line for line in lines)
+    assert any("lost worker" in line and "killed by the test" in line for line in lines)
     assert len({worker for worker, _, _ in pool.log}) > 3
 
 
@@ -121,7 +121,7 @@ def test_every_worker_is_too_slow(model: Model) -> None:
 def test_without_workers_this_process_computes(model: Model) -> None:
     pool, lines = same_run(model, lambda pool, w, b: "die", 2)
     assert pool.workers() == []
-    assert lines[-1] == "no worker is left: this process computes until one joins"
+    assert lines[-1] == "no worker is left: this process computes the steps until one joins"
 
 
 def test_without_workers_a_run_can_wait_and_stop(model: Model) -> None:
@@ -192,11 +192,11 @@ def test_validation_has_the_same_bits(model: Model) -> None:
 def test_too_few_micro_batches_are_reported(model: Model) -> None:
     _, lines = same_run(model, None, 6)
     assert lines == [
-        "warning: a step has 5 micro-batches in 5 blocks of 1, but there are 6 workers: "
-        "--grad-acc 6 or more gives each of them work"
+        "warning: a step has 5 micro-batches in 5 blocks of 1, but there are 6 workers; "
+        "--grad-acc 6 or more gives every worker a block"
     ]
     _, lines = same_run(model, None, 2, options={"block": 8})
-    assert "--block 2 gives each of them work" in lines[0]
+    assert "--block 2 gives every worker a block" in lines[0]
 
 
 def test_the_time_of_workers(model: Model) -> None:
@@ -236,7 +236,7 @@ def test_a_cluster_needs_a_token(tmp_path: Path) -> None:
 def test_who_can_join() -> None:
     mine = facts()
     assert misfit(mine, mine, mixed_cpu=False) == ""
-    assert "numba is 0.1 there" in misfit(mine, mine | {"numba": "0.1"}, mixed_cpu=True)
+    assert "numba is 0.1 on the worker" in misfit(mine, mine | {"numba": "0.1"}, mixed_cpu=True)
     other = mine | {"cpu": "z80"}
     assert "--allow-mixed-cpu" in misfit(mine, other, mixed_cpu=False)
     assert misfit(mine, other, mixed_cpu=True) == ""
@@ -245,10 +245,10 @@ def test_who_can_join() -> None:
 
 def test_a_worker_opens_the_same_model(model: Model, tmp_path: Path) -> None:
     plan = plan_of(made(model), {}, threads=1)
-    with pytest.raises(NbllamaError, match="other constants"):
+    with pytest.raises(NbllamaError, match="constants that differ"):
         Worker(replace(plan, hp=plan.hp + " "), plan.path)
     other = toy_model(tmp_path, seed=3)
-    with pytest.raises(NbllamaError, match="is another base model"):
+    with pytest.raises(NbllamaError, match="is a different base model"):
         Worker(plan, other.gguf.path)
 
 
@@ -259,8 +259,8 @@ def test_another_cpu_is_compared_once(model: Model) -> None:
     lines = spread(t, pool, 1)
     train(t, 2)
     assert len(lines) == 2 and not pool.others
-    (wrong,) = [line for line in lines if line.startswith("worker w1 has another CPU")]
-    (right,) = [line for line in lines if line.startswith("worker w2 has another CPU")]
+    (wrong,) = [line for line in lines if line.startswith("worker w1 has a different CPU")]
+    (right,) = [line for line in lines if line.startswith("worker w2 has a different CPU")]
     assert "the bits are the same" in right
     found = re.search(r"difference is 0.0e\+00 in the loss, (\S+) in the gradient", wrong)
     assert found is not None and 1e-4 < float(found[1]) < 1e3

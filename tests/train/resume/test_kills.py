@@ -56,7 +56,7 @@ def test_kill_and_resume_is_bit_for_bit_an_uninterrupted_run(folder: Path, run: 
             more = ["--checkpoint-in", str(resumed / "chk-10.gguf"), "--threads", str(now)]
             done = run(args_in(resumed, 10, *more))
             assert done.code == 0, done
-            assert "continuing " in done.out and "after iteration 10" in done.out
+            assert "resuming from " in done.out and "after iteration 10" in done.out
             assert results(resumed, 20) == whole[1]
             assert not list(resumed.glob(".*"))  # leftovers of the kill are removed
 

@@ -91,7 +91,7 @@ def test_changed_options(done_10: Path, run: Run, what: str) -> None:
     assert files(done_10) == before
     done = resume(run, done_10, *more, "--force")
     assert done.code == 0, done
-    assert f"continued by --force: {line}" in done.out
+    assert f"resumed because of --force: {line}" in done.out
     state = load_checkpoint(done_10 / "chk-LATEST.gguf")
     assert state.iteration == 14
     if what == "alpha":
@@ -111,7 +111,7 @@ def test_changed_data(done_10: Path, run: Run) -> None:
     refused(resume(run, done_10, *renamed), 5, "the training data are different", "--force")
     done = resume(run, done_10, *renamed, "--force")
     assert done.code == 0, done
-    assert "continued by --force: the training data are different" in done.out
+    assert "resumed because of --force: the training data are different" in done.out
 
 
 def test_another_base_model(done_10: Path, run: Run) -> None:
@@ -195,6 +195,6 @@ def test_a_checkpoint_whose_tensors_are_not_the_models_meets_no_kernel(
 def test_a_locked_output_is_not_touched(done_10: Path, run: Run) -> None:
     before = files(done_10)
     with RunLock(done_10 / "chk-LATEST.gguf"):
-        refused(resume(run, done_10), 3, "another run is writing it", str(os.getpid()))
+        refused(resume(run, done_10), 3, "another run is writing to it", str(os.getpid()))
     assert files(done_10) == before
     load_model(done_10 / "toy.gguf")
