@@ -64,10 +64,10 @@ def line(row: dict[str, Any]) -> str:
 
 INTRODUCTION = """# Runs under faults
 
-`scripts/faults --full` writes this page. Each run trains a tiny model in a separate process. It
-passes if no file under its final name is incomplete, if the continued run is bit-identical to a
-run without the fault, if at most one save interval is lost, and if a failure ends with one line
-and the right exit code. [What can go wrong](../faults.md) describes what the program does.
+`scripts/faults --full` generates this page. Each run trains a tiny model in a separate process. It
+passes if no file under its final name is incomplete, if the resumed run is bit-identical to a run
+without the fault, if at most one save interval is lost, and if every failure ends with a one-line
+message and the right exit code. [What can go wrong](../faults.md) describes what the program does.
 """
 HEAD = "| fault | what | runs | passed |\n|---|---|---|---|"
 
@@ -122,7 +122,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     if missing:
         end += f"\nNot run yet: {'; '.join(f'{f.name}, {f.what}' for f in missing)}.\n"
     if wrong:
-        end += "\n".join(["\nWhat did not pass:\n", *wrong, ""])
+        end += "\n".join(["\nFailures:\n", *wrong, ""])
     return f"{INTRODUCTION}\n{machines}\n{table}\n\n{end}"
 
 

@@ -9,25 +9,26 @@ from tests.kernels.registry import CASES, GROUPS, NO_CASE, Case
 
 HEAD = """# Every kernel compared with numpy and llama.cpp
 
-`scripts/tools/kernel_tables` made this page on {date} ({machine}, one thread each). The rows
-come from the tests' registry in `tests/kernels`. `test_registry.py` also runs each of them with two
-other sizes, and fails if a function of `nbllama/ops` or a weight type has no row.
+`scripts/tools/kernel_tables` generated this page on {date} ({machine}, one thread each). The rows
+come from the test registry in `tests/kernels`. `test_registry.py` also runs every row with two
+other sizes, and fails if a function in `nbllama/ops` or a weight type has no row.
 
 - **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
   largest number of the reference, over three sizes: one token, odd sizes, and the size that is
-  timed. The row of a gradient shows the largest difference in any array that it returns.
+  timed. A gradient row shows the largest difference in any of the arrays that are returned.
 - **to llama.cpp**: the largest difference from llama.cpp's own op, called in the same process on
   the same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
-  first rounds the activations to 8 bits (to half precision for F16), and training here does not.
-- **rate**: throughput of the best run. GB/s count every input and output array once; GF/s count
-  an addition and a multiplication as two operations.
+  first rounds the activations to 8 bits (to half precision for F16), whereas nbllama does not round
+  them in training.
+- **rate**: throughput of the best run. GB/s figures count every input and output array once; GF/s
+  figures count an addition and a multiplication as two operations.
 - **x numpy**, **x llama.cpp**: how many times as fast the kernel is as the same reference in
-  float32, and as llama.cpp's op (medians of alternating runs). Below 1, the kernel is slower. The
-  machine was not idle: compare ratios, not absolute speeds.
+  float32 or as llama.cpp's op (medians of alternating runs). Below 1, the kernel is slower. The
+  machine was not idle, so compare ratios, not absolute speeds.
 
 For an op that works in place, the time includes restoring its input before each call. llama.cpp's
 ops are called one by one; its programs also use fused ops (flash attention) and, for some types
-and CPUs, repacked weights, which are faster. [Generation](decode.md) compares
+and CPUs, repacked weights, both of which are faster. [Generation](decode.md) compares
 whole models with llama.cpp, and [Speed and memory](results/bench.md) compares whole steps with
 other trainers.
 """
@@ -37,8 +38,8 @@ TEXTS = {
     "attention": (
         "Attention",
         "ggml's attention op has no gradient, so llama.cpp's side is a chain of ops that have one."
-        " A forward row counts the operations of the causal half; a gradient row counts 2.5 times"
-        " as many.",
+        " A forward row counts the operations in the causal half of the matrix; a gradient row"
+        " counts 2.5 times as many.",
     ),
     "products": (
         "Linear layers, LoRA and the loss",
@@ -50,12 +51,12 @@ TEXTS = {
     ),
     "matmul": (
         "Weight types: the product of training",
-        "The time includes packing the activations. numpy multiplies float32 weights that are"
-        " already decoded; llama.cpp multiplies integers.",
+        "The time includes packing the activations. numpy multiplies weights that were"
+        " decoded to float32 in advance; llama.cpp multiplies integers.",
     ),
     "matmul gradient": (
         "Weight types: the gradient with respect to the input",
-        "For this product, llama.cpp decodes the weights and does not round activations.",
+        "For this product, llama.cpp decodes the weights and does not round the activations.",
     ),
     "one token": (
         "Weight types: one token",
@@ -64,9 +65,9 @@ TEXTS = {
     ),
     "quantise": (
         "Weight types: quantising",
-        "Differences are relative L2 norms of the decoded weights. For the types with a search"
-        " (Q2_K to Q6_K), gguf-py has no quantiser: *to numpy* is then the error of the type"
-        " itself, relative to the original weights.",
+        "Differences are relative L2 norms of the decoded weights. gguf-py has no quantiser for the"
+        " types that require a search (Q2_K to Q6_K); for these types, *to numpy* shows the error"
+        " of the type itself, relative to the original weights.",
     ),
 }
 

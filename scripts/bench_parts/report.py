@@ -221,12 +221,12 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     ]
     text = f"""# Speed and memory
 
-`scripts/bench` made this page on {about["date"]} ({about["machine"]}).
+`scripts/bench` generated this page on {about["date"]} ({about["machine"]}).
 Ratios are medians over rounds in which the variants ran one after the other; GF/s are best runs.
 Only the first start includes compile time. `share` is (4 x parameters x tokens + attention) / time,
-divided by the throughput of numpy's float32 matmul (1024 x 576 x 1536) before and after each
-step. The blocks that checkpointing recomputes do not count as work in `share`, but do in the
-next column. The steps train
+divided by the throughput of numpy's float32 matmul (1024 x 576 x 1536), measured before and after
+each step. `share` does not count the blocks that checkpointing recomputes as work, but the next
+column does. The steps train
 {about["model"]} on random tokens, with rank 4 on the seven linear layers, unless a model is named.
 
 ![share of sgemm](bench.svg)

@@ -130,13 +130,13 @@ def main() -> None:
         small, large = (", ".join(f"{k} {v}" for k, v in s.items()) for s in (SIZES, TOKEN_SIZES))
         PAGE.write_text(
             "# Speed of the dense architectures\n\n"
-            f"`scripts/tools/bench_families --write` made this page on {date.today()} "
-            f"({machine()}, {threads} threads).\n\nThe models are random, and their windows are "
+            f"`scripts/tools/bench_families --write` generated this page on {date.today()} "
+            f"({machine()}, {threads} threads).\n\nThe models are random, and any windows are "
             f"wider than the context. A step has {TOKENS} tokens ({small}). Its speed counts the "
-            "necessary FLOPs, and is also shown relative to a llama model of the same size. Single "
+            "necessary FLOPs and is also shown relative to a llama model of the same size. Single "
             f"tokens follow a prompt of {LEAD} tokens ({large}) and are compared with llama.cpp. "
-            f"Both programs run in turns: speeds are the fastest of {ROUNDS} rounds, ratios are "
-            "medians.\n\n"
+            f"The two programs run alternately. Speeds are the fastest of {ROUNDS} rounds; ratios "
+            "are medians.\n\n"
             + "\n".join(lines) + "\n",
             encoding="utf-8",
         )  # fmt: skip

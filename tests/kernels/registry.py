@@ -39,25 +39,27 @@ GROUPS = (
 """In the order of the page."""
 
 NO_CASE: dict[str, str] = {
-    "nbllama.ops.op": "checks of arguments",
-    "nbllama.ops.token.tables": "tables that tell `walk` what to do",
-    "nbllama.ops.token.run.walk": "a whole model's token: tests/generation/test_token_program.py "
-    "compares it with the passes above, tests/generation/test_generation_vs_llama.py with "
-    "llama.cpp; scripts/tools/bench_generation times it",
-    "nbllama.ops.token.run.n_threads": "a number of threads",
-    "nbllama.ops.token.run.row_product": "the one product inside of `walk`, compared with "
+    "nbllama.ops.op": "argument checks",
+    "nbllama.ops.token.tables": "tables that control `walk`",
+    "nbllama.ops.token.run.walk": "one token through a whole model; "
+    "tests/generation/test_token_program.py compares it with the passes above, "
+    "tests/generation/test_generation_vs_llama.py with llama.cpp; "
+    "scripts/tools/bench_generation times it",
+    "nbllama.ops.token.run.n_threads": "the number of threads",
+    "nbllama.ops.token.run.row_product": "the only product in `walk`, compared with "
     "llama.cpp for each weight type by tests/quants/test_dot.py",
-    "nbllama.ops.attention.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
+    "nbllama.ops.attention.attention.alibi_slopes": "a table, covered by "
+    "the rows 'attention, ALiBi'",
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, for dumps",
     "nbllama.ops.attention.attention.probabilities": "plain numpy",
     "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
     "table; tests/ops/test_registry_sweep.py compares it with its reference",
-    "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
+    "nbllama.ops.rope.rope_tables": "plain numpy, covered by the rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
-    "nbllama.ops.ungated.xielu_numbers": "two numbers: rows 'xielu'",
-    "nbllama.ops.short_conv.leave_state": "copies: tests/generation/test_states.py",
-    "nbllama.ops.delta_net.delta_net.fading": "exp: rows 'delta_net'",
-    "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
+    "nbllama.ops.ungated.xielu_numbers": "two numbers, covered by the rows 'xielu'",
+    "nbllama.ops.short_conv.leave_state": "copies, tested in tests/generation/test_states.py",
+    "nbllama.ops.delta_net.delta_net.fading": "exp, covered by the rows 'delta_net'",
+    "nbllama.ops.dropout.dropout_for": "generates a key, covered by the rows 'dropout'",
     "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
     "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",
     "nbllama.ops.token.run.thread_entry": "the kernel of `walk`",

@@ -48,11 +48,11 @@ class Cell(NamedTuple):
 
 MARKS = {
     "=": "trained exactly by the rule",
-    "~": "trained by the rule without a part that has no place in the template; a message says so",
+    "~": "trained by the rule, without a part that the template omits; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
     "c": "refused by the rule: the prompt closes the thought that the data contain",
-    "R": "refused though the template renders it",
+    "R": "refused although the template renders it",
     "D": "trained differently",
 }
 RIGHT = "=~rc"
@@ -162,13 +162,13 @@ def page(found: list[Cell]) -> str:
         "",
         f"This page compares nbllama with a reference on {len(kinds)} chats for each of the "
         f"{len(names)} chat templates in",
-        "llama.cpp's tests. The reference renders a chat with jinja2, configured as in "
+        "llama.cpp's tests. The reference renders each chat with jinja2, configured as in "
         "Transformers, and",
         "applies the rule of [What exactly is trained](../what-is-trained.md). A slow test "
-        "generates this table",
-        "again and fails if it differs (`tests/data/test_templates_of_llama_cpp.py`).",
+        "regenerates this table",
+        "and fails if it differs (`tests/data/test_templates_of_llama_cpp.py`).",
         "",
-        f"The templates themselves render {rendered} of {len(found)} cells. Of these, "
+        f"The templates render {rendered} of the {len(found)} cells. Of these, "
         f"**{right} ({100 * right / rendered:.1f} %) follow the rule,",
         f"{counts['R']} are refused with a message, and {counts['D']} are trained differently.**",
         "",
