@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=10, help="times of W3")
     parser.add_argument("--steps", type=int, default=12, help="steps of W1 and W5")
     parser.add_argument("--driver-kills", type=int, default=20, help="times of W6")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each kind for overhead")
+    parser.add_argument("--pairs", type=int, default=6, help="pairs of steps for overhead")
     parser.add_argument("--model", default="", help="model of overhead")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to append the rows to")
@@ -55,7 +55,7 @@ def main() -> int:
             "w3": lambda: network.w3(folder, args.cuts, rng),
             "w5": lambda: local.w5(folder, args.steps),
             "w6": lambda: local.w6(folder, args.driver_kills, rng),
-            "overhead": lambda: overhead(folder, args.model, args.rounds),
+            "overhead": lambda: overhead(folder, args.model, args.pairs),
             "w7": lambda: local.w7(folder) + network.w7(folder),
         }
         for test in args.tests:

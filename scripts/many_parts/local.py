@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -140,8 +142,33 @@ def w6(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
 
 
 def w7(folder: Path) -> list[str]:
-    """Try an address without a token."""
+    """Try an address without a token; try to join the cluster of a run with `local:2`."""
     run = Run(folder, "token", 2, ray="10.255.255.1:6379")
     code, line = run.process.wait(timeout=300), run.seen().strip().splitlines()[-1]
     right = code == 2 and "RAY_AUTH_MODE=token" in line
-    return [f"W7 | an address without a token | exit {code} | {'refused' if right else 'OTHER'}"]
+    rows = [f"W7 | an address without a token | exit {code} | {'refused' if right else 'OTHER'}"]
+    run = started(partial(Run, folder, "stranger", ENDLESS, ray="local:2"))
+    address = cluster_of(run.process.pid)
+    env = {name: x for name, x in os.environ.items() if not name.startswith("RAY_")}
+    code = f"import ray; ray.init(address={address!r}, logging_level='ERROR')"
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    run.stop()
+    refused = other.returncode == 1 and "AuthenticationError" in other.stderr
+    rows.append(
+        "W7 | another process joins the cluster of local:2 without its token | AuthenticationError "
+        f"| {'refused' if refused else 'OTHER'}"
+    )
+    return rows
+
+
+def cluster_of(driver: int) -> str:
+    """Return HOST:PORT of the cluster that a process has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text().rpartition(")")
+            if name.endswith("(raylet") and int(rest.split()[1]) == driver:
+                words = stat.with_name("cmdline").read_text().split("\0")
+                return next(w for w in words if "gcs-address=" in w).partition("=")[2]
+    raise RuntimeError(f"process {driver} has no raylet")

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import json
+import time
 from pathlib import Path
 from statistics import median
 
-from nbllama.kernels.cores import physical_cores
-from scripts.many_parts.runs import Run
+from nbllama.kernels.cores import physical_cores, use_threads
+from nbllama.options.finetune.table import parse
+from nbllama.train.run.given import Given
+from nbllama.train.run.many import many_machines
+from nbllama.train.run.outputs import Outputs
+from nbllama.train.run.recorder import Recorder
+from nbllama.train.run.screen import Silent
+from nbllama.train.run.session import RunSession
+from nbllama.train.run.stop import StopFlag
 
 # the demo model, 8 blocks of 4 samples with 256 tokens per step
-STEP = ["--ctx", "256", "--batch", "4", "--grad-acc", "8", "--block", "1"]
+STEP = ["--ctx", "256", "--batch", "4", "--grad-acc", "8", "--block", "1", "--ray", "local:1"]
 
 
-def seconds(run: Run) -> list[float]:
-    """Return the times of a run's steps, without the first one."""
-    run.bits()
-    lines = (run.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [row["seconds"] for row in rows if "loss" in row and "event" not in row][1:]
-
-
-def overhead(folder: Path, model: str, rounds: int, steps: int = 4) -> list[str]:
-    """Run without Ray and with one worker in turn; compare medians of all steps."""
-    times: dict[str, list[float]] = {"": [], "local:1": []}
-    for i in range(rounds):
-        for ray, own in times.items():
-            more = [*STEP, "--threads", str(physical_cores()), "--model-base", model]
-            own += seconds(Run(folder, f"time{i}-{ray[:5]}", steps, *more, ray=ray))
-    plain, with_ray = median(times[""]), median(times["local:1"])
+def overhead(folder: Path, model: str, pairs: int) -> list[str]:
+    """Compute steps of one run here and on the worker in turn; compare each pair of steps."""
+    use_threads(physical_cores())
+    words = [*STEP, "--model-base", model, "--train-data", str(folder / "text.txt"), "--seed", "1"]
+    words += ["--adam-iter", str(2 * pairs + 4), "--warmup", "2", "--checkpoint-in", ""]
+    words += ["--checkpoint-out", "", "--lora-out", "", "--answers", "0"]
+    options = parse(words)
+    session = RunSession(
+        options, words, physical_cores(), outputs=Outputs(options), ui=Recorder(Silent()),
+        stop=StopFlag("SIGINT"), given=Given(),
+    )  # fmt: skip
+    trainer, here = session.trainer, session.trainer.steps
+    times: dict[str, list[float]] = {"here": [], "ray": []}
+    with many_machines(session):
+        kinds = {"here": here, "ray": trainer.steps}
+        for i in range(pairs + 1):
+            for name in ("here", "ray") if i % 2 else ("ray", "here"):
+                trainer.steps = kinds[name]
+                start = time.perf_counter()
+                trainer.step()
+                if i:  # the first pair may compile kernels
+                    times[name].append(time.perf_counter() - start)
+        trainer.steps = kinds["ray"]
+    ratios = [b / a for a, b in zip(times["here"], times["ray"], strict=True)]
+    fastest = min(times["ray"]) / min(times["here"])
     return [
-        f"overhead | a step of the demo model, 256 x 4, 8 blocks, medians of {len(times[''])}: "
-        f"{plain:.2f} s without Ray, {with_ray:.2f} s with local:1 | "
-        f"{100 * (with_ray / plain - 1):+.1f} % | -"
+        f"overhead | a step of the demo model, 256 x 4, 8 blocks, {pairs} pairs in turn: "
+        f"{median(times['here']):.2f} s without Ray, {median(times['ray']):.2f} s with local:1; "
+        f"ratios {min(ratios):.3f} to {max(ratios):.3f}, of the fastest steps {fastest:.3f} | "
+        f"{100 * (median(ratios) - 1):+.1f} % | -"
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import secrets
+import sys
+from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
 from nbllama.errors import UsageError, shown
@@ -56,6 +58,24 @@ def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
             "RAY_AUTH_TOKEN on "
             "every machine (docs/many-machines.md)"
         )
+
+
+def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
+    """Choose a random token for a cluster on this machine, unless `env` turns tokens on already.
+
+    The processes of Ray listen on all network interfaces, even for `local:N`. Ray reads the
+    variables when it is imported; return a warning if that has happened already, else "".
+    """
+    if env.get("RAY_AUTH_MODE", "").lower() == "token":
+        return ""
+    if "ray" in sys.modules:
+        return (
+            "warning: Ray was imported before this run, so its ports on this machine are open "
+            "without a token: anybody who can reach them can run code; set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN before Python starts"
+        )
+    env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    return ""
 
 
 def check_address(text: str) -> None:

@@ -12,7 +12,7 @@ from nbllama.checkpoint.identity import model_fingerprint
 from nbllama.errors import NotEnoughMemory, UsageError
 from nbllama.report.log import memory
 from nbllama.system.memory import available_memory
-from nbllama.train.blocks.address import parse_address
+from nbllama.train.blocks.address import parse_address, protect_local
 from nbllama.train.blocks.spread import Spread
 from nbllama.train.blocks.worker import Plan, facts, file_sha256
 
@@ -130,6 +130,8 @@ def many_machines(session: RunSession) -> Iterator[None]:
             "--ray: a base model in several files can only be used with local:N; join them with "
             "llama-gguf-split --merge"
         )
+    if address.local and (warning := protect_local()):
+        ui.note(warning)
     try:
         from nbllama.train.blocks.ray_pool import RayPool
     except ModuleNotFoundError as e:

@@ -15,7 +15,7 @@ import pytest
 
 from nbllama.errors import NbllamaError, UsageError
 from nbllama.model.passes import Model
-from nbllama.train.blocks.address import Address, check_token, parse_address
+from nbllama.train.blocks.address import Address, check_token, parse_address, protect_local
 from nbllama.train.blocks.compute import Block
 from nbllama.train.blocks.copies import Copy
 from nbllama.train.blocks.spread import NoWorkers, Spread
@@ -221,6 +221,24 @@ def test_addresses() -> None:
     for text in ("local", "local:0", "host", "host:0", "host:99999", "ray://host:1"):
         with pytest.raises(UsageError, match="--ray"):
             parse_address(text)
+
+
+def test_workers_on_this_machine_get_a_random_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    one: dict[str, str] = {}
+    other: dict[str, str] = {}
+    assert protect_local(one) == protect_local(other) == ""
+    assert one["RAY_AUTH_MODE"] == "token"
+    assert len(one["RAY_AUTH_TOKEN"]) == 64
+    assert one["RAY_AUTH_TOKEN"] != other["RAY_AUTH_TOKEN"]
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "mine"}
+    assert protect_local(own) == ""
+    assert own["RAY_AUTH_TOKEN"] == "mine"
+    # Ray reads the variables when it is imported
+    monkeypatch.setitem(sys.modules, "ray", object())
+    late: dict[str, str] = {}
+    assert "RAY_AUTH_MODE=token" in protect_local(late)
+    assert not late
 
 
 def test_a_cluster_needs_a_token(tmp_path: Path) -> None:
