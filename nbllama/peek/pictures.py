@@ -80,7 +80,7 @@ def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
 
 
 def _shrunk(x: np.ndarray) -> np.ndarray:
-    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of its numbers."""
+    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of a block of numbers."""
     x = np.where(np.isfinite(x), x, np.nan)
     for axis in (0, 1):
         n = x.shape[axis]

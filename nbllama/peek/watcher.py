@@ -18,7 +18,7 @@ from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns, node_name
 
-MOST_BYTES = 4 << 30  # limit for the size of all copies; further arrays are skipped and reported
+MOST_BYTES = 4 << 30  # limit for the total size of copies; further arrays are skipped and reported
 
 
 class Watcher:

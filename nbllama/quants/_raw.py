@@ -83,9 +83,9 @@ def has_half(context: Any) -> bool:
 def half_by_integers(builder: Any, field: Any) -> Any:
     """Convert an IEEE half (as i16) to float with integer instructions, exact if it is finite.
 
-    1. Move sign, exponent and mantissa to their positions and correct the exponent's bias (add
-    112). 2. Exponent 31 means infinity or NaN: add 112 again to make it 255. 3. Exponent 0 means
-    zero or subnormal: the value is mantissa * 2^-24.
+    1. Move sign, exponent and mantissa to their positions, and correct the exponent bias (add
+    112). 2. Exponent 31 means infinity or NaN; add 112 again to get 255. 3. Exponent 0 means zero
+    or subnormal; the value is mantissa * 2^-24.
     """
     bits = builder.zext(field, _I32)
     size = builder.and_(bits, _I32(0x7FFF))

@@ -68,7 +68,7 @@ def _spread(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _operator(symbol: Any, left: type, right: type, emit: Callable[[Any, Any, Any], Any]) -> None:
-    """Define `symbol` for two argument kinds; `emit(builder, a, b)` receives two vectors."""
+    """Define an operator for two argument kinds; `emit(builder, a, b)` receives two vectors."""
 
     def typing(context: Any) -> Callable[[Any, Any], Any]:
         def result(a: Any, b: Any) -> Any:

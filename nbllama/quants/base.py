@@ -51,7 +51,7 @@ if KERNEL_SET not in ("vector", "plain"):
 
 @cache
 def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
-    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`; KeyError if there is none."""
+    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`, or raise KeyError."""
     t = QUANTS[type_id]
     name = f"decode_{t.name.lower()}"  # decode_q4_1 in nbllama.quants.legacy, for example
     if kernel_set == "vector" and find_spec(f"nbllama.quants.vector.{t.family}"):

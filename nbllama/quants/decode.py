@@ -12,7 +12,7 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """Return a read-only view of the bytes [n]: kernels are compiled only for read-only input.
+    """Return a read-only view of the bytes [n]; kernels are compiled only for read-only input.
 
     Raises ValueError unless `raw` is a contiguous one-dimensional uint8 array.
     """

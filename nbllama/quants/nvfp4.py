@@ -1,4 +1,4 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1); an eight-bit scale per 16 floats.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with eight-bit scales for each 16.
 
 A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
 eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.

@@ -165,7 +165,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Subtract S's prediction from x = v; `rows` `[C, D]` are keys, `turned` their transpose."""
+    """Subtract S's prediction from x = v; `rows` `[C, D]` is the keys, `turned` its transpose."""
     ld, c = stride(m), stride(CHUNK)
     multiply(rows, stride(d), 1, turned, c, d, low, c, n, CHUNK, True)
     mask(fade, b, n, np.float32(-1.0), 0, low)

@@ -1,4 +1,4 @@
-"""A linear layer with its LoRA pair (`linear`), and the matrix products behind it.
+"""A linear layer with its LoRA pair (`linear`), and the matrix products that it uses.
 
 `matmul` multiplies many tokens by a quantised matrix, `tiles` contains its kernels, and `panels`
 defines the layout of its second operand. `matvec` multiplies a few tokens, and `int8_rows`

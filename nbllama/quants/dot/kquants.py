@@ -113,7 +113,7 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_K: like Q4_K, and bit g of 32 bytes is group g's fifth bit."""
+    """Compute the product for Q5_K: like Q4_K, with group g's fifth bits in bit g of 32 bytes."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 176 * b

@@ -22,7 +22,7 @@ from numba.extending import overload
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode._vec import code_error, code_sums
 
-TINY = np.float32(1e-15)  # in every type, a group of weights below this becomes all zeros
+TINY = np.float32(1e-15)  # in every type, a group of weights below this is encoded as zeros
 
 
 def affine_scale(

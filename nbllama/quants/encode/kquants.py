@@ -224,7 +224,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_k(x, src, n_blocks, out, dst):
-    """Encode Q5_K: groups of 32, affine, six-bit scales and lows; fifth bits are separate."""
+    """Encode Q5_K: groups of 32, affine, six-bit scales and lows, separate fifth bits."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):

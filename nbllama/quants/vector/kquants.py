@@ -58,7 +58,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; like Q4_K, and bit g of `qh[j]` is q's fifth bit."""
+    """Decode w = (d * scale) * q - dmin * min; as in Q4_K, with q's fifth bit in bit g of `qh`."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin, qh = f16(raw, at), f16(raw, at + 2), load32(raw, at + 16)
