@@ -51,7 +51,7 @@ class Dump(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
     def matching(self, *patterns: str) -> Dump:
-        """Return the arrays that match a pattern. Raises `UsageError` if a pattern matches none."""
+        """Return the arrays that match the patterns. Raises `UsageError` if one matches nothing."""
         if not patterns:
             return self
         wanted = Patterns(patterns)
