@@ -57,7 +57,7 @@ def part_of(model: Model, layers: Sequence[int]) -> Model:
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
     if hp.experts:
-        dense = sum(not hp.experts.at(layer) for layer in layers)  # dense blocks come first
+        dense = sum(not hp.experts.at(layer) for layer in layers)  # they precede the other blocks
         hp = replace(hp, experts=hp.experts._replace(first=dense), next_blocks=0)
     return Model(PartOfFile(model.gguf, layers), hp)
 

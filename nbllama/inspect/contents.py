@@ -256,7 +256,7 @@ def _pairs(found: Found, pairs: Mapping[str, Pair]) -> None:
     by_slot: dict[Slot, list[Pair]] = {}
     for name, pair in pairs.items():
         of = slot_of(name)
-        assert of is not None  # readers refuse pairs without a base tensor
+        assert of is not None  # readers refuse names of other tensors
         by_slot.setdefault(of[0], []).append(pair)
         for half, x in (("lora_a", pair.a), ("lora_b", pair.b)):
             found.tensors.append(TensorRow(f"{name}.{half}", "F32", x.shape, x.nbytes, "trained"))

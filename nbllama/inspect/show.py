@@ -23,7 +23,7 @@ _BLOCK = re.compile(r"^blk\.[0-9]+\.")
 
 
 def as_text(found: Found, everything: bool = False) -> str:
-    """Return paragraphs and tables. `everything`: each tensor separately, and all keys."""
+    """Return paragraphs and tables; with `everything`, include each tensor and all keys."""
     rows = None if everything else MOST_ROWS
     lines = [f"{shown(found.path, 400)}: {found.kind}, {found.format}, {_bytes(found.size)}", ""]
     lines += _columns([(name, _number(value)) for name, value in found.facts.items()])

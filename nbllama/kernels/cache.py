@@ -54,7 +54,7 @@ def _source_hash(path: str) -> str:
 
 
 class KernelCache(_Cache):
-    """The cache of one function, with the interface that Numba's dispatchers and callbacks use."""
+    """The cache for one function, with the interface that Numba's dispatchers expect."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
         """Store `folder`, which is called when the first kernel is compiled.
@@ -82,7 +82,7 @@ class KernelCache(_Cache):
         """Do nothing, because a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """Return everything that determines the machine code and is not in the folder's name."""
+        """Return everything that determines the machine code, except what is in the folder name."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]

@@ -52,7 +52,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Return why a file or folder with this `lstat` is not trusted; empty if it is trusted."""
+    """Return why a file or folder with this `lstat` is not trusted, or "" if it is trusted."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":

@@ -32,7 +32,7 @@ if LINUX:
 
     @kernel(parallel=True)
     def _bind(masks):
-        """Bind thread i to the processors whose bits are set in masks uint64 `[threads, words]`."""
+        """Bind thread i to the processors that are set in `masks` uint64 `[threads, words]`."""
         for _ in prange(masks.shape[0]):
             mask = masks[get_thread_id()]
             _bind_me(0, 8 * mask.size, mask.ctypes)

@@ -72,7 +72,7 @@ def get_num_threads() -> int:
 
 
 def _threads_are_lost() -> bool:
-    """Return whether this forked child lacks threads that kernels or Numba's compiler need."""
+    """Return whether a forked child lacks threads that kernels or Numba's compiler use."""
     compiling = global_compiler_lock._lock
     if _launching.locked() or not compiling.acquire(blocking=False):
         return True
