@@ -21,8 +21,8 @@ class ExpertsRow(NamedTuple):
     gating: str  # a key of `ops.experts.router.CODES`
     normed: bool = False  # do the weights of the chosen experts sum to 1?
     gating_keys: bool = False  # can keys in the file change these two?
-    own_width: bool = True  # is the width in expert_feed_forward_length, not feed_forward_length?
-    shared: str = ""  # shared expert: "key": its width, "count": in widths of an expert
+    own_width: bool = True  # is it expert_feed_forward_length, not feed_forward_length?
+    shared: str = ""  # shared expert: "key": width in a key, "count": number of expert widths
     lead_key: bool = False  # leading_dense_block_count: number of blocks without experts
     step_key: bool = False  # interleave_moe_layer_step: one in this many blocks has experts
     optional: bool = False  # can a file be without experts?

@@ -115,7 +115,7 @@ class Hparams:
     attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
     ffn_norm: str = "ffn_norm"  # the norm before feed-forward
     qk_norm_last: bool = False  # are queries and keys normalised after RoPE, not before?
-    rope_period: int = 0  # the last of this many consecutive blocks has no RoPE; 0: all have it
+    rope_period: int = 0  # one in this many blocks (the last) has no RoPE; 0: all have RoPE
     temperature: Temperature | None = None  # scales the queries by their position
     gated: bool = True  # feed-forward: act(gate) * up if true, else act(up)
     # alpha_p, alpha_n, beta and eps of each block, if the activation is xielu
@@ -168,7 +168,7 @@ class Hparams:
         return sorted({b.kv_from for i, b in enumerate(self.blocks) if b.kv_from != i})
 
     def window_at(self, layer: int) -> int:
-        """Return how many tokens, including itself, a token attends to in a block; 0: all.
+        """Return how many tokens, including itself, a token attends to in this block; 0: all.
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """

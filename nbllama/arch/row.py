@@ -75,8 +75,8 @@ class ArchRow:
     qk_norm_last: bool = False  # are queries and keys normalised after RoPE, not before?
     rope_pairing: str = "interleaved"  # or "halves"
     partial_rope: bool = False  # can rope.dimension_count be smaller than the head size?
-    rope_period: int = 0  # the last of this many consecutive blocks has no RoPE; 0: all have it
-    rope_in_windows: bool = False  # if there are windows, only their blocks have RoPE
+    rope_period: int = 0  # one in this many blocks (the last) has no RoPE; 0: all have RoPE
+    rope_in_windows: bool = False  # if there are windows, do only their blocks have RoPE?
     yarn_keys: bool = False  # can keys set the parameters of YaRN?
     rope_alpha: bool = False  # can rope.scaling.alpha change the base?
     temperature: bool = False  # can the scale of queries grow with their position?
@@ -101,7 +101,7 @@ class ArchRow:
     same_as: str = ""  # a row whose models compute the same results if both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # can heads have RoPE sections (vision models)? text has one position
-    hf_turned: bool = True  # is the row order of q and k different at Hugging Face (interleaved)?
+    hf_turned: bool = True  # is the row order of q and k different in Hugging Face (interleaved)?
     varied: bool = False  # do heads and feed-forward layers differ in size between blocks?
     values_normed: bool = False  # are values normalised (without a weight)?
     per_layer: bool = False  # can there be per-block token embeddings?

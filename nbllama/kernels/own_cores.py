@@ -59,7 +59,7 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 
 @cache
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return masks that give each thread its own core (or processor), and masks of all processors.
+    """Return masks that bind each thread to its own core (or processor), and masks to unbind them.
 
     Returns None for a single thread, or if threads do not match the cores or processors one to one.
     """

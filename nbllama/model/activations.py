@@ -118,7 +118,7 @@ def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`: for q and k, and after attention and feed-forward."""
+    """Return the shapes of `BlockSet.norms`: of q and k, after attention, after feed-forward."""
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)
     if hp.has_qk_norm:
@@ -281,7 +281,7 @@ class Activations:
 
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, limited to its first `n` rows."""
-        index = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
+        index = 1 + layer - (self._top - self.kept)  # the last and all lower blocks share set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
         return BlockSet(**arrays, norms=norms, mixed=mixed, mixture=mixture, h_memory=h_memory, h=h)

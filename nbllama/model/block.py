@@ -110,7 +110,7 @@ class Block(BlockParts):
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
         self.mixture = None if experts is None else Mixture(self, experts)
-        if self.mixture is None and self.hp.experts is not None:  # limited to a dense block's width
+        if self.mixture is None and self.hp.experts is not None:  # width of a dense block
             for name in ("gate", "up"):
                 setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
@@ -118,7 +118,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: project, normalise if needed, and rotate."""
+        """Compute queries or keys y `[N, heads, D]`: project, normalise (if required), rotate."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -137,7 +137,7 @@ class Block(BlockParts):
             self.turn(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
-        """Turn dy `[N, heads, D]` into the gradient with respect to the projection's output."""
+        """Turn dy `[N, heads, D]` into the gradient of the projection's output."""
         node = LINEARS[name].node
         if not self.hp.qk_norm_last:
             self.turn_grad(node, dy)
@@ -161,7 +161,7 @@ class Block(BlockParts):
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows of the weight's length (one head or all), and rstd."""
+        """Return the norm's name, x in rows as long as its weight (one head or all), and rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]

@@ -108,7 +108,7 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Set dx `[N, C]` (`add`: +=) to the gradient with respect to x; add the pair's too."""
+        """Set dx `[N, C]` (`add`: +=) to the gradient of x; add the gradients of the pair."""
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return

@@ -50,7 +50,7 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return a layer's pair, always the same object: an `Input` compares pairs by identity."""
+        """Return a layer's pair, always the same object because `Input` compares by identity."""
         key = name, expert
         if key not in self._pairs:
             found = self.block.bound.expert_pair(self.block.layer, _TENSORS[name], expert)
@@ -185,7 +185,7 @@ class Mixture:
         block.see("l_out", x)
 
     def backward(self, dx: np.ndarray, dread: np.ndarray) -> None:
-        """Compute dread `[N, C]`, the input's gradient, from the gradient of the block's output."""
+        """Compute the input gradient dread `[N, C]` from the gradient of the block's output."""
         block, e = self.block, self.experts
         dy = block.branch_grad("down", dx)
         read = block.reads(*block.source())

@@ -41,7 +41,7 @@ class BlockParts:
         self.watch = model.watch
 
     def _fit(self) -> None:
-        """Reshape the arrays of `kept` for the block; use shared arrays for lent keys."""
+        """Reshape the arrays of `kept` for this block; use shared arrays for lent keys."""
         kept, n, sizes = self.kept, self.n, self.sizes
         for name in ("q", "att", "k", "v", "gate", "up"):
             shape = own_shape(name, sizes, self.hp.n_head)
@@ -121,7 +121,7 @@ class BlockParts:
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """Set y `[N, ...]` to (`add`: increase it by) the output of layer `name`, with its bias."""
+        """Set y `[N, ...]` (`add`: +=) to the output of layer `name`, including the bias."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
         self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)

@@ -224,7 +224,7 @@ class Model(Weights):
     def backward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:
-        """Run all blocks backward from acts.dx; gradients are added to `bound.grads`."""
+        """Run all blocks backward, starting with acts.dx; add gradients to `bound.grads`."""
         adapter = bound.adapter
         lowest = adapter.lowest_layer() if adapter is not None else self.hp.n_layer
         top = self.hp.n_layer - 1
@@ -268,7 +268,7 @@ class Model(Weights):
 def layout(
     model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
 ) -> Layout:
-    """Return the sizes of a step's arrays, with each linear layer's largest rank in any block."""
+    """Return the sizes for a step's arrays, with the largest rank of each layer in any block."""
     ranks = dict.fromkeys(LINEARS, 0)
     for base, pair in (adapter.pairs if adapter is not None else {}).items():
         for name, (tensor, _) in model.linears.items():

@@ -143,7 +143,7 @@ def forward(block: BlockParts, x: np.ndarray) -> None:
 
 
 def backward(block: BlockParts, dx: np.ndarray) -> None:
-    """Change dx from the block output's gradient to the gradient of the stream before `forward`."""
+    """Turn dx from the gradient of the block's output into the gradient before `forward`."""
     if (scale := _scale(block)) is not None:
         dx *= scale
     if not block.hp.n_per_layer:

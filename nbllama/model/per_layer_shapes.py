@@ -8,7 +8,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return what a block saves: stream, gate and output (the inputs of gate and norm), rstd."""
+    """Return the shapes of what a block saves: stream, inputs of gate and norm, rstd."""
     if not hp.n_per_layer:
         return {}
     return {

@@ -53,7 +53,7 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sum the gradients of keys and values over the blocks that use them, down to block i."""
+        """Sum the gradients of keys and values over the blocks that use them, up to block i."""
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
         total = self.lent[of] = dk + before[0], dv + before[1]

@@ -164,7 +164,7 @@ class Operations:
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Normalise x `[N, heads, D]`: each head, or all heads at once, by the weight's length."""
+        """Normalise x `[N, heads, D]` per head or over all heads; the weight's length decides."""
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:

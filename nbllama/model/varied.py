@@ -43,7 +43,7 @@ def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
 
 
 def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
-    """Turn dv into the gradient of the projection's output; without a projection, add it to dk."""
+    """Turn dv into the gradient of the projection's output, or add dv to dk if there is none."""
     rows, rstd = _rows(block, block.kept.norms["v"])
     d = dv.reshape(rows.shape)
     rms_norm_grad(d, rows, _ones(block), rstd, dx=d)

@@ -126,7 +126,7 @@ class Weights:
         return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
-        """Return the matrix of a layer of `LINEARS`: its rows, if the tensor contains several."""
+        """Return the matrix of a layer in `LINEARS`; the tensor may contain several layers."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")
@@ -202,7 +202,7 @@ class Weights:
             rope(y, positions, *tables, halves=halves, inverse=inverse)
 
     def temper(self, q: np.ndarray, positions: np.ndarray) -> None:
-        """Multiply queries `[N, H, D]`, or their gradient, by their positions' temperature."""
+        """Multiply queries `[N, H, D]`, or their gradient, by the temperature of each position."""
         if self.hp.temperature is not None:
             q *= self.hp.temperature.at(positions)[:, None, None]
 

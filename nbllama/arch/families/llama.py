@@ -1,4 +1,4 @@
-"""Llama and similar models, with small differences: biases, norms of queries and keys, scales."""
+"""Rows for Llama and similar models, which differ in biases, norms of q and k, and scales."""
 
 from __future__ import annotations
 

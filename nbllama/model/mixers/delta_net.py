@@ -25,7 +25,7 @@ INPUTS = ("qkv", "z", "alpha", "beta")
 
 
 class _Parts(NamedTuple):
-    """Inputs of the delta rule: q and k as convolved (`raw`) and at length 1, v, g, beta."""
+    """Inputs of the delta rule: q and k before (`raw`) and after scaling to length 1; the rest."""
 
     raw: dict[str, np.ndarray]
     rstd: dict[str, np.ndarray]
