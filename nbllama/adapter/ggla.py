@@ -74,7 +74,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as integers with the same ratio (or r twice), and a line about changes."""
+    """Return alpha and r as integers in the same ratio (or r twice), and any line about changes."""
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:

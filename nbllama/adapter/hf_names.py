@@ -41,7 +41,7 @@ class Half(NamedTuple):
 
 
 def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
-    """Return Hugging Face's module of a GGUF tensor that can have a pair; None for norm vectors."""
+    """Return the Hugging Face module of a GGUF tensor that can have a pair, or None for a norm."""
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -85,7 +85,7 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
 
 
 def adapter_of(key: str) -> str:
-    """Return PEFT's name for the adapter (such as "default") in a half's key; "" for none."""
+    """Return the PEFT adapter name (such as "default") in the key of a half; "" for none."""
     found = _KEY.fullmatch(key)
     return (found[5] or "") if found is not None else ""
 

@@ -110,7 +110,7 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same adapter with the known values of `base`, then the old known values."""
+        """Return the same adapter with the known values of `base` instead of earlier values."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:

@@ -63,7 +63,7 @@ class KVCache:
             self.states.clear()
             start = 0
         left = self.length - end
-        for x in (*self.k, *self.v):  # one block at a time, as numpy copies overlapping arrays
+        for x in (*self.k, *self.v):  # block by block, because numpy copies overlapping arrays
             x[start : start + left] = x[end : self.length]
         self.length = start + left
 
@@ -129,7 +129,7 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Drop all except the first `length` tokens; for a model with states (`States`), drop all.
+        """Drop all tokens after the first `length`; in a model with states (`States`), drop all.
 
         `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
         `length`.
@@ -137,7 +137,7 @@ class Session:
         self.cache.cut(length, self.cache.length)
 
     def shift(self, start: int, count: int) -> None:
-        """Drop `count` tokens from `start` on, and move the later ones `count` positions back.
+        """Drop `count` tokens at `start`, and move later tokens back by `count` positions.
 
         Keys after the gap are rotated back by `count` positions but still contain information from
         the dropped tokens. llama.cpp: `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises

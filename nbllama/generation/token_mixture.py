@@ -104,7 +104,7 @@ class TokenMixture:
     def _experts_layers(
         self, layer: int, tensor: str, y: np.ndarray, x: np.ndarray, step: int
     ) -> list[Layer]:
-        """Return a layer for each chosen expert; the one at index k reads x from `k * step` on."""
+        """Return a layer for each chosen expert; the layer at index k reads x at `k * step`."""
         parts, e = self._parts, self._experts
         name = f"blk.{layer}.{tensor}.weight"
         of = parts.model.experts[name][0]

@@ -81,10 +81,10 @@ def min_p(c: Candidates, p: float) -> Candidates:
 
 
 def typical(c: Candidates, p: float) -> Candidates:
-    """Keep the tokens whose surprise is nearest to its mean, until their total reaches p.
+    """Keep the tokens whose surprise is nearest to the mean, until their probabilities sum to p.
 
-    The surprise is -log p_i, its mean the entropy.
-    Meister et al., "Locally Typical Sampling" (2022).
+    The surprise is -log p_i, and its mean is the entropy. Meister et al., "Locally Typical
+    Sampling" (2022).
     """
     if p >= 1:
         return c
@@ -99,7 +99,7 @@ def typical(c: Candidates, p: float) -> Candidates:
 
 
 def temperature(c: Candidates, temp: float) -> Candidates:
-    """Divide the logits by temp; if it is 0 or less, keep only the (first) most likely token."""
+    """Divide the logits by temp; if temp is 0 or less, keep only the (first) most likely token."""
     if temp <= 0:
         best = int(c.logits.argmax())
         return c.take(slice(best, best + 1), True)
