@@ -108,6 +108,6 @@ def escaped(text: object) -> str:
 
 
 def shown(text: object, limit: int = 120) -> str:
-    """Return `text` for one terminal line: control characters escaped, truncated to `limit`."""
+    """Return `text` for one terminal line: escape control characters, and truncate to `limit`."""
     out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

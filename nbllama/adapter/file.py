@@ -165,7 +165,7 @@ def read_stored(path: Path, base: Base) -> Stored:
 
 
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write the adapter in the format of the name; return lines about rounded or omitted values.
+    """Write an adapter in the format given by the name; return lines about rounding and omissions.
 
     Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would become infinite
     in the format.

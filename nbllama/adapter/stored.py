@@ -130,7 +130,7 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter with the scale alpha / lora_r for all pairs where this is exact.
+        """Return an equal adapter that scales pairs by alpha / lora_r wherever possible exactly.
 
         For files written by nbllama, this undoes `scaled`.
         """

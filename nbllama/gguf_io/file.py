@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class TensorInfo(NamedTuple):
-    """A tensor's location: `shape` in numpy order, `offset` in bytes from the start of the file."""
+    """A tensor in a file: `shape` in numpy order, `offset` in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -152,7 +152,7 @@ class GGUFFile:
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:
-        """Raise `GGUFError` if size, modification time or inode changed since the file was opened.
+        """Raise `GGUFError` if size, modification time or inode have changed since opening.
 
         Call this method before and after a long use. A change between two calls is detected only by
         the second, and truncating the file while its pages are being read kills the process
@@ -172,7 +172,7 @@ class GGUFFile:
         self._bytes = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
-            with suppress(BufferError):  # a view is alive; the mapping closes with the last one
+            with suppress(BufferError):  # views still exist; the mapping closes with the last one
                 mapping.close()
 
     def __enter__(self) -> GGUFFile:

@@ -31,7 +31,7 @@ class PartsFile(GGUFFile):
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """Join `parts` in order, as checked by `open_gguf`; they are closed with this file."""
+        """Join `parts`, checked and ordered by `open_gguf`; they are closed with this file."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}

@@ -77,7 +77,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Return a regular file's descriptor and state; never open a FIFO or device for reading."""
+    """Return the descriptor and state of a regular file; never open a FIFO or device to read."""
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):

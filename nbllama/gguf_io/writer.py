@@ -60,8 +60,8 @@ def write_gguf(
     written as F32, F16, F64 or I8..I64 by their dtype.
 
     Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
-    is written, for names, values, shapes and sizes that the format or `limits` do not allow, and
-    for pieces whose total size is wrong; the old file is then kept.
+    is written, for names, values, shapes and sizes that the format or `limits` do not allow. A
+    wrong total size of pieces also raises `ValueError`, and the old file is kept.
     """
     tensors = list(tensors)
     header, bodies, alignment = _encode(list(metadata), tensors)
