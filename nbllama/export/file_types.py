@@ -6,10 +6,12 @@ an importance matrix and without experts:
 
 - Only matrices that are named `*.weight` and are not norms change type.
 - `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, or if a row
-is not a whole number of blocks of the file's main type). - In K mixes, `attn_v`, `attn_qkv`,
-`attn_output` and `ffn_down` use more bits in some or all blocks. - A row that is not whole blocks
-of 256 falls back to the nearest type with blocks of 32. The numbers are those of `enum
-llama_ftype`.
+  is not a whole number of blocks of the file's main type).
+- In K mixes, `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` use more bits in some or all
+  blocks.
+- A row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
+
+The numbers are those of `enum llama_ftype`.
 """
 
 from __future__ import annotations

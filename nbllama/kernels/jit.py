@@ -5,7 +5,7 @@ and infinities, so `isnan` is always false, and a broken loss goes unnoticed.
 
 - `kernel()`: strict IEEE arithmetic (decoders: bit-equal to numpy).
 - `kernel(fast=True)`: `contract, reassoc, nsz, arcp`, so that sums can be vectorised. The order of
-such a sum depends on the vector width, not on the number of threads.
+  such a sum depends on the vector width, not on the number of threads.
 - `kernel(parallel=True)`: `prange` over the output, never a reduction across threads.
 
 A kernel that is called by other kernels is inlined into their machine code (`forceinline`). A call

@@ -30,9 +30,9 @@ class Op:
 
     - `forward_ref(**inputs)` computes the output in plain numpy, in the dtype of the inputs.
     - `grad_ref(dy, **inputs)` computes the gradient of `sum(dy * output)` with respect to each
-    differentiable input. - `forward` and `grad` compute the same with the kernels, in float32 only.
-    Like the wrappers, they reject arrays that have a different shape or dtype or are not
-    contiguous.
+      differentiable input.
+    - `forward` and `grad` compute the same with the kernels, in float32 only. Like the wrappers,
+      they reject arrays that have a different shape or dtype or are not contiguous.
 
     `tolerance` bounds the largest difference between kernel and reference, relative to the largest
     number of the reference; `why` explains it. `ggml` names the equivalent functions of ggml.

@@ -3,11 +3,12 @@
 `raw[i]` in Numba would also work, but these intrinsics are faster for three reasons:
 
 - By default, the compiler must assume that a write to `out` can change `raw`, so it cannot read
-sixteen bytes at a time. In this module, loads have an alias scope and stores are marked as not
-aliasing it, because `raw` (a read-only file) and `out` (float32 scratch) never overlap in this
-package. - A field of two or four bytes can be at any address, and these loads do not assume
-alignment. - In Python, an index can be negative. In this module, an index is an offset from the
-first byte and never wraps.
+  sixteen bytes at a time. In this module, loads have an alias scope and stores are marked as not
+  aliasing it, because `raw` (a read-only file) and `out` (float32 scratch) never overlap in this
+  package.
+- A field of two or four bytes can be at any address, and these loads do not assume alignment.
+- In Python, an index can be negative. In this module, an index is an offset from the first byte and
+  never wraps.
 
 There are no checks: the caller is responsible for the bounds. Integers are returned as int64, so
 that all arithmetic uses one type. `number` converts a small integer to float32. The conversion
@@ -83,9 +84,9 @@ def has_half(context: Any) -> bool:
 def half_by_integers(builder: Any, field: Any) -> Any:
     """Convert an IEEE half (as i16) to float with integer instructions, exactly if it is finite.
 
-    1. Move sign, exponent and mantissa to their positions, and correct the exponent bias (add
-    112). 2. Exponent 31 means infinity or NaN; add 112 again to get 255. 3. Exponent 0 means zero
-    or subnormal; the value is mantissa * 2^-24.
+    1. Move sign, exponent and mantissa to their positions, and correct the exponent bias (add 112).
+    2. Exponent 31 means infinity or NaN; add 112 again to get 255.
+    3. Exponent 0 means zero or subnormal; the value is mantissa * 2^-24.
     """
     bits = builder.zext(field, _I32)
     size = builder.and_(bits, _I32(0x7FFF))

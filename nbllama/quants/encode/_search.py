@@ -3,10 +3,10 @@
 There are two kinds of codes, as in `nbllama.quants.kquants`:
 
 - affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, the largest
-to about `high`. For each candidate, two linear equations determine the best scale and low for its
-codes (llama.cpp: `make_qkx2_quants`). - symmetric, `x ~ scale * q` with q in -high..high-1: the
-weight of largest absolute value maps to about -high (llama.cpp: `make_qx_quants`,
-`make_q3_quants`).
+  to about `high`. For each candidate, two linear equations determine the best scale and low for its
+  codes (llama.cpp: `make_qkx2_quants`).
+- symmetric, `x ~ scale * q` with q in -high..high-1: the weight of largest absolute value maps to
+  about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
 
 `x` and `w` (the importance) are float32 scratch arrays whose first `n` elements are the group; n is
 a literal 16 or 32. All functions are called inside kernels.
