@@ -1,7 +1,7 @@
 """Token embedding: look up rows of a quantised table, and add the table's LoRA pair.
 
-    x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes x[n] += s B[tok[n]]
-    A                       LoRA: one row of B, all of A
+    x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
+    x[n] += s B[tok[n]] A                       LoRA: one row of B, all of A
 
 The base model is frozen, so only the pair has a gradient:
 

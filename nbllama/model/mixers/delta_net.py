@@ -1,8 +1,8 @@
 """A block with a gated delta net instead of attention (`nbllama.ops.delta_net`).
 
-read -> qkv -> convolution and SiLU -> q, k, v; q and k scaled to length 1 read -> alpha, beta ->
-the two gates                            all of them -> o read -> z
-silu(z) norm(o) -> ssm_out
+read -> qkv -> convolution and SiLU -> q, k, v; q and k scaled to length 1
+read -> alpha, beta -> the two gates                            all of them -> o
+read -> z                                            silu(z) norm(o) -> ssm_out
 """
 
 from __future__ import annotations

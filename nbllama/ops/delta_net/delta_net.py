@@ -2,9 +2,10 @@
 
 For each token t of a sequence, with key k and query q of D numbers and value v of M numbers:
 
-    P = exp(g) S[t-1]                       the past fades, because g <= 0 d = beta (v - P k) the
-    error of P's prediction of v, times beta S[t] = P + d kT                         the correction
-    of P o = scale S[t] q
+    P = exp(g) S[t-1]                       the past fades, because g <= 0
+    d = beta (v - P k)                      the error of P in predicting v, times beta
+    S[t] = P + d kT                         the correction of P
+    o = scale S[t] q
 
 S is `[M, D]`; before a sequence, it is zero or a given state. There are two implementations:
 

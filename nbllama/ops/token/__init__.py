@@ -6,9 +6,10 @@ of a single token. In this package, the threads therefore start once per token a
 divided into tasks. Threads draw tasks from the phase's counter, and move on to the next phase when
 all tasks are done:
 
-    tables.py   the kinds of phases and their parameters tasks.py    the computation of one task,
-    for each kind of phase mixture_tasks.py, mixer_tasks.py    the same for experts and for blocks
-    without attention run.py      the kernel that runs the program
+    tables.py   the kinds of phases and their parameters
+    tasks.py    the computation of one task, for each kind of phase
+    mixture_tasks.py, mixer_tasks.py    the same for experts and for blocks without attention
+    run.py      the kernel that runs the program
 
 `nbllama.kernels.threads` provides the counters, and `nbllama.generation.token_program` writes the
 program for a model. llama.cpp: `ggml_graph_compute_thread`, `ggml_barrier`.
