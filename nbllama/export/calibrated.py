@@ -27,7 +27,7 @@ def rounds(name: str, type_id: int) -> bool:
 
 
 def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
-    """Name the merged expert tensors that are rounded to nearest although their type has a grid.
+    """Describe merged expert tensors that are rounded to nearest although their type has a grid.
 
     `merged` lists the tensors with a pair. Returns "" if there are no such expert tensors.
     """
@@ -43,9 +43,10 @@ def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
 
 
 class Encoded(NamedTuple):
-    """A matrix. `raw`: blocks, uint8 `[nbytes]`. `cost`: squared error of all products.
+    """An encoded matrix.
 
-    `kept`: number of rows on the base's scales; the others are on new ones.
+    `raw` contains the blocks, uint8 `[nbytes]`, and `cost` is the squared error of all products.
+    `kept` is the number of rows that use the scales of the base instead of new ones.
     """
 
     raw: np.ndarray
@@ -94,14 +95,14 @@ class Rounder:
         return Encoded(raw, float(np.minimum(*costs).sum()), int(old.sum()))
 
     def effect(self, name: str, pair: Pair, scale: float) -> float:
-        """Return the squared contribution of a pair to the products over the sample, as `cost`."""
+        """Return the squared contribution of a pair to the products, measured like `cost`."""
         factor = self.factor(name)
         a = np.float32(scale) * (pair.a[:, factor.order] @ factor.lower)  # (r, n)
         gram = pair.b.T @ pair.b
         return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
 
     def lost(self, name: str, error: np.ndarray) -> float:
-        """Return the squared effect of an error `[R, n]` of the weights, as `cost`."""
+        """Return the squared effect of an error `[R, n]` in the weights, measured like `cost`."""
         factor = self.factor(name)
         moved = error[:, factor.order] @ factor.lower
         return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)

@@ -21,7 +21,7 @@ from nbllama.quants.encode.feedback import round_piece
 PIECE = 256  # columns processed between two matrix products
 STRIP, WIDE = 512, 1024  # columns factorised and updated at a time
 DAMPING = 0.01
-"""Damping, as a fraction of the mean of H's diagonal, to which it is added. It keeps H invertible
+"""Damping added to the diagonal of H, as a fraction of the diagonal's mean. It keeps H invertible
 if a sample has fewer tokens than the layer has inputs, and limits errors on inputs that the sample
 does not use."""
 _F32 = 0  # ggml's id
@@ -36,7 +36,7 @@ class Factor(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """`codes` int8 `[R, n]`; `cost` float64 `[R]`: each row's part of tr(E (H + damping) Eᵀ)."""
+    """`codes` int8 `[R, n]`; `cost` float64 `[R]`, each row's part of tr(E (H + damping) Eᵀ)."""
 
     codes: np.ndarray
     cost: np.ndarray

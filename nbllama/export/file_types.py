@@ -73,7 +73,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row with this name, in upper or lower case; `UsageError` lists the names."""
+    """Return the row with this name (case-insensitive), or raise `UsageError` with a list."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:

@@ -148,7 +148,7 @@ class BlockInputs:
         """Do nothing; see `Watcher`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Return False: this watcher needs no nodes besides those that the passes compute."""
+        """Return False, because this watcher uses only nodes that the passes compute anyway."""
         return False
 
     def attention(

@@ -71,7 +71,7 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """`rmse` as a fraction of the weights' root mean square; 0 if all weights are zero."""
+        """`rmse` as a fraction of the weights' root mean square, or 0 if all weights are zero."""
         return math.sqrt(self.errors / self.squares) if self.squares else 0.0
 
 
