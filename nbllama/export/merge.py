@@ -47,7 +47,7 @@ def merge(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     whole: Whole | None = None,
 ) -> Changes:
-    """Write `f` with merged adapters; `types` is from `merged_types`. Errors as in `rewrite`."""
+    """Write `f` with merged adapters; `types` is from `merged_types`. Raises as `rewrite` does."""
     metadata = metadata_for(f, kind.id if kind else None)
     return rewrite(
         f, path, types, deltas_of(parts), metadata=metadata, progress=progress, whole=whole

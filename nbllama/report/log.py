@@ -171,7 +171,7 @@ class MetricsLog:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> None:
-        """Append one line; a number that is not finite becomes null, as JSON has no such number."""
+        """Append a line; numbers that are not finite, which JSON cannot represent, become null."""
         row = as_row(record)
         line = (
             (b"\n" if self._cut else b"")

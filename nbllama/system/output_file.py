@@ -27,7 +27,7 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
 
 
 def _files(name: str) -> Iterator[str]:
-    """Yield an existing input, the other parts of a model in parts, and the files in a folder."""
+    """Yield an existing input, and the other parts of the same model or the files in a folder."""
     yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:

@@ -76,7 +76,7 @@ class RunLock:
 
 
 def lock_or_refuse(fd: int, name: str) -> None:
-    """Lock an open file for this process. Raises `OutputError` with `name` if it is locked."""
+    """Lock an open file for this process; if it is locked, raise `OutputError` with `name`."""
     if not try_lock(fd, strict=True):
         raise OutputError(
             f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait until it ends, "
