@@ -40,8 +40,9 @@ class Model(passes.Model):
         Parameters
         ----------
         prompt : str or list of dict
-            A string is completed without a template. Messages (`{"role": "user", "content":
-            "..."}`) are formatted with the chat template, and the assistant's answer is returned.
+            A string is completed without a template. Messages
+            (`{"role": "user", "content": "..."}`) are formatted with the chat template, and the
+            assistant's answer is returned.
         adapter : Adapter, optional
             LoRA adapter to apply to the model.
         max_tokens : int

@@ -1,7 +1,7 @@
 """A bounded cursor over the header bytes of a GGUF file; every read is checked against the end.
 
-Sizes are Python integers, so no product or sum can wrap. The test is always `size <= end -
-position`, never `position + size <= end` in machine words.
+Sizes are Python integers, so no product or sum can wrap. The test is always
+`size <= end - position`, never `position + size <= end` in machine words.
 """
 
 from __future__ import annotations

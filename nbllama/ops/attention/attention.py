@@ -18,8 +18,8 @@ Gradient, with delta = do . o:
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient recomputes p
 from lse (Dao et al., "FlashAttention", 2022, section 3.1). Each task processes a block of `BLOCK`
 queries of one head. It stores whole rows of scores, so memory grows with T and no online rescaling
-is needed. The loop bounds implement the mask. Shapes: N tokens in a stream of S sequences, q `[N,
-H, D]`, k and v `[Nk, G, D]`.
+is needed. The loop bounds implement the mask. Shapes: N tokens in a stream of S sequences, q
+`[N, H, D]`, k and v `[Nk, G, D]`.
 
 llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12
 to t19. The kernels of the gradient are in `nbllama.ops.attention.grad`.
