@@ -35,7 +35,7 @@ def read_blocks(
     """Read the sizes of each block; return () if all blocks of the architecture have the same size.
 
     `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may lack keys and
-    values; they use those of the last earlier block of the same kind.
+    values; they then use the ones from the last earlier block of the same kind.
     """
     if not row.varied:
         return ()

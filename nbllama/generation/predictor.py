@@ -102,7 +102,7 @@ class Predictor:
                 return
 
     def read(self) -> np.ndarray:
-        """Read the rest of the text; return the logits float32 `[V]` after it.
+        """Read the rest of the text; return the logits float32 `[V]` after the last token.
 
         Raises `ContextFull`. If the session's `check` raises, a later call continues at the same
         position.

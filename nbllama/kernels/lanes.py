@@ -3,7 +3,7 @@
 | host | VL (floats per vector) | NV | ROWS | registers used |
 |---|---|---|---|---|
 | AVX-512 | 16 | 2 | 6 | 12 + 2 + 1 of 32 |
-| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice that of 32) |
+| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice as many of 32) |
 | other (SSE2) | 4 | 2 | 6 | 12 + 2 + 1 of 16 |
 """
 

@@ -76,7 +76,7 @@ class Mixture:
         """Compute y `[M, n_out]`, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
-        # decided by the tokens in the batch, because an expert's other tokens must not change the
+        # depends on all tokens in the batch, because the expert's other tokens must not change the
         # bits
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 

@@ -258,7 +258,7 @@ class Model(Weights):
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
-        """Allocate memory in which `loss` handles `n_trained` trained positions."""
+        """Allocate the memory that `loss` uses for at most `n_trained` trained positions."""
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None
         rank = pair.rank if pair else 0
         cap = self.hp.logit_softcap

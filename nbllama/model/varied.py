@@ -3,11 +3,11 @@
 All arrays are large enough for the largest block (`nbllama.model.activations`). A smaller block
 uses the beginning of each array, with its own shape.
 
-Some blocks compute no keys and values, and use those of an earlier block, `kv_from`. The keys and
-values of the earlier block are stored in separate arrays, not in its set of activations, because
-later blocks read them after the set has been reused. Their gradient is the sum over all blocks that
-read them: from the last block to the first, each later block adds its part to an array, and the
-earlier block adds the sum to its own gradient.
+Some blocks do not compute keys and values, but use the ones from an earlier block, `kv_from`. The
+keys and values of the earlier block are stored in separate arrays, not in its set of activations,
+because later blocks read them after the set has been reused. Their gradient is the sum over all
+blocks that read them: from the last block to the first, each later block adds its part to an array,
+and the earlier block adds the sum to its own gradient.
 """
 
 from __future__ import annotations

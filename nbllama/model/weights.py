@@ -126,7 +126,7 @@ class Weights:
         return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
-        """Return the matrix of a layer in `LINEARS`; the tensor may contain several layers."""
+        """Return the matrix of a layer in `LINEARS`, which can be a part of a fused tensor."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")

@@ -237,7 +237,7 @@ def negative_where(typingctx, weights, bits):
 
 @intrinsic
 def lookup(typingctx, table, codes):
-    """Look up `table[code]` in a table of 16 bytes for each of 16 codes; all must be below 16."""
+    """Look up each of 16 codes, which must be below 16, in a table of 16 bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])

@@ -117,7 +117,7 @@ def exp_sum(row, lo, hi, top):
 class Scratch:
     """Scratch memory for the attention kernels, kept between calls and enlarged when needed.
 
-    It consists of `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
+    It contains `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
     """
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ over the sequences that share it. Without sharing, this sum is part of the gradi
 RoPE is applied before this op, with the position of each row in its path.
 
 Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
-The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; this
-module adds a kernel for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
+This op uses the kernels of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and
+adds a kernel for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
 `nbllama.data.shared` creates the paths.
 
 Source: inference servers also compute the keys and values of a common prefix once (vLLM's prefix
@@ -73,7 +73,7 @@ _POOL = _Pool()
 
 
 def path_floats(n_keys: int, n_kv: int, d: int) -> int:
-    """Return how many floats of memory `attention_tree_grad` needs for paths with `n_keys` keys."""
+    """Return the memory in floats that `attention_tree_grad` uses for paths with `n_keys` keys."""
     return 4 * n_keys * n_kv * d
 
 

@@ -204,7 +204,7 @@ def linear_grad(
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
-    """Return a float32 weight with fixed random numbers, in the form in which a file stores it."""
+    """Return a float32 weight with fixed random numbers, stored as in a file."""
     w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
     return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
 

@@ -69,7 +69,7 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
     """Pack a panel of x and multiply it by all rows of m while it is in the cache.
 
-    The products are written to h0, h1 and h2, in this order.
+    The products are written to h0, h1 and h2, one after the other.
     """
     high = m.shape[0]
     k = x.shape[1]
