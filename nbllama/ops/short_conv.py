@@ -14,9 +14,9 @@ Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
 The taps are frozen, so they have no gradient.
 
-Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets `[S +
-1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is in the order of
-the taps, whatever else is in the batch.
+Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets
+`[S + 1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is in the order
+of the taps, whatever else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
 """

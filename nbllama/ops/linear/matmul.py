@@ -10,11 +10,11 @@ tile by all tokens of a chunk.
 A task of the forward product processes `tile` rows n of W and a chunk of tokens. A task of the
 gradient processes `tile` columns k of W and a chunk of tokens.
 
-The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
-x[p*PANEL + j, k]`. The micro-kernel's vectors thus run over tokens in both the forward and the
-backward pass, and one packed input serves q, k and v. The low-rank product of a LoRA pair is
-computed in the same pass: `h = s X Aᵀ` (see `ops.linear.lora`) is stored packed, and its product
-with B (forward) or A (gradient) is added to the tile before the tile is written.
+The second operand is *packed* once into panels of `PANEL` neighbouring tokens,
+`xp[p, k, j] = x[p*PANEL + j, k]`. The micro-kernel's vectors thus run over tokens in both the
+forward and the backward pass, and one packed input serves q, k and v. The low-rank product of a
+LoRA pair is computed in the same pass: `h = s X Aᵀ` (see `ops.linear.lora`) is stored packed, and
+its product with B (forward) or A (gradient) is added to the tile before the tile is written.
 
 Each output number is computed by one task as a sum over k (or n) in ascending order, so it is
 bit-identical for any tile size and number of threads.
