@@ -7,7 +7,7 @@
     adapter = nbllama.init_adapter(model, rank=4)
     loss, grads = nbllama.loss_and_gradients(model, adapter, tokens)  # by tensor name
 
-Training is one call, `run = nbllama.tune(model, data)`, and `model.generate(text)` completes a text
+`run = nbllama.tune(model, data)` trains an adapter, and `model.generate(prompt)` completes a prompt
 (docs/python.md). Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`,
 `nbllama.trace(...)`.
 """
@@ -18,16 +18,16 @@ import sys
 
 
 def _starts_a_program() -> bool:
-    """Return whether this import is part of starting `nbllama` or `python -m nbllama...`."""
+    """Return whether the package is imported by the command `nbllama` or `python -m nbllama...`."""
     words, name = sys.orig_argv, sys.argv[0] if sys.argv else ""
-    if name == "-m":  # the module is being looked for
+    if name == "-m":  # Python is locating the module
         word = words[words.index("-m") + 1] if "-m" in words else ""
         return word.partition(".")[0] == "nbllama"
     return name.replace("\\", "/").rpartition("/")[2] in ("nbllama", "nbllama.exe")
 
 
 if _starts_a_program():
-    # Until the program has set its handlers, Ctrl-C ends it silently instead of with a traceback.
+    # Until the program has installed its handlers, Ctrl-C ends it without a traceback.
     try:
         import _signal as signal  # type: ignore[import-not-found]  # signal imports more
 
@@ -86,7 +86,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import nbllama` is fast."""
+    """Import a public name on first use, so that `import nbllama` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'nbllama' has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""The command `nbllama VERB ...`, which is also available as `python -m nbllama VERB ...`."""
+"""The command `nbllama VERB ...`, also available as `python -m nbllama VERB ...`."""
 
 from __future__ import annotations
 

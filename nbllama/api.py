@@ -1,6 +1,6 @@
-"""The public functions: training, and functions that turn tokens into numpy arrays for scripts.
+"""The public functions for scripts: training, and functions that turn tokens into numpy arrays.
 
-All of them use the same forward and backward passes as the trainer.
+All of them use the forward and backward passes of training.
 """
 
 from __future__ import annotations
@@ -43,38 +43,37 @@ def tune(
 ) -> Run:
     """Train a LoRA adapter: `python -m nbllama.finetune` as a function.
 
-    Data, options, defaults, errors and every bit of the adapter are the same as in the program. But
-    a call writes no file and starts from the beginning, unless an option names a file.
+    Data, options, defaults, errors and every bit of the adapter are the same as in the program.
+    However, a call writes no files and starts from the beginning unless an option names a file.
 
     Parameters
     ----------
     model : Model or path
         A model from `load_model`, or a GGUF file.
     data : path or list
-        A file or folder as for `--train-data`; or records, each as in a line of a JSON lines file,
-        such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. A string is a text that
-        is trained as a whole.
+        A file or folder as for `--train-data`, or a list of records, each in the form of a line in
+        a JSON lines file, such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. A
+        string record is a text on which the model is trained as a whole.
     on_step : callable, optional
         Called after each iteration with its `StepRecord` (`iter`, `n_iter`, `epoch`, `loss`, `lr`,
         `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
-        An exception in it ends the run without another save.
+        If it raises an exception, the run ends without another save.
     on_eval : callable, optional
         Called in the same way after each evaluation, with its `EvaluationRecord` (`iter`,
         `val_loss`, `perplexity`, `train_loss`, `best`, `samples`).
     quiet : bool, optional
-        True: show nothing. False: always show the run, on standard error. By default a run shows
-        one line that is rewritten in a notebook, the program's display on standard error if that
-        is a terminal, and nothing elsewhere.
+        True: show nothing. False: always show the run, on standard error. By default, a run shows a
+        single line that is updated in a notebook, the program's display if standard error is a
+        terminal, and nothing otherwise.
     screen : Screen, optional
-        Your own object with the methods of `nbllama.train.run.screen.Screen`, which receives the
-        whole output.
+        An object with the methods of `nbllama.train.run.screen.Screen`, which receives all output.
     **options
-        Every option of the program by its name, with `_` instead of `-` (docs/options.md), such as:
+        Any option of the program, with `_` instead of `-` in its name (docs/options.md), such as:
 
         epochs, adam_iter : int
             Length of the run.
         batch, grad_acc, ctx : int
-            Samples per pass, passes per iteration, longest sample in tokens.
+            Samples per pass, passes per iteration, maximum sample length in tokens.
         lr : float
             Peak learning rate.
         lora_r, lora_alpha, lora_dropout, lora_layers
@@ -82,16 +81,16 @@ def tune(
         val_data, val_split, eval_every, early_stop
             Validation; `val_data` is a path or a list, like `data`.
         sample_prompts : path or list of str
-            Prompts that are answered at each evaluation.
+            Prompts to answer at each evaluation.
         seed, threads : int
-            The same seed gives the same bits, with any number of threads.
+            The same seed gives bit-identical results with any number of threads.
         live : bool or int
-            Serve the run's page to a browser on this machine, on any free port or on the given one.
+            Serve the run's page to a browser on this machine, on any free port or the given port.
             The address is printed, on standard error if nothing else is shown.
         lora_out, checkpoint_out, log, report : path
-            Files to write. ITERATION in the first two is replaced by the iteration's number.
+            Files to write. ITERATION in the first two names is replaced with the iteration number.
         checkpoint_in : path
-            Continue from this checkpoint; if the file is missing, start from the beginning.
+            Resume from this checkpoint; if the file does not exist, start from the beginning.
 
     Returns
     -------
@@ -101,20 +100,20 @@ def tune(
     Raises
     ------
     UsageError
-        An unknown option (the message suggests a similar one), or a value that is not allowed.
+        An option is unknown (the message suggests a similar one), or a value is invalid.
     DataError, GGUFError, CheckpointError
-        A file or record that cannot be used.
+        A file or record cannot be used.
     OutputError, SaveFailed
-        A file that cannot be written.
+        A file cannot be written.
     NotEnoughMemory, Diverged
-        The run does not fit into memory, or its loss is not finite.
+        The run does not fit in memory, or its loss is not finite.
 
     Notes
     -----
-    Ctrl-C (in a notebook: interrupt the kernel) ends the run after saving the files of `lora_out`
-    and `checkpoint_out`, and the run so far is returned, with `interrupted` set and a warning.
-    Before the first iteration it is a `KeyboardInterrupt`. Ctrl-C does not reach a run in a thread
-    other than the main one: there, let `on_step` return True.
+    On Ctrl-C (in a notebook, an interrupt of the kernel), the run saves the files of `lora_out` and
+    `checkpoint_out` and ends, and the run so far is returned with `interrupted` set and a warning.
+    Before the first iteration, a `KeyboardInterrupt` is raised. Ctrl-C does not reach a run outside
+    the main thread; to stop such a run, return True from `on_step`.
     """
     from nbllama.cli.python_screen import screen_for
     from nbllama.train.run import python
@@ -124,7 +123,7 @@ def tune(
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
-    """Return one sequence; without targets, every token's target is the next token."""
+    """Return a batch of one sequence; by default, the target of each token is the next token."""
     ids = _ids(model, tokens, "token", 0)
     if targets is None:
         after = np.append(ids[1:], np.int32(NOT_TRAINED))
@@ -134,7 +133,7 @@ def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch
 
 
 def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
-    """Return int32 `[N]`; `ValueError` for ids that are not in the vocabulary."""
+    """Return int32 `[N]`. Raises `ValueError` for ids that are not in the vocabulary."""
     wide = np.array(ids, np.int64)
     last = model.hp.n_vocab - 1
     if wide.min(initial=0) < lowest or wide.max(initial=0) > last:
@@ -157,7 +156,7 @@ def logits(model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None) -
     Returns
     -------
     float32 array [N, V]
-        Row i belongs to the token that follows token i.
+        Row i contains the logits for the token that follows token i.
 
     Raises
     ------
@@ -189,16 +188,17 @@ def loss_and_gradients(
     tokens : sequence of int
         Token ids.
     targets : sequence of int, optional
-        The target id after each token, -1 for none; by default the next token.
+        The target id after each token, or -1 for none; by default, the next token.
     checkpointing : bool
-        Keep only the blocks' inputs and compute the rest twice: less memory, the same bits.
+        Keep only the inputs of the blocks and recompute the rest, which saves memory and does not
+        change the result.
 
     Returns
     -------
     float
         Loss in nats per trained token.
     dict of str to float32 array
-        The gradient for each parameter name, in the shapes of `adapter.parameters()`.
+        The gradient for each parameter name, with the same shapes as `adapter.parameters()`.
 
     Raises
     ------
@@ -271,12 +271,11 @@ def init_adapter(
     rank : int
         Rank of every pair.
     alpha : float, optional
-        The pairs are scaled by alpha / rank; by default alpha is `rank`.
+        The pairs are scaled by alpha / rank; by default, alpha equals `rank`.
     ranks : dict of str to int, optional
-        Ranks by slot (`nbllama.lora.slots.EVERY_SLOT`), which override `rank`; 0 switches a slot
-        off.
+        Ranks by slot (`nbllama.lora.slots.EVERY_SLOT`) that override `rank`; 0 disables a slot.
     seed : int
-        Seed of A's random numbers, 0 to 2^64 - 1.
+        Seed for the random numbers in A, 0 to 2^64 - 1.
 
     Returns
     -------
@@ -285,9 +284,9 @@ def init_adapter(
     Raises
     ------
     UsageError
-        A slot that this model has no tensor for.
+        The model has no tensor for a slot.
     KeyError
-        A name in `ranks` that is not a slot.
+        A name in `ranks` is not a slot.
     """
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
@@ -306,7 +305,7 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Parameters
     ----------
     path : str or path
-        A GGUF adapter, a `.bin` of llama.cpp of 2023, or a Hugging Face PEFT folder.
+        A GGUF adapter, a `.bin` for llama.cpp of 2023, or a Hugging Face PEFT folder.
     model : Model
         The base model, which the pairs must fit.
 
@@ -323,12 +322,12 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Model) -> list[str]:
-    """Write an adapter in one atomic step.
+    """Write an adapter atomically.
 
     Parameters
     ----------
     path : str or path
-        The name decides the format, as for `Adapter.save`: `.gguf` for llama.cpp, `.bin`,
+        The name determines the format, as in `Adapter.save`: `.gguf` for llama.cpp, `.bin`,
         `FOLDER/`.
     adapter : Adapter
         The pairs.
@@ -338,7 +337,7 @@ def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Mo
     Returns
     -------
     list of str
-        A line for each difference between training and readers of this format.
+        A line for each part of the adapter that readers of this format ignore or refuse.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`python -m nbllama.convert`: rename the keys of a Baichuan model to those of llama."""
+"""`python -m nbllama.convert`: rename the keys of a Baichuan model to the llama keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One exception per exit code; the program prints `str(error)` as one line and exits.
+"""One exception class per exit code; programs print `str(error)` as one line and exit.
 
 | exit | meaning | exception |
 |---|---|---|
@@ -20,9 +20,9 @@ NOT_A_NUMBER = "the model's output is not a number; check the file, the adapters
 
 
 class NbllamaError(Exception):
-    """A failure that is reported in one line: what happened, where, and what to do.
+    """A failure, reported in one line that says what is wrong, where, and what to do.
 
-    Control characters in the message, which may come from a file, are escaped.
+    Control characters in the message, which can originate from a file, are escaped.
     """
 
     exit_code = 1
@@ -32,7 +32,7 @@ class NbllamaError(Exception):
 
 
 class UsageError(NbllamaError):
-    """A command line or an argument that is not valid."""
+    """An invalid command line or argument."""
 
     exit_code = 2
 
@@ -50,14 +50,14 @@ class DataError(NbllamaError):
 
 
 class MessageError(DataError):
-    """Chat messages that cannot be trained on. Their numbers start at 0; None means the tools."""
+    """Chat messages that cannot be used for training, numbered from 0; None means the tools."""
 
     def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
         self._numbers, self._reason = tuple(numbers), reason
         super().__init__(self.counted(0))
 
     def counted(self, shift: int) -> str:
-        """Return the error text for a record in which message numbers are larger by `shift`."""
+        """Return the error text with message numbers increased by `shift`."""
         names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
         return f"message {', '.join(names)}{self._reason}"
 
@@ -93,7 +93,7 @@ class Diverged(NbllamaError):
 
 
 class Interrupted(NbllamaError):
-    """The run was stopped by a signal; `exit_code` is 128 plus the signal's number."""
+    """A signal stopped the run; `exit_code` is 128 plus the signal number."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -101,13 +101,13 @@ class Interrupted(NbllamaError):
 
 
 def escaped(text: object) -> str:
-    """Return `text` with all non-printable characters escaped, such as control characters."""
+    """Return `text` with control characters and other non-printable characters escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
 
 
 def shown(text: object, limit: int = 120) -> str:
-    """Return `text` for one terminal line: control characters escaped, truncated to `limit`."""
+    """Return `text` for one terminal line: escape control characters, and truncate to `limit`."""
     out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""The three file formats of LoRA adapters, and what they have in common.
+"""The three file formats of LoRA adapters, and the code that they share.
 
 | module | format | read by |
 |---|---|---|
@@ -6,9 +6,9 @@
 | `ggla` | the old `.bin` | llama.cpp from 2023 to July 2024 |
 | `peft` | a folder of `adapter_model.safetensors` and `adapter_config.json` | Hugging Face PEFT |
 
-Each reader reads a file into a `Stored`, and each writer writes a `Stored` to a file. The formats
-differ in the factor by which a reader scales a pair: `Stored` keeps one factor per pair, so that
-values are rounded only if a format requires it.
+Each reader converts a file to a `Stored`, and each writer writes a `Stored` to a file. The formats
+differ in the factor by which pairs are scaled. `Stored` keeps one factor per pair, so that values
+are rounded only if a format requires it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Check that the heads in a delta net's matrices have Hugging Face's order.
+"""Check that the heads in the matrices of a delta net are in Hugging Face's order.
 
-If several value heads share a key head, llama.cpp's converter reorders them, in the rows of some
-matrices and in the columns of another.
+If several value heads share a key head, llama.cpp's converter reorders the value heads, in the rows
+of some matrices and the columns of another matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OF_A_DELTA_NET = ("attn_gate", "ssm_alpha", "ssm_beta", "ssm_out")
 def check_heads(base: Base, names: Iterable[str]) -> None:
     """Raise `UsageError` unless the rows and columns of these tensors are in Hugging Face's order.
 
-    `names`: the base tensors that have a pair.
+    `names` lists the base tensors that have a pair.
     """
     for name in names:
         found = slot_of(name)

@@ -1,13 +1,13 @@
-"""Read and write LoRA adapters; the name of a new file decides its format.
+"""Read and write LoRA adapters; the name of a new file determines the format.
 
 | name | format |
 |---|---|
-| ends in `.bin` | that of llama.cpp's `finetune`, which llama.cpp of 2023 reads |
+| ends in `.bin` | the format of llama.cpp's `finetune`, which llama.cpp of 2023 reads |
 | ends in `/`, or an existing folder | Hugging Face PEFT |
-| any other, such as `.gguf` | that of the current llama.cpp |
+| any other, such as `.gguf` | the format of current llama.cpp |
 
-For reading, the content decides (the old tool named its `.bin` files `.gguf`). See
-docs/adapters.md.
+When a file is read, the content determines the format (the old tool named its `.bin` files
+`.gguf`). See docs/adapters.md.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from nbllama.lora.slots import SLOT_BY_NAME, slot_of
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
 
-FOLDER_FILES = (WEIGHTS, CONFIG)  # files of a PEFT folder, in writing order
+FOLDER_FILES = (WEIGHTS, CONFIG)  # files in a PEFT folder, in the order in which they are written
 _EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
 
 
 def format_of(path: Path) -> str:
-    """Return the format of an adapter written to this name: "gguf", "bin" or "peft"."""
+    """Return the format of an adapter file with this name: "gguf", "bin" or "peft"."""
     name = os.fspath(path)
     if is_folder(name):
         return "peft"
@@ -42,28 +42,28 @@ def format_of(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether the name is that of a folder."""
+    """Return whether the path names a folder."""
     name = os.fspath(path)
     return name.endswith(("/", os.sep)) or os.path.isdir(name)
 
 
 def check_format(path: Path) -> None:
-    """Raise `UsageError` if the name has the ending of a format that cannot be written."""
+    """Raise `UsageError` if the extension is for a format that cannot be written."""
     name = os.fspath(path)
     if not is_folder(name) and name.lower().endswith((".safetensors", ".json", ".pt", ".pth")):
         raise UsageError(f"{shown(name, 400)}: a PEFT adapter is a folder; end its name with /")
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
-    """Return one line for each part of the adapter that readers of its format ignore or refuse.
+    """Return one line for each part of the adapter that readers of the format ignore or refuse.
 
-    The format is that of the name `path`.
+    `path` determines the format.
     """
     return _notes(list(adapter.pairs), hp.tied_output, format_of(path))
 
 
 def stored_notes(stored: Stored, tied_output: bool, kind: str) -> list[str]:
-    """Return the `adapter_notes` for writing a stored adapter in the format `kind`."""
+    """Return `adapter_notes` for a stored adapter that is written in format `kind`."""
     return _notes(list(stored.pairs), tied_output, kind)
 
 
@@ -97,13 +97,14 @@ def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
 def save_adapter(
     path: Path, adapter: Adapter, hp: Hparams, *, july_2024: bool = False
 ) -> list[str]:
-    """Write `adapter` in one atomic step, in the format of the name; return `adapter_notes`.
+    """Write `adapter` atomically, in the format given by the name; return `adapter_notes`.
 
-    `july_2024`: write a `.bin` byte for byte as the old tool of that month.
+    With `july_2024`, write a `.bin` that is byte for byte the same as from the old tool of that
+    month.
 
-    Raises `OutputError` if the path cannot be written, `UsageError` for a name or an adapter that
-    the format does not support, `ValueError` for an adapter that no reader would accept: no pair,
-    alpha not above 0, or a value that is not finite.
+    Raises `OutputError` if the path cannot be written, and `UsageError` for a name or an adapter
+    that the format does not support. Raises `ValueError` for an adapter that no reader would
+    accept: one without pairs, with a non-positive alpha, or with a value that is not finite.
     """
     stored = Stored.of(adapter, Base.of(hp))
     write_stored(path, stored, july_2024=july_2024)
@@ -116,15 +117,15 @@ def load_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None] | None = None,
 ) -> Adapter:
-    """Read an adapter of any of the formats for a base model with tensor `shapes` (numpy).
+    """Read an adapter in any format, for a base model with tensor `shapes` (numpy).
 
-    An adapter from a file that nbllama wrote equals the trained one, bit for bit if the format
-    required no rounding. If pairs have different scales (such as in files of
-    `convert_lora_to_gguf.py`, with lora_r = their largest rank), B is multiplied to compensate.
-    `say` receives a line about ignored parts of the file (without `say`: a warning).
+    An adapter read from a file written by nbllama is equal to the trained adapter, and
+    bit-identical if the format required no rounding. If pairs have different scales (as in files
+    from `convert_lora_to_gguf.py`, with lora_r = the largest rank), B is multiplied to compensate.
+    `say` is called with a line about ignored parts of the file; without `say`, a warning is issued.
 
-    Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
-    damaged or does not fit the base model.
+    Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged or
+    does not fit the base model.
     """
     stored = read_stored(path, Base.of(hp, shapes))
     for note in stored.notes:
@@ -140,10 +141,10 @@ def load_adapter(
 
 
 def read_stored(path: Path, base: Base) -> Stored:
-    """Read an adapter as its file stores it, checked against the known properties of `base`.
+    """Read an adapter as stored in the file; check it against the known properties of `base`.
 
-    Raises the same errors as `load_adapter`, plus `UsageError` if more must be known about the base
-    model.
+    Raises the same errors as `load_adapter`, and `UsageError` if more information about the base
+    model is required.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -164,10 +165,10 @@ def read_stored(path: Path, base: Base) -> Stored:
 
 
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write the adapter in the format of the name; return lines about rounded or omitted values.
+    """Write an adapter in the format given by the name; return lines about rounding and omissions.
 
-    Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would be infinite in
-    the format.
+    Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would become infinite
+    in the format.
     """
     check_format(path)
     kind = format_of(path)

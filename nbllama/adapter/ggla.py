@@ -1,18 +1,18 @@
 """The `.bin` adapter of llama.cpp's `finetune` of 2023 and 2024 (`save_as_llama_lora`).
 
-All numbers are little endian. The header is four u32: magic, version 1, r, alpha; every pair is
-scaled by alpha / r. Then follow records up to the end of the file, one for each half of a pair:
+All numbers are little-endian. The header consists of four u32: magic, version 1, r, alpha. Every
+pair is scaled by alpha / r. The rest of the file consists of records, one for each half of a pair:
 
 | field | type | |
 |---|---|---|
 | n_dims | u32 | 1 or 2 |
 | length of the name, type, ne[n_dims] | u32 | type 0 F32, 1 F16, 30 BF16; ne fastest first |
-| name | bytes | base tensor's name and `.loraA` or `.loraB` |
+| name | bytes | name of the base tensor and `.loraA` or `.loraB` |
 | padding | zeros | to the next multiple of 32 bytes in the file |
 | values | | loraA (n_in, rank), loraB (n_out, rank) in numpy's order |
 
-llama.cpp of 2023 reads only two dimensions; the program of July 2024 left out a trailing 1 (for
-loraB of norm vectors), and that program's reader accepts both.
+llama.cpp of 2023 accepts only two dimensions. The program of July 2024 omits a trailing 1 (for
+loraB of norm vectors), and its reader accepts both.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _VERSION = 1
 _ALIGNMENT = 32
 _TYPES = {0: "F32", 1: "F16", 30: "BF16"}
 _HALVES = (".loraA", ".loraB")
-_MAX_NAME = 1024  # the buffer of the 2023 reader
-_MAX_INT = 2**31 - 1  # the largest r and alpha that it accepts
+_MAX_NAME = 1024  # the buffer size in the 2023 reader
+_MAX_INT = 2**31 - 1  # the largest r and alpha that the 2023 reader accepts
 
 
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write `stored` in one atomic step; return lines about what had to be changed.
+    """Write `stored` atomically; return lines about necessary changes.
 
-    `july_2024`: the layout of that program, which readers of 2023 refuse if a norm vector has a
-    pair. Raises `OutputError`, and `OverflowError` with the name of a tensor that would not be
-    finite.
+    `july_2024` selects the layout of the July 2024 program, which readers of 2023 refuse if a norm
+    vector has a pair. Raises `OutputError`, and `OverflowError` with the name of a tensor whose
+    values would not be finite.
     """
     if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
         raise UsageError(
@@ -76,7 +76,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as integers with the same ratio (or r twice), and a line about changes."""
+    """Return alpha and r as integers in the same ratio (or r twice), and any line about changes."""
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:
@@ -107,7 +107,7 @@ def read_ggla(path: Path) -> Stored:
             raise f.error("file", "contains no pairs")
     pairs = {n: joined(path, n, None if a is None else a.T, b) for n, (a, b) in halves.items()}
     scale, lora_r, whole = alpha / r, r, float(alpha)
-    if r > MAX_RANK:  # the writer turned a fraction into integers
+    if r > MAX_RANK:  # the writer converted a fraction to integers
         lora_r = max(pair.rank for pair in pairs.values())
         whole = alpha * lora_r / r
     alphas = {name: scale * pair.rank for name, pair in pairs.items()}
@@ -115,7 +115,7 @@ def read_ggla(path: Path) -> Stored:
 
 
 def _record(f: Source) -> tuple[str, int, np.ndarray]:
-    """Read a base tensor's name, 0 for loraA or 1 for loraB, and the values (n, rank)."""
+    """Read the name of a base tensor, 0 for loraA or 1 for loraB, and the values (n, rank)."""
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:

@@ -1,13 +1,13 @@
 """The current GGUF adapter, which llama.cpp loads at run time.
 
-The format is that of llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init_impl` and
+The format is defined by llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init_impl` and
 `convert_lora_to_gguf.py`. Each pair is scaled by its own rank:
 
     y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
 
-If a pair has a different scale, `b` is multiplied to compensate; the key `nbllama.lora_r` makes it
-possible to undo this when reading. The pair of `token_embd` is stored swapped: a = B (V, rank), b =
-Aᵀ (C, rank).
+If a pair has a different scale, `b` is multiplied to compensate; with the key `nbllama.lora_r`, the
+reader can undo the multiplication. The halves of the `token_embd` pair are swapped: a = B (V,
+rank), b = Aᵀ (C, rank).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from nbllama.opt.arrays import check_finite
 _ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.head_dim"
 _INVOCATION = "adapter.alora.invocation_tokens"
 _SWAPPED = "token_embd.weight"
-# RoPE's frequencies, which some converters write into adapters. They are not weights, and the base
-# model contains them too.
+# RoPE frequencies, which some converters write into adapters. They are not weights, and are also in
+# the base model.
 _STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short))\.weight")
 
 
 def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
-    """Write `stored` in one atomic step; return lines about what had to be changed.
+    """Write `stored` atomically; return lines about necessary changes.
 
     Raises `UsageError` if the architecture is not known, `OutputError`, and `OverflowError` with
-    the name of a tensor that would not be finite.
+    the name of a tensor whose values would not be finite.
     """
     base = stored.base
     if base.arch is None:
@@ -64,10 +64,10 @@ def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
 
 
 def read_gguf_lora(path: Path, base: Base) -> Stored:
-    """Read a GGUF adapter with any tensor type that has a decoder.
+    """Read a GGUF adapter; tensors can be of any type that can be decoded.
 
-    Without our key, `lora_r` is the largest rank. Raises `CheckpointError` for a file that is
-    damaged or not a LoRA adapter for `base`.
+    Without the key `nbllama.lora_r`, `lora_r` is the largest rank. Raises `CheckpointError` for a
+    file that is damaged or not a LoRA adapter for `base`.
     """
     try:
         with open_gguf(path) as f:
@@ -125,9 +125,9 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:
-    """Read one half of a pair as a finite float32 copy; F16, Q8_0 and so on are decoded.
+    """Read one half of a pair as a finite float32 copy; F16, Q8_0 and other types are decoded.
 
-    A half has two dimensions, or three if it belongs to all experts.
+    A half has two dimensions, or three if it contains all experts.
     """
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape

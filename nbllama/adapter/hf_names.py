@@ -1,11 +1,11 @@
-"""Convert names and row order between Hugging Face's models and GGUF files.
+"""Convert names and row order between Hugging Face models and GGUF files.
 
-The modules of a block are those of the architecture's row (`hf_modules`: a GGUF tensor's name to
-`self_attn.q_proj` and so on). If RoPE rotates neighbours (`rope_pairing` "interleaved"),
-llama.cpp's converter has reordered the rows of attn_q and attn_k, because Hugging Face rotates the
-two halves of a head: row `2 i + j` of a head was row `j D / 2 + i` there (D the head's size;
-`convert_hf_to_gguf.py:LlamaModel.permute`). For the pair of such a matrix this is the order of B's
-rows.
+The modules of a block are listed in the row of the architecture (`hf_modules` maps the name of a
+GGUF tensor to `self_attn.q_proj` and so on). If RoPE rotates neighbours (`rope_pairing`
+"interleaved"), llama.cpp's converter has reordered the rows of attn_q and attn_k, because Hugging
+Face rotates the two halves of a head: row `2 i + j` of a head is row `j D / 2 + i` in Hugging
+Face's order, where D is the head size (`convert_hf_to_gguf.py:LlamaModel.permute`). In the pair of
+such a matrix, the rows of B are reordered in the same way.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from nbllama.lora.slots import slot_of
 
 _ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 _GGUF_END = {module.removeprefix("model."): tensor for tensor, module in _ENDS.items()}
-# Prefixes that PEFT, torch.compile and models with images put before a module's name, in any order.
+# Prefixes that PEFT, torch.compile and vision models add to a module's name, in any order.
 _WRAPPERS = r"(?:(?:base_model|model|language_model|_orig_mod|module)\.)*"
 _KEY = re.compile(
     _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z0-9_.]+)"
     r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
 )
-EXPERT = "{e}"  # placeholder for an expert's number in the module of a tensor of experts
+EXPERT = "{e}"  # placeholder for the expert's index in the module name for a tensor with experts
 TURNED = ("attn_q", "attn_k")
 
 
 class Half(NamedTuple):
-    """The half of a pair that a key in an adapter's safetensors file refers to."""
+    """The half of a pair to which a key in an adapter's safetensors file refers."""
 
     name: str  # GGUF name of the base tensor
-    module: str  # Hugging Face's path of the module
+    module: str  # path of the Hugging Face module
     is_b: bool
-    expert: int | None = None  # number in a tensor of experts
+    expert: int | None = None  # index in a tensor with all experts
 
 
 def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
-    """Return Hugging Face's module of a GGUF tensor that can have a pair; None for norm vectors."""
+    """Return the Hugging Face module of a GGUF tensor that can have a pair, or None for a norm."""
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -65,7 +65,7 @@ def hf_keys(
 
 
 def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
-    """Parse PEFT's name of one half of a pair; None for any other name."""
+    """Parse PEFT's name for one half of a pair; return None for any other name."""
     found = _KEY.fullmatch(key)
     if found is None:
         return None
@@ -85,18 +85,18 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
 
 
 def adapter_of(key: str) -> str:
-    """Return PEFT's name for the adapter (such as "default") in a half's key; "" for none."""
+    """Return the PEFT adapter name (such as "default") in the key of a half; "" for none."""
     found = _KEY.fullmatch(key)
     return (found[5] or "") if found is not None else ""
 
 
 def bare_module(name: str) -> str:
-    """Return a module's path, or the end of a path, without the prefixes that wrappers add."""
+    """Return the path of a module, or the end of a path, without the prefixes added by wrappers."""
     return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 
 def is_turned(name: str) -> bool:
-    """Return whether the rows of this tensor are reordered if RoPE rotates neighbours."""
+    """Return whether the rows of this tensor are reordered when RoPE rotates neighbours."""
     found = slot_of(name)
     return found is not None and found[0].tensor in TURNED
 

@@ -1,12 +1,12 @@
 """Hugging Face PEFT adapters: a folder of `adapter_model.safetensors` and `adapter_config.json`.
 
-PEFT scales a pair by its alpha / its rank, or alpha / √rank with `use_rslora`; both can be given
-for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly. PEFT
-has no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
-transposed. Names and the row order of q and k: `hf_names`.
+PEFT scales a pair by alpha / rank, or by alpha / √rank with `use_rslora`. Rank and alpha can be set
+for individual modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly.
+PEFT does not support pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank),
+which are nbllama's B and A transposed. See `hf_names` for names and the row order of q and k.
 
-Our files store head size and architecture in the metadata of the safetensors file, which PEFT
-ignores. To read other files, the base model's GGUF file is needed.
+Files written by nbllama store the head size and architecture in the metadata of the safetensors
+file, which PEFT ignores. Reading other files requires the GGUF file of the base model.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _ARCH, _HEAD_DIM = "nbllama.arch", "nbllama.head_dim"
 
 
 def write_peft(path: Path, stored: Stored) -> list[str]:
-    """Write the two files, each in one atomic step, the configuration last.
+    """Write the two files, each atomically, the configuration last.
 
-    Returns a line about norm pairs, which are left out. Raises `UsageError` if too little is known
-    about the base model or no pair is left, and `OutputError`.
+    Returns a line about norm pairs, which are omitted. Raises `OutputError`, and `UsageError` if
+    too little is known about the base model or no pairs are left.
     """
     names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
     norms = [name for name in names if hf_module(name, modules) is None]
@@ -99,7 +99,7 @@ def norms_line(norms: list[str]) -> list[str]:
 
 
 def _head_dim(base: Base, names: list[str]) -> int:
-    """Return the size of a head if rows must be reordered, else 0."""
+    """Return the head size if rows must be reordered, otherwise 0."""
     if not any(map(is_turned, names)) or not base.interleaved:
         return 0
     if base.head_dim is None:
@@ -146,7 +146,7 @@ def _leaf(path: str) -> str:
 
 
 def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
-    """Return values by the last word of each module's path if all agree, else by whole paths."""
+    """Return values by the last part of each module path if all agree, otherwise by full path."""
     out = {}
     for name, value in different.items():
         leaf = _leaf(paths[name])
@@ -156,9 +156,9 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 
 
 def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
-    """Return the last words of the modules' paths, or whole paths if some block has no pair.
+    """Return the last parts of the module paths, or full paths if a block has no pair.
 
-    A last word is not used if a module without a pair has the same one.
+    The last part is not used if the path of a module without a pair ends in the same part.
     """
     n_layer, modules = stored.base.n_layer, stored.base.hf_modules
     of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
@@ -182,10 +182,10 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder. Unknown values of `base` are read from the file, if we wrote it.
+    """Read a folder; unknown values of `base` are read from the file if nbllama wrote it.
 
-    Raises `FileNotFoundError` if there is no such folder, `UsageError` if the base model is
-    needed to read it, `CheckpointError` if it is damaged or contains more than LoRA pairs.
+    Raises `FileNotFoundError` if the folder does not exist, `UsageError` if reading it requires the
+    base model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(os.fspath(path))
@@ -237,7 +237,7 @@ def read_peft(path: Path, base: Base) -> Stored:
 def _of_all_experts(
     path: str, read: dict[tuple[str, int | None], list[np.ndarray | None]]
 ) -> dict[str, list[np.ndarray | None]]:
-    """Return the halves by tensor, with the halves of a tensor's experts stacked."""
+    """Return the halves by tensor; for a tensor with experts, their halves are stacked."""
     out: dict[str, list[np.ndarray | None]] = {}
     experts: dict[str, dict[int, list[np.ndarray | None]]] = {}
     for (name, expert), halves in read.items():
@@ -269,7 +269,7 @@ def _unknown(key: str) -> str:
 def _scaled(
     path: Path, config: Config, pairs: dict[str, Any], modules: dict[str, str], base: Base
 ) -> Stored:
-    """Return the pairs with the scales of the configuration; its ranks must match the tensors."""
+    """Return the pairs, scaled as in the configuration, whose ranks must match the tensors."""
     alphas = {}
     for name, pair in pairs.items():
         r, alpha = config.of(modules[name])

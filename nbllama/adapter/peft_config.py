@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json`: the keys that determine what an adapter does."""
+"""PEFT's `adapter_config.json`: the keys that determine the effect of an adapter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbllama.errors import shown
 
 _MAX_BYTES = 4 << 20
 _NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.(?:[A-Za-z0-9_]+|\[0-9\]\+))*\$?")
-# Initialisations that do not change the base model; others (PiSSA, OLoRA, ...) change it before
+# Initialisations that leave the base model unchanged; others (PiSSA, OLoRA, ...) change it before
 # training.
 _HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
 _MUST_BE_OFF = {
@@ -32,7 +32,7 @@ _MUST_BE_OFF = {
 
 @dataclass(frozen=True)
 class Config:
-    """Rank and alpha of every module, and how they scale."""
+    """Rank and alpha of each module, and how they determine the scale."""
 
     r: int
     alpha: float
@@ -41,12 +41,12 @@ class Config:
     use_rslora: bool
 
     def of(self, module: str) -> tuple[int, float]:
-        """Return rank and alpha of a module by its path, as PEFT's `get_pattern_key` does."""
+        """Return the rank and alpha of a module, given its path, like PEFT's `get_pattern_key`."""
         return _lookup(self.ranks, module, self.r), _lookup(self.alphas, module, self.alpha)
 
 
 def _lookup(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first name that equals the path or its end after a dot."""
+    """Return the value for the first name that matches the path or its end after a dot."""
     for name, value in pattern.items():
         plain = bare_module(name.removeprefix("^"))
         whole = bare_module(module)
@@ -58,7 +58,7 @@ def _lookup(pattern: dict[str, Any], module: str, default: Any) -> Any:
 def read_config(path: Path) -> Config:
     """Read `adapter_config.json`.
 
-    Raises `CheckpointError` if it is missing, damaged, or asks for more than LoRA pairs.
+    Raises `CheckpointError` if the file is missing or damaged, or requires more than LoRA pairs.
     """
     try:
         with Source(path) as f:
@@ -99,12 +99,12 @@ def _map(path: Path, found: dict[str, Any], key: str) -> Any:
 
 
 def _name(path: Path, name: str) -> str:
-    """Return a module's name; PEFT accepts any regular expression, but few are in use."""
+    """Return a module name; PEFT accepts any regular expression, but few are used in practice."""
     if not _NAME.fullmatch(name):
         raise refuse(
             path, f"pattern '{shown(name)}'", "a regular expression; only names are supported"
         )
-    # "[0-9]+": every expert of a block, `hf_names.EXPERT` here
+    # "[0-9]+" matches every expert of a block; replaced with `hf_names.EXPERT`
     return name.removesuffix("$").replace("\\.", ".").replace("[0-9]+", "{e}")
 
 

@@ -1,8 +1,8 @@
-"""Read and write the safetensors files of adapters: F32, F16 and BF16, whole arrays.
+"""Read and write safetensors files of adapters, with whole F32, F16 and BF16 arrays.
 
-A file is a u64 with the size of the header, the header in JSON, and the values of all tensors
-without gaps: https://github.com/huggingface/safetensors#format. The package `safetensors` would be
-one more compiled dependency, to save forty lines.
+A file consists of a u64 with the size of the header, the header in JSON, and the values of all
+tensors without gaps: https://github.com/huggingface/safetensors#format. The package `safetensors`
+would be an additional compiled dependency that saves only forty lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALIGNMENT = 8
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write float32 arrays, in the given order, in one atomic step. Raises `OutputError`."""
+    """Write float32 arrays atomically, in the given order. Raises `OutputError`."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     at = 0
     for name, x in tensors.items():
@@ -86,7 +86,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Return a tensor's start, name, dtype and shape, which must match its bytes exactly."""
+    """Return the start, name, dtype and shape of a tensor; its bytes must match them exactly."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")

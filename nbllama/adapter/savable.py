@@ -1,4 +1,4 @@
-"""An adapter with the hyperparameters of its base model, so that it can be saved on its own."""
+"""An adapter that can be saved on its own, because it includes its base model's hyperparameters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Adapter(pairs.Adapter):
-    """A LoRA adapter: pairs of float32 arrays by the name of the base tensor.
+    """A LoRA adapter: pairs of float32 arrays by base tensor name.
 
-    `hp`: the hyperparameters of the base model, which the file formats need.
+    `hp` contains the hyperparameters of the base model, which the file formats require.
     """
 
     hp: Hparams | None = None
@@ -36,7 +36,7 @@ class Adapter(pairs.Adapter):
         return f"<Adapter of {self.arch}: {scale}, {size}>"
 
     def copy(self) -> Adapter:
-        """Return a copy of the adapter, which later training does not change."""
+        """Return a copy of the adapter that is not affected by further training."""
         copies = {
             name: pairs.Pair(np.array(pair.a, order="C"), np.array(pair.b, order="C"))
             for name, pair in self.pairs.items()
@@ -44,14 +44,14 @@ class Adapter(pairs.Adapter):
         return replace(self, pairs=copies)
 
     def save(self, path: str | os.PathLike[str]) -> list[str]:
-        """Write the adapter in one atomic step.
+        """Write the adapter atomically.
 
         Parameters
         ----------
         path : str or path
-            The name decides the format: `.bin` at the end is for llama.cpp of 2023, `/` at the end
-            or an existing folder is for Hugging Face PEFT, any other name (such as `lora.gguf`) is
-            for the current llama.cpp.
+            The name determines the format. A name that ends in `.bin` is for llama.cpp of 2023, a
+            name that ends in `/` or an existing folder is for Hugging Face PEFT, and any other name
+            (such as `lora.gguf`) is for current llama.cpp.
 
         Returns
         -------

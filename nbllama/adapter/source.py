@@ -1,4 +1,4 @@
-"""Read a file sequentially: no byte beyond its end, no array larger than the file."""
+"""Read a file sequentially, with checks that no read exceeds the file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Path = str | os.PathLike[str]
 
 
 class Source:
-    """An open file as a context manager. It must be regular: a pipe or a device has no end.
+    """An open file as a context manager; it must be regular, because a pipe or device has no end.
 
-    Raises `CheckpointError`, and `FileNotFoundError` if there is no such file.
+    Raises `CheckpointError`, and `FileNotFoundError` if the file does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class Source:
         return data
 
     def floats(self, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-        """Read the next array (`dtype`: one of `BYTES`) as finite float32 in its own memory."""
+        """Read the next array (`dtype`: one of `BYTES`) as a finite float32 copy."""
         raw = self.take(math.prod(shape) * BYTES[dtype], what)
         if dtype == "BF16":
             x = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)

@@ -1,4 +1,4 @@
-"""An adapter as stored in a file: every pair has its own alpha."""
+"""An adapter as stored in a file, in which every pair has its own alpha."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from nbllama.lora.pairs import Adapter, Pair
 from nbllama.lora.slots import pair_shape, slot_of
 from nbllama.opt.arrays import check_finite
 
-MAX_RANK = 65536  # as `--lora-r`
+MAX_RANK = 65536  # same limit as for `--lora-r`
 
 
 class Base(NamedTuple):
-    """What is known about the base model of an adapter; None: unknown."""
+    """What is known about the base model of an adapter; unknown values are None."""
 
     arch: str | None = None
     head_dim: int | None = None
     n_layer: int | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None  # numpy shapes of all tensors
-    delta: DeltaNet | None = None  # sizes of its delta nets; also None if it has none
+    delta: DeltaNet | None = None  # sizes of its delta nets; also None without delta nets
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
-        """Return what adapters need from a base model, given `hp` and its tensors' numpy shapes."""
+        """Return the properties of a base model, given `hp` and the numpy shapes of its tensors."""
         return cls(hp.arch, hp.head_dim, hp.n_layer, shapes, hp.delta)
 
     def or_else(self, other: Base) -> Base:
-        """Return the known values, with the unknown ones filled in from `other`."""
+        """Return the same values, with unknown values filled in from `other`."""
         return Base(
             **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
         )
 
     @property
     def interleaved(self) -> bool:
-        """Whether RoPE rotates neighbours in this architecture's GGUF files.
+        """Whether RoPE rotates neighbours in GGUF files of this architecture.
 
         Hugging Face's code rotates the two halves of a head (see `hf_names`).
         """
@@ -49,9 +49,9 @@ class Base(NamedTuple):
 
     @property
     def hf_modules(self) -> Mapping[str, str]:
-        """Hugging Face's names for a block's modules, by GGUF tensor.
+        """Hugging Face module names in a block, by GGUF tensor.
 
-        If the architecture is not known, these are the usual ones. Raises `UsageError` for an
+        If the architecture is not known, the usual names are returned. Raises `UsageError` for an
         architecture whose modules have a different structure.
         """
         if self.arch is None:
@@ -73,7 +73,7 @@ class Base(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """`b` (n_out, rank) for the scale of a reader; exact: no value was rounded."""
+    """`b` (n_out, rank) for a reader's scale; `exact` says whether all values are unrounded."""
 
     b: np.ndarray
     exact: bool
@@ -81,9 +81,9 @@ class Scaled(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """All pairs of a file. A pair adds `alphas[name] / rank · B A` (see `nbllama.lora`).
+    """All pairs in a file; each adds `alphas[name] / rank · B A` (see `nbllama.lora`).
 
-    `alpha` and `lora_r` belong to the whole file: a run that continues from it has the same scale
+    `alpha` and `lora_r` apply to the whole file: a run that continues from the file uses the scale
     alpha / lora_r for all pairs.
     """
 
@@ -92,13 +92,14 @@ class Stored:
     pairs: dict[str, Pair]  # by base tensor name
     alphas: dict[str, float]  # by base tensor name
     base: Base
-    notes: tuple[str, ...] = ()  # about parts of the file that are not read
+    notes: tuple[str, ...] = ()  # about ignored parts of the file
 
     @classmethod
     def of(cls, adapter: Adapter, base: Base) -> Stored:
-        """Return the content of a file for `adapter`.
+        """Return `adapter` in the form in which files store it.
 
-        Raises `ValueError` for values that no reader accepts: no pair, alpha not above 0, a NaN.
+        Raises `ValueError` for an adapter that no reader accepts: no pairs, a non-positive alpha,
+        NaN.
         """
         alpha, r = adapter.alpha, adapter.lora_r
         if not adapter.pairs or not ALPHAS[0] < alpha < ALPHAS[1] or r < 1:
@@ -109,11 +110,11 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same adapter with the known values of `base`, then the old known values."""
+        """Return the same adapter with the known values of `base` instead of earlier values."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
-        """Return B for a reader that scales this pair by `alpha / rank`.
+        """Return B for a reader that scales the pair by `alpha / rank`.
 
         Raises `OverflowError` if B is not finite in float32.
         """
@@ -129,9 +130,9 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter with the scale alpha / lora_r for all pairs where this is exact.
+        """Return an equal adapter that scales pairs by alpha / lora_r wherever possible exactly.
 
-        For our own files, this undoes the change that `scaled` made.
+        For files written by nbllama, this undoes `scaled`.
         """
         pairs, alphas = dict(self.pairs), dict(self.alphas)
         for name, pair in self.pairs.items():
@@ -157,12 +158,12 @@ class Stored:
 
 
 def refuse(path: object, where: str, what: str) -> CheckpointError:
-    """Return a one-line error about a file that cannot be used."""
+    """Return a one-line error about an unusable file."""
     return CheckpointError(f"{shown(path, 400)}: {where}: {what}; the adapter cannot be used")
 
 
 def fitting(path: object, stored: Stored, base: Base) -> Stored:
-    """Check that every pair fits the base model; return `stored` with the known values of `base`.
+    """Check that each pair fits the base model; return `stored` with the known values of `base`.
 
     Raises `CheckpointError` for a pair that does not fit.
     """
@@ -184,7 +185,7 @@ def fitting(path: object, stored: Stored, base: Base) -> Stored:
 def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
     """Join the halves (rank, n_in) and (n_out, rank) of base tensor `name`, or of all experts.
 
-    Raises `CheckpointError` for a tensor that cannot have a pair, a missing half, and different
+    Raises `CheckpointError` for a tensor that cannot have a pair, a missing half, or mismatched
     ranks.
     """
     where = f"tensor '{shown(name)}'"

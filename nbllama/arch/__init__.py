@@ -1,7 +1,7 @@
-"""Architectures as rows of data, the sizes and constants of a model, and the checks of a file.
+"""Architectures as rows of data, the sizes and constants of a model, and checks of its file.
 
-Architectures are named only in the rows (`families`). To add one, add a row (and a field of
-`ArchRow` and `Hparams` if it needs something that no other row does).
+Only the rows (`families`) name architectures. To add an architecture, add a row, and add a field to
+`ArchRow` and `Hparams` if it differs in a new way.
 """
 
 from __future__ import annotations

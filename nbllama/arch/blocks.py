@@ -17,8 +17,8 @@ class BlockSizes(NamedTuple):
     head_dim: int
     n_rot: int
     n_ff: int
-    window: int = 0  # tokens in a sliding window, if blocks differ in their sizes; 0: none
-    row: int = 0  # the block's index among those with per-block embeddings in the file
+    window: int = 0  # tokens in a sliding window, if blocks differ in size; 0: no window
+    row: int = 0  # the block's index among the per-block embeddings in the file
     kv_from: int = -1  # the block whose keys and values its queries read
 
 
@@ -32,10 +32,10 @@ def read_blocks(
     n_rot: int,
     window: int,
 ) -> tuple[BlockSizes, ...]:
-    """Read the sizes of every block; () if the row's models have blocks of equal size.
+    """Read the sizes of each block; return () if all blocks of the architecture have the same size.
 
-    `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may have no
-    separate keys and values: they use those of the last earlier block of the same kind.
+    `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may lack keys and
+    values; they then use the ones from the last earlier block of the same kind.
     """
     if not row.varied:
         return ()
@@ -77,7 +77,7 @@ def read_blocks(
 
 
 def _windows(f: GGUFFile, key: str, n_layer: int) -> list[bool]:
-    """Return which blocks have a window; the file must contain a flag for each block."""
+    """Return which blocks have a window, from the file's flags (one per block)."""
     flags = [bool(flag) for flag in f.get(key, "flags")]
     if len(flags) != n_layer:
         raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")

@@ -1,4 +1,4 @@
-"""Check that the file contains the tensors that its keys require."""
+"""Check that a file contains the tensors that its keys require."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
 _WHOLE_SCALES = ("scale", "input_scale")  # for NVFP4 tensors, in llama.cpp
 
-# Tensors that turn images and sound into embeddings, in files with the whole model.
+# Tensors that turn images and sound into embeddings, in files that contain the whole model.
 _OTHER_SENSES = ("v.", "a.", "mm.")
 
 
 def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
-    """Check that all required tensors exist, and that all tensors are known and valid.
+    """Check that all required tensors exist and that all tensors are known and valid.
 
-    Returns lines about tensors that are not used.
+    Returns messages about tensors that are not used.
     """
     expected = expected_tensors(hp)
     for name, want in expected.items():

@@ -57,7 +57,7 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
 
 
 def _varying(hp: Hparams, layer: int) -> dict[str, int]:
-    """Return this block's values of the sizes that differ between blocks."""
+    """Return the sizes of a block that differ between blocks."""
     if not hp.blocks:
         return {}
     of = hp.blocks[layer]

@@ -1,4 +1,4 @@
-"""Mixtures of experts: their settings in a row and in a file, and a model's constants."""
+"""Mixtures of experts: settings in the row, settings in the file, and constants of the model."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from nbllama.gguf_io import GGUFFile
 from nbllama.gguf_io.limits import MAX_COUNT
 
 MOST = 1024  # LLAMA_MAX_EXPERTS is 512 or more
-_GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # of the key expert_gating_func
+_GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # values of the key expert_gating_func
 
 
 class ExpertsRow(NamedTuple):
-    """The properties of the experts that are determined by an architecture's name."""
+    """The properties of the experts that are determined by the name of the architecture."""
 
     gating: str  # a key of `ops.experts.router.CODES`
     normed: bool = False  # do the weights of the chosen experts sum to 1?
-    gating_keys: bool = False  # does the file have keys that change these two?
-    own_width: bool = True  # is the width in expert_feed_forward_length, not feed_forward_length?
-    shared: str = ""  # shared expert: "key": its width, "count": in widths of an expert
-    lead_key: bool = False  # leading_dense_block_count: blocks without experts
-    step_key: bool = False  # interleave_moe_layer_step: one of this many blocks has experts
-    optional: bool = False  # may a file have no experts?
+    gating_keys: bool = False  # can keys in the file change these two?
+    own_width: bool = True  # is it expert_feed_forward_length, not feed_forward_length?
+    shared: str = ""  # shared expert: "key": width in a key, "count": number of expert widths
+    lead_key: bool = False  # leading_dense_block_count: number of blocks without experts
+    step_key: bool = False  # interleave_moe_layer_step: one in this many blocks has experts
+    optional: bool = False  # can a file be without experts?
     kind: str = "silu"  # a key of `ops.experts.gate.CODES`
-    tensors: tuple[TensorRow, ...] = ROUTED  # in place of a dense block's feed-forward
+    tensors: tuple[TensorRow, ...] = ROUTED  # instead of the feed-forward tensors of a dense block
 
 
 class Experts(NamedTuple):
-    """Sizes and constants of a model's experts."""
+    """Sizes and constants of the experts in a model."""
 
     total: int
     used: int  # experts per token
@@ -51,7 +51,7 @@ class Experts(NamedTuple):
 def block_rows(
     rows: tuple[TensorRow, ...], row: ExpertsRow | None, experts: Experts | None, layer: int
 ) -> tuple[TensorRow, ...]:
-    """Return the tensors of a block, given those of a dense block."""
+    """Return the tensors of a block, given the tensors of a dense block."""
     if row is None or experts is None or not experts.at(layer):
         return rows
     dense = tuple(r for r in rows if r.name.rpartition(".")[0] not in DENSE_FEED_FORWARD)
@@ -61,7 +61,7 @@ def block_rows(
 def read_experts(
     f: GGUFFile, arch: str, row: ExpertsRow | None, n_layer: int, *, warnings: list[str]
 ) -> Experts | None:
-    """Read a file's experts; None for a dense model."""
+    """Read the settings of the experts in a file; return None for a dense model."""
     if row is None:
         return None
     count_key = f"{arch}.expert_count"
@@ -91,7 +91,7 @@ def read_experts(
 
 
 def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
-    """Return the width of the shared expert; 0 if there is none."""
+    """Return the width of the shared expert, or 0 if there is none."""
     key = f"{arch}.expert_shared_feed_forward_length"
     count = f"{arch}.expert_shared_count"
     if row.shared == "count":
@@ -105,7 +105,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
 def _weights(
     f: GGUFFile, arch: str, row: ExpertsRow, warnings: list[str]
 ) -> tuple[str, bool, float]:
-    """Return the gating, whether the weights are normed, and the weights' scale."""
+    """Return the gating, whether the weights are normed, and their scale."""
     keys = {k: f"{arch}.{k}" for k in ("expert_gating_func", "expert_weights_norm")}
     scale_key = f"{arch}.expert_weights_scale"
     if not row.gating_keys:

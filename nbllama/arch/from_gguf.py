@@ -1,7 +1,8 @@
 """Read `Hparams` from a GGUF file, and refuse files that are not valid models.
 
-Defaults for missing keys are llama.cpp's (`llama_model_base::load_hparams`, and the constructor of
-`llama_context` for YaRN). All numbers are checked before a kernel or an allocation uses them.
+Defaults for missing keys are the same as in llama.cpp (`llama_model_base::load_hparams`, and the
+constructor of `llama_context` for YaRN). All numbers are checked before they are used in a kernel
+or an allocation.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ _OTHER_FILES = {
 }
 
 
-@np.errstate(all="ignore")  # values that overflow are refused, and the error names them
+@np.errstate(all="ignore")  # values that overflow are refused with an error that names them
 def hparams_from_gguf(f: GGUFFile) -> Hparams:
     """Read the sizes and constants of the model in `f`, and check all its tensors.
 
-    Presence, shape and type of every tensor are checked. Raises `GGUFError` with one line for a
-    file that is not a supported model or contradicts itself; things that are only unusual are
+    The presence, shape and type of every tensor are checked. Raises `GGUFError` with a one-line
+    message for a file that is not a supported model or contradicts itself. Unusual values are only
     reported in `Hparams.warnings`.
     """
     row = _row(f)
@@ -67,7 +68,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     blocks = read_blocks(
         f, row, n_layer=n_layer, n_head=n_head, head_dim=head_dim, n_rot=n_rot, window=window
     )
-    if blocks:  # `rope_freqs` is for the blocks without a window
+    if blocks:  # `rope_freqs` applies to the blocks without a window
         own = next((b.n_rot for b in blocks if b.window), n_rot)
         window_rope = window_rope._replace(n_rot=own, factors=False)
     experts = read_experts(f, row.name, row.experts, n_layer, warnings=warnings)
@@ -169,7 +170,7 @@ def _row(f: GGUFFile) -> ArchRow:
 
 
 def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> int:
-    """Read the width of a dense feed-forward layer, which is optional without dense blocks."""
+    """Read the width of a dense feed-forward layer, which is optional if no block is dense."""
     key = f"{row.name}.feed_forward_length"
     if experts is not None and experts.first == 0 and key not in f.metadata:
         return experts.n_ff
@@ -177,7 +178,7 @@ def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> i
 
 
 def _n_per_layer(f: GGUFFile, row: ArchRow) -> int:
-    """Read the size of the per-block token embeddings; 0 if there are none."""
+    """Read the size of the per-block token embeddings, or return 0 if there are none."""
     key = f"{row.name}.embedding_length_per_layer_input"
     return int(f.count(key, MAX_COUNT)) if row.per_layer else 0
 
@@ -200,14 +201,14 @@ def _logit_scale(row: ArchRow, scales: Scales) -> float:
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
-    """Read a soft-cap; 0 means none, also in the file."""
+    """Read a soft-cap; 0 means none, in the file as well."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
     return positive(f, key, default)
 
 
 def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
-    """Return the file's scales, or the row's, in float32 as in llama.cpp."""
+    """Return the scales of the file or else of the row, in float32 as in llama.cpp."""
     factors = {
         name: None if value is None else float(np.float32(value))
         for name, value in row.scales(sizes)._asdict().items()
@@ -223,7 +224,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
     """Return n_head, n_head_kv and head_dim."""
     prefix = f"{row.name}.attention"
     n_head = per_layer(f, f"{prefix}.head_count", n_layer)
-    if row.varied:  # `read_blocks` checks the others
+    if row.varied:  # `read_blocks` checks the other values
         n_head_kv = per_block(f, f"{prefix}.head_count_kv", n_layer, default=n_head)[0]
     else:
         n_head_kv = mixers.n_head_kv(f, row, n_layer, n_head)

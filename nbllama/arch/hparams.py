@@ -17,10 +17,10 @@ _TINY = 2.0**-126  # the smallest normal float32
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How positions beyond the trained context are scaled.
+    """The scaling of positions beyond the trained context.
 
-    `attn_factor` is the parameter of `ggml_rope_ext`: cos and sin are multiplied by it, and with
-    YaRN (`ext_factor` not 0) by `1 + 0.1 ln(1 / rope_freq_scale)` as well.
+    `attn_factor` is the parameter of `ggml_rope_ext`: cos and sin are multiplied by `attn_factor`
+    and, with YaRN (`ext_factor` not 0), also by `1 + 0.1 ln(1 / rope_freq_scale)`.
     """
 
     kind: str  # "none", "linear" or "yarn"
@@ -30,34 +30,34 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # for the factor that YaRN applies to all numbers of a head; 0: none
+    log_mul: float = 0.0  # for YaRN's factor on all numbers of a head; 0: none
 
 
 class Rope(NamedTuple):
-    """`ggml_rope_ext`'s freq_base and freq_scale, and whether the model's YaRN applies."""
+    """freq_base and freq_scale of `ggml_rope_ext`, and whether the model's YaRN applies."""
 
     freq_base: float
     freq_scale: float
     yarn: bool = True
-    n_rot: int = 0  # how many numbers of a head are rotated; 0: `Hparams.n_rot`
-    factors: bool = True  # do the factors in the file's `rope_freqs` apply?
+    n_rot: int = 0  # number of rotated numbers per head; 0: `Hparams.n_rot`
+    factors: bool = True  # do the factors in `rope_freqs` apply?
 
 
 class Temperature(NamedTuple):
-    """The factor of queries at position p: 1 + scale ln(1 + floor(p / length))."""
+    """The factor for queries at position p: 1 + scale ln(1 + floor(p / length))."""
 
     scale: float
     length: int
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Return the positions' factors (float32), rounded as in llama.cpp."""
+        """Return the factors (float32) at these positions, rounded as in llama.cpp."""
         steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
         factors = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
         return np.asarray(factors, np.float32)
 
 
 class DeltaNet(NamedTuple):
-    """Sizes of a gated delta net: heads of `size` numbers, and the taps of its convolution."""
+    """Sizes of a gated delta net: heads of `size` numbers, and the taps of the convolution."""
 
     heads: int
     key_heads: int  # head h uses the keys of h mod key_heads
@@ -66,12 +66,12 @@ class DeltaNet(NamedTuple):
 
     @property
     def n_values(self) -> int:
-        """The number of elements in the values of all heads."""
+        """The total number of elements in the values of all heads."""
         return self.heads * self.size
 
     @property
     def n_qkv(self) -> int:
-        """The number of elements in all queries, keys and values."""
+        """The total number of elements in queries, keys and values."""
         return self.n_values + 2 * self.key_heads * self.size
 
 
@@ -96,7 +96,7 @@ class Hparams:
     rope_pairing: str
     activation: str
     embed_scale: float
-    residual_scale: float  # of the outputs of attention and feed-forward
+    residual_scale: float  # scale of the outputs of attention and feed-forward
     logit_scale: float
     attn_scale: float
     attn_softcap: float  # 0: none
@@ -104,7 +104,7 @@ class Hparams:
     alibi_max_bias: float  # 0: RoPE
     window: int  # tokens in a sliding window; 0: no block has one
     window_period: int
-    window_rope: Rope  # of the blocks with a window
+    window_rope: Rope  # RoPE of the blocks with a window
     tied_output: bool
     has_rope_factors: bool
     has_qk_norm: bool
@@ -114,22 +114,22 @@ class Hparams:
     norm: str = "rms"  # or "layer": LayerNorm
     attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
     ffn_norm: str = "ffn_norm"  # the norm before feed-forward
-    qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before
-    rope_period: int = 0  # the last of this many consecutive blocks has no RoPE; 0: all have it
-    temperature: Temperature | None = None  # of the queries
-    gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
-    # alpha_p, alpha_n, beta and eps of each block, if xielu is the activation
+    qk_norm_last: bool = False  # are queries and keys normalised after RoPE, not before?
+    rope_period: int = 0  # one in this many blocks (the last) has no RoPE; 0: all have RoPE
+    temperature: Temperature | None = None  # scales the queries by their position
+    gated: bool = True  # feed-forward: act(gate) * up if true, else act(up)
+    # alpha_p, alpha_n, beta and eps of each block, if the activation is xielu
     xielu: tuple[tuple[float, ...], ...] = ()
-    mixers: tuple[str, ...] = ()  # "attention", "conv" or "delta" by block; (): attention in all
+    mixers: tuple[str, ...] = ()  # "attention", "conv" or "delta" per block; (): all attention
     conv_taps: int = 0  # tokens that a short convolution reads, including the current one
     delta: DeltaNet | None = None  # sizes of the blocks with a delta net
-    attn_gate: bool = False  # attn_q also has a gate for each number of attention's output
+    attn_gate: bool = False  # does attn_q include a gate for each number of the attention output?
     output_norm: str = "output_norm"
     experts: Experts | None = None
-    blocks: tuple[BlockSizes, ...] = ()  # sizes of the blocks if they differ, else ()
-    values_normed: bool = False  # values have a norm, without a weight
+    blocks: tuple[BlockSizes, ...] = ()  # sizes of the blocks if they differ, otherwise ()
+    values_normed: bool = False  # are values normalised (without a weight)?
     n_per_layer: int = 0  # size of the per-block token embeddings; 0: none
-    next_blocks: int = 0  # number of the file's blocks after `n_layer`, which are not used
+    next_blocks: int = 0  # number of unused blocks after `n_layer` in the file
     warnings: tuple[str, ...] = field(default=(), compare=False)  # one line each
 
     def mixer_at(self, layer: int) -> str:
@@ -138,7 +138,7 @@ class Hparams:
 
     @property
     def attention_layers(self) -> list[int]:
-        """The blocks with attention, except those that use another block's keys and values."""
+        """The blocks with attention, except blocks that use another block's keys and values."""
         layers = (i for i in range(self.n_layer) if self.mixer_at(i) == "attention")
         return [i for i in layers if self.sizes_at(i).kv_from == i]
 
@@ -151,24 +151,24 @@ class Hparams:
 
     @property
     def each_size(self) -> list[BlockSizes]:
-        """The sizes of all blocks, or one of them if they are the same."""
+        """The sizes of all blocks, or of a single one if all are the same."""
         return list(self.blocks) or [self.sizes_at(0)]
 
     @property
     def most_frozen(self) -> int:
-        """The largest number of blocks that can be replaced with the last one's stored output.
+        """The largest number of leading blocks that can be replaced with their stored output.
 
-        Counted from the first block. Later blocks must not use the keys and values of these blocks.
+        Later blocks must not use the keys and values of the replaced blocks.
         """
         return min((*self.lent, self.n_layer))
 
     @property
     def lent(self) -> list[int]:
-        """The blocks whose keys and values later blocks use too, in ascending order."""
+        """The blocks whose keys and values are also used by later blocks, in ascending order."""
         return sorted({b.kv_from for i, b in enumerate(self.blocks) if b.kv_from != i})
 
     def window_at(self, layer: int) -> int:
-        """Return how many tokens, including itself, a token attends to in a block; 0: all.
+        """Return how many tokens, including itself, a token attends to in this block; 0: all.
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
@@ -177,12 +177,12 @@ class Hparams:
         return self.window if layer % self.window_period < self.window_period - 1 else 0
 
     def experts_at(self, layer: int) -> Experts | None:
-        """Return the experts of a block; None if it has a dense feed-forward layer."""
+        """Return the experts of a block, or None if its feed-forward layer is dense."""
         return self.experts if self.experts is not None and self.experts.at(layer) else None
 
     @property
     def ff_width(self) -> int:
-        """Numbers per token of gate (and of up): in its chosen experts, or in a dense block."""
+        """Numbers per token in gate (and in up), in the chosen experts or in a dense block."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)
@@ -194,7 +194,7 @@ class Hparams:
         return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
 
     def rope_at(self, layer: int) -> Rope | None:
-        """Return a block's RoPE; None if it has none."""
+        """Return a block's RoPE, or None if it has no RoPE."""
         if self.alibi_max_bias or (self.rope_period and (layer + 1) % self.rope_period == 0):
             return None
         if self.window_at(layer):
@@ -209,7 +209,7 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """Return `hp` with the user's constants; YaRN's factors are adapted to the new scale.
+    """Return `hp` with the user's constants, and with YaRN's factors adapted to the new scale.
 
     Raises `UsageError` for a value that is not a positive normal float32.
     """
@@ -236,14 +236,14 @@ def with_overrides(
         )
         hp = replace(hp, rope_freq_scale=float(scale), rope_scaling=new)
     window = ARCHS[hp.arch].window
-    if window is not None and not window.base_key:  # blocks with a window have the model's RoPE
+    if window is not None and not window.base_key:  # blocks with a window use the model's RoPE
         factor = hp.rope_freq_scale if window.yarn else 1.0
         hp = replace(hp, window_rope=Rope(hp.rope_freq_base, factor, window.yarn))
     return hp
 
 
 def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
-    """Return warnings about training with `n_ctx` tokens of context; empty if there are none."""
+    """Return warnings about training with `n_ctx` tokens of context, if any."""
     if 0 < hp.n_ctx_train < n_ctx:
         return [
             f"context {n_ctx} is longer than the {hp.n_ctx_train} tokens the model was trained with"
@@ -254,10 +254,10 @@ def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
 def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0) -> np.float32:
     """Return the factor by which llama.cpp undoes ggml's magnitude correction (float32).
 
-    YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f for a stretch by f = 1 / scale, but not for f
-    < 1; `ggml_rope_ext` always multiplies by 1 + 0.1 ln f. The result is m(f) divided by that. If a
-    file multiplies all numbers of a head by 1 + 0.1 `log_mul` ln f, the result is also divided by
-    that.
+    For a stretch by f = 1 / scale, YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f, or by 1 if f
+    < 1; `ggml_rope_ext` always multiplies by 1 + 0.1 ln f. The result is m(f) / (1 + 0.1 ln f). If
+    a file multiplies all numbers of a head by 1 + 0.1 `log_mul` ln f, the result is also divided by
+    this factor.
     """
     if ext_factor == 0:
         return np.float32(1)

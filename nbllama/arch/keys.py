@@ -1,4 +1,4 @@
-"""Read numbers from a GGUF file's keys; errors name the keys with impossible values."""
+"""Read numbers from the keys of a GGUF file; errors name the keys with invalid values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """Read a count given once or per layer; it must be the same in all layers."""
+    """Read a count given once or per layer, which must be the same in all layers."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -75,7 +75,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 
 
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
-    """Return the period of the blocks without a window, given as a count or as flags per block."""
+    """Return the period of the blocks without a window, given as a number or as per-block flags."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:

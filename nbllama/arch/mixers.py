@@ -1,4 +1,4 @@
-"""Find the blocks of a file that have a mixer other than attention, and the mixer's sizes."""
+"""Find the blocks in a file that use a mixer other than attention, and read its sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_TAPS = 64
 
 
 def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
-    """Return each block's kind, "attention" or the row's `mixer`; () if all have attention."""
+    """Return "attention" or the row's `mixer` for each block; () if all blocks have attention."""
     if not row.mixer:
         return ()
     key, has = _by_heads(f, row) if row.mixer == "conv" else _by_period(f, row, n_layer)
@@ -25,13 +25,13 @@ def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
 
 
 def _by_heads(f: GGUFFile, row: ArchRow) -> tuple[str, list[bool]]:
-    """Find the blocks with attention: those that have key heads."""
+    """Find the blocks with attention, which are the blocks with key heads."""
     key = f"{row.name}.attention.head_count_kv"
     return key, [n > 0 for n in f.get(key, "ints").tolist()]
 
 
 def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]]:
-    """Find the blocks with attention: the last of each period, or those that the file lists."""
+    """Find the blocks with attention: the last of each period, or the blocks listed in the file."""
     key = f"{row.name}.attention.recurrent_layers"
     if key in f.metadata:
         return key, [not flag for flag in f.get(key, "flags")]
@@ -55,7 +55,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
 
 
 def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
-    """Read the sizes of the blocks with a delta net; None for other models."""
+    """Read the sizes of the blocks with a delta net; return None for other models."""
     if row.mixer != "delta":
         return None
     key = f"{row.name}.ssm"
@@ -76,10 +76,10 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
 
 
 def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
-    """Check that every pair of numbers that RoPE rotates is in a section with a text position.
+    """Check that every pair of numbers rotated by RoPE is in a section with a text position.
 
     llama.cpp interleaves the pairs of the first three sections. Pairs outside these sections are
-    rotated by a fourth position, which text does not have.
+    rotated by a fourth position, which does not exist for text.
     """
     if row.mixer != "delta":
         return
@@ -91,7 +91,7 @@ def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
 
 
 def conv_taps(f: GGUFFile, row: ArchRow) -> int:
-    """Read how many tokens a short convolution reads; 0 if the model has none."""
+    """Read the number of tokens that a short convolution reads; return 0 if the model has none."""
     if row.mixer != "conv":
         return 0
     return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

@@ -1,4 +1,4 @@
-"""The table of architectures, and the names of those that are refused."""
+"""The architecture table, and the names of architectures that are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARCHS: dict[str, ArchRow] = {
     for row in family.ROWS
 }
 
-# Why these architectures are refused; other unknown names are refused without a reason.
+# Reasons for refusing these architectures; other unknown names are refused without a reason.
 _EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
@@ -40,5 +40,5 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }
 
-# The only architecture that llama.cpp's `finetune` trained; its `.bin` adapters do not name it.
+# The only architecture that llama.cpp's `finetune` could train; its `.bin` adapters name none.
 OLD_TOOL_ARCH = "llama"

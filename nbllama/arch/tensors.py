@@ -1,4 +1,4 @@
-"""Tensors that several architectures have, and the names of the matrices at Hugging Face."""
+"""Tensors shared by several architectures, and the Hugging Face names of the matrices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
-    The name of a block's tensor has no `blk.N.`. `mixer`: the kind of the blocks that have the
-    tensor (`Hparams.mixer_at`); "per_layer": blocks with their own embeddings; "": all blocks.
+    The names of block tensors omit `blk.N.`. `mixer` is the kind of block that has the tensor
+    (`Hparams.mixer_at`), "per_layer" for blocks with their own embeddings, or "" for all blocks.
     """
 
     name: str
@@ -19,7 +19,7 @@ class TensorRow(NamedTuple):
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
-    """Return the same tensors except for the weights with these names."""
+    """Return the same tensors without the weights with these names."""
     return tuple(row for row in rows if row.name.removesuffix(".weight") not in names)
 
 
@@ -71,7 +71,7 @@ POST_NORMS = (
     TensorRow("post_attention_norm.weight", ("n_embd",)),
     TensorRow("post_ffw_norm.weight", ("n_embd",)),
 )
-# Fused matrices: gate and up; queries, keys and values.
+# Fused matrices: gate and up, or queries, keys and values.
 FUSED_FEED_FORWARD = (
     TensorRow("ffn_norm.weight", ("n_embd",)),
     TensorRow("ffn_down.weight", ("n_embd", "n_ff")),
@@ -84,7 +84,7 @@ FUSED = (
     TensorRow("attn_output.weight", ("n_embd", "n_q")),
     *FUSED_FEED_FORWARD,
 )
-# In a block with experts: the router, and the matrices of all experts and the shared expert.
+# In a block with experts: the router, the matrices of all experts, and the shared expert.
 DENSE_FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
 ROUTED = (
     TensorRow("ffn_gate_inp.weight", ("n_expert", "n_embd")),
@@ -118,7 +118,7 @@ HF_MODULES = {
     "ffn_up": "mlp.up_proj",
 }
 HF_ATTENTION = {k: module for k, module in HF_MODULES.items() if k.startswith("attn")}
-# {e}: the number of an expert; each has a separate module
+# {e}: the index of an expert; each expert has a separate module
 HF_EXPERTS = HF_ATTENTION | {
     "ffn_gate_exps": "mlp.experts.{e}.gate_proj",
     "ffn_down_exps": "mlp.experts.{e}.down_proj",

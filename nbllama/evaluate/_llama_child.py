@@ -33,8 +33,9 @@ def _answer(request: dict[str, Any]) -> list[list[tuple[list[int], list[float]]]
 
 
 def _after(server: Any, prompt: list[int], k: int, draw: int) -> tuple[list[int], list[float]]:
-    # llama.cpp returns no probabilities if the drawn token ends within a character. A bias does not
-    # change the returned probabilities, so it forces a token that ends with a whole character.
+    # llama.cpp returns no probabilities if the drawn token ends inside a character. A bias does not
+    # change the returned probabilities, so it is used to force a token that ends with a whole
+    # character.
     asked = {
         "prompt": prompt, "n_predict": 1, "n_probs": k, "temperature": 0.0, "cache_prompt": True,
         "stream": False, "logit_bias": [[draw, 1e6]],
@@ -48,7 +49,7 @@ def _after(server: Any, prompt: list[int], k: int, draw: int) -> tuple[list[int]
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this file's folder: its modules must not shadow others
+    del sys.path[0]  # the folder of this file, whose modules must not shadow others
     try:
         answer: Any = {"rows": _answer(json.loads(sys.stdin.buffer.read()))}
     except Exception as e:

@@ -1,8 +1,8 @@
-"""Predictions of llama.cpp, from the package `xllamacpp` if it is installed.
+"""Get predictions from llama.cpp, through the package `xllamacpp` if it is installed.
 
-llama.cpp ends the whole process on some files, so it runs in a child (`_llama_child.py`). After
-each token, its server returns the `CANDIDATES` most likely next tokens, with log p from the softmax
-over the whole vocabulary.
+llama.cpp aborts the whole process on some files, so it runs in a child process (`_llama_child.py`).
+After each token, its server returns the `CANDIDATES` most likely next tokens, with log p from the
+softmax over the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECONDS = 1800  # enough for a large model on a slow disk
 
 
 class Candidates(NamedTuple):
-    """The most likely next tokens at one position, most likely first.
+    """The most likely next tokens at one position, in descending order of probability.
 
     ids int64 `[K]`, log p float64 `[K]`.
     """
@@ -49,9 +49,10 @@ def candidates(
 ) -> list[list[Candidates]]:
     """Return llama.cpp's predictions after each token of each row of token ids.
 
-    `adapters`: GGUF files and their scales. `letter`: a token that consists of whole characters.
+    `adapters` contains GGUF files and their scales. `letter` is a token that consists of whole
+    characters.
 
-    Raises `NbllamaError` if llama.cpp fails or ends the process.
+    Raises `NbllamaError` if llama.cpp fails or aborts the process.
     """
     request = {
         "model": model,
@@ -84,6 +85,6 @@ def candidates(
 
 
 def _last_words(stderr: bytes) -> str:
-    """Return the line that reports a failed assertion, or else the last line."""
+    """Return the line that reports a failed assertion, or the last line if there is none."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
     return next((line for line in lines if "GGML_ASSERT" in line), lines[-1]).strip()

@@ -1,7 +1,7 @@
-"""A short text on which two models, or a model with and without its adapter, are compared.
+"""A short text for comparing two models, or a model with and without its adapter.
 
-If the user gives no text, a model completes a few openings greedily, so that the text suits the
-model, whatever its language or training.
+If the user provides no text, a model completes a few openings greedily, so that the text suits the
+model, regardless of its language or training.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OPENINGS = (
     "Question: What is two and two?",
     "今天",
 )
-OWN_TOKENS = 20  # tokens that the model writes after each opening
-TEXT_TOKENS = 256  # number of tokens that are used from a text
-ROW = 64  # number of tokens that are read together
+OWN_TOKENS = 20  # tokens generated after each opening
+TEXT_TOKENS = 256  # number of tokens used from a text
+ROW = 64  # number of tokens read at a time
 
 Rows = Sequence[np.ndarray]
 
 
 def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.ndarray]:
-    """Return the int32 token ids of each opening and its completion, which ignores end tokens."""
+    """Return int32 token ids of each opening with its completion, which ignores end tokens."""
     rows = []
     for opening in OPENINGS:
         ids = model.tokenizer.encode(opening, add_special=True)
@@ -59,7 +59,7 @@ def of_text(model: Model, text: str, name: str) -> list[np.ndarray]:
 
 
 def reader(model: Model, adapter: Adapter | None, rows: Rows) -> Reader:
-    """Return a reader for these rows."""
+    """Return a reader for these rows of tokens."""
     return Reader(model, adapter, max(map(len, rows)))
 
 

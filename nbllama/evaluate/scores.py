@@ -1,9 +1,9 @@
 """Measure how well a model predicts a text, and how much two models differ, in nats per token.
 
-A text is split into chunks of `n_ctx` tokens, each read separately. The first half of a chunk
-serves only as context; every token of the second half is scored given all tokens before it. This is
-the method of llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`), so that the numbers
-are comparable:
+A text is split into chunks of `n_ctx` tokens, which are read separately. The first half of a chunk
+serves only as context; each token in the second half is scored given all preceding tokens in the
+chunk. llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`) uses the same method, so the
+numbers are comparable:
 
     perplexity = exp(mean of -log p(token))
     KL(P ‖ Q) = sum over v of P(v) (log P(v) - log Q(v))
@@ -30,10 +30,10 @@ ROWS = 128  # positions whose logits are in memory at the same time
 
 
 def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
-    """Return the token ids int32 of a text for `chunks`, with the model's BOS and EOS.
+    """Return the int32 token ids of a text for `chunks`, with the model's BOS and EOS.
 
-    `name`: the name of the text's file. Raises `DataError` if there are fewer than two chunks, as
-    llama.cpp does: the perplexity of a shorter text has no meaning.
+    `name` is the name of the file with the text. Raises `DataError` for fewer than two chunks, as
+    in llama.cpp, because the perplexity of a shorter text is meaningless.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:
@@ -47,7 +47,7 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
 def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
     """Split a text into full chunks int32 `[n_ctx]`; the remainder is dropped.
 
-    BOS replaces the first token of each chunk if the model adds one.
+    If the model adds BOS, it replaces the first token of each chunk.
     """
     out = [ids[i : i + n_ctx].copy() for i in range(0, len(ids) - n_ctx + 1, n_ctx)]
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -66,16 +66,16 @@ class Reader:
         n_ctx: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """Prepare the model; `check` runs between blocks and can raise an error."""
+        """Prepare the model; `check` is called between blocks and may raise."""
         self.model, self._check = model, check
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, n_ctx)
 
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
-        """Yield the logits float32 `[rows, V]` after the positions from `first` up to `last`.
+        """Yield the logits float32 `[rows, V]` after positions `first` to `last - 1`.
 
-        tokens int32 `[N]`. The pieces have at most `ROWS` rows. Raises `NbllamaError` if a logit is
-        not finite.
+        `tokens` is int32 `[N]`. Each piece has at most `ROWS` rows. Raises `NbllamaError` if a
+        logit is not finite.
         """
         n = len(tokens)
         batch = Batch.from_rows([(tokens, np.full(n, -1, np.int32))])
@@ -98,7 +98,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return -log p(target), float64 `[M]`, of logits `[M, V]`; sums are computed in float64."""
+    """Return -log p(target), float64 `[M]`, for logits `[M, V]`; sums are in float64."""
     top = logits.max(axis=1)
     total: np.ndarray = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
     wanted = logits[np.arange(len(logits)), targets]
@@ -107,12 +107,12 @@ def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def scored(n: int) -> tuple[int, int]:
-    """Return (first, last + 1) for the positions among `n` tokens whose next token is scored."""
+    """Return (first, last + 1) of the positions, among `n` tokens, whose next token is scored."""
     return n // 2, n - 1
 
 
 def chunk_losses(reader: Reader, tokens: np.ndarray) -> np.ndarray:
-    """Return -log p of the scored tokens of one chunk, float64 `[n - 1 - n // 2]`."""
+    """Return -log p of the scored tokens in a chunk, float64 `[n - 1 - n // 2]`."""
     first, last = scored(len(tokens))
     pieces = []
     for logits in reader.logits(tokens, first, last):
@@ -123,10 +123,10 @@ def chunk_losses(reader: Reader, tokens: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Compared:
-    """Two models on the same tokens, one value per scored token, float64.
+    """A comparison of two models on the same tokens, with one float64 value per scored token.
 
-    `kl`: KL(base ‖ other), never below zero. `base`, `other`: -log p of the actual token.
-    `same_top`: whether both have the same most likely token.
+    `kl` is KL(base ‖ other), never negative. `base` and `other` are -log p of the actual token.
+    `same_top` says whether both models have the same most likely token.
     """
 
     kl: np.ndarray
@@ -136,7 +136,7 @@ class Compared:
 
     @staticmethod
     def joined(parts: Sequence[Compared]) -> Compared:
-        """Join the results of several chunks, in their order."""
+        """Join the results of several chunks, in order."""
 
         def all_of(name: str) -> np.ndarray:
             return np.concatenate([getattr(part, name) for part in parts])
@@ -161,7 +161,7 @@ def compare_logits(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -> 
 def compare_chunk(
     base: Reader, other: Reader, tokens: np.ndarray, first: int | None = None
 ) -> Compared:
-    """Compare the scored tokens of one chunk under two models; `first`: see `scored`."""
+    """Compare two models on the scored tokens of a chunk; for `first`, see `scored`."""
     begin, last = scored(len(tokens))
     first = begin if first is None else first
     parts = []
@@ -174,14 +174,14 @@ def compare_chunk(
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its standard error (nan for a single value)."""
+    """A mean and its standard error (nan for a single value)."""
 
     value: float
     error: float
 
     @staticmethod
     def of(values: np.ndarray) -> Mean:
-        """Compute the mean of `values` and its standard error, as llama.cpp does."""
+        """Compute the mean of `values` and its standard error, as in llama.cpp."""
         n = len(values)
         mean = float(values.mean(dtype=np.float64))
         if n < 2:
@@ -190,6 +190,6 @@ class Mean:
         return Mean(mean, math.sqrt(float(values.var(dtype=np.float64)) / (n - 1)))
 
     def exp(self) -> Mean:
-        """Return exp of the mean, with its error to first order."""
+        """Return exp of the mean, with the error to first order."""
         value = math.exp(self.value)
         return Mean(value, value * self.error)

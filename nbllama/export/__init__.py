@@ -1,1 +1,1 @@
-"""Write models with merged adapters or different weight types."""
+"""Write models with merged adapters or with different weight types."""

@@ -1,7 +1,7 @@
-"""`--outtype auto`: for each merged matrix, the smallest type that keeps the effect of its pair.
+"""`--outtype auto`: choose the smallest type that keeps the effect of the pair, per merged matrix.
 
-A pair's effect is its contribution to the layer's products, squared and summed over the sample; the
-loss is the same sum for the rounding error. Effect and loss are quadratic in small changes, like
+The effect of a pair is its contribution to the layer's products, squared and summed over the
+sample. The loss is the same sum for the rounding error. Both are quadratic in small changes, like
 the KL divergence of the model's output.
 """
 
@@ -23,13 +23,13 @@ from nbllama.gguf_io.types import TENSOR_TYPES
 from nbllama.lora.pairs import Adapter
 from nbllama.quants import decode, nbytes
 
-KEEP = 0.95  # share of the effect
+KEEP = 0.95  # share of the effect to keep
 _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
-"""In ascending order of bits; for equal bits, the K type first."""
+"""In ascending order of bits; among types of equal size, the K type comes first."""
 
 
 class Plan(NamedTuple):
-    """Type ids by tensor name, the total size, and the share of the effect that is kept."""
+    """Type ids by tensor name, the total size, and the kept share of the effect."""
 
     types: dict[str, int]
     nbytes: int
@@ -44,20 +44,20 @@ class Plan(NamedTuple):
 
 
 class Spool:
-    """Encoded tensors in an unnamed file until they are written: a `rewrite.Whole`."""
+    """A `rewrite.Whole` that stores encoded tensors in an unnamed file until they are written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._places: dict[str, tuple[int, int, int]] = {}
 
     def put(self, name: str, type_id: int, raw: np.ndarray) -> None:
-        """Store a tensor's bytes."""
+        """Store the bytes of a tensor."""
         place = self._file.seek(0, os.SEEK_END)
         self._file.write(raw.tobytes())
         self._places[name] = (type_id, place, raw.size)
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether a tensor is stored here."""
+        """Return whether a tensor is stored in the spool."""
         return name in self._places and self._places[name][0] == type_id
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
@@ -69,7 +69,7 @@ class Spool:
 
 @contextmanager
 def spool_beside(path: str | os.PathLike[str]) -> Iterator[Spool]:
-    """Open a spool on the disk of `path`; it is removed after the `with` block."""
+    """Open a spool on the same disk as `path`; it is removed after the `with` block."""
     with TemporaryFile(dir=os.path.dirname(os.path.abspath(path))) as file:
         yield Spool(file)
 
@@ -82,7 +82,7 @@ def plan(
     *,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Plan:
-    """Choose a type for every block matrix that has a pair, and store the result in `spool`.
+    """Choose a type for every block matrix with a pair, and store the encoded matrix in `spool`.
 
     Raises GGUFError for weights that cannot be encoded.
     """
@@ -117,7 +117,7 @@ def plan(
 
 
 def _candidates(own: int, row: int) -> list[int]:
-    """Return type ids for rows of `row` weights, fewest bits first; in a tie, `own` first."""
+    """Return type ids for rows of `row` weights, fewest bits first, with `own` first in a tie."""
     known = [TENSOR_TYPES[IDS[name]] for name in _LADDER]
     fit = [t for t in known if row % t.block_size == 0]
     return [t.id for t in sorted(fit, key=lambda t: (t.type_size / t.block_size, t.id != own))]

@@ -1,9 +1,9 @@
-"""Rounding of matrices that preserves their products with a sample of the training data.
+"""Round matrices so that their products with a sample of the training data are preserved.
 
 Rounding to the nearest code returns most weights to their old values, because an adapter changes
-them by less than half a step. With error feedback (`nbllama.export.feedback`), a row's codes are
-chosen together. Each row is rounded twice, onto the base's scales and onto new ones for the merged
-weights, and the result with the smaller error of the products is kept.
+them by less than half a step. With error feedback (`nbllama.export.feedback`), the codes of a row
+are chosen jointly. Each row is rounded twice, with the scales of the base and with new scales for
+the merged weights, and the result with the smaller error in the products is kept.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def rounds(name: str, type_id: int) -> bool:
 
 
 def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
-    """Name the merged expert tensors that are rounded to nearest although their type has a grid.
+    """Describe merged expert tensors that are rounded to nearest although their type has a grid.
 
-    `merged`: tensors with a pair. Returns "" if there are none.
+    `merged` lists the tensors with a pair. Returns "" if there are no such expert tensors.
     """
     found = [n for n in merged if has_grid(types[n]) and not rounds(n, types[n])]
     slots = [slot[0] for slot in map(slot_of, found) if slot is not None]
@@ -43,9 +43,10 @@ def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
 
 
 class Encoded(NamedTuple):
-    """A matrix. `raw`: blocks, uint8 `[nbytes]`. `cost`: squared error of all products.
+    """An encoded matrix.
 
-    `kept`: number of rows on the base's scales; the others are on new ones.
+    `raw` contains the blocks, uint8 `[nbytes]`, and `cost` is the squared error of all products.
+    `kept` is the number of rows that use the scales of the base instead of new ones.
     """
 
     raw: np.ndarray
@@ -56,7 +57,7 @@ class Encoded(NamedTuple):
 class Rounder:
     """Round the matrices of a model, block by block in ascending order.
 
-    `kept`, `renewed`: number of rows that `round` left on the base's scales, or put on new ones.
+    `kept` and `renewed` count the rows for which `round` used the scales of the base or new ones.
     """
 
     def __init__(self, inputs: BlockInputs) -> None:
@@ -65,21 +66,21 @@ class Rounder:
         self.kept = self.renewed = 0
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether this object rounds a tensor to this type."""
+        """Return whether this object rounds the tensor to this type."""
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]` as uint8 `[nbytes]`; arguments and errors as for `encode`."""
+        """Encode w float32 `[R, n]` as uint8 `[nbytes]`; same arguments and errors as `encode`."""
         made = self.encode(name, type_id, w, base)
         self.kept += made.kept
         self.renewed += len(w) - made.kept
         return made.raw
 
     def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
-        """Round w float32 `[R, n]` onto one or two sets of scales, and keep the better rows.
+        """Round w float32 `[R, n]` with one or two sets of scales, and keep the better rows.
 
-        `base`: the tensor's blocks before the merge, if they have the same type. Raises ValueError
-        for weights that cannot be encoded, and for a block below that of the last call.
+        `base` contains the tensor's blocks before the merge, if they are of the same type. Raises
+        ValueError for weights that cannot be encoded, and for a lower block than in the last call.
         """
         factor = self.factor(name)
         found, costs = [], []
@@ -94,20 +95,20 @@ class Rounder:
         return Encoded(raw, float(np.minimum(*costs).sum()), int(old.sum()))
 
     def effect(self, name: str, pair: Pair, scale: float) -> float:
-        """Return the squared contribution of a pair to the products over the sample, as `cost`."""
+        """Return the squared contribution of a pair to the products, measured like `cost`."""
         factor = self.factor(name)
         a = np.float32(scale) * (pair.a[:, factor.order] @ factor.lower)  # (r, n)
         gram = pair.b.T @ pair.b
         return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
 
     def lost(self, name: str, error: np.ndarray) -> float:
-        """Return the squared effect of an error `[R, n]` of the weights, as `cost`."""
+        """Return the squared effect of an error `[R, n]` in the weights, measured like `cost`."""
         factor = self.factor(name)
         moved = error[:, factor.order] @ factor.lower
         return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
 
     def factor(self, name: str) -> Factor:
-        """Factorise the second moments of a tensor's input, only once per input."""
+        """Factorise the second moments of a tensor's input (once per input)."""
         where = input_of(name)
         if where is None:
             raise ValueError(f"{name} is not a linear layer of a block")
@@ -120,6 +121,6 @@ class Rounder:
         if source not in self._factors:
             if source not in self._inputs.moments:
                 raise ValueError("the forward pass does not provide its input")
-            # not needed after the factorisation
+            # not used after the factorisation
             self._factors[source] = factorise(self._inputs.moments.pop(source))
         return self._factors[source]

@@ -1,8 +1,9 @@
-"""Rounding of a whole matrix with error feedback (method: `nbllama.quants.encode.feedback`).
+"""Round a whole matrix with error feedback (method: `nbllama.quants.encode.feedback`).
 
-The factor L D Lᵀ of the inputs' second moments is one Cholesky factorisation in float64, in strips.
-Columns are sorted: those with large inputs are rounded first, while all others can still compensate
-for their errors. Sorting is possible because every scale is known in advance.
+The second moments of the inputs are factorised as L D Lᵀ by a Cholesky factorisation in float64, in
+strips. Columns are sorted so that columns with large inputs are rounded first, while all other
+columns can still compensate for their errors. Sorting is possible because all scales are known in
+advance.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from nbllama.ops.linear.panels import pack, panel_floats
 from nbllama.quants import as_readonly
 from nbllama.quants.encode.feedback import round_piece
 
-PIECE = 256  # columns between two matrix products
-STRIP, WIDE = 512, 1024  # columns that are factorised and updated at a time
+PIECE = 256  # columns processed between two matrix products
+STRIP, WIDE = 512, 1024  # columns factorised and updated at a time
 DAMPING = 0.01
-"""Damping, as a fraction of the mean of H's diagonal, to which it is added. It keeps H invertible
+"""Damping added to the diagonal of H, as a fraction of the diagonal's mean. It keeps H invertible
 if a sample has fewer tokens than the layer has inputs, and limits errors on inputs that the sample
 does not use."""
 _F32 = 0  # ggml's id
 
 
 class Factor(NamedTuple):
-    """H, with sorted columns, as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
+    """H with sorted columns as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
 
     order: np.ndarray
     lower: np.ndarray
@@ -35,7 +36,7 @@ class Factor(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """`codes` int8 `[R, n]`; `cost` float64 `[R]`: each row's part of tr(E (H + damping) Eᵀ)."""
+    """`codes` int8 `[R, n]`; `cost` float64 `[R]`, each row's part of tr(E (H + damping) Eᵀ)."""
 
     codes: np.ndarray
     cost: np.ndarray
@@ -44,7 +45,7 @@ class Rounded(NamedTuple):
 def factorise(h: np.ndarray, damping: float = DAMPING) -> Factor:
     """Factorise H float32 `[n, n]`; only the lower triangle is read.
 
-    Raises ValueError if H is not finite, or not positive definite in spite of the damping.
+    Raises ValueError if H is not finite, or not positive definite despite the damping.
     """
     diagonal = h.diagonal().astype(np.float64)
     if not np.isfinite(diagonal.sum()):
@@ -62,7 +63,7 @@ def factorise(h: np.ndarray, damping: float = DAMPING) -> Factor:
 
 
 def _in_order(h: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return a symmetric matrix, given by its lower triangle, with rows and columns in `order`."""
+    """Reorder the rows and columns of a symmetric matrix, given by its lower triangle."""
     whole = np.tril(h)
     for at in range(0, len(h), STRIP):
         end = at + STRIP
@@ -76,10 +77,10 @@ def _in_order(h: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _cholesky(a: np.ndarray) -> None:
-    """Replace a symmetric float64 matrix with its Cholesky factor, one strip of columns at a time.
+    """Replace a symmetric float64 matrix with its Cholesky factor, in strips of columns.
 
-    Most of the work is matrix products, which are three times as fast as LAPACK's factorisation of
-    the whole matrix, and there is no second copy of the matrix.
+    Most of the work consists of matrix products, which makes this function three times as fast as
+    LAPACK's factorisation of the whole matrix, and there is no second copy of the matrix.
     """
     n = len(a)
     for at in range(0, n, STRIP):
@@ -87,7 +88,7 @@ def _cholesky(a: np.ndarray) -> None:
         a[at:end, at:end] = top = np.linalg.cholesky(a[at:end, at:end])
         a[at:end, end:] = 0.0
         a[end:, at:end] = strip = a[end:, at:end] @ np.linalg.inv(top).T
-        for first in range(end, n, WIDE):  # the rest, below the diagonal
+        for first in range(end, n, WIDE):  # the remaining columns, below the diagonal
             part = strip[first - end :]
             a[first:, first : first + WIDE] -= part @ part[:WIDE].T
 
@@ -103,11 +104,11 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     weights = np.ascontiguousarray(w[:, factor.order])
     group = (factor.order // grid.group).astype(np.int32)
     codes, cost = np.empty((rows, n), np.int8), np.zeros(rows)
-    later: list[tuple[int, int, np.ndarray]] = []  # first and last column, errors packed
+    later: list[tuple[int, int, np.ndarray]] = []  # first and last column, packed errors
     for end in range(n, 0, -PIECE):
         at = max(0, end - PIECE)
         m = end - at
-        wanted = weights[:, at:end].copy()  # always a copy, because it is overwritten
+        wanted = weights[:, at:end].copy()  # must be a copy, because it is overwritten
         for first, last, panels in later:
             part = np.ascontiguousarray(factor.lower[first:last, at:end].T)
             raw = as_readonly(part.reshape(-1).view(np.uint8))

@@ -1,15 +1,15 @@
-"""The weight type of each tensor of a model, by the file types of llama.cpp's `llama-quantize`.
+"""The weight type of each tensor in a model, for the file types of llama.cpp's `llama-quantize`.
 
-The rules and fallbacks are facts from `src/llama-quant.cpp` (`tensor_allows_quantization`,
+The rules and fallbacks are taken from `src/llama-quant.cpp` (`tensor_allows_quantization`,
 `llama_tensor_get_type_impl`, `tensor_type_fallback`), for models with llama's tensor names, without
 an importance matrix and without experts:
 
-- only matrices named `*.weight` that are not norms change type;
+- Only matrices that are named `*.weight` and are not norms change type.
 - `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, or if a row
-  is not whole blocks of the file's main type);
-- `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` of the K mixes use more bits, in some or all
-  blocks;
-- a row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
+  is not a whole number of blocks of the file's main type).
+- In K mixes, `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` use more bits in some or all
+  blocks.
+- A row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
 
 The numbers are those of `enum llama_ftype`.
 """
@@ -69,11 +69,11 @@ FILE_TYPES: dict[str, FileType] = {
     )
 }
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-"""Short names, with llama.cpp's meaning."""
+"""Short names, with the same meaning as in llama.cpp."""
 
 
 def file_type(name: str) -> FileType:
-    """Return the row with this name, in upper or lower case; `UsageError` lists the names."""
+    """Return the row with this name (case-insensitive), or raise `UsageError` with a list."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -86,12 +86,12 @@ def file_type(name: str) -> FileType:
 
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor can change to the file's type (numpy shape)."""
+    """Return whether a tensor with this numpy shape can change to the file's type."""
     return len(shape) >= 2 and name.endswith("weight") and not name.endswith(_KEPT)
 
 
 def fitting(kind: str, row: int) -> str:
-    """Return `kind`, or llama.cpp's replacement for rows that are not whole blocks of it."""
+    """Return `kind`, or llama.cpp's replacement if rows are not whole blocks of this type."""
     if kind in BLOCK_OF_256 and row % 256:
         kind = _FALLBACK[kind]
     return "F16" if kind not in (*_PLAIN, *BLOCK_OF_256) and row % 32 else kind
@@ -106,10 +106,10 @@ def tensor_types(
     n_head_kv: int,
     pure: bool = False,
 ) -> dict[str, str]:
-    """Return the weight type, by name, of every tensor that may change (see `may_change`).
+    """Return the weight types of all tensors that may change (see `may_change`), by name.
 
-    Shapes are numpy's. `pure`: use the main type for all of them. Rows that do not even fit blocks
-    of 32 become F16.
+    Shapes are in numpy order. With `pure`, the main type is used for all tensors. Rows that are not
+    even whole blocks of 32 become F16.
     """
     mixed = not pure and kind.main not in _PLAIN
     tied = "output.weight" not in shapes
@@ -137,13 +137,13 @@ def _of_output(kind: FileType, row: int) -> str:
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """Return whether a block is in the first or last eighth, or is every third one in between."""
+    """Return whether a block is in the first or last eighth, or every third block in between."""
     eighth = n_layer // 8
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return a tensor's type in a model with eight experts, in which attention is a small part."""
+    """Return a tensor's type in a model with eight experts, of which attention is a small part."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":
@@ -154,7 +154,7 @@ def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
 def _in_block(
     mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
 ) -> str | None:
-    """Return the type of a tensor with a special rule in a mix; None for the main type."""
+    """Return the type of a tensor that has a special rule in a mix, or None for the main type."""
     more = _more_bits(layer, n_layer)
     if tensor == "attn_k":
         return None
@@ -179,7 +179,7 @@ def _in_block(
         "Q4_K_M": "Q6_K" if more else None,
         "Q5_K_M": "Q6_K" if more else None,
     }.get(mix)
-    # in the 70B model, attn_v is an eighth of attn_q, so more bits cost little
+    # in the 70B model, attn_v is an eighth as large as attn_q, so more bits cost little
     if n_layer == 80 and n_head != n_head_kv:
         main = FILE_TYPES[mix].main
         if (found or main) in ("Q3_K", "Q4_K"):

@@ -1,11 +1,11 @@
-"""The grids of quantised blocks: the possible values of a weight, and the packing of codes.
+"""The grids of quantised blocks, which are the possible values of a weight, and code packing.
 
-Every type in this module stores a weight as `scale * q - low` with an integer code q; `scale` and
-`low` belong to a group of 16 or 32 neighbouring weights. Layouts are in `nbllama.quants.legacy` and
-`nbllama.quants.kquants`; the numbers are, bit for bit, those that the decoders compute.
+Every type in this module stores a weight as `scale * q - low` with an integer code q. `scale` and
+`low` are shared by a group of 16 or 32 neighbouring weights. See `nbllama.quants.legacy` and
+`nbllama.quants.kquants` for the layouts; the numbers are bit-identical to the decoders' results.
 
-The code is plain numpy, because it processes a matrix only twice and rounding needs most of the
-time.
+The code is plain numpy, because it processes a matrix only twice, and most of the time is spent on
+rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Scales = tuple[np.ndarray, np.ndarray | None]
 
 
 class Grid(NamedTuple):
-    """`scale`, `low` float32 `[R, n / group]`; codes are `first` to `last`."""
+    """`scale` and `low` are float32 `[R, n / group]`; codes range from `first` to `last`."""
 
     scale: np.ndarray
     low: np.ndarray
@@ -30,17 +30,17 @@ class Grid(NamedTuple):
     last: int
 
     def values(self, codes: np.ndarray) -> np.ndarray:
-        """Compute the weights float32 `[R, n]` of codes `[R, n]`."""
+        """Compute the weights float32 `[R, n]` for codes `[R, n]`."""
         q = codes.reshape(*self.scale.shape, self.group).astype(np.float32)
         made: np.ndarray = self.scale[:, :, None] * q - self.low[:, :, None]
         return made.reshape(codes.shape)
 
 
 class _Kind(NamedTuple):
-    """Functions that read and write a type's blocks.
+    """Functions that read and write the blocks of a type.
 
-    `scales(blocks)` gives scale and low (None: 0) `[blocks, groups]`; `pack(blocks, codes)`
-    writes codes uint8 `[blocks, block_size]`, counted from `first` on, into the blocks.
+    `scales(blocks)` returns scale and low (None: 0) `[blocks, groups]`; `pack(blocks, codes)`
+    writes codes uint8 `[blocks, block_size]`, as offsets from `first`, to the blocks.
     """
 
     group: int
@@ -69,7 +69,7 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy `raw` with the codes replaced by int8 `[R, n]`. Raises the same errors as `grid_of`."""
+    """Copy `raw` with the codes replaced with int8 `[R, n]`. Raises the errors of `grid_of`."""
     kind, out = _kind(type_id), _blocks(type_id, raw, codes.size).copy()
     least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written unchanged
     kind.pack(out, (codes.astype(np.int16) - least).astype(np.uint8).reshape(len(out), -1))
@@ -144,7 +144,7 @@ def _bytes(blocks: np.ndarray, codes: np.ndarray) -> None:
 
 
 def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Pack four bits of each of 32 codes from byte `at` on."""
+    """Pack four bits of each of 32 codes, starting at byte `at`."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 16] = (codes[:, :16] & 15) | (codes[:, 16:] << 4)
@@ -153,7 +153,7 @@ def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Pack the fifth bits from byte `at` on, and the others after them."""
+    """Pack the fifth bits, starting at byte `at`, followed by the other bits."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")

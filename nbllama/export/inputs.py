@@ -1,7 +1,8 @@
-"""Second moments of each linear layer's inputs while a model with adapters reads a sample.
+"""Compute second moments of linear layer inputs while a model with adapters reads a sample.
 
 The moments are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a
-block runs on it when its tensors are needed. So only one block's matrices are in memory at a time.
+block processes it when the block's tensors are encoded. Only the matrices of one block are
+therefore in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from nbllama.ops.linear.matmul import Weight, matmul
 from nbllama.ops.linear.panels import pack, panel_floats
 from nbllama.quants import as_readonly
 
-_STRIP = 1024  # rows of the second moments that are computed at a time
+_STRIP = 1024  # rows of the second moments computed at a time
 _F32 = 0  # ggml's id
 _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Return a base tensor's block and input number; None unless it is a block's linear layer."""
+    """Return the block and input number of a block's linear layer; None for any other tensor."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
-    if found[0].name == "down_shexp":  # its input is not shown to watchers
+    if found[0].name == "down_shexp":  # watchers do not receive its input
         return None
     slot, layer = found
     return layer, _FUSED.get(slot.tensor, slot.source)
 
 
 def source_nodes(hp: Hparams) -> dict[str, int]:
-    """Return the input numbers, by node name, of the nodes that a block's linear layers read.
+    """Return the nodes that a block's linear layers read, as input numbers by node name.
 
-    The block's own input, which is not the output of a norm, has the name "".
+    The input of the block, if it is read without a norm, has the name "".
     """
     kind = hp.activation
     act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
@@ -50,7 +51,7 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
     nodes |= {"attn_gated" if hp.attn_gate else "kqv_out": 1, "conv_mixed": 1, "delta_out": 1}
     if hp.n_per_layer:
         nodes |= {"pe_in": 4, "per_layer_act": 5}
-    if not hp.side_by_side:  # otherwise, feed-forward has the same input as attention
+    if not hp.side_by_side:  # otherwise, feed-forward reads the same input as attention
         nodes["ffn_norm" if hp.ffn_norm else "ffn_inp"] = 2
     return nodes
 
@@ -58,7 +59,8 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
 def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
     """Add xᵀ x, x float32 `[N, n]`, to the lower triangle of h float32 `[n, n]`, in strips of rows.
 
-    Elements above the diagonal are undefined. The bits are the same with any number of threads.
+    Elements above the diagonal are undefined. The result is bit-identical for any number of
+    threads.
     """
     turned = np.ascontiguousarray(x.T)
     n, tokens = turned.shape
@@ -75,7 +77,7 @@ def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
 class BlockInputs:
     """Second moments of the inputs of linear layers, one block at a time.
 
-    It is a `nbllama.model.watching.Watcher` while a block runs.
+    While a block runs, the object is a `nbllama.model.watching.Watcher`.
     """
 
     def __init__(self, model: Model, adapter: Adapter | None, batches: Sequence[Batch]) -> None:
@@ -87,7 +89,7 @@ class BlockInputs:
         self._nodes = source_nodes(model.hp)
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, max(b.n_tokens for b in batches))
-        # for each batch: keys and values that later blocks use too
+        # for each batch: keys and values that later blocks also use
         self._lent: list[dict[str, np.ndarray]] = [{} for _ in batches]
         self._streams = []
         for batch in batches:
@@ -100,9 +102,9 @@ class BlockInputs:
         return sum(b.n_tokens for b in self._batches)
 
     def advance(self) -> None:
-        """Run the next block; `moments` (float32 `[n, n]` by input number) then belong to it.
+        """Run the next block and set `moments` (float32 `[n, n]` by input number) for it.
 
-        Raises `RuntimeError` if the model has a watcher already.
+        Raises `RuntimeError` if the model is already being watched.
         """
         if self._model.watch is not None:
             raise RuntimeError("the model already has a watcher")
@@ -126,14 +128,14 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
-        """Compute or copy what the block reads besides the stream of this batch."""
+        """Compute or copy what the block reads in addition to the stream of this batch."""
         if self._model.hp.n_per_layer:
             self._model.embed_tokens(self._bound, self._acts, batch)
         for name, x in lent.items():
             self._acts.shared(name, batch.n_tokens)[:] = x
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Add an input of a layer to its second moments."""
+        """Add a layer's input to its second moments."""
         source = self._nodes.get(name)
         if source is None:
             return
@@ -146,7 +148,7 @@ class BlockInputs:
         """Do nothing; see `Watcher`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Return False: this watcher needs no nodes besides those that the passes compute."""
+        """Return False, because this watcher uses only nodes that the passes compute anyway."""
         return False
 
     def attention(

@@ -1,4 +1,4 @@
-"""Merging adapters into a model's file: the deltas of the tensors, and their new types."""
+"""Merge adapters into a model file: the deltas of the tensors, and their new types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Parts = Sequence[tuple[Adapter, float]]
 
 
 def deltas_of(parts: Parts) -> Deltas:
-    """Return the deltas of scaled adapters by tensor name, in the form that `rewrite` expects."""
+    """Return the deltas of scaled adapters by tensor name, in the form expected by `rewrite`."""
     deltas: dict[str, list[tuple[float, Pair]]] = {}
     for adapter, scale in parts:
         for name, pair in adapter.pairs.items():
@@ -26,9 +26,9 @@ def deltas_of(parts: Parts) -> Deltas:
 def merged_types(
     f: GGUFFile, hp: Hparams, parts: Parts, kind: FileType | None
 ) -> tuple[dict[str, int], list[str]]:
-    """Return type ids by tensor name: those of the file type `kind`, or (None) each tensor's own.
+    """Return type ids by tensor name, for file type `kind` or (None) unchanged.
 
-    Also returns one line for each merged tensor type that cannot be written.
+    Also return one line for each merged tensor type that cannot be written.
     """
     if kind is None:
         return kept_types(f, deltas_of(parts))
@@ -47,7 +47,7 @@ def merge(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     whole: Whole | None = None,
 ) -> Changes:
-    """Write `f` with merged adapters; `types` is from `merged_types`. Errors as in `rewrite`."""
+    """Write `f` with merged adapters; `types` is from `merged_types`. Raises as `rewrite` does."""
     metadata = metadata_for(f, kind.id if kind else None)
     return rewrite(
         f, path, types, deltas_of(parts), metadata=metadata, progress=progress, whole=whole

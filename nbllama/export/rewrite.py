@@ -1,8 +1,8 @@
-"""Rewrite a model, piece by piece, with different weight types or merged adapters.
+"""Rewrite a model piece by piece, with different weight types or merged adapters.
 
-Only a few rows of a tensor are in memory at a time, as float32: they are decoded, the adapters'
-deltas are added, and the sums are encoded, and decoded again to measure the error of encoding.
-Tensors that change neither type nor values are copied as bytes.
+Only a few rows of a tensor are in memory at a time, as float32. They are decoded, the deltas of the
+adapters are added, and the sums are encoded, then decoded again to measure the encoding error. The
+bytes of tensors whose type and values do not change are copied.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from nbllama.quants import QUANTS, decode, nbytes
 from nbllama.quants.encode import QUANTISED, quantise
 
 PIECE = 1 << 21
-"""Weights that are decoded at a time (and at least one row): 8 MB of float32."""
+"""Number of weights decoded at a time (at least one row): 8 MB of float32."""
 
 
 class Whole(Protocol):
-    """An encoder for whole tensors, instead of a few rows at a time (`export.calibrated`).
+    """An encoder that requires whole tensors instead of a few rows at a time (`export.calibrated`).
 
-    The tensors that it takes are encoded block by block, in ascending order.
+    Its tensors are encoded block by block, in ascending order.
     """
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether this object encodes a tensor as this type."""
+        """Return whether this object encodes the tensor as this type."""
         ...
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         """Encode w float32 `[R, n]` as uint8 `[nbytes]`.
 
-        `base`: the tensor's bytes in the input file, if the type does not change. Raises ValueError
-        for weights that cannot be encoded.
+        `base` contains the tensor's bytes in the input file, if the type does not change. Raises
+        ValueError for weights that cannot be encoded.
         """
         ...
 
@@ -56,7 +56,7 @@ _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 
 @dataclass
 class Change:
-    """Sums over the weights of all tensors that changed from one type to another."""
+    """Sums over the weights of all tensors that change from a given type to a given new type."""
 
     tensors: int = 0
     weights: int = 0
@@ -66,12 +66,12 @@ class Change:
 
     @property
     def rmse(self) -> float:
-        """Root mean square error of encoding, relative to the merged weights."""
+        """Root mean square of the encoding error, the difference from the merged weights."""
         return math.sqrt(self.errors / self.weights)
 
     @property
     def relative(self) -> float:
-        """`rmse` as a fraction of the weights' root mean square; 0 if all weights are zero."""
+        """`rmse` as a fraction of the weights' root mean square, or 0 if all weights are zero."""
         return math.sqrt(self.errors / self.squares) if self.squares else 0.0
 
 
@@ -79,10 +79,10 @@ Changes = dict[tuple[str, str], Change]
 
 
 def writable_type(type_id: int, row: int) -> int:
-    """Return the type itself if it can be written, else the next wider one that can.
+    """Return the type itself if it can be written, otherwise the next wider type that can.
 
-    Among equally wide types, the K type is preferred if rows of `row` weights are whole blocks of
-    it.
+    Among equally wide types, the K type is preferred if a row of `row` weights consists of whole
+    blocks of this type.
     """
     t = TENSOR_TYPES[type_id]
     if t.name in QUANTISED:
@@ -96,7 +96,7 @@ def writable_type(type_id: int, row: int) -> int:
 
 
 def metadata_for(f: GGUFFile, file_type: int | None) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f`, with a new `general.file_type` unless that is None."""
+    """Return all keys of `f`, with a new `general.file_type` unless `file_type` is None."""
     entries = list(f.entries())
     if file_type is None:
         return entries
@@ -118,16 +118,16 @@ def rewrite(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     whole: Whole | None = None,
 ) -> Changes:
-    """Write the tensors of `f` to `path` in one atomic step (see `nbllama.system.files`).
+    """Write the tensors of `f` to `path` atomically (see `nbllama.system.files`).
 
-    `types`: new type id by tensor name; other tensors keep their types. `deltas`: the values to add
-    by tensor name: (scale, pair) adds scale * B A. `progress(done, total, name)` is called before
-    each tensor. `whole` encodes the tensors for which its `takes` returns True. Returns a `Change`
-    by (old type, new type).
+    `types` maps tensor names to new type ids; other tensors keep their types. `deltas` maps tensor
+    names to values to add: (scale, pair) adds scale * B A. `progress(done, total, name)` is called
+    before each tensor. `whole` encodes the tensors for which its `takes` returns True. Returns a
+    `Change` for each (old type, new type).
 
     Raises GGUFError for weights that are not finite or do not fit their new type, and if `f`
-    changes during writing; `OutputError` if the path cannot be written; ValueError for a type that
-    cannot be written and for a delta without a tensor.
+    changes during writing. Raises `OutputError` if the path cannot be written. Raises ValueError
+    for a type that cannot be written and for a delta without a tensor.
     """
     if missing := set(deltas) - set(f.tensors):
         raise ValueError(f"deltas for tensors that the model does not have: {sorted(missing)}")
@@ -156,7 +156,7 @@ def rewrite(
 
 
 def _block(name: str) -> int:
-    """Return the number of a tensor's block, -1 outside the blocks."""
+    """Return the block number of a tensor, or -1 outside the blocks."""
     found = _IN_BLOCK.match(name)
     return int(found[1]) if found else -1
 
@@ -169,7 +169,7 @@ def _pieces(
     change: Change,
     whole: Whole | None,
 ) -> Iterator[np.ndarray]:
-    """Yield the tensor's new bytes, and add its share to `change`."""
+    """Yield the tensor's new bytes, and add its sums to `change`."""
     raw, row = f.data(info.name), info.shape[-1]
     if new == info.type_id and not deltas:
         change.bytes += info.nbytes
@@ -209,9 +209,9 @@ def _pieces(
 
 
 def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
-    """Add the pair's contribution to x `[n, n_in]`, which contains the rows from `start` on.
+    """Add the pair's contribution to x `[n, n_in]`, which contains the rows starting at `start`.
 
-    In a tensor of experts, rows are counted over all experts.
+    In a tensor with experts, rows are numbered across all experts.
     """
     if pair.a.ndim == 2:
         x += np.float32(scale) * (pair.b[start : start + len(x)] @ pair.a)
@@ -224,7 +224,7 @@ def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
 
 
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
-    """Return types for `rewrite`: each tensor's own type if it can be written.
+    """Return types for `rewrite`: the unchanged type of each tensor, if it can be written.
 
     Also returns one line for each merged tensor type that cannot be written.
     """
@@ -243,7 +243,7 @@ def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
 
 
 def requantised(f: GGUFFile, types: Mapping[str, int]) -> str | None:
-    """Name a tensor that would be quantised a second time, if there is one."""
+    """Return the name of a tensor that would be quantised again, if there is one."""
     plain = {IDS[name] for name in ("F32", "F16", "BF16")}
     for name, new in types.items():
         old = f.tensors[name].type_id

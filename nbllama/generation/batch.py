@@ -1,7 +1,7 @@
-"""Greedy answers to many prompts in parallel.
+"""Generate greedy answers to many prompts in parallel.
 
-If sequences are computed one by one, each weight is decoded again for every token. In this module,
-a step computes one token of each unfinished sequence and decodes each weight once. The common
+If sequences are processed one by one, each weight is decoded again for every token. In this module,
+each step computes one token of every unfinished sequence and decodes each weight once. The common
 beginning of all prompts, such as a system message, is computed once.
 """
 
@@ -22,10 +22,10 @@ from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 
-AT_ONCE = 16  # sequences; the cache has this many times the size of the longest one
+AT_ONCE = 16  # sequences; the cache is this many times as large as the longest sequence requires
 
 Choose = Callable[[Sequence[int], np.ndarray], list[int]]
-"""Chooses the next token of each of the rows of these numbers, from logits float32 `[rows, V]`."""
+"""Takes row numbers and logits float32 `[rows, V]`; returns the next token of each row."""
 
 
 def generate_many(
@@ -40,7 +40,7 @@ def generate_many(
 ) -> list[list[int]]:
     """Complete each prompt greedily.
 
-    It computes in float32, like `generation.Session(exact=True)`, and returns the same answers
+    Computation is in float32, as in `generation.Session(exact=True)`. The answers are the same
     except for near ties.
 
     Parameters
@@ -54,21 +54,21 @@ def generate_many(
     adapter : Adapter, optional
         LoRA pairs to apply.
     at_once : int
-        Number of prompts that are processed together.
+        Number of prompts to process at a time.
     tell : callable, optional
-        Called with (number, tokens) of each answer once its group is ready.
+        Called with (number, tokens) for each answer when its group is complete.
     check : callable, optional
         Called before each token; it may raise.
 
     Returns
     -------
     list of list of int
-        The answers in the prompts' order, without the end-of-generation token.
+        The answers in the order of the prompts, without the end-of-generation token.
 
     Raises
     ------
     UsageError
-        An empty prompt, or a token outside the vocabulary.
+        A prompt is empty, or a token is outside the vocabulary.
     """
     if at_once < 1 or max_new_tokens < 0:
         raise ValueError("at_once must be at least 1, max_new_tokens at least 0")
@@ -88,15 +88,15 @@ def generate_many(
 
 
 def _greedy(rows: Sequence[int], logits: np.ndarray) -> list[int]:
-    """Choose the most likely token of each row."""
+    """Choose the most likely token for each row."""
     best: list[int] = logits.argmax(axis=1).tolist()
     return best
 
 
 class Group:
-    """A group of sequences that grow together.
+    """A group of sequences that are extended together.
 
-    Each prompt has `copies` consecutive rows of the cache, and is read once.
+    Each prompt occupies `copies` consecutive rows of the cache but is read only once.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Group:
         self._max_new = max_new_tokens
         self._prompts, self._copies = [list(p) for p in prompts], copies
         longest, n = max(map(len, prompts)), len(prompts) * copies
-        # at least one token of each prompt remains, which gives the next logits
+        # at least one token of each prompt remains, because reading it yields the next logits
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}
@@ -129,7 +129,7 @@ class Group:
     def run(self, choose: Choose, *, keep_end: bool = False) -> list[list[int]]:
         """Return the answers in the order of the rows.
 
-        `keep_end`: include the end-of-generation token where there is one.
+        With `keep_end`, answers include the end-of-generation token, if there is one.
         """
         n, shared = len(self._lengths), self._shared
         answers: list[list[int]] = [[] for _ in range(n)]
@@ -158,14 +158,14 @@ class Group:
         return answers
 
     def _step(self, rows: list[int], tokens: list[list[int]]) -> np.ndarray:
-        """Append tokens to rows; return the logits `[rows, V]` after them."""
+        """Append tokens to rows; return the logits `[rows, V]` after these tokens."""
         if self._check is not None:
             self._check()
         self._feed(rows, tokens)
         return self._logits(tokens)
 
     def _read(self) -> np.ndarray:
-        """Read the rest of each prompt into its first row, and copy it to the others.
+        """Read the rest of each prompt into the first of its rows, and copy it to the others.
 
         Returns the logits of all rows.
         """
@@ -185,7 +185,7 @@ class Group:
 
     @own_cores()
     def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:
-        """Append `tokens[i]` to row `rows[i]`, and leave the last block's output in `acts`."""
+        """Append `tokens[i]` to row `rows[i]`; the output of the last block remains in `acts`."""
         counts = [len(t) for t in tokens]
         past = [self._lengths[row] for row in rows]
         batch = Batch(

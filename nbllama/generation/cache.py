@@ -1,4 +1,4 @@
-"""Memory for a cache of keys or values."""
+"""Memory for caches of keys and values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nbllama.arch import Hparams
 
 
 def cache_floats(hp: Hparams) -> int:
-    """Return the number of floats in a token's keys in all blocks; its values need as many."""
+    """Return the number of floats in a token's keys in all blocks (the same as in its values)."""
     sizes = map(hp.sizes_at, hp.attention_layers)
     return sum(of.n_head_kv * of.head_dim for of in sizes)
 
@@ -17,10 +17,10 @@ Cache = np.ndarray | list[np.ndarray]
 
 
 def new_cache(hp: Hparams, shape: tuple[int, ...]) -> Cache:
-    """Return an uninitialised float32 array `[*shape, G, D]` for each block with its own keys.
+    """Return uninitialised float32 arrays `[*shape, G, D]`, one for each block with its own keys.
 
-    `shape` ends with the number of tokens. If all blocks have the same sizes, the result is one
-    array `[blocks, *shape, G, D]`.
+    The last element of `shape` is the number of tokens. If all blocks are the same size, the result
+    is one array `[blocks, *shape, G, D]`.
     """
     sizes = [hp.sizes_at(layer) for layer in hp.attention_layers]
     if not hp.blocks:

@@ -1,7 +1,7 @@
-"""Several random answers to each of many prompts, all at once.
+"""Draw several random answers to each of many prompts in parallel.
 
-Each answer is drawn from the model's own distribution, without filters, with separate random
-numbers (`Stream`). So an answer depends on the model, the prompt and the key of its stream.
+Each answer is drawn from the unfiltered distribution of the model, with its own random numbers
+(`Stream`). An answer therefore depends only on the model, the prompt and the key of the stream.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from nbllama.model.activations import forward_bytes
 from nbllama.model.passes import Model, layout
 from nbllama.model.weights import Weights
 
-ROWS = 64  # maximum number of answers that grow together; all answers to one prompt always do
+ROWS = 64  # maximum number of answers drawn in parallel; answers to one prompt are never split up
 
 
 class Stream:
-    """Random numbers in [0, 1) that depend only on a key of integers, each at least 0."""
+    """Random numbers in [0, 1) that depend only on a key of non-negative integers."""
 
     def __init__(self, *key: int) -> None:
         digest = hashlib.sha256(repr(tuple(map(int, key))).encode()).digest()
-        # numpy fixes the raw numbers of a bit generator for all of its versions
+        # numpy guarantees the raw numbers of a bit generator across versions
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], "<u8").astype(np.uint64))
 
     def draw(self) -> float:
@@ -36,7 +36,7 @@ class Stream:
 
 
 def draw_token(logits: np.ndarray, unit: float, temperature: float) -> int:
-    """Return a token from logits float32 `[V]`; `unit`: a random number in [0, 1).
+    """Draw a token from logits float32 `[V]`; `unit` is a random number in [0, 1).
 
     Raises `NbllamaError` if the logits are not finite.
     """
@@ -49,7 +49,7 @@ def draw_token(logits: np.ndarray, unit: float, temperature: float) -> int:
 
 
 def prompts_at_once(copies: int) -> int:
-    """Return the number of prompts, with `copies` answers each, that are processed together."""
+    """Return the number of prompts, with `copies` answers each, to process at a time."""
     return max(1, ROWS // copies)
 
 
@@ -72,26 +72,26 @@ def draw_many(
     prompts : sequence of sequences of int
         Token ids of each prompt, at least one.
     streams : sequence of Stream
-        One for each answer: first those to the first prompt.
+        One for each answer, beginning with the answers to the first prompt.
     max_new_tokens : int
         Maximum number of tokens per answer.
     adapter : Adapter, optional
         LoRA pairs to apply.
     temperature : float
-        Divides the logits; above 0.
+        Divisor of the logits, above 0.
     check : callable, optional
         Called before each token; it may raise.
 
     Returns
     -------
     list of list of int
-        The answers in the order of the streams. An answer that the model has ended includes
-        the end-of-generation token.
+        The answers in the order of the streams. An answer includes the end-of-generation token if
+        the model has ended it.
 
     Raises
     ------
     NbllamaError
-        Logits that are not finite.
+        The logits are not finite.
     """
     copies = len(streams) // len(prompts)
     if copies * len(prompts) != len(streams) or not copies:
@@ -117,15 +117,15 @@ def draw_many(
 def drawing_bytes(
     model: Weights, adapter: Adapter | None, n_prompts: int, copies: int, *, prompt: int, most: int
 ) -> int:
-    """Return the memory in bytes that `draw_many` needs.
+    """Return the memory that `draw_many` requires, in bytes.
 
-    prompt, most: lengths in tokens of the longest prompt and the longest answer.
+    `prompt` and `most` are the lengths of the longest prompt and the longest answer in tokens.
     """
     hp = model.hp
     at_once = min(n_prompts, prompts_at_once(copies))
     rows = at_once * copies
     cache = 2 * len(hp.attention_layers) * rows * (prompt + most) * hp.n_head_kv * hp.head_dim
-    # keys and values of one block are joined for attention
+    # the keys and values of one block are concatenated for attention
     joined = 2 * rows * (prompt + most) * hp.n_head_kv * hp.head_dim
     numbers = cache + joined + rows * (2 * hp.n_vocab + 2 * state_floats(hp))
     return 4 * numbers + forward_bytes(layout(model, adapter, max(rows, at_once * prompt)))

@@ -1,7 +1,7 @@
-"""The private memory of a session, computed before the session is created.
+"""Compute the private memory of a session before the session is created.
 
-The weights are not part of it: they are in the mapped file, whose pages the system can drop and
-read again, so a model can be larger than memory.
+Weights are not included: they are in the mapped file, whose pages the system can drop and read
+again, so a model can be larger than memory.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from nbllama.ops.linear.matmul import scratch_bytes
 class SessionMemory(NamedTuple):
     """The memory of a session, in bytes.
 
-    `cache`: keys, values and states. `activations`: those of the prompt tokens that are read
-    together. `scratch`: tiles and packed keys and values of all threads. `rest`: logits, angles of
-    RoPE, and a single token's scores.
+    `cache` includes keys, values and states, `activations` the activations of prompt tokens read in
+    one step, `scratch` the tiles and packed keys and values of all threads, and `rest` the logits,
+    RoPE angles, and the scores of a single token.
     """
 
     cache: int
@@ -38,7 +38,7 @@ class SessionMemory(NamedTuple):
 
     @property
     def private(self) -> int:
-        """The memory that the session needs and that the system cannot drop."""
+        """The memory that the session uses and the system cannot drop."""
         return self.cache + self.arena
 
 
@@ -47,7 +47,7 @@ def session_memory(
 ) -> SessionMemory:
     """Compute the memory of a `generation.Session` with these arguments.
 
-    `threads`: number of threads that it uses.
+    `threads` is the number of threads that the session uses.
     """
     hp, step = model.hp, min(step, n_ctx)
     scratch = [

@@ -40,34 +40,35 @@ class Model(passes.Model):
         Parameters
         ----------
         prompt : str or list of dict
-            A text is completed without a template. Messages (`{"role": "user", "content": "..."}`)
-            go through the chat template, and the answer of the assistant is returned.
+            A string is completed without a template. Messages
+            (`{"role": "user", "content": "..."}`) are formatted with the chat template, and the
+            assistant's answer is returned.
         adapter : Adapter, optional
-            LoRA adapter that is applied to the model.
+            LoRA adapter to apply to the model.
         max_tokens : int
             Maximum length of the answer, in tokens.
         temperature : float
-            0: always the most likely token (greedy). Above 0: tokens are sampled.
+            With 0, always choose the most likely token (greedy); above 0, sample tokens.
         chat_template : str
-            Name of a template ("chatml", "llama-3", ...) or a file with one, instead of the
-            model's own.
+            Name of a template ("chatml", "llama-3", ...) or a file that contains one, to use
+            instead of the model's own.
         exact : bool
-            Keep a single token's activations in float32 instead of rounding them to 8 bits.
+            For single tokens, keep activations in float32 instead of rounding them to 8 bits.
         **sampling
-            llama.cpp's samplers, with its names and defaults: `top_k` (40), `top_p` (0.95),
-            `min_p` (0.05), `typical`, `repeat_penalty`, `repeat_last_n`, `frequency_penalty`,
-            `presence_penalty`, `mirostat`, `mirostat_lr`, `mirostat_ent`, and `seed` (the same
-            seed gives the same tokens; by default a new seed is chosen).
+            Settings of llama.cpp's samplers, with the same names and defaults: `top_k` (40),
+            `top_p` (0.95), `min_p` (0.05), `typical`, `repeat_penalty`, `repeat_last_n`,
+            `frequency_penalty`, `presence_penalty`, `mirostat`, `mirostat_lr`, `mirostat_ent`, and
+            `seed` (the same seed produces the same tokens; by default, the seed is random).
 
         Returns
         -------
         str
-            The new text only. It ends before the token that ends a turn.
+            Only the new text, up to but excluding the token that ends a turn.
 
         Raises
         ------
         UsageError
-            An unknown or impossible setting, an empty prompt, or no chat template.
+            A setting is unknown or invalid, the prompt is empty, or there is no chat template.
         DataError
             The template refuses the messages.
         """
@@ -88,15 +89,15 @@ class Model(passes.Model):
         exact: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
-        """Yield the text of `generate` in pieces, as it is generated.
+        """Yield the text that `generate` returns, in pieces, while it is generated.
 
-        The parameters are those of `generate`, and are checked immediately. A piece is one or more
-        whole characters.
+        The parameters are the same as for `generate`, and are checked immediately. Each piece
+        consists of one or more whole characters.
         """
         params = sampling_params(temperature, sampling)
         (ids,) = self._prompts([prompt], chat_template)
         n_ctx = self._context([ids], max_tokens)
-        # the sampler uses the last n_ctx tokens; the predictor never uses the last position
+        # the sampler can use n_ctx tokens; the predictor never uses the last position
         sampler = Sampler(params, self.hp.n_vocab, n_ctx)
         predictor = Predictor(self, adapter, sampler, n_ctx + 1, exact=exact)
         predictor.append(ids)
@@ -111,22 +112,22 @@ class Model(passes.Model):
         chat_template: str = "",
         at_once: int = AT_ONCE,
     ) -> list[str]:
-        """Answer many prompts greedily, several of them at a time.
+        """Answer many prompts greedily, several at a time.
 
-        It computes in float32, so a near tie can differ from `generate` without `exact=True`.
-        Parameters that are not listed are those of `generate`.
+        Computation is in float32, so near ties can be resolved differently from `generate` without
+        `exact=True`. Parameters that are not listed are the same as for `generate`.
 
         Parameters
         ----------
         prompts : list of str or list of messages
-            Each as for `generate`.
+            Each prompt is in the same form as for `generate`.
         at_once : int
-            Prompts that are processed together; more is faster and needs more memory.
+            Number of prompts to process at a time; more is faster but requires more memory.
 
         Returns
         -------
         list of str
-            One answer per prompt, in their order.
+            One answer per prompt, in the same order.
         """
         if at_once < 1:
             raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; use 1 or more")
@@ -152,7 +153,7 @@ class Model(passes.Model):
                     if template is None:
                         source = find_layout(chat_template).source if chat_template else None
                         template = chat_template_for(self.tokenizer, source)
-                        stack.callback(template.close)  # it is a process with its own memory
+                        stack.callback(template.close)  # a process with its own memory
                     ids = prompt_ids(self.tokenizer, template, prompt)
                 if not ids:
                     raise UsageError("nothing to complete: the prompt is empty")
@@ -160,7 +161,7 @@ class Model(passes.Model):
         return found
 
     def _context(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
-        """Return the tokens of the longest text; warn if the model was trained with fewer."""
+        """Return the longest text's length in tokens; warn if it exceeds the trained context."""
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
             raise UsageError(
                 f"max_tokens: '{shown(max_tokens)}' is not allowed; use a whole number, 0 or more"
@@ -186,7 +187,7 @@ class Model(passes.Model):
 
 
 def _messages(prompt: object) -> list[dict[str, Any]]:
-    """Return a chat's messages. Raises `UsageError` for anything but a list of objects."""
+    """Return the messages of a chat. Raises `UsageError` for anything but a list of objects."""
     if (
         isinstance(prompt, Sequence)
         and not isinstance(prompt, bytes)
@@ -211,9 +212,9 @@ def load_model(
     path : str or path
         A GGUF file.
     rms_eps, rope_freq_base, rope_freq_scale : float, optional
-        Constants that replace those of the file.
+        Constants that override those in the file.
     pre : str, optional
-        Name of the pre-tokenizer, if the file names an unknown one.
+        Name of the pre-tokenizer, in case the file names an unknown one.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""A growing text: given tokens, generated tokens, and the context that they must fit.
+"""A growing text: its given and generated tokens, and the context that limits them.
 
-The context is handled as in llama.cpp's completion program: if it is full, either its older half is
-dropped (`shift`), or the text ends.
+The context is handled as in llama.cpp's completion program: when it is full, either the older half
+is dropped (`shift`) or the text ends.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from nbllama.model.passes import Model
 
 
 class ContextFull(NbllamaError):
-    """Raised if the text cannot grow any further."""
+    """Raised when the text cannot grow any further."""
 
 
 class Predictor:
-    """The tokens of one text, and the session that has read some or all of them.
+    """The tokens of a text, and the session that has read some or all of these tokens.
 
-    `n_ctx`: size of the context, of which one position is never used, as in llama.cpp. `batch`:
-    tokens of a prompt that are computed together. `keep`: tokens at the start that a shift keeps.
-    `exact`: see `Session`. `check` is called between the blocks of the model and may raise.
+    `n_ctx` is the size of the context, of which one position is never used, as in llama.cpp.
+    `batch` is the number of prompt tokens to process at a time, and `keep` the number of tokens at
+    the start that a shift keeps. For `exact`, see `Session`. `check` is called between the blocks
+    of the model and may raise.
     """
 
     def __init__(
@@ -64,9 +65,9 @@ class Predictor:
         self.tokens += tokens
 
     def become(self, tokens: Sequence[int]) -> None:
-        """Set the text to `tokens`; a beginning that has already been read is not read again.
+        """Set the text to `tokens`; tokens at the beginning that have been read are not read again.
 
-        Raises `ContextFull` if the texts differ in tokens that were dropped.
+        Raises `ContextFull` if the old and new text differ in tokens that have been dropped.
         """
         same = 0
         for old, new in zip(self.tokens[: self.n_read], tokens[:-1], strict=False):
@@ -81,12 +82,12 @@ class Predictor:
         self._accepted = same
 
     def reset_sampler(self) -> None:
-        """Reset the penalties and the random numbers."""
+        """Reset the penalties and the random number generator."""
         self.sampler.reset()
         self._accepted = len(self.tokens)
 
     def draw(self, most: int, eog: frozenset[int]) -> Iterator[int]:
-        """Yield up to `most` further tokens (below 0: any number), until a token in `eog` is drawn.
+        """Yield up to `most` more tokens (below 0: any number) until a token in `eog` is drawn.
 
         Raises `ContextFull`.
         """
@@ -101,9 +102,9 @@ class Predictor:
                 return
 
     def read(self) -> np.ndarray:
-        """Read the rest of the text; return the logits float32 `[V]` after it.
+        """Read the rest of the text; return the logits float32 `[V]` after the last token.
 
-        Raises `ContextFull`. If the check of the session raises, a later call continues at the same
+        Raises `ContextFull`. If the session's `check` raises, a later call continues at the same
         position.
         """
         self._accept()
@@ -132,20 +133,20 @@ class Predictor:
 
 
 class Times:
-    """Tokens and seconds of reading prompts (several tokens at once) and of generating."""
+    """Tokens and seconds for reading prompts (several tokens at a time) and for generating."""
 
     def __init__(self) -> None:
         self.prompt = self.answer = (0, 0.0)
 
     def add(self, n: int, seconds: float) -> None:
-        """Count a pass of `n` tokens: several belong to a prompt, one to an answer."""
+        """Record a pass of `n` tokens: more than one token is a prompt, one token an answer."""
         if n > 1:
             self.prompt = (self.prompt[0] + n, self.prompt[1] + seconds)
         else:
             self.answer = (self.answer[0] + 1, self.answer[1] + seconds)
 
     def line(self) -> str:
-        """Return a line with both, as tokens and tokens per second."""
+        """Return a line that shows both, as tokens and tokens per second."""
         parts = []
         for name, (n, seconds) in (("read", self.prompt), ("written", self.answer)):
             if n:

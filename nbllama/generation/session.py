@@ -21,13 +21,13 @@ from nbllama.model.passes import Model
 from nbllama.model.weights import Weights
 from nbllama.ops.rope import rope
 
-PROMPT_STEP = 512  # number of prompt tokens that go through the model together
+PROMPT_STEP = 512  # number of prompt tokens to process at a time
 
 
 class KVCache:
     """Keys and values of one sequence (`new_cache`), and its states.
 
-    `layers`: the blocks with attention, in their order. `length`: number of tokens.
+    `layers` lists the blocks with attention, in order, and `length` is the number of tokens.
     """
 
     def __init__(self, model: Model, n_ctx: int) -> None:
@@ -41,21 +41,21 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and states."""
+        """Size of keys, values and states in bytes."""
         states = self.states.nbytes if self.states is not None else 0
         return int(sum(x.nbytes for x in (*self.k, *self.v)) + states)
 
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Append the new tokens' keys and values, and return all of them."""
+        """Append the keys and values of new tokens, and return all keys and values."""
         at, end = self.layers.index(layer), self.length + len(k)
         self.k[at][self.length : end] = k
         self.v[at][self.length : end] = v
         return self.k[at][:end], self.v[at][:end]
 
     def cut(self, start: int, end: int) -> None:
-        """Remove the tokens from `start` up to `end`; those after them move down unchanged.
+        """Remove tokens `start` to `end - 1`, and move later tokens down unchanged.
 
-        If there are states, tokens at the end cannot be removed alone, so all tokens are removed.
+        If there are states, they cannot be rewound, so all tokens are removed.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be removed")
@@ -63,7 +63,7 @@ class KVCache:
             self.states.clear()
             start = 0
         left = self.length - end
-        for x in (*self.k, *self.v):  # one block at a time, as numpy copies overlapping arrays
+        for x in (*self.k, *self.v):  # block by block, because numpy copies overlapping arrays
             x[start : start + left] = x[end : self.length]
         self.length = start + left
 
@@ -71,10 +71,10 @@ class KVCache:
 class Session:
     """One sequence that grows token by token.
 
-    `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is unchanged by the step. A single token uses the fast path
-    (`nbllama.generation.token_program`), in which products with quantised weights are integer, as
-    in llama.cpp, unless `exact`.
+    `step` is the number of prompt tokens to process at a time. `check` is called between blocks; if
+    it raises, the step leaves the session unchanged. Single tokens use a fast path
+    (`nbllama.generation.token_program`) in which products with quantised weights use integers, as
+    in llama.cpp, unless `exact` is set.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the KV cache, of the activations and of the single token's work space."""
+        """Size of the KV cache, the activations and the single-token work space in bytes."""
         single = self._program.nbytes if self._program is not None else 0
         return self.cache.nbytes + self._acts.nbytes + single
 
     @own_cores()
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Append tokens; return the logits float32 `[V]` after the last one.
+        """Append tokens; return the logits float32 `[V]` after the last token.
 
         Raises `UsageError` if the context is full or a token is not in the vocabulary.
         """
@@ -119,7 +119,7 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
-            # a program has no nodes to watch
+            # a program has no nodes that could be watched
             if len(part) == 1 and self.model.watch is None and self._has_program:
                 logits = self._run_single(part)
                 continue
@@ -129,7 +129,7 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Drop all except the first `length` tokens; for a model with states (`States`), drop all.
+        """Drop all tokens after the first `length`; in a model with states (`States`), drop all.
 
         `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
         `length`.
@@ -137,11 +137,11 @@ class Session:
         self.cache.cut(length, self.cache.length)
 
     def shift(self, start: int, count: int) -> None:
-        """Drop `count` tokens from `start` on, and move the later ones `count` positions back.
+        """Drop `count` tokens at `start`, and move later tokens back by `count` positions.
 
-        Keys after the gap are rotated back by `count` positions. They still contain information
-        from the dropped tokens. llama.cpp: `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises
-        ValueError if there are no such tokens.
+        Keys after the gap are rotated back by `count` positions but still contain information from
+        the dropped tokens. llama.cpp: `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises
+        ValueError if the tokens do not exist.
         """
         self.cache.cut(start, start + count)
         for layer, keys in zip(self.cache.layers, self.cache.k, strict=True):
@@ -176,7 +176,7 @@ class Session:
         return logits.copy()
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
-        """Run tokens through all blocks; return the last one's residual stream `[1, C]`."""
+        """Run tokens through all blocks; return the last token's residual stream `[1, C]`."""
         n, past = len(tokens), self.cache.length
         batch = self._embed(tokens)
         offsets, states = np.array([0, past + n], np.int32), self.cache.states
@@ -215,7 +215,7 @@ def stream(
     max_new_tokens : int
         Maximum number of new tokens; 0 or more.
     adapter : Adapter, optional
-        LoRA pairs to apply; None: the base model alone.
+        LoRA pairs to apply; by default, the base model is used alone.
     exact : bool
         See `Session`.
 
@@ -253,7 +253,7 @@ def generate(
     max_new_tokens : int
         Maximum number of new tokens; 0 or more.
     adapter : Adapter, optional
-        LoRA pairs to apply; None: the base model alone.
+        LoRA pairs to apply; by default, the base model is used alone.
     exact : bool
         See `Session`.
 
@@ -266,10 +266,10 @@ def generate(
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
-    """Rotate y `[N, heads, D]`, to which RoPE was applied, back by `count` positions in place."""
+    """Rotate y `[N, heads, D]` back by `count` positions, in place; y includes RoPE."""
     if tables := model.rope_tables(count + 1, layer):
         cos, sin = (table[count : count + 1] for table in tables)
-        size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
+        size = np.hypot(cos, sin)  # y includes the magnitude of YaRN
         none = np.zeros(len(y), np.int32)
         halves = model.hp.rope_pairing == "halves"
         rope(y, none, cos / size, sin / size, halves=halves, inverse=True)

@@ -1,4 +1,4 @@
-"""Sampling settings as keywords, with checks of names, types and ranges."""
+"""Sampling settings as keyword arguments, with checks of names, types and ranges."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _HIGHEST = {"seed": 2**32 - 1, "mirostat": 2}
 
 
 def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingParams:
-    """Return the samplers' settings; `given`: by llama.cpp's names. By default, the seed is random.
+    """Return sampling settings from `given`, named as in llama.cpp; the default seed is random.
 
-    Raises `UsageError` for an unknown name or a value that is not allowed.
+    Raises `UsageError` for an unknown name or an invalid value.
     """
     names = [f.name for f in fields(SamplingParams) if f.name != "temp"]
     values: dict[str, Any] = {"temp": _number("temperature", temperature)}
@@ -43,7 +43,7 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
 def _number(name: str, value: Any) -> int | float:
     if name in _WHOLE:
         low, high = _LOWEST.get(name, -(2**31)), _HIGHEST.get(name, 2**31 - 1)
-        with suppress(TypeError):  # for a value that is not a whole number
+        with suppress(TypeError):  # for a value that is not an integer
             if not isinstance(value, bool) and low <= operator.index(value) <= high:
                 return operator.index(value)
         raise UsageError(

@@ -1,7 +1,7 @@
 """The states of sequences in blocks without attention.
 
-A state summarises all tokens before it, so a text can only grow or start again: no state of an
-earlier position is kept.
+A state summarises all previous tokens. States of earlier positions are not kept, so a text can only
+grow or start again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def state_floats(hp: Hparams) -> int:
 class States:
     """States of `rows` sequences, initially zero: float32 `[rows, ...]`.
 
-    `commit` replaces the old states with those of the step, once all blocks are done. `version`
-    changes when it replaces arrays.
+    `commit` replaces the old states with the new ones when all blocks are done. `version` changes
+    when `commit` replaces arrays.
     """
 
     def __init__(self, hp: Hparams, rows: int) -> None:
@@ -39,17 +39,17 @@ class States:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states."""
+        """Size of all states in bytes."""
         return sum(a.nbytes for of in self._arrays for a in of.values())
 
     def begin(self, rows: Sequence[int]) -> None:
-        """Set the sequences of the batches until `commit`, in their order."""
+        """Set the sequences in the following batches, in order, until `commit`."""
         self._new: dict[int, Carried] = {}
         self._rows = list(rows)
         self._all = self._rows == list(range(self._count))
 
     def exchange(self, layer: int) -> Carried:
-        """Return a block's states before the batch's tokens, and memory for the states after."""
+        """Return a block's states before a batch, and memory for the states after the batch."""
         of = self._arrays[layer]
         before = of if self._all else {name: a[self._rows] for name, a in of.items()}
         carried = Carried(before, {name: np.empty_like(a) for name, a in before.items()})
@@ -72,19 +72,19 @@ class States:
         self._new = {}
 
     def copy_first(self) -> None:
-        """Copy the state of the first sequence to all others."""
+        """Copy the state of the first sequence to all other sequences."""
         for of in self._arrays:
             for a in of.values():
                 a[1:] = a[:1]
 
     def copy(self, first: int, others: slice) -> None:
-        """Copy the state of one sequence to others."""
+        """Copy the state of one sequence to other sequences."""
         for of in self._arrays:
             for a in of.values():
                 a[others] = a[first]
 
     def clear(self) -> None:
-        """Set all states to zero, as they are before a text."""
+        """Set all states to zero, as at the start of a text."""
         for of in self._arrays:
             for a in of.values():
                 a.fill(0)

@@ -1,6 +1,6 @@
-"""The phases of blocks without attention in a token's program (`nbllama.model.mixers`).
+"""The phases of a token's program for blocks without attention (`nbllama.model.mixers`).
 
-The token changes the states in place. `States.commit` replaces their arrays, so `renew` writes the
+A token changes the states in place. `States.commit` replaces the arrays, so `renew` writes the
 addresses again.
 """
 
@@ -20,7 +20,7 @@ from nbllama.ops.token.tasks import GATE_PART
 
 
 class TokenMixers:
-    """A model's blocks without attention, the memory that they share, and their states."""
+    """The blocks without attention, their shared memory, and their states."""
 
     def __init__(self, parts: ProgramParts, states: States) -> None:
         self._parts, self._states = parts, states
@@ -43,7 +43,7 @@ class TokenMixers:
         kinds_of[self._parts.hp.mixer_at(layer)](layer)
 
     def renew(self, tables: dict[str, np.ndarray]) -> None:
-        """Write the addresses of the states to the tables, if they changed.
+        """Write the addresses of the states to the tables if they have changed.
 
         Raises ValueError for states of a different model, or of several sequences.
         """
@@ -72,7 +72,7 @@ class TokenMixers:
     def _state_phase(
         self, kind: int, tasks: int, row: tuple[float, ...], layer: int, name: str
     ) -> None:
-        """Add a phase with a state; in `row`, its address is 0 until `renew`."""
+        """Add a phase with a state, whose address in `row` is 0 until `renew`."""
         self._places.append((kind, len(self._parts.write.rows[kind]), layer, name))
         self._parts.write.phase(kind, tasks, [row])
 
@@ -91,7 +91,7 @@ class TokenMixers:
 
     def _delta(self, layer: int) -> None:
         parts, write, of = self._parts, self._parts.write, self._parts.hp.delta
-        assert of is not None  # or the model had no such block
+        assert of is not None  # otherwise, the model has no delta-net blocks
         vectors, eps = parts.model.vectors, parts.hp.rms_eps
         self._read(layer, "qkv", "z", "alpha", "beta")
         w = self._taps(layer, "ssm_conv1d", of.taps, of.n_qkv)
@@ -111,7 +111,7 @@ class TokenMixers:
         self._state_phase(kinds.DELTA, of.heads * -(-of.size // DELTA_PART), row, layer, "delta")
         norm = parts.bound.norm(f"blk.{layer}.ssm_norm.weight")
         forms = write.forms([parts.model.linear(layer, "ssm_out")])
-        # a task ends at the end of an int8 block
+        # tasks end at int8 block boundaries
         part = GATE_PART // of.size if GATE_PART % of.size == 0 else of.heads
         row = (
             self._at("o"), self._at("z"), write.floats(norm, of.size), self._at("out"), of.heads,

@@ -1,7 +1,8 @@
-"""The phases of a mixture of experts in a token's program (`nbllama.model.mixture`).
+"""The phases of a token's program for a mixture of experts (`nbllama.model.mixture`).
 
-The chosen experts are sorted by number, so that each has an index k < K in all arrays here. The
-activations of all experts, with that of the shared one after them, form one input: `act`.
+The chosen experts are sorted, so that each has an index k < K in all arrays of this module. The
+activations of the chosen experts, followed by the activation of the shared expert, form one input,
+`act`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def act_floats(experts: Experts) -> int:
 
 
 def _shared_at(experts: Experts) -> int:
-    """Return the shared expert's index in `act`, which is the beginning of an int8 block."""
+    """Return the index of the shared expert in `act`, which is an int8 block boundary."""
     return -(-experts.used * experts.n_ff // 256) * 256
 
 
 class TokenMixture:
-    """The mixtures of all blocks, and the memory that they share.
+    """The mixtures of all blocks, and their shared memory.
 
-    `chosen` int32 `[n_layer, K]`: the experts of the newest token.
+    `chosen` int32 `[n_layer, K]` contains the experts of the newest token.
     """
 
     def __init__(self, parts: ProgramParts, experts: Experts) -> None:
@@ -56,7 +57,7 @@ class TokenMixture:
             self._shared_weight = np.ones(1, np.float32)
 
     def check_chosen(self) -> None:
-        """Check the weights of experts that no earlier token used. Raises `GGUFError`."""
+        """Check the weights of experts that are used for the first time. Raises `GGUFError`."""
         new = ~self._checked[self._layers, self.chosen]
         if not new.any():
             return
@@ -67,7 +68,7 @@ class TokenMixture:
             self._checked[layer, expert] = True
 
     def feed_forward(self, layer: int) -> None:
-        """Add the phases of a block, from its input to the stream after it."""
+        """Add the phases of a block's mixture, from its input to the stream after it."""
         parts, e, write = self._parts, self._experts, self._parts.write
         hp, vectors, n = parts.hp, parts.model.vectors, parts.hp.n_embd
         router = parts.model.matrix(f"blk.{layer}.ffn_gate_inp")
@@ -103,7 +104,7 @@ class TokenMixture:
     def _experts_layers(
         self, layer: int, tensor: str, y: np.ndarray, x: np.ndarray, step: int
     ) -> list[Layer]:
-        """Return a layer for each chosen expert; the one at index k reads x from `k * step` on."""
+        """Return a layer for each chosen expert; the layer at index k reads x at `k * step`."""
         parts, e = self._parts, self._experts
         name = f"blk.{layer}.{tensor}.weight"
         of = parts.model.experts[name][0]
@@ -112,7 +113,7 @@ class TokenMixture:
         pair = parts.bound.pair(name)
         bias = parts.model.vectors.get(f"blk.{layer}.{tensor}.bias")
         if tensor == "ffn_down_exps":
-            bias = None  # the sum adds it, multiplied by the expert's weight
+            bias = None  # added in the sum, multiplied by the expert's weight
         n_in = of.shape[1]
         return [
             Layer(
@@ -136,7 +137,7 @@ class TokenMixture:
         )])  # fmt: skip
 
     def _activations(self, last: list[Layer]) -> None:
-        """Add the phase that computes `act`, one task for each expert."""
+        """Add the phase that computes `act`, with one task per expert."""
         e, write = self._experts, self._parts.write
         act = write.floats(self._act, len(self._act))
         forms = write.forms([last[0].w])

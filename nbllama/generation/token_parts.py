@@ -1,8 +1,7 @@
 """Components of a token's program: inputs, linear layers, and branches.
 
-`nbllama.generation.token_program` contains the phases of ordinary blocks,
-`nbllama.generation.token_mixture` those of a mixture of experts,
-`nbllama.generation.token_mixers` those of blocks without attention.
+`nbllama.generation.token_program` uses them for ordinary blocks, `nbllama.generation.token_mixture`
+for mixtures of experts, and `nbllama.generation.token_mixers` for blocks without attention.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from nbllama.ops.token import tables as kinds
 
 
 class ProgramParts:
-    """A program that is being written: `x` `[C]` is the stream, `norm` `[C]` what a layer reads."""
+    """A program under construction: `x` `[C]` is the stream, `norm` `[C]` the input of a layer."""
 
     def __init__(self, model: Weights, bound: Bound, write: Writer, x: np.ndarray) -> None:
         self.model, self.bound, self.write, self.x = model, bound, write, x
@@ -29,7 +28,7 @@ class ProgramParts:
         self._branch = np.empty(self.hp.n_embd, np.float32)
 
     def reads(self, norm: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
-        """Add the input of these weights from the stream, normalised if `norm` is not empty."""
+        """Prepare the stream as input for these weights, normalised if `norm` is not empty."""
         hp, write = self.hp, self.write
         w = self.bound.norm(f"{norm}.weight") if norm else None
         bias = self.model.vectors.get(f"{norm}.bias")
@@ -40,7 +39,7 @@ class ProgramParts:
     def layers(
         self, layer: int, outputs: Mapping[str, np.ndarray], add: bool = False
     ) -> list[Layer]:
-        """Return linear layers of a block by the names of `LINEARS`, with their outputs."""
+        """Return linear layers of a block, with their outputs, by their names in `LINEARS`."""
         found = []
         for slot, y in outputs.items():
             w, bias = self.model.linear(layer, slot), self.model.bias(layer, slot)
@@ -51,7 +50,7 @@ class ProgramParts:
         return found
 
     def add(self, layer: int, slot: str, x: np.ndarray) -> None:
-        """Add the branch's last layer to the stream (`block.branch`)."""
+        """Add the last layer of a branch to the stream (`block.branch`)."""
         hp, write = self.hp, self.write
         if hp.residual_scale == 1 and not hp.has_post_norms:
             write.products(x, self.layers(layer, {slot: self.x}, add=True))

@@ -1,7 +1,7 @@
-"""The program that runs one token through a model: all phases, written once.
+"""The program that runs one token through a model; its phases are written once and then reused.
 
-`nbllama.model.block` computes the same for any number of tokens. In this module, each of its lines
-is a row of a table (`nbllama.ops.token`) that the threads read. Models differ only in the rows.
+`nbllama.model.block` computes the same for any number of tokens. Each of its lines corresponds to a
+row in a table (`nbllama.ops.token`) that the threads read. Models differ only in these rows.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from nbllama.quants.dot import SUMMED
 
 
 class TokenProgram(ProgramParts):
-    """The step of one token, for one adapter and one KV cache (`generation.cache.new_cache`).
+    """A single-token step, for one adapter and one KV cache (`generation.cache.new_cache`).
 
-    `states` are those of blocks without attention; a run replaces them with those after the token.
-
-    `run` reads the token's embedding in `x` (`[C]`), which becomes the last block's output, and
-    leaves the logits in `logits` (`[V]`). `rows` `[L, P]`: the token's embeddings for each block,
-    if the model has them. Without `exact`, weights whose type has an integer dot product read their
-    input in int8 blocks, as in llama.cpp.
+    `states` contains the states of blocks without attention, which each run updates. `run` reads
+    the token's embedding from `x` (`[C]`), overwrites it with the output of the last block, and
+    writes the logits to `logits` (`[V]`). `rows` `[L, P]` contains the token's per-block
+    embeddings, if the model has any. Without `exact`, weights whose type has an integer dot product
+    are multiplied by int8 blocks of the input, as in llama.cpp.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class TokenProgram(ProgramParts):
     ) -> None:
         """Build the program for one token.
 
-        Raises ValueError for a model without `has_program`, or for arrays that do not fit.
+        Raises ValueError if `has_program` is False for the model, or if arrays do not fit.
         """
         hp = model.hp
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
@@ -137,12 +136,12 @@ class TokenProgram(ProgramParts):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the work space, without weights, adapter and cache."""
+        """Size of the work space in bytes, without weights, adapter and cache."""
         arrays = (*self._memory.values(), *self._tables.values(), self.logits)
         return sum(a.nbytes for a in arrays)
 
     def run(self, position: int) -> np.ndarray:
-        """Return the logits of the token at `position`, embedded in x, until the next call."""
+        """Return the logits after the token in x at `position`; the next call overwrites them."""
         if not 0 <= position < self._n_ctx:
             raise ValueError(f"position {position} is outside a context of {self._n_ctx}")
         self._step["at"] = position
@@ -201,7 +200,7 @@ class TokenProgram(ProgramParts):
         self.add(layer, "o", self._att[:size])
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
-        """Return the norm for each head of queries or keys; a norm over all heads is a phase."""
+        """Return the per-head norm of queries or keys; a norm over all heads is its own phase."""
         if not self.model.hp.has_qk_norm:
             return None
         w = self.model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]
@@ -234,7 +233,7 @@ class TokenProgram(ProgramParts):
         self.add(layer, "down", self._act[:n])
 
     def _after(self, layer: int) -> None:
-        """Add what follows feed-forward in models with rows for each block (`model.per_layer`)."""
+        """Add what follows feed-forward in models with per-block embeddings (`model.per_layer`)."""
         hp, write, vectors = self.model.hp, self.write, self.model.vectors
         if n := hp.n_per_layer:
             gate, act = self._per_layer
@@ -265,7 +264,7 @@ class TokenProgram(ProgramParts):
 
 
 def _types(model: Weights) -> list[int]:
-    """Return the types of the blocks' matrices, of their routers and of the head."""
+    """Return the types of the matrices and routers in all blocks, and of the head."""
     layers = range(model.hp.n_layer)
     blocks = [t for layer in layers for t in model.block_types(layer)]
     routers = (model.matrices.get(f"blk.{layer}.ffn_gate_inp.weight") for layer in layers)
@@ -274,10 +273,10 @@ def _types(model: Weights) -> list[int]:
 
 
 def has_program(model: Weights) -> bool:
-    """Return whether a program can compute the model.
+    """Return whether the model can be run as a program.
 
-    It cannot if there are too many types, if experts are parallel to attention, or if the heads of
-    a delta net have an odd number of values.
+    This is not possible if there are too many types, if experts run in parallel with attention, or
+    if the heads of a delta net have an odd number of values.
     """
     hp = model.hp
     fits = not (hp.side_by_side and hp.experts is not None)

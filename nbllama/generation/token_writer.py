@@ -19,11 +19,11 @@ Row = tuple[float, ...]
 
 
 class Layer(NamedTuple):
-    """A product y `[n_out]` = w x (or, with `add`, y += w x), with its bias and pair.
+    """A product y `[n_out]` = w x (with `add`: y += w x), including bias and pair.
 
-    If the phase's other products have a different input, `x` begins at index `at` of the int8
-    blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair are those of all `experts`,
-    and `chosen` contains the number of one of them.
+    If other products in the phase have a different input, `x` begins at index `at` of the int8
+    blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair cover all `experts`, and
+    `chosen` contains the index of the expert to use.
     """
 
     w: Weight
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 class Writer:
-    """The rows of the tables so far, and every array to which they point."""
+    """The table rows written so far, and all arrays to which they point."""
 
     def __init__(self, codes: dict[int, int], exact: bool) -> None:
         self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}
@@ -47,7 +47,7 @@ class Writer:
         self._codes, self._exact = codes, exact
 
     def floats(self, array: np.ndarray | None, *shape: int) -> int:
-        """Return the address of a float32 array of this shape; 0 for None."""
+        """Return the address of a float32 array of this shape, or 0 for None."""
         if array is None:
             return 0
         check_array("token program", "array", array, shape)
@@ -55,7 +55,7 @@ class Writer:
         return int(array.ctypes.data)
 
     def ints(self, array: np.ndarray | None, *shape: int) -> int:
-        """Return the address of an int32 array of this shape; 0 for None."""
+        """Return the address of an int32 array of this shape, or 0 for None."""
         if array is None:
             return 0
         check_array("token program", "array", array, shape, dtype=np.int32)
@@ -63,19 +63,19 @@ class Writer:
         return int(array.ctypes.data)
 
     def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
-        """Add a phase with its rows; SCORES and JOIN use the newest row of HEADS."""
+        """Add a phase and its rows; SCORES and JOIN use the newest row of HEADS."""
         table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
         first = len(table) if rows else len(table) - 1
         table.extend(rows)
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """Return the kinds of int8 blocks that these weights need as input."""
+        """Return the kinds of int8 blocks that these weights read as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 
     def products(self, x: np.ndarray, layers: Sequence[Layer]) -> None:
-        """Add products that read x, and the phase before them that computes the pairs' h."""
+        """Add products that read x, preceded by the phase that computes h for their pairs."""
         hidden, rows = [], []
         per_task = sum(item.w.shape[0] for item in layers) // (TASKS * n_threads())
         per_task = min(max(per_task, LEAST_ROWS), MOST_ROWS)
@@ -103,7 +103,7 @@ class Writer:
         self.phase(kinds.PRODUCT, sum(-(-row[4] // per_task) for row in rows), rows)
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Return the program and its tables, by their names in `STEP`."""
+        """Return the program and its tables by their names in `STEP`."""
         made = {"program": np.array(self.phases, kinds.PHASE)}
         for kind, (name, dtype) in kinds.TABLES.items():
             made[name] = np.array(self.rows[kind], dtype)

@@ -1,4 +1,4 @@
-"""GGUF files: a reader that checks everything it returns, and an atomic writer."""
+"""Read GGUF files with full checks, and write them atomically."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A bounded cursor over the header bytes of a GGUF file: every read is checked against the end.
+"""A bounded cursor over the header bytes of a GGUF file; every read is checked against the end.
 
-Sizes are Python integers, so no product or sum can wrap; the test is always
+Sizes are Python integers, so no product or sum can wrap. The test is always
 `size <= end - position`, never `position + size <= end` in machine words.
 """
 
@@ -27,20 +27,21 @@ class Cursor:
     def __init__(self, buf: memoryview, path: str) -> None:
         self.buf = buf
         self.end = len(buf)
-        self.cap = self.end  # the metadata must not reach beyond this position
+        self.cap = self.end  # the metadata must not extend beyond this position
         self.pos = 0
         self.path = path
         self._text_left = limits.MAX_TEXT_BYTES
         self._strings_left = limits.MAX_ARRAY_STRINGS
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """Return a one-line error about the file: path, field and problem."""
+        """Return a one-line error about the file, with path, field and problem."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def take(self, size: int, what: str, part: str = "") -> int:
-        """Skip `size` bytes, which must exist; return the position at which they start.
+        """Skip `size` bytes, which must exist; return the position of the first.
 
-        The error names `what` and its `part` (two strings, so that reading never joins strings).
+        An error names `what` and its `part`, which are separate so that strings are joined only for
+        errors.
         """
         start = self.pos
         if size > self.end - start:
@@ -85,12 +86,12 @@ class Cursor:
             raise self.error(what, f"not UTF-8 at byte {start + e.start}") from None
 
     def name(self, what: str, limit: int) -> str:
-        """Read a string that names something: not empty, no control characters."""
+        """Read a name: a string that is not empty and contains no control characters."""
         at = self.pos
         name = self.text(what, limit)
         if not name:
             raise self.error(what, f"empty at byte {at}")
-        # isprintable() checks every character; there is a faster way for ASCII
+        # isprintable() checks every character; for ASCII, a faster check is possible
         if name.encode().translate(None, _PRINTABLE) if name.isascii() else not name.isprintable():
             raise self.error(f"{what} '{shown(name)}'", f"control characters at byte {at}")
         return name
@@ -106,8 +107,8 @@ class Cursor:
     def numbers(self, type_id: int, count: int, what: str) -> np.ndarray:
         """Read `count` fixed-size values as a read-only copy.
 
-        It is a copy because the values in the file can be unaligned, and because no view of the
-        mapping must remain after an error.
+        The values are copied because they can be unaligned in the file, and because no view of the
+        mapping may remain after an error.
         """
         dtype = SCALARS.get(type_id)
         if dtype is None:
@@ -130,7 +131,7 @@ class Cursor:
         return self.numbers(type_id, count, what)
 
     def strings(self, count: int, what: str) -> StringArray:
-        """Read `count` length-prefixed strings; their bytes are not changed."""
+        """Read `count` length-prefixed strings, with their bytes unchanged."""
         buf, end, pos = self.buf, self.end, self.pos
         if count > (end - pos) // 8:
             raise self.error(

@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class TensorInfo(NamedTuple):
-    """A tensor's location: `shape` in numpy order, `offset` in bytes from the start of the file."""
+    """A tensor in a file: `shape` in numpy order, `offset` in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class GGUFFile:
         tensors: dict[str, TensorInfo],
     ) -> None:
         self.path = path
-        self.paths: tuple[str, ...] = (path,)  # more than one: a model in parts
+        self.paths: tuple[str, ...] = (path,)  # more than one for a model in parts
         self._absolute = os.path.abspath(path)  # the working directory can change
         self.size = info.st_size
         self.version = version
@@ -70,9 +70,9 @@ class GGUFFile:
         self._bytes: np.ndarray | None = np.frombuffer(mapping, np.uint8)
 
     def data(self, name: str) -> np.ndarray:
-        """Return the tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, no copy.
+        """Return the tensor's bytes, read-only uint8 `[nbytes]`, as a view of the mapping.
 
-        Raises `GGUFError` if there is no such tensor, `ValueError` after `close`.
+        Raises `GGUFError` if the tensor does not exist, and `ValueError` after `close`.
         """
         if self._bytes is None:
             raise ValueError(f"{self.path} is closed")
@@ -82,7 +82,7 @@ class GGUFFile:
         return self._bytes[t.offset : t.offset + t.nbytes]
 
     def get(self, key: str, kind: str, default: Any = _MISSING) -> Any:
-        """Return the value of `key`, which must be of kind `kind`; `default` if the key is missing.
+        """Return the value of `key`, which must be of kind `kind`, or `default` if it is missing.
 
         | kind | GGUF types | returns |
         |---|---|---|
@@ -94,8 +94,8 @@ class GGUFFile:
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
         | "flags" | array of bool or integers | numpy array, as stored |
 
-        Raises `GGUFError` with the key if it has a different type, or if it is missing and there is
-        no default.
+        Raises `GGUFError` with the key if the type is different, or if the key is missing and there
+        is no default.
         """
         if key not in self.metadata:
             if default is _MISSING:
@@ -112,12 +112,12 @@ class GGUFFile:
         return value
 
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
-        """Return the count stored as `key`, `low` to `at_most`; `default` if the key is missing.
+        """Return the count at `key`, from `low` to `at_most`, or `default` if the key is missing.
 
-        All numbers in a file that determine a loop, a size or an allocation are read with this
+        Every number in a file that determines a loop, a size or an allocation is read with this
         method.
 
-        Raises `GGUFError` with the key for any other type or number.
+        Raises `GGUFError` with the key for any other type or value.
         """
         if default is not _MISSING and key not in self.metadata:
             return default
@@ -127,7 +127,7 @@ class GGUFFile:
         return value
 
     def finite(self, key: str) -> float:
-        """Return the number at `key`. Raises `GGUFError` unless it is floating point and finite."""
+        """Return the number at `key`. Raises `GGUFError` unless it is a finite float."""
         value = float(self.get(key, "float"))
         if not math.isfinite(value):
             raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")
@@ -148,14 +148,15 @@ class GGUFFile:
             yield key, value, self._types[key]
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """Return a `GGUFError` about this file, in the usual form."""
+        """Return a `GGUFError` about this file in the usual form."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:
-        """Raise `GGUFError` if size, modification time or inode changed since the file was opened.
+        """Raise `GGUFError` if size, modification time or inode have changed since opening.
 
-        Call it before and after a long use. A change between two calls is detected late, and a file
-        that is shortened while its pages are being read ends the process (SIGBUS); see `reader`.
+        Call this method before and after a long use. A change between two calls is detected only by
+        the second, and truncating the file while its pages are being read kills the process
+        (SIGBUS); see `reader`.
         """
         try:
             now = _state(os.stat(self._absolute))
@@ -167,11 +168,11 @@ class GGUFFile:
             raise self.error("file", f"has changed since it was opened ({', '.join(changed)})")
 
     def close(self) -> None:
-        """Close the mapping; if views of it are still in use, it closes with the last one."""
+        """Close the mapping, or let it close with the last view if views are still in use."""
         self._bytes = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
-            with suppress(BufferError):  # a view is alive; the mapping closes with the last one
+            with suppress(BufferError):  # views still exist; the mapping closes with the last one
                 mapping.close()
 
     def __enter__(self) -> GGUFFile:

@@ -1,8 +1,8 @@
-"""Limits for GGUF files. A file that exceeds one is refused before memory is allocated.
+"""Limits for GGUF files. A file that exceeds a limit is refused before memory is allocated.
 
-Published models stay well below (Gemma 3: 262,144 tokens, 514,906 merges, 16 MB of metadata;
-mixtures of experts with one tensor per expert: about 30,000 tensors). With these limits, reading a
-header never takes more than a second or 200 MB.
+Published models are well below the limits (Gemma 3: 262,144 tokens, 514,906 merges, 16 MB of
+metadata; mixtures of experts with one tensor per expert: about 30,000 tensors). With these limits,
+reading a header takes at most one second and 200 MB.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME - 1
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_DIM = 1 << 31
-MAX_COUNT = 1 << 31  # for a key that gives a size
+MAX_COUNT = 1 << 31  # for a key that specifies a size
 MAX_STRING_BYTES = 16 << 20
-MAX_TEXT_BYTES = 16 << 20  # keys and single strings of one file together
+MAX_TEXT_BYTES = 16 << 20  # total size of keys and single strings in a file
 MAX_METADATA_BYTES = 48 << 20
-MAX_ARRAY_STRINGS = 1 << 21  # elements of all string arrays together
+MAX_ARRAY_STRINGS = 1 << 21  # total number of elements in all string arrays
 
 DEFAULT_ALIGNMENT = 32
 MIN_ALIGNMENT = 8  # so that every float64 in the data section is aligned

@@ -1,8 +1,9 @@
-"""A model in several files, as llama.cpp's `gguf-split` writes it, read like a single file.
+"""Read a model in several files, as written by llama.cpp's `gguf-split`, like a single file.
 
-The first part contains the metadata; the others contain only `split.no` (from 0), `split.count` and
-`split.tensors.count`, and their tensors. A file's name contains the number of its part. All of this
-is checked before anything is read: the parts of two models can easily be mixed up in one folder.
+The first part contains the metadata; the other parts contain only `split.no` (from 0),
+`split.count`, `split.tensors.count`, and their tensors. The file name contains the number of the
+part. All of these are checked before anything is read, because the parts of two models can easily
+be mixed up in a folder.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _MOST = 99_999  # names have five digits
 
 
 class PartsFile(GGUFFile):
-    """All parts as one file: the metadata of the first part, and the tensors of all in order.
+    """All parts as one file, with the metadata of the first part and the tensors of all parts.
 
-    `path` is that of the first part, which llama.cpp needs; `size` is the sum of all. A tensor's
-    `offset` is within its part.
+    `path` is the path of the first part, which llama.cpp requires; `size` is the total size. The
+    `offset` of a tensor is relative to its part.
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """Join `parts` in order, as checked by `open_gguf`; they are closed with this file."""
+        """Join `parts`, checked and ordered by `open_gguf`; they are closed with this file."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}
@@ -43,7 +44,7 @@ class PartsFile(GGUFFile):
         self.tensors = {name: info for part in parts for name, info in part.tensors.items()}
 
     def data(self, name: str) -> np.ndarray:
-        """Return the tensor's bytes, as `GGUFFile.data` does."""
+        """Return the tensor's bytes, like `GGUFFile.data`."""
         return self._part_of.get(name, self._parts[0]).data(name)
 
     def recheck(self) -> None:
@@ -58,10 +59,10 @@ class PartsFile(GGUFFile):
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open `path` and check its header; if it is one part of a model, open all parts.
+    """Open `path` and check its header; if it is a part of a model, open all parts.
 
-    Raises `GGUFError` with one line that says what and where, also for parts that are missing or
-    do not belong together. Reading any header takes less than a second and 200 MB.
+    Raises `GGUFError` with one line that says what is wrong and where, including parts that are
+    missing or do not match. Reading any header takes less than a second and 200 MB.
     """
     given = open_one(path)
     if COUNT not in given.metadata:
@@ -77,7 +78,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
-    """Return all parts in order, checked to belong together; add newly opened files to `opened`."""
+    """Return all parts in order, after checking that they match; add new files to `opened`."""
     number = given.count(NUMBER, 1 << 16) + 1
     one = f"one part of {count} of a split model"
     if count > _MOST or not 1 <= number <= count:
@@ -110,7 +111,7 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
 
 
 def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> None:
-    """Raise `GGUFError` unless the keys of `part` are those of part `number`."""
+    """Raise `GGUFError` unless the keys of `part` identify it as part `number`."""
     theirs = tuple(part.count(key, MAX_COUNT, default=None) for key in (NUMBER, COUNT, TENSORS))
     if theirs != (number - 1, count, given.count(TENSORS, MAX_COUNT)):
         raise part.error(
@@ -122,7 +123,7 @@ def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> 
 
 
 def _check_tensors(parts: Sequence[GGUFFile], wanted: int) -> None:
-    """Raise `GGUFError` for a tensor that is in two parts, or for a wrong number of tensors."""
+    """Raise `GGUFError` for a tensor in two parts, or for a wrong number of tensors."""
     where: dict[str, GGUFFile] = {}
     for part in parts:
         for name in part.tensors:

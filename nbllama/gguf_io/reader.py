@@ -1,15 +1,16 @@
-"""Open a GGUF file (version 2 or 3, little endian) without trusting it.
+"""Open a GGUF file (version 2 or 3, little-endian) without trusting it.
 
-`open_one` maps the file read-only, parses the header with limits on everything, and checks each
-tensor's byte range against the real size of the file, because the kernels that read these bytes do
-not check anything. The rules are those of ggml's reader (`gguf.cpp`), or stricter where no real
-model needs the looser rule: no arrays of arrays, no zero dimension, no control characters in names,
-zero padding before the data, and a file that ends where its last tensor (or its padding) ends.
+`open_one` maps the file read-only, parses the header with limits on everything, and checks the byte
+range of each tensor against the actual file size, because the kernels that read the bytes do not
+check anything. The rules are the same as in ggml's reader (`gguf.cpp`), or stricter if no real
+model requires the looser rule: no arrays of arrays, no zero dimensions, no control characters in
+names, zero padding before the data, and a file that ends with its last tensor (or the padding after
+it).
 
-A mapping has two limits: if another program shortens the file while it is mapped, reading the
+A mapping has two weaknesses. If another program truncates the file while it is mapped, reading the
 missing pages kills the process with SIGBUS; if it rewrites bytes in place, the mapped bytes change.
-`GGUFFile.recheck` detects both between two uses, not during a use. Replacing the file by renaming,
-as this package does, is harmless: the mapping keeps the old file.
+`GGUFFile.recheck` detects both between two uses, but not during a use. Replacing the file by
+renaming, as this package does, is harmless, because the mapping keeps the old file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _NOT_GGUF = (
 
 
 def open_one(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open `path` and check its header; raise `GGUFError` with one line that says what and where.
+    """Open `path` and check its header; raise `GGUFError` with one line that describes any problem.
 
     Checking any file takes less than a second and 200 MB.
     """
@@ -76,7 +77,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Return a regular file's descriptor and state; never open a FIFO or device for reading."""
+    """Return the descriptor and state of a regular file; never open a FIFO or device to read."""
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):
@@ -106,7 +107,7 @@ def _kind(mode: int) -> str:
 
 
 def _header(c: Cursor) -> tuple[int, int, int]:
-    """Return the version, the tensor count and the key count."""
+    """Return the version, the number of tensors and the number of keys."""
     magic = bytes(c.buf[:4])
     if c.end < limits.HEADER_BYTES and b"GGUF".startswith(magic):
         raise c.error(
@@ -186,7 +187,7 @@ def _padded(size: int, alignment: int) -> int:
 
 
 def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
-    """Return all tensors in file order, after checking that their bytes are within the file."""
+    """Return all tensors in file order, after checking that their bytes are inside the file."""
     records = list(_records(c, n_tensors))
     start = _padded(c.pos, alignment)
     if n_tensors or c.pos != c.end:
@@ -227,7 +228,7 @@ def _offset_problem(offset: int, expected: int, alignment: int) -> str:
 
 
 def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
-    """Yield tensor records; `offset` is still relative to the data section and not checked."""
+    """Yield tensor records, with an unchecked `offset` relative to the data section."""
     for i in range(n_tensors):
         name = c.name(f"name of tensor {i} of {n_tensors}", limits.MAX_NAME_BYTES)
         what = f"tensor '{name}'"

@@ -1,4 +1,4 @@
-"""An array of strings as stored in a GGUF file: bytes, decoded one by one on access."""
+"""An array of strings as stored in a GGUF file: bytes, decoded individually on access."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import overload
 
 
 class StringArray(Sequence[str]):
-    """Read-only sequence of `str`; bytes that are not UTF-8 become lone surrogates.
+    """Read-only sequence of `str`; bytes that are not valid UTF-8 become lone surrogates.
 
-    `s.encode("utf-8", "surrogateescape")` of an element returns its original bytes, and so does
-    `raw(i)` directly. `wire` contains the elements as in the file (each after its u64 length), and
-    `ends[i]` is the byte of `wire` where element i ends.
+    For an element s, `s.encode("utf-8", "surrogateescape")` returns the original bytes; `raw(i)`
+    returns them directly. `wire` contains the elements as in the file (each preceded by its u64
+    length), and `ends[i]` is the position in `wire` at which element i ends.
     """
 
     __slots__ = ("ends", "wire")
@@ -35,7 +35,7 @@ class StringArray(Sequence[str]):
         return len(self.ends)
 
     def raw(self, i: int) -> bytes:
-        """Return the bytes of element `i` (negative counts from the end)."""
+        """Return the bytes of element `i` (a negative index counts from the end)."""
         n = len(self.ends)
         if not -n <= i < n:
             raise IndexError(f"element {i} of a string array of {n}")
@@ -43,7 +43,7 @@ class StringArray(Sequence[str]):
         return self.wire[(self.ends[i - 1] if i else 0) + 8 : self.ends[i]]
 
     def iter_raw(self) -> Iterator[bytes]:
-        """Yield the bytes of every element in order."""
+        """Yield the bytes of each element in order."""
         start = 8
         for end in self.ends:
             yield self.wire[start:end]

@@ -1,7 +1,7 @@
 """Constants of the GGUF format: metadata value types, and tensor types with their block sizes.
 
-Ids and names are ggml's (`enum ggml_type`, `enum gguf_type`). The table exists so that reading a
-file does not require the `gguf` package; a test compares it with that package.
+Ids and names are the same as in ggml (`enum ggml_type`, `enum gguf_type`). With this table, reading
+a file does not require the `gguf` package; a test compares the table with the package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class ValueType(IntEnum):
-    """The type of a metadata value, with the same numbers as `gguf.GGUFValueType`."""
+    """The type of a metadata value, numbered as in `gguf.GGUFValueType`."""
 
     UINT8 = 0
     INT8 = 1
@@ -43,14 +43,15 @@ SCALARS: dict[int, np.dtype] = {
     ValueType.INT64: np.dtype("<i8"),
     ValueType.FLOAT64: np.dtype("<f8"),
 }
-"""Numpy type of every fixed-size value type."""
+"""Numpy type of each fixed-size value type."""
 
 
 class TensorType(NamedTuple):
-    """A way to store the elements of a tensor: `block_size` elements in `type_size` bytes.
+    """A storage type for tensors, with `block_size` elements in `type_size` bytes.
 
-    `family`: the file of `nbllama.quants` that decodes it; "" for types that are never weights.
-    `scales`: byte offsets in a block of the IEEE halves that scale its weights.
+    `family` is the module of `nbllama.quants` that decodes the type, or "" for types that are never
+    used for weights. `scales` contains the byte offsets, within a block, of the IEEE halves that
+    scale its weights.
     """
 
     name: str
@@ -61,7 +62,7 @@ class TensorType(NamedTuple):
     scales: tuple[int, ...] = ()
 
     def nbytes(self, n_elements: int) -> int:
-        """Return the size in bytes of `n_elements` elements, which must fill whole blocks."""
+        """Return the size of `n_elements` elements in bytes; they must fill whole blocks."""
         return n_elements // self.block_size * self.type_size
 
 
@@ -95,7 +96,7 @@ TENSOR_TYPES: dict[int, TensorType] = {
         TensorType("MXFP4", 39, 32, 17, "mxfp4"),
         TensorType("NVFP4", 40, 64, 36, "nvfp4"),
         TensorType("Q1_0", 41, 128, 18, "binary", (0,)),
-        # never a weight
+        # never used for weights
         TensorType("Q8_K", 15, 256, 292),
         TensorType("I8", 24, 1, 1),
         TensorType("I16", 25, 1, 2),
@@ -106,7 +107,7 @@ TENSOR_TYPES: dict[int, TensorType] = {
 }
 """Every tensor type that can be read from a file, by id.
 
-A new weight type needs a row here and a decoder in the file of its family.
+A new weight type requires a row in this table and a decoder in the module of its family.
 """
 
 UNSUPPORTED_TYPES: dict[int, str] = {
@@ -120,7 +121,7 @@ UNSUPPORTED_TYPES: dict[int, str] = {
     37: "IQ4_NL_4_8 (removed from ggml)",
     38: "IQ4_NL_8_8 (removed from ggml)",
 }
-"""Types that ggml has or had, and that are refused by name."""
+"""Types of current or earlier ggml versions that are refused by name."""
 
 NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
     np.dtype("<f4"): 0,
@@ -131,4 +132,4 @@ NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
     np.dtype("<i8"): 27,
     np.dtype("<f8"): 28,
 }
-"""Tensor type of a plain numpy array."""
+"""Tensor types for numpy arrays."""

@@ -1,9 +1,9 @@
-"""Write a GGUF file (version 3, little endian) in one atomic step.
+"""Write a GGUF file (version 3, little-endian) atomically.
 
-This module does not use `gguf.GGUFWriter`: that class opens the final name itself, always adds an
+This module does not use `gguf.GGUFWriter`, which opens the final name directly, always adds an
 architecture key, silently drops empty strings and arrays, and reports a short write without an
-error number. The format is small enough to write here, directly from the arrays, without a second
-copy in memory. Tests read every file with the `gguf` package and with llama.cpp.
+error number. The format is simple enough to write directly from the arrays, without a second copy
+in memory. Tests read the written files with the `gguf` package and with llama.cpp.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _PYTHON_TYPES: dict[type, ValueType] = {
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor in any GGUF type: `shape` in numpy order, `raw` its bytes as written to the file.
+    """A tensor of any GGUF type: `shape` in numpy order, `raw` the bytes to write.
 
-    `raw` is a uint8 array, bytes or memoryview of exactly the size of shape and type; or a function
-    that returns them in pieces. A function is called when its tensor is written, so that a model
-    larger than memory can be written. If it raises, writing stops and no file is changed.
+    `raw` is a uint8 array, bytes or memoryview whose size matches shape and type exactly, or a
+    function that returns the bytes in pieces. The function is called when the tensor is written, so
+    that a model larger than memory can be written. If it raises an error, writing stops and no file
+    is changed.
     """
 
     shape: tuple[int, ...]
@@ -51,16 +52,16 @@ def write_gguf(
     metadata: Metadata,
     tensors: Iterable[tuple[str, np.ndarray | RawTensor]],
 ) -> None:
-    """Write keys and tensors to `path`, in the given order; the old file is replaced at the end.
+    """Write keys and tensors to `path` in the given order; any old file is replaced at the end.
 
     `metadata` contains (key, value, value type), with a type from `ValueType` or
     `gguf.GGUFValueType`. Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int ->
     INT64, float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are
     written as F32, F16, F64 or I8..I64 by their dtype.
 
-    Raises `OutputError` if the path cannot be written, and `ValueError`, before the first byte is
-    written, for names, values, shapes and sizes that the format or `limits` do not allow. It also
-    raises `ValueError`, and keeps the old file, for pieces whose total size is wrong.
+    Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
+    is written, for names, values, shapes and sizes that the format or `limits` do not allow. A
+    wrong total size of pieces also raises `ValueError`, and the old file is kept.
     """
     tensors = list(tensors)
     header, bodies, alignment = _encode(list(metadata), tensors)
@@ -87,7 +88,7 @@ def _pad(file: BinaryIO, size: int, alignment: int) -> None:
 def _encode(
     metadata: list[tuple[str, object, int]], tensors: list[tuple[str, np.ndarray | RawTensor]]
 ) -> tuple[bytes, list[tuple[int, Any]], int]:
-    """Return the unpadded header, each tensor's size and bytes (or function), and the alignment."""
+    """Return the unpadded header, each tensor's size and bytes (or a function), and alignment."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     alignment = limits.DEFAULT_ALIGNMENT
     seen: set[str] = set()
@@ -138,7 +139,7 @@ def _alignment(value: object, type_id: int) -> int:
 
 
 def _value(out: bytearray, value: object, kind: ValueType) -> None:
-    """Append one metadata value of the given type."""
+    """Append a metadata value of the given type."""
     if kind == ValueType.ARRAY:
         _array(out, value)
     elif kind == ValueType.STRING:
@@ -174,7 +175,7 @@ _STRUCT = {
 
 
 def _array(out: bytearray, value: object) -> None:
-    """Append the element type, the count and the elements of an array."""
+    """Append an array: its element type, length and elements."""
     if isinstance(value, StringArray):
         out += struct.pack("<IQ", ValueType.STRING, len(value)) + value.wire
         return
@@ -197,7 +198,7 @@ def _array(out: bytearray, value: object) -> None:
 
 
 def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...], int, int, Any]:
-    """Return a tensor's shape (numpy order), type, size and bytes (a view, or its function)."""
+    """Return a tensor's shape (numpy order), type, size and bytes (as a view or a function)."""
     what = f"tensor '{shown(name)}'"
     body: Any
     if isinstance(tensor, RawTensor):

@@ -1,10 +1,10 @@
 """Check the gradients of a model against finite differences in float64, tensor by tensor.
 
-| module | does |
+| module | contents |
 |---|---|
 | `options` | the command line |
-| `part` | a few blocks of a model as a separate model |
-| `check` | gradients of the kernels against slopes of the plain float64 model |
+| `part` | extracts a few blocks of a model as a separate model |
+| `check` | compares gradients of the kernels with slopes of the plain float64 model |
 | `table` | the result as text |
 """
 

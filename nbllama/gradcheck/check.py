@@ -1,16 +1,16 @@
-"""Check gradients of the kernels against slopes of the plain float64 model.
+"""Check the gradients of the kernels against slopes of the plain float64 model.
 
-For each half p of a pair, with g the gradient that training would use and L the loss in float64:
+For each half p of a pair, let g be the gradient that training would use and L the loss in float64:
 
     slope(d) = (L(p + h d) - L(p - h d)) / 2h                          |d| = 1
     error    = max over d of |slope(d) - g . d| / |g|  √(n for a random d)
 
-There are two directions: that of g, which reveals a wrong size or sign, and a random one, which
-involves every number of g. In a random direction, an error in a gradient of n elements appears √n
-times smaller; the factor √n corrects for this.
+Two directions are tested: the direction of g, which reveals a wrong size or sign, and a random
+direction, which involves every number of g. In a random direction, an error in a gradient of n
+elements appears √n times smaller; the factor √n corrects for this.
 
-The kernels use float32, with errors of about 1e-5 of the gradient norm; the slope has an error of
-about h² times that norm. A wrong formula causes an error of a large fraction of the norm.
+The kernels use float32, with errors of about 1e-5 of the gradient norm. The error of the slope is
+about h² times the norm. A wrong formula causes an error of a large fraction of the norm.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nbllama.model.reference import ReferenceModel, parameters64
 Parameters = Mapping[str, np.ndarray]
 
 STEP = 1e-4  # h, relative to the half's norm
-ZERO = 1e-9  # a slope below this counts as zero
+ZERO = 1e-9  # slopes below this are treated as zero
 
 
 class Checked(NamedTuple):
@@ -47,7 +47,7 @@ class Checked(NamedTuple):
 
 
 def random_adapter(model: Model, rank: int, seed: int) -> Adapter:
-    """Return random A and B for every tensor that can have a pair, with a scale other than 1."""
+    """Return random A and B for every tensor that supports a pair, with a scale other than 1."""
     missing = without_tensor(model.shapes)
     ranks = {s.name: 0 if s.name in missing else rank for s in EVERY_SLOT}
     adapter = init_adapter(
@@ -68,7 +68,7 @@ def slope(
     direction: Parameters,
     h: float,
 ) -> float:
-    """Compute (L(p + h d) - L(p - h d)) / 2h; d changes only the parameters that it names."""
+    """Compute (L(p + h d) - L(p - h d)) / 2h; only the parameters named in d change."""
     ends = []
     for sign in (1, -1):
         moved = {name: params[name] + sign * h * d for name, d in direction.items()}
@@ -77,7 +77,7 @@ def slope(
 
 
 class Losses(NamedTuple):
-    """The loss of the kernels and of the float64 model."""
+    """The loss according to the kernels and according to the float64 model."""
 
     ours: float
     reference: float
@@ -92,7 +92,7 @@ def check(
     seed: int,
     tell: Callable[[Losses], None] | None = None,
 ) -> Iterator[Checked]:
-    """Check each half of each pair, in order; `tell` is called with the losses before that."""
+    """Check each half of each pair, in order, after calling `tell` with the losses."""
     loss, grads = loss_and_gradients(model, adapter, batch, checkpointing=True)
     reference, params = ReferenceModel(model), parameters64(adapter)
     scale, rng = adapter.scale, np.random.default_rng(seed)

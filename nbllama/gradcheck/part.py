@@ -1,4 +1,4 @@
-"""A few blocks of a model as a separate model: embeddings, these blocks, output."""
+"""Extract a few blocks of a model as a separate model with the same embeddings and output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 
 class PartOfFile(GGUFFile):
-    """Some blocks' tensors with new block numbers; nothing is copied."""
+    """The tensors of some blocks, with new block numbers; nothing is copied."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
         self.path, self.paths = whole.path, whole.paths
@@ -31,12 +31,12 @@ class PartOfFile(GGUFFile):
         self.tensors = {n: whole.tensors[old] for n, old in self.old_names.items()}
 
     def data(self, name: str) -> np.ndarray:
-        """Return a tensor's bytes, given its name in the part."""
+        """Return the bytes of a tensor, given its name in the part."""
         return self._whole.data(self.old_names[name])
 
 
 def renamed(name: str, layers: Sequence[int]) -> str | None:
-    """Return a tensor's name in the part; None if the tensor is not in the part."""
+    """Return the name of a tensor in the part, or None if it is not in the part."""
     match = _BLOCK.fullmatch(name)
     if match is None:
         return name
@@ -45,7 +45,7 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
-    """Return the model of these blocks, in this order.
+    """Return a model that consists of these blocks, in this order.
 
     Raises `UsageError` if a block uses the keys and values of a block outside the part.
     """
@@ -57,7 +57,7 @@ def part_of(model: Model, layers: Sequence[int]) -> Model:
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
     if hp.experts:
-        dense = sum(not hp.experts.at(layer) for layer in layers)  # dense blocks come first
+        dense = sum(not hp.experts.at(layer) for layer in layers)  # they precede the other blocks
         hp = replace(hp, experts=hp.experts._replace(first=dense), next_blocks=0)
     return Model(PartOfFile(model.gguf, layers), hp)
 
@@ -75,15 +75,15 @@ def _blocks(hp: Hparams, layers: Sequence[int]) -> tuple[BlockSizes, ...]:
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
-    """Return the pairs of these blocks, and the pairs outside all blocks."""
+    """Return the pairs in these blocks and the pairs outside all blocks."""
     pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
     return replace(adapter, pairs=pairs)
 
 
 def usual_layers(model: Model) -> list[int]:
-    """Choose the last block, and blocks that together include every combination of weight types.
+    """Choose the last block, and enough blocks to cover every combination of weight types.
 
-    If blocks differ by position, the first blocks, up to a whole period, are included.
+    If blocks differ by position, the first blocks are included, up to a whole period.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window and not hp.blocks else 0, hp.rope_period)

@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"^blk\.[0-9]+\.")
 def table(found: Sequence[Checked], every: bool) -> str:
     """Return a table of the largest errors, one row per kind of tensor and weight type.
 
-    `every`: one row per tensor.
+    With `every`, return one row per tensor.
     """
     groups: dict[tuple[str, str], list[Checked]] = {}
     for c in found:
@@ -37,7 +37,7 @@ def table(found: Sequence[Checked], every: bool) -> str:
 
 
 def _half(halves: Sequence[Checked]) -> tuple[str, str]:
-    """Return the largest gradient norm and error; NaN counts as larger than all numbers."""
+    """Return the largest gradient norm and error; NaN is treated as larger than any number."""
     errors = [c.error for c in halves if c.length]
     worst = "-" if not errors else f"{max(errors, key=lambda e: (math.isnan(e), e)):.1e}"
     return f"{max(c.length for c in halves):.2e}", worst

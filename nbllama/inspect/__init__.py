@@ -2,13 +2,13 @@
 
 | module | contents |
 |---|---|
-| `look` | `look`: detects a file's kind and returns everything about the file as a `Found` |
+| `look` | `look`, which detects the kind of a file and describes the file as a `Found` |
 | `found` | `Found` |
 | `contents` | reads a model, a checkpoint or an adapter |
 | `show` | formats a `Found` as text or as JSON |
 
-No file is trusted: readers check sizes before they allocate memory, control characters are escaped,
-and the output is limited.
+Files are not trusted: readers check sizes before they allocate memory, control characters are
+escaped, and the size of the output is limited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contents of the three kinds of files; each function completes a `Found`."""
+"""Read the contents of the three kinds of files; each function fills in a `Found`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
-    """Add a model's sizes, the use of every tensor, and the tensors that would be trained."""
+    """Add the sizes of a model, the use of each tensor, and the tensors that would be trained."""
     hp = None
     try:
         hp = hparams_from_gguf(f)
@@ -57,7 +57,7 @@ def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
         found.tensors = [stated(f, name, _use_unknown(f, name)) for name in f.tensors]
         return
     found.notes += hp.warnings
-    # a file with an unexpected tensor is refused, so all tensors are known here
+    # files with unknown tensors are refused, so all tensors are known at this point
     known = expected_tensors(hp)
     found.tensors = [
         stated(f, n, "not used" if n in idle else _use(n)) for n in f.tensors if n in known
@@ -139,7 +139,7 @@ def _option(slot: Slot) -> str:
 
 
 def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
-    """Return the targets and their ranks for each kind of data (`rank` None: the defaults)."""
+    """Return the targets and their ranks for each kind of data (defaults if `rank` is None)."""
     missing = without_tensor(shapes)
     ranks: dict[str, dict[str, int]] = {}
     for kind, column in _COLUMNS.items():
@@ -170,7 +170,7 @@ def _target(slot: Slot, shapes: list[tuple[int, ...]], ranks: Mapping[str, list[
 
 
 def _numbers(shape: tuple[int, ...]) -> int:
-    """Return how many numbers a pair of rank 1 contains: n_out + n_in for each expert."""
+    """Return the size of a pair of rank 1: n_out + n_in for each expert."""
     return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
 
 
@@ -256,7 +256,7 @@ def _pairs(found: Found, pairs: Mapping[str, Pair]) -> None:
     by_slot: dict[Slot, list[Pair]] = {}
     for name, pair in pairs.items():
         of = slot_of(name)
-        assert of is not None  # readers refuse all other pairs
+        assert of is not None  # readers refuse names of other tensors
         by_slot.setdefault(of[0], []).append(pair)
         for half, x in (("lora_a", pair.a), ("lora_b", pair.b)):
             found.tensors.append(TensorRow(f"{name}.{half}", "F32", x.shape, x.nbytes, "trained"))

@@ -11,7 +11,7 @@ from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
 
 
 class Key(NamedTuple):
-    """A metadata value with the name of its type; arrays are `StringArray` or numpy arrays."""
+    """A metadata value and the name of its type; arrays are `StringArray` or numpy arrays."""
 
     name: str
     type: str
@@ -19,7 +19,7 @@ class Key(NamedTuple):
 
 
 class TensorRow(NamedTuple):
-    """A tensor of the file: shape in numpy order, and its use in training."""
+    """A tensor in the file: its shape in numpy order, and its use in training."""
 
     name: str
     type: str
@@ -31,7 +31,7 @@ class TensorRow(NamedTuple):
 class Target(NamedTuple):
     """One kind of tensor that has LoRA pairs or can have them.
 
-    `parameters`, `ranks`: by column header; 0 parameters mean that there is no pair.
+    `parameters` and `ranks` are keyed by column header; without a pair, there are 0 parameters.
     """
 
     option: str  # `--rank-NAME` of nbllama.finetune
@@ -44,7 +44,7 @@ class Target(NamedTuple):
 
 @dataclass
 class Found:
-    """The information about a file; `refused`: why it cannot be used, or None."""
+    """The information about a file; `refused` says why the file cannot be used, or is None."""
 
     path: str
     size: int  # bytes; for a folder, the sum of its files
@@ -59,6 +59,6 @@ class Found:
 
 
 def stated(f: GGUFFile, name: str, use: str = "") -> TensorRow:
-    """Return a tensor's row, as described by the file's header."""
+    """Return the row of a tensor, as described by the file header."""
     t = f.tensors[name]
     return TensorRow(name, TENSOR_TYPES[t.type_id].name, t.shape, t.nbytes, use)

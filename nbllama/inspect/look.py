@@ -1,4 +1,4 @@
-"""`look`: detect a file's kind and return everything about the file."""
+"""`look`, which detects the kind of a file and describes the file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nbllama.system.regular import first_bytes
 
 
 def look(path: str, *, base: str = "", rank: int | None = None, check: bool = False) -> Found:
-    """Return everything about a file, including the reason if it is refused.
+    """Describe a file, including the reason if it is refused.
 
-    `base`: a GGUF model that a checkpoint or adapter must match. `rank`: the rank for counting the
-    parameters of a model's pairs; None for the default ranks. `check`: check every weight of a
-    model.
+    `base` is a GGUF model that a checkpoint or adapter must match. `rank` is the rank for counting
+    the parameters of a model's pairs, or None for the default ranks. With `check`, every weight of
+    a model is checked.
 
-    Raises `UsageError` if there is no file, `GGUFError` for a file from which nothing can be read,
-    and for a `base` that is not a model.
+    Raises `UsageError` if the file does not exist, and `GGUFError` if nothing can be read from the
+    file or if `base` is not a model.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{path}: no such file")
@@ -46,13 +46,13 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
         else:
             model(found, f, rank, check)
         if found.kind != "model":
-            # the header's tensors, even if the contents are refused
+            # the tensors in the header, even if the contents are refused
             found.tensors = found.tensors or [stated(f, name) for name in f.tensors]
     return found
 
 
 def kind_of(f: GGUFFile) -> str:
-    """Return the kind of a GGUF file, judged by its keys."""
+    """Determine the kind of a GGUF file from its keys."""
     if f.metadata.get("general.type") == "adapter":
         return "adapter"
     if is_old(f):

@@ -1,6 +1,6 @@
-"""Write a `Found` as text for a terminal, or as JSON for other programs.
+"""Format a `Found` as text for a terminal, or as JSON for other programs.
 
-Every string from the file passes through `shown`, so that no control character reaches the terminal
+Every string from the file passes through `shown`, so that no control characters reach the terminal
 and the length of lines is limited. JSON escapes all control characters anyway.
 """
 
@@ -17,13 +17,13 @@ from nbllama.gguf_io.strings import StringArray
 from nbllama.inspect.found import Found, Key, Target, TensorRow
 
 MOST_ROWS = 200  # maximum number of table rows without --all
-MOST_ELEMENTS = 8  # maximum number of array elements
+MOST_ELEMENTS = 8  # maximum number of array elements shown
 MOST_TEXT = 2000  # maximum number of characters in a JSON string
 _BLOCK = re.compile(r"^blk\.[0-9]+\.")
 
 
 def as_text(found: Found, everything: bool = False) -> str:
-    """Return paragraphs and tables. `everything`: each tensor separately, and all keys."""
+    """Return paragraphs and tables; with `everything`, include each tensor and all keys."""
     rows = None if everything else MOST_ROWS
     lines = [f"{shown(found.path, 400)}: {found.kind}, {found.format}, {_bytes(found.size)}", ""]
     lines += _columns([(name, _number(value)) for name, value in found.facts.items()])
@@ -56,7 +56,7 @@ def _headline(found: Found) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, ...]], limit: int | None = None) -> list[str]:
-    """Return at most `limit` rows, with their cells in columns."""
+    """Return at most `limit` rows, with their cells aligned in columns."""
     shown_rows = rows if limit is None else rows[:limit]
     widths = [min(44, max(map(len, cells))) for cells in zip(*shown_rows, strict=True)]
     out = []
@@ -97,7 +97,7 @@ def _tensor(t: TensorRow) -> tuple[str, ...]:
 
 
 def _groups(tensors: Iterable[TensorRow]) -> list[tuple[str, ...]]:
-    """Return one row for tensors that are alike in all blocks."""
+    """Return one row for each group of tensors that are the same in all blocks."""
     groups: dict[tuple[str, tuple[int, ...], str], list[TensorRow]] = {}
     for t in tensors:
         groups.setdefault((_BLOCK.sub("blk.*.", t.name), t.shape, t.use), []).append(t)
@@ -127,7 +127,7 @@ def _targets(targets: Sequence[Target]) -> list[str]:
 
 
 def as_json(found: Found) -> str:
-    """Return one document; long arrays and strings are truncated, with their full length."""
+    """Return one JSON document; long arrays and strings are truncated, with their full length."""
     refused = found.refused
     document = {
         "path": found.path,
@@ -153,7 +153,7 @@ def _plain(value: object) -> dict[str, object]:
 
 
 def _finite(value: object) -> object:
-    """Return the value, or its name if it is NaN or infinite, which JSON cannot express."""
+    """Return the value, or its name if it is NaN or infinite, which JSON cannot represent."""
     return value if not isinstance(value, float) or np.isfinite(value) else str(value)
 
 

@@ -1,1 +1,1 @@
-"""The basis of all kernels: compiler options, kernel cache, vector code, threads and cores."""
+"""The foundation of all kernels: compiler options, kernel cache, vector code, threads and cores."""

@@ -1,10 +1,10 @@
 """Compiled kernels on disk: one file per kernel and signature.
 
-Numba's own cache has an index per function, which two processes that compile at the same time can
-corrupt, and it raises an error for a damaged file. In this cache, a file's name is a hash of
-everything that its machine code depends on within the kernel set (`key`), and the file begins with
-a hash of its other bytes. A file that is truncated, changed, from a different package or for a
-different key is a cache miss: the kernel is compiled, and the file is replaced.
+Numba's own cache keeps an index per function, which can be corrupted if two processes compile at
+the same time, and it raises an error for a damaged file. In this cache, the name of a file is a
+hash of everything that the machine code depends on within the kernel set (`key`), and the file
+begins with a hash of its other bytes. A file that is truncated, modified, from a different package
+or for a different key is treated as a cache miss: the kernel is compiled, and the file is replaced.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DIGEST = 32  # bytes
 
 @cache
 def _note(why: str) -> None:
-    """Log a line only once; it goes to standard error unless the program configures logging."""
+    """Log a message once; it goes to standard error unless the program configures logging."""
     _log.warning(
         "note: kernels are compiled again at each start, which takes minutes: %s"
         " (set NBLLAMA_CACHE_DIR to use a different folder)",
@@ -46,7 +46,7 @@ def _note(why: str) -> None:
 
 @cache
 def _source_hash(path: str) -> str:
-    """Return the hash of the file that defines a function; empty if there is no file."""
+    """Return the hash of the file that defines a function, or "" if there is no such file."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
@@ -54,12 +54,12 @@ def _source_hash(path: str) -> str:
 
 
 class KernelCache(_Cache):
-    """The cache of one function, with the interface that Numba's dispatchers and callbacks use."""
+    """The cache for one function, with the interface that Numba's dispatchers expect."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
         """Store `folder`, which is called when the first kernel is compiled.
 
-        Functions typed at a prompt are not cached.
+        Functions defined at an interactive prompt are not cached.
         """
         self._function, self._folder = function, folder
         self._source = _source_hash(function.__code__.co_filename)
@@ -67,7 +67,7 @@ class KernelCache(_Cache):
 
     @property
     def cache_path(self) -> str:
-        """The folder that stores the kernels; "" if there is none."""
+        """The folder in which kernels are stored, or "" if there is none."""
         return str(self._folder().path or "")
 
     def enable(self) -> None:
@@ -79,10 +79,10 @@ class KernelCache(_Cache):
         self._enabled = False
 
     def flush(self) -> None:
-        """Do nothing: a recompiled kernel replaces its file."""
+        """Do nothing, because a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """Return everything that determines the machine code and is not in the folder's name."""
+        """Return everything that determines the machine code, except what is in the folder name."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]
@@ -94,7 +94,7 @@ class KernelCache(_Cache):
         return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.kernel"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled kernel for a signature; None if it must be compiled."""
+        """Return the compiled kernel for a signature, or None if it must be compiled."""
         target_context.refresh()
         folder = self._folder()
         if not self._enabled or folder.path is None:
@@ -103,7 +103,7 @@ class KernelCache(_Cache):
         return _load(self._path(folder.path, key), target_context, key)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write a kernel's file; log a note if that fails."""
+        """Write the file of a kernel; log a message if that fails."""
         folder = self._folder()
         if not self._enabled:
             return
@@ -129,20 +129,20 @@ class KernelCache(_Cache):
 
 
 def _load(path: Path, target_context: Any, key: str) -> Any:
-    """Load a file's kernel; None if the file is missing or not valid."""
+    """Load a kernel from a file; return None if the file is missing or invalid."""
     payload = _read(path)
     if payload is None:
         return None
     try:
         found, data = pickle.loads(payload)
         return CompileResult._rebuild(target_context, *data) if found == key else None
-    except Exception as e:  # an unreadable pickle can raise anything
+    except Exception as e:  # unpickling a bad file can raise any exception
         _log.warning("note: %s is compiled again: %s: %s", path.name, type(e).__name__, e)
         return None
 
 
 def _read(path: Path) -> bytes | None:
-    """Read a file's pickle; None unless the file is complete and can be trusted."""
+    """Read the pickle in a file; return None unless the file is complete and trusted."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     except OSError:

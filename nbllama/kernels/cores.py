@@ -1,4 +1,4 @@
-"""The number of compute threads: the machine's physical cores, unless the user sets it."""
+"""The number of compute threads, by default the number of physical cores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 def physical_cores() -> int:
     """Count the physical cores that this process may use.
 
-    The count respects the process's CPU affinity and its control group's quota (a container's
-    limit).
+    The count respects the CPU affinity of the process and the CPU quota of its control group (the
+    limit of a container).
     """
     import psutil
 
@@ -28,16 +28,16 @@ def processors() -> int:
 
 
 def use_threads(threads: int | None) -> int:
-    """Set the number of compute threads (None: physical cores), before or after Numba's import.
+    """Set the number of compute threads (None: physical cores), before or after importing Numba.
 
-    The number is limited to the number of processors; more threads would only wait for each other.
-    Returns the number of threads in use.
+    The number is limited to the number of processors, because additional threads would only wait
+    for each other. Returns the number of threads in use.
     """
     threads = min(threads or physical_cores(), processors())
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # If colorama is installed, Numba would make it write to the terminal at exit.
+        # If colorama is installed, Numba makes it write to the terminal at exit.
         os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     import numba
 

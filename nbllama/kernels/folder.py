@@ -1,9 +1,10 @@
-"""The folder that stores the machine code of one set of kernels between processes.
+"""The folder in which processes share the machine code of one set of kernels.
 
-The files are pickles, and loading a pickle can run arbitrary code. So a folder is used only if it
-is not a link, belongs to this user or to root, and is not writable for anybody else; every file is
-checked in the same way. A folder that is not writable is only read. Each process holds a lock on
-the folder that it uses. Old folders without a lock are removed when a new one is created.
+The files are pickles, and loading a pickle can run arbitrary code. Therefore, a folder is used only
+if it is not a link, is owned by this user or root, and is not writable by anyone else. The same is
+checked for every file. A read-only folder is used without being written to. Each process holds a
+lock on the folder that it uses. When a new folder is created, old folders without a lock are
+removed.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ if sys.platform != "win32":
     import fcntl
 
 KEPT = 8  # number of most recently used folders to keep
-LATELY = 7 * 86400.0  # seconds; a folder used more recently is kept as well
-_HALF_WRITTEN = 3600.0  # seconds after which a temporary file counts as left over
-_IN_USE = "in-use"  # the locked file; its modification time is the time of the folder's last use
+LATELY = 7 * 86400.0  # seconds; folders used more recently are also kept
+_HALF_WRITTEN = 3600.0  # seconds after which a temporary file is considered abandoned
+_IN_USE = "in-use"  # the locked file; its modification time is when the folder was last used
 _PREFIX = "kernels-"
 
 
 class KernelFolder(NamedTuple):
-    """`path` is None if no folder can be used; `why` then gives the reason."""
+    """The folder; if none can be used, `path` is None and `why` is the reason."""
 
     path: Path | None
     why: str
 
 
 def cache_root() -> Path:
-    """Return `NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's folder for caches."""
+    """Return `NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's cache folder."""
     for name in ("NBLLAMA_CACHE_DIR", "NUMBA_CACHE_DIR"):
         if base := os.environ.get(name):
             return Path(base)
@@ -51,7 +52,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Return why a file or folder with this `lstat` is not trusted; empty if it is trusted."""
+    """Return why a file or folder with this `lstat` is not trusted, or "" if it is trusted."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":
@@ -73,7 +74,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
         root.mkdir(parents=True, exist_ok=True)
         while True:
             new = not os.path.lexists(path)
-            # readable by others: a container image can be built by one user and run by another
+            # readable by others: a container image can be built and run by different users
             with suppress(FileExistsError):
                 path.mkdir(mode=0o755)
             found = path.lstat()
@@ -92,7 +93,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
 
 
 def _lock(fd: int, how: int) -> bool:
-    """Lock a file; return whether it is locked (a file system without locks counts as locked)."""
+    """Lock a file; return whether it is locked (always true on a file system without locks)."""
     try:
         fcntl.flock(fd, how)
     except BlockingIOError:
@@ -103,7 +104,7 @@ def _lock(fd: int, how: int) -> bool:
 
 
 def _hold(path: Path) -> bool:
-    """Lock a folder until the process ends; return False if it was removed in the meantime."""
+    """Lock a folder until the process ends; return False if the folder has been removed."""
     if sys.platform == "win32":
         return True
     place, fd = path / _IN_USE, -1
@@ -112,7 +113,7 @@ def _hold(path: Path) -> bool:
             fd = os.open(place, flags | os.O_NOFOLLOW, 0o644)
             break
     if fd < 0:
-        return path.is_dir()  # not writable, so it cannot be removed either
+        return path.is_dir()  # a folder that is not writable cannot be removed either
     _lock(fd, fcntl.LOCK_SH)
     with suppress(FileNotFoundError):
         if os.path.samestat(place.lstat(), os.fstat(fd)):
@@ -124,7 +125,7 @@ def _hold(path: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """Return when a folder was last used, in seconds, even if it contains no lock file."""
+    """Return when a folder was last used, in seconds; a lock file is not required."""
     times = [folder.lstat().st_mtime]
     with suppress(OSError):
         times.append((folder / _IN_USE).lstat().st_mtime)
@@ -152,14 +153,14 @@ def _remove(folder: Path) -> None:
     try:
         if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
             gone = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
-            folder.rename(gone)  # atomic: another process then creates a new folder
+            folder.rename(gone)  # atomic; other processes will create a new folder
             shutil.rmtree(gone, ignore_errors=True)
     finally:
         os.close(fd)
 
 
 def _sweep_half_written(folder: Path) -> None:
-    """Remove the files of processes that were killed while they wrote a kernel."""
+    """Remove the temporary files of processes that were killed while writing a kernel."""
     for file in folder.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - file.lstat().st_mtime > _HALF_WRITTEN:

@@ -1,22 +1,22 @@
 """The only module that sets Numba options.
 
-Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that no NaN and no
-infinity exist, so `isnan` is always false, and a broken loss goes unnoticed.
+Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that there are no NaNs
+and infinities, so `isnan` is always false, and a broken loss goes unnoticed.
 
 - `kernel()`: strict IEEE arithmetic (decoders: bit-equal to numpy).
-- `kernel(fast=True)`: `contract, reassoc, nsz, arcp`: sums may be vectorised. The order of such a
-  sum depends on the vector width, not on the number of threads.
+- `kernel(fast=True)`: `contract, reassoc, nsz, arcp`, so that sums can be vectorised. The order of
+  such a sum depends on the vector width, not on the number of threads.
 - `kernel(parallel=True)`: `prange` over the output, never a reduction across threads.
 
-A kernel that other kernels call is copied into their machine code (`forceinline`). A call would run
-the version that the process loaded first, which may add in a different order. The results of a
-process that compiles could then differ, in the last bits, from those of a process that loads from
-the cache. A call would also be slower.
+A kernel that is called by other kernels is inlined into their machine code (`forceinline`). A call
+would run whichever version the process loaded first, which may add in a different order. The
+results could then differ in the last bits between a process that compiles and a process that loads
+from the cache. A call would also be slower.
 
-Compiled kernels are stored in a folder whose name contains a hash of every kernel source
-(`nbllama.kernels.cache`), because an edit in a kernel changes all its callers. A source folder that
-training does not need (`own="quants/encode"`) has a separate cache folder, so that an edit in it
-does not invalidate the trainer's kernels. Numba's own settings and caches are not changed.
+Compiled kernels are stored in a folder whose name contains a hash of all kernel sources
+(`nbllama.kernels.cache`), because editing a kernel changes all its callers. A source folder that is
+not used in training (`own="quants/encode"`) has a separate cache folder, so that editing it does
+not invalidate the training kernels. Numba's own settings and caches are not changed.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 _PACKAGE = Path(errors.__file__).resolve().parent
 
 FOLDERS = ("kernels", "ops", "quants")
-"""Folders of the package that can define kernels."""
+"""Folders of the package whose modules can define kernels."""
 OWN_FOLDERS = ("quants/encode",)
-"""Their subfolders with a separate cache (`own`)."""
+"""Subfolders with a separate cache (`own`)."""
 
 
 def kernel_sources(own: str = "") -> list[Path]:
-    """Return all files that affect what the kernels compute, in a fixed order."""
+    """Return all source files that affect the results of the kernels, in a fixed order."""
     found = {p for folder in FOLDERS for p in (_PACKAGE / folder).rglob("*.py")}
     apart = {
         p for folder in OWN_FOLDERS if folder != own for p in (_PACKAGE / folder).rglob("*.py")
@@ -64,7 +64,7 @@ def kernel_sources(own: str = "") -> list[Path]:
 
 @cache
 def kernel_hash(own: str = "") -> str:
-    """Return the hex digest (16 characters) of the kernel sources and the compiler versions."""
+    """Return a hash of the kernel sources and compiler versions, as 16 hex digits."""
     kernel_set = os.environ.get("NBLLAMA_KERNELS", "")
     versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version, kernel_set)
     h = hashlib.sha256(" ".join(versions).encode())
@@ -77,7 +77,7 @@ def _folder(own: str) -> KernelFolder:
     return kernel_folder(kernel_hash(own))
 
 
-_call = CPUDispatcher.__call__  # called a thousand times per step, so it avoids super()
+_call = CPUDispatcher.__call__  # called a thousand times per step, so super() is avoided
 
 
 class _Kernel(CPUDispatcher):
@@ -94,10 +94,10 @@ class _Kernel(CPUDispatcher):
 
 
 class _ParallelKernel(_Kernel):
-    """A compiled function that runs on all threads, one call at a time."""
+    """A compiled function that runs on all threads; calls take turns."""
 
     def compile(self, sig: Any) -> Any:
-        launch()  # before Numba chooses and launches a layer itself
+        launch()  # before Numba chooses and launches a layer
         return super().compile(sig)
 
     def __call__(self, *args: Any) -> Any:
@@ -110,11 +110,11 @@ class _ParallelKernel(_Kernel):
 def kernel(
     *, parallel: bool = False, fast: bool = False, own: str = "", inline: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Compile the decorated function of the package (see the module docstring).
+    """Compile the decorated function (see the module docstring).
 
-    `own`: the folder of the package if its kernels have a separate cache, else empty. `inline`:
-    copy the function into its caller before types are inferred. This is for functions that are
-    called once per row, because an array is passed to a function as seven words.
+    `own` is the folder of the package if its kernels have a separate cache, and empty otherwise.
+    `inline` copies the function into its caller before types are inferred. Use it for functions
+    that are called once per row, because an array argument is passed as seven words.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -134,10 +134,10 @@ def kernel(
 
 
 def thread_routine(function: Callable[[int, int], None]) -> Any:
-    """Decorate a routine that each thread runs; it is called by its `address`.
+    """Decorate a routine that runs on each thread and is called by its `address`.
 
-    The parallel loop around the call then need not be compiled again for every routine. A routine
-    has two int64 parameters.
+    The parallel loop around the call is thus compiled only once for all routines. A routine takes
+    two int64 parameters.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

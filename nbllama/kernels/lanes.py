@@ -1,9 +1,9 @@
-"""Sizes of the micro-kernel, chosen once from the host's registers.
+"""Sizes of the micro-kernel, which depend on the registers of the host.
 
 | host | VL (floats per vector) | NV | ROWS | registers used |
 |---|---|---|---|---|
 | AVX-512 | 16 | 2 | 6 | 12 + 2 + 1 of 32 |
-| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice that of 32) |
+| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice as many of 32) |
 | other (SSE2) | 4 | 2 | 6 | 12 + 2 + 1 of 16 |
 """
 
@@ -14,7 +14,7 @@ import numba
 
 
 def host_vector_length() -> int:
-    """Return the floats per vector of the CPU that Numba compiles for, or of `NUMBA_CPU_NAME`."""
+    """Return the floats per vector of the CPU for which Numba compiles (or of `NUMBA_CPU_NAME`)."""
     name = numba.config.CPU_NAME
     if name is None:
         features = llvm.get_host_cpu_features()

@@ -1,9 +1,10 @@
-"""One core per thread: `with own_cores():` around one step, one batch or one token.
+"""One core per thread: use `with own_cores():` around a step, a batch or a token.
 
 When all cores are busy, Linux sometimes wakes a thread on the core of the thread that woke it, does
-not search for a free core because the machine seems full, and leaves both threads there for
-seconds, at half the speed. So each thread is bound to a core while the work runs. This happens only
-if every core has a thread; with fewer threads, the system is better at choosing free cores.
+not search for a free core because the machine seems fully loaded, and leaves both threads on this
+core for seconds, at half the speed. To prevent this, each thread is bound to a core while the work
+runs, but only if there is one thread for every core. With fewer threads, the operating system
+chooses free cores better.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if LINUX:
 
     @kernel(parallel=True)
     def _bind(masks):
-        """Bind thread i to the processors whose bits are set in masks uint64 `[threads, words]`."""
+        """Bind thread i to the processors that are set in `masks` uint64 `[threads, words]`."""
         for _ in prange(masks.shape[0]):
             mask = masks[get_thread_id()]
             _bind_me(0, 8 * mask.size, mask.ctypes)
@@ -39,7 +40,7 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return Linux's list of all processors on this one's core, or else only this processor."""
+    """Return Linux's list of the processors on the same core, or only this processor."""
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()
@@ -48,7 +49,7 @@ def _core_of(processor: int) -> str:
 
 
 def _masks(places: list[list[int]]) -> np.ndarray:
-    """Return uint64 `[len(places), words]` with the bits of each place's processors."""
+    """Return uint64 `[len(places), words]` with the bits of the processors in each list."""
     masks = np.zeros((len(places), max(map(max, places)) // 64 + 1), np.uint64)
     for i, place in enumerate(places):
         for p in place:
@@ -58,9 +59,9 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 
 @cache
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return masks that give each thread its own core (or processor), and masks of all processors.
+    """Return masks that bind each thread to its own core (or processor), and masks to unbind them.
 
-    Returns None unless there is one thread per core or per processor, and more than one thread.
+    Returns None for a single thread, or if threads do not match the cores or processors one to one.
     """
     by_core: dict[str, list[int]] = {}
     for p in sorted(processors):
@@ -75,10 +76,10 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Bind each of Numba's threads, including this one, to a core until the end of the block.
+    """Bind each of Numba's threads, including this thread, to a core inside the block.
 
-    Programs and threads that this thread starts later run on the same cores. Other Python threads
-    wait before such a block until this thread has left its block.
+    Programs and threads started by this thread inside the block inherit its core. Other Python
+    threads wait at the start of such a block until this thread has left its own.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

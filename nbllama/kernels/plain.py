@@ -1,8 +1,8 @@
-"""The routines of `nbllama.kernels.simd` as plain loops: easier to read, and the fallback.
+"""The routines of `nbllama.kernels.simd` as plain loops, which are easier to read.
 
-`NBLLAMA_KERNELS=plain` replaces the vector code with these loops in every matmul, attention, LoRA
+With `NBLLAMA_KERNELS=plain`, these loops replace the vector code in every matmul, attention, LoRA
 product and loss of the package. The results are equal up to rounding: a vector unit rounds a
-multiply-add once, whereas these loops round twice. The loops are several times slower.
+multiply-add once, whereas these loops round it twice. The loops are several times slower.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def row_max(row, start, n):
 
 @kernel()
 def exp_f32(x):
-    """Compute exp of a float32; 0 below -87, clamped to exp(88.02) above, NaN stays NaN."""
+    """Compute exp of a float32: 0 below -87, clamped to exp(88.02) above, and NaN for NaN."""
     if x < _SMALLEST:
         return np.float32(0.0)
     return np.float32(np.exp(_LARGEST if x > _LARGEST else x))

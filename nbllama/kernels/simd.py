@@ -1,20 +1,19 @@
-"""Vector code that Numba's loops cannot express, as intrinsics built from llvmlite IR.
+"""Vector code that cannot be expressed as Numba loops, as intrinsics built from llvmlite IR.
 
-Most of the work in this package consists of products of two matrices, and every such product runs
-through one small routine, the *micro-kernel*:
+Most of the computation in this package consists of matrix products, and every matrix product uses
+one small routine, the *micro-kernel*:
 
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
-`ROWS * NV` vectors of C stay in registers in the loop over k. One step of k loads NV vectors of B,
-broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so the bottleneck is the arithmetic
-units, not the loads. A and C are addressed by strides; B is a *panel*: `PANEL` neighbouring numbers
-for each k.
+`ROWS * NV` vectors of C stay in registers during the loop over k. Each step of k loads NV vectors
+of B, broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so the bottleneck is the
+arithmetic units, not the loads. A and C are addressed by strides; B is a *panel*: `PANEL`
+neighbouring numbers for each k.
 
-The sizes (`nbllama.kernels.lanes`) depend on the host's registers.
+The sizes (`nbllama.kernels.lanes`) depend on the registers of the host.
 
-Each number of C is the sum of one lane in the order of k. Its bits do not depend on the tile size,
-the panel size or the number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU has
-one.
+Each number of C is summed in one lane, in the order of k, so it is bit-identical for any tile size,
+panel size or number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU supports it.
 
 `nbllama.kernels.plain` contains the same routines as plain loops; `NBLLAMA_KERNELS=plain` selects
 the loops.
@@ -50,11 +49,10 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
     """Compute C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers: the micro-kernel.
 
-    With `fresh`, C starts from zero instead of its contents, so it need not be cleared first.
-
-    `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
-    A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at
-    `c0 + i*c_row + j`. Nothing is checked: the caller is responsible for the bounds.
+    With `fresh`, the sum starts from zero instead of the contents of C, so C need not be cleared
+    first. `a`, `b` and `c` are float32 arrays of any rank and layout: only the address of the first
+    element is used. A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, and
+    C[i, j] at `c0 + i*c_row + j`. There are no checks: the caller is responsible for the bounds.
     """
     for array in (a, b, c):
         if not isinstance(array, types.Array) or array.dtype != types.float32:
@@ -108,7 +106,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """Transpose VL vectors of VL lanes: log2(VL) rounds that interleave rows i and i + VL/2."""
+    """Transpose VL vectors of VL lanes by interleaving rows i and i + VL/2 in log2(VL) rounds."""
     half = VL // 2
 
     def mask(first: int) -> Any:
@@ -148,19 +146,19 @@ def _make_transpose(add: bool) -> Any:
     return transpose
 
 
-# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square of numbers, transposed in
-# registers; the second one adds to y. x and y are float32 arrays; nothing is checked.
+# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square tile, transposed in registers.
+# The second intrinsic adds to y. x and y are float32 arrays; nothing is checked.
 transpose_tile = _make_transpose(add=False)
 transpose_add_tile = _make_transpose(add=True)
 
 
 @intrinsic
 def next_task(typingctx, counter):
-    """Increment counter[0] atomically; return its previous value, which is unique among threads.
+    """Increment counter[0] atomically; return the previous value, which no other thread receives.
 
     `counter` is an int64 array that was set to 0 before the threads started. Threads that draw
-    their tasks from it finish at about the same time, even if a core is slower or busy with another
-    process. With a fixed division of the work, all threads would wait for that core.
+    their tasks from a counter finish at about the same time, even if one core is slow or busy with
+    a different process. If the work were divided in advance, all threads would wait for that core.
     """
     sig = types.int64(counter)
 
@@ -173,7 +171,7 @@ def next_task(typingctx, counter):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """Compute a * b + c in float32, fused if the CPU supports it; loops over it vectorise."""
+    """Compute a * b + c in float32, fused if the CPU supports it; loops that call it vectorise."""
     sig = types.float32(types.float32, types.float32, types.float32)
 
     def codegen(context, builder, signature, args):
@@ -211,8 +209,8 @@ def bits_of_float(typingctx, number):
 def row_max(typingctx, row, start, n):
     """Return the largest of `row[start : start + n]` (float32, n >= 1).
 
-    NaN is ignored, so check a sum for NaN, not this result. LLVM vectorises such a loop only if it
-    can assume that no NaN exists.
+    NaN is ignored, so do not use the result to detect NaN; check a sum instead. LLVM vectorises
+    such a loop only if it can assume that there is no NaN.
     """
     sig = types.float32(row, types.int64, types.int64)
 
@@ -247,11 +245,11 @@ def row_max(typingctx, row, start, n):
     return sig, codegen
 
 
-# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 has two parts, so r is exact.
+# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 is split in two for an exact r.
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
-_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves round(x) in the low bits
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it puts round(x) in the low bits
 _ROUND_BITS = np.int32(0x4B400000)
 _EXP_MAX = np.float32(88.02)
 _EXP_MIN = np.float32(-87.0)
@@ -266,10 +264,10 @@ _ZERO = np.float32(0.0)
 
 @kernel()
 def exp_f32(x):
-    """Compute exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
+    """Compute exp of a float32 by range reduction and a polynomial; loops that call it vectorise.
 
-    Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays
-    NaN.
+    The relative error is below 2.7e-7 on [-87, 88]. The result is 0 below -87, clamped to
+    exp(88.02) above, and NaN for NaN.
     """
     y = _EXP_MAX if x > _EXP_MAX else x
     y = _EXP_MIN if y < _EXP_MIN else y

@@ -1,8 +1,8 @@
-"""Numba's threading layer, chosen at the first launch without changing Numba's settings.
+"""Choose Numba's threading layer at the first launch, without changing Numba's settings.
 
-OpenMP starts a kernel on all threads in about 1 us, Numba's own work queue in 50 to 100 us. If the
-user has set a layer (`NUMBA_THREADING_LAYER`, `numba.config.THREADING_LAYER`) or launched one
-already, that layer is used.
+OpenMP starts a kernel on all threads in about 1 us, whereas Numba's own work queue takes 50 to 100
+us. If the user has set a layer (`NUMBA_THREADING_LAYER`, `numba.config.THREADING_LAYER`), or a
+layer has been launched before, that layer is used.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from nbllama.kernels.turns import on_fork
 
 
 def _load_openmp() -> bool:
-    """Load the OpenMP layer, if its library is installed.
+    """Load the OpenMP layer if its library is installed.
 
     In GNU's library, an idle thread polls for work about 300,000 times before it sleeps, which
-    slows down other processes on the same cores. With 10,000 polls (tens of us), this package is as
-    fast (docs/speed.md).
+    slows down other processes on the same cores. With 10,000 polls (tens of us), this package is
+    just as fast (docs/speed.md).
     """
     looks = {"GOMP_SPINCOUNT": "10000"}
     if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
         looks = {}
-    os.environ.update(looks)  # the library reads this variable once, when it is loaded
+    os.environ.update(looks)  # the library reads this variable only when it is loaded
     try:
         importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:
@@ -50,7 +50,7 @@ _launched = False
 
 
 def launch() -> None:
-    """Make Numba launch its threads, on this module's layer unless a layer is already running."""
+    """Make Numba launch its threads, with the layer of this module unless one is running."""
     global _launched
     if _launched:
         return
@@ -66,28 +66,28 @@ def launch() -> None:
 
 
 def get_num_threads() -> int:
-    """Return the number of threads of a parallel kernel that this thread starts."""
+    """Return the number of threads on which this thread's parallel kernels run."""
     launch()
     return int(numba.get_num_threads())
 
 
 def _threads_are_lost() -> bool:
-    """Return whether this forked child lacks threads that kernels or Numba's compiler need."""
+    """Return whether a forked child lacks threads that kernels or Numba's compiler use."""
     compiling = global_compiler_lock._lock
     if _launching.locked() or not compiling.acquire(blocking=False):
         return True
     compiling.release()
     try:
-        return str(numba.threading_layer()) == "omp"  # the other layers restart their threads
+        return str(numba.threading_layer()) == "omp"  # other layers restart their threads
     except ValueError:
-        return False  # no layer was launched
+        return False  # no layer has been launched
 
 
 on_fork(_threads_are_lost)
 
 
 class _Bound(threading.local):
-    """The processors that this thread could use before it was bound; None if it is not bound."""
+    """The processors available to this thread before it was bound; None if it is not bound."""
 
     processors: frozenset[int] | None = None
 
@@ -99,7 +99,8 @@ BOUND = _Bound()
 def at_large() -> Iterator[None]:
     """Unbind this thread from its core inside the block.
 
-    When Numba compiles, it may count the processors again; it would then count only one.
+    When Numba compiles, it may count the processors again, and would find only one if this thread
+    were bound.
     """
     if BOUND.processors is None:
         yield

@@ -1,7 +1,7 @@
-"""Counters that let threads run through phases together, and access to memory by address.
+"""Counters that keep threads in step through phases, and access to memory by address.
 
-A phase ends when all its tasks are *done*, not when all threads have *arrived*: a thread that the
-system starts late, or never, delays no other thread, because the other threads draw its tasks.
+A phase ends when all its tasks are *done*, not when all threads have *arrived*. If the system
+starts a thread late or never, the other threads draw its tasks and are not delayed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 def count_more(typingctx, counters, index, more):
     """Add `more` to counters[index] atomically; return the previous value.
 
-    A thread that reads the new value also sees everything that the adding thread wrote before.
+    All earlier writes of this thread are visible to any thread that reads the new value.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -49,13 +49,13 @@ def count_more(typingctx, counters, index, more):
 
 @kernel(inline=True)
 def count(counters, index):
-    """Increment counters[index] atomically, as `count_more` does; return the previous value."""
+    """Increment counters[index] atomically, like `count_more`; return the previous value."""
     return count_more(counters, index, 1)
 
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Read counters[index] from memory; all writes before its last increment are then visible."""
+    """Read counters[index] from memory, and make all writes before its last increment visible."""
     sig = types.int64(counters, types.int64)
 
     def codegen(context, builder, signature, args):

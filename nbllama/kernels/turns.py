@@ -1,11 +1,11 @@
-"""A lock with which calls from several Python threads take turns.
+"""A lock that makes calls from several Python threads take turns.
 
-Kernels write to scratch memory of the package and draw their tasks from shared counters, and one of
-Numba's threading layers aborts the process if two threads start kernels at the same time. So there
-is one lock. Every parallel kernel holds it while it runs (`nbllama.kernels.jit`), every function
-that uses scratch memory holds it until its result is copied, and a pass of the model holds it from
-its first kernel to its last (`nbllama.kernels.own_cores`). A thread that holds the lock can acquire
-it again.
+Kernels write to the package's scratch memory and draw their tasks from shared counters, and one of
+Numba's threading layers aborts the process if two threads start kernels at the same time.
+Therefore, there is one lock. Every parallel kernel holds the lock while it runs
+(`nbllama.kernels.jit`), every function that uses scratch memory holds it until the result has been
+copied, and a pass of the model holds it from the first kernel to the last
+(`nbllama.kernels.own_cores`). A thread that holds the lock can acquire it again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AFTER_FORK = (
 
 
 class _Fork:
-    """`refused` is True in a forked child that lacks the threads of its parent."""
+    """Fork state; `refused` is True in a forked child that lacks the threads of its parent."""
 
     refused = False
 
@@ -41,7 +41,7 @@ FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Let only one thread at a time run functions with this decorator."""
+    """Allow only one thread at a time to run functions with this decorator."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -52,16 +52,16 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_turn() -> Any:
-    """Return an RLock for `one_at_a_time`; a forked child starts with the lock released."""
+    """Return an RLock for `one_at_a_time`; it is released in a forked child."""
     lock = threading.RLock()
     _of_objects.add(lock)
     return lock
 
 
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Let only one thread at a time run the decorated methods of an object.
+    """Allow only one thread at a time to run the decorated methods of an object.
 
-    This also works for functions whose first argument is such an object. The object has an
+    This also works for functions whose first argument is the object. The object must have an
     attribute `turn` (`new_turn`). Methods of other objects are not blocked.
     """
 
@@ -79,7 +79,7 @@ def refuse() -> NoReturn:
 
 
 def on_fork(threads_are_lost: Callable[[], bool]) -> None:
-    """Make forked children call `threads_are_lost`, and refuse kernels if it returns True."""
+    """Make forked children call `threads_are_lost` and refuse kernels if it returns True."""
 
     def in_child() -> None:
         FORK.refused = FORK.refused or threads_are_lost()
@@ -88,7 +88,7 @@ def on_fork(threads_are_lost: Callable[[], bool]) -> None:
 
 
 def _free_locks() -> None:
-    """Release all locks in a forked child, which has only the thread that forked."""
+    """Release all locks in a forked child, in which only the forking thread exists."""
     for lock in (LOCK, *_of_objects):
         lock._at_fork_reinit()
 

@@ -1,8 +1,8 @@
-"""The computation of a model: its tensors, one block, and the passes through all blocks.
+"""Compute a model: its tensors, a single block, and the passes through all blocks.
 
-Read the modules in this order: `weights` (tensors of the file), `bound` (an adapter bound to them),
-`activations` (memory of a step), `block` (one block, forward and backward), `passes` (the model).
-`reference` is the same model in plain float64 numpy, one operation per line.
+Read the modules in this order: `weights` (the tensors in the file), `bound` (binds an adapter to
+them), `activations` (memory for a step), `block` (one block, forward and backward), `passes` (the
+whole model). `reference` is the same model in plain float64 numpy, one operation per line.
 """
 
 from nbllama.model.passes import Model, load_model

@@ -1,20 +1,18 @@
-"""Memory of one training step: the activations that the backward pass needs.
+"""Memory for one training step: the activations that the backward pass reads.
 
-The memory is allocated once, as one array.
+The memory is allocated once, as one array. For each block, it stores the input x (`C` floats per
+token), q, k and v after RoPE, the attention output and its lse, the residual stream between
+attention and feed-forward, gate and up, the small LoRA products h, and the inputs of any further
+norms. Everything else is recomputed elementwise from these arrays.
 
-For each block, it stores the input x (`C` floats per token), q, k and v after RoPE, the attention
-output and its lse, the residual stream between attention and feed-forward, gate and up, the small
-LoRA products h, and the inputs of further norms if the model has them. Everything else is
-recomputed from these arrays, element by element.
-
-Without gradient checkpointing, every block has its own set of arrays. With checkpointing, the
-blocks share one set, only the blocks' inputs are kept, and the backward pass runs each block's
-forward pass again. As a compromise, a number `kept` of blocks can have their own sets, which saves
+Without gradient checkpointing, every block has its own set of arrays. With checkpointing, all
+blocks share one set, only the inputs of the blocks are kept, and the backward pass repeats the
+forward pass of each block. As a compromise, `kept` blocks can have their own sets, which saves
 their second forward pass. The last block does not need its own set, because its backward pass
-directly follows its forward pass. In all cases the gradient has the same bits.
+directly follows its forward pass. The gradient is bit-identical in all cases.
 
-If nothing is trained (`ForwardActivations`), a block's input is not needed after the block, so the
-stream alternates between two arrays, and all blocks share one set.
+If nothing is trained (`ForwardActivations`), a block's input is not read again after the block, so
+the stream alternates between two arrays, and all blocks share one set.
 """
 
 from __future__ import annotations
@@ -46,30 +44,30 @@ from nbllama.ops.linear.panels import panel_floats
 
 Shapes = dict[str, tuple[int, ...]]  # by name of the array
 
-ALIGN = 16  # floats; every array begins at a cache line
-STREAMS = 2  # stream arrays if nothing is trained: a block reads from one and writes to the other
+ALIGN = 16  # floats; every array begins at a cache line boundary
+STREAMS = 2  # arrays for the stream if nothing is trained: a block reads one and writes the other
 
 
 class Layout(NamedTuple):
-    """The numbers that determine the sizes of all arrays of a step."""
+    """The numbers that determine the sizes of all arrays for a step."""
 
     hp: Hparams
     ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`, 0: no pair
     tokens: int  # in the largest micro-batch
     trained: int = 0  # positions with a target, in the largest micro-batch
     dropout: bool = False
-    expert_rank: int = 0  # rank of the experts' pairs
+    expert_rank: int = 0  # rank of the expert pairs
 
     @property
     def widest(self) -> int:
-        """Floats per token of the widest input of a linear layer, or of its output's gradient."""
+        """Floats per token of the widest linear layer input or output gradient."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
 
     @property
     def ff_input(self) -> int:
-        """Floats per token of the widest input of a feed-forward layer's last matrix."""
+        """Floats per token of the widest input to the last matrix of a feed-forward layer."""
         e = self.hp.experts
         if e is None:
             return self.hp.ff_width
@@ -78,7 +76,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class BlockSet:
-    """The activations saved by one block's forward pass; shapes are in `block_shapes`."""
+    """The activations saved by the forward pass of one block; see `block_shapes` for the shapes."""
 
     q: np.ndarray
     k: np.ndarray
@@ -90,15 +88,15 @@ class BlockSet:
     up: np.ndarray
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
-    norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
+    norms: dict[str, np.ndarray]  # input and rstd of the norms that occur only in some models
     mixed: dict[str, np.ndarray]  # activations of blocks without attention
     h_memory: dict[str, np.ndarray]  # by linear layer
     h: dict[str, np.ndarray]  # the packed h in `h_memory`, from the forward pass
-    mixture: dict[str, np.ndarray]  # of a mixture of experts: `mixture_shapes.kept_shapes`
+    mixture: dict[str, np.ndarray]  # for a mixture of experts: `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of a `BlockSet`'s arrays for `n` tokens."""
+    """Return the shapes of the arrays in a `BlockSet` for `n` tokens."""
     queries, keys = head_shapes(hp)
     return {
         "q": (n, *queries),
@@ -115,12 +113,12 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
-    """Return the shape of what a norm of `n` rows saves: rstd, and for LayerNorm the mean."""
+    """Return the shape of what a norm saves for `n` rows: rstd and, for LayerNorm, the mean."""
     return (n,) if hp.norm == "rms" else (n, 2)
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`: for q and k, and after attention and feed-forward."""
+    """Return the shapes of `BlockSet.norms`: of q and k, after attention, after feed-forward."""
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)
     if hp.has_qk_norm:
@@ -132,7 +130,7 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def forward_shapes(layout: Layout) -> Shapes:
-    """Return the shapes of the arrays that all blocks share in the forward pass."""
+    """Return the shapes of the arrays shared by all blocks in the forward pass."""
     hp, n = layout.hp, layout.tokens
     plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
@@ -146,7 +144,7 @@ def forward_shapes(layout: Layout) -> Shapes:
 
 
 def shared_shapes(layout: Layout) -> Shapes:
-    """Return the shapes of the arrays that all blocks and the loss share."""
+    """Return the shapes of the arrays shared by all blocks and the loss."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
     top_rank = max(layout.expert_rank, *layout.ranks.values())
     queries, keys = head_shapes(hp)
@@ -189,21 +187,21 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
-    """Return the shapes of one block's set, by group; the last group contains LoRA's h."""
+    """Return the shapes of a block's set, by group; the last group contains the h of the pairs."""
     hp, n = layout.hp, layout.tokens
     mixed = mixer_shapes(hp, n) | per_layer.kept_shapes(hp, n)
     return block_shapes(hp, n), norm_shapes(hp, n), mixed, kept_shapes(hp, n), h_shapes(layout)
 
 
 def set_bytes(layout: Layout) -> int:
-    """Return the size of one block's set in bytes."""
+    """Return the size of a block's set in bytes."""
     return 4 * sum(map(_floats, set_shapes(layout)))
 
 
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
     """Return how many bytes `Activations` will allocate.
 
-    `kept`: number of blocks that have their own set even though `checkpointing` is on.
+    `kept` is the number of blocks that have their own set even though `checkpointing` is on.
     """
     n_layer = layout.hp.n_layer
     shapes = stream_shapes(layout, n_layer + 1) | shared_shapes(layout)
@@ -218,7 +216,7 @@ def forward_bytes(layout: Layout) -> int:
 
 
 class Arena:
-    """One block of memory that is divided into arrays, one after the other."""
+    """A block of memory from which arrays are allocated consecutively."""
 
     def __init__(self, nbytes: int) -> None:
         self.memory = np.empty(nbytes // 4, np.float32)
@@ -235,10 +233,10 @@ class Arena:
 
 
 class Activations:
-    """All arrays of a step, for at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
+    """All arrays for a step with at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
 
     def __init__(self, layout: Layout, *, checkpointing: bool, kept: int = 0) -> None:
-        """Allocate the arrays; the arguments are those of `activation_bytes`."""
+        """Allocate the arrays; the arguments are the same as for `activation_bytes`."""
         n_layer = layout.hp.n_layer
         if not 0 <= kept < n_layer:
             raise ValueError(f"kept is {kept}, with {n_layer} blocks")
@@ -267,9 +265,9 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Return the input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
+        """Return the input `[n, C]` of block `layer`, or the last block's output for `n_layer`.
 
-        If nothing is trained, it is the same array as the input of block `layer - 2`.
+        If nothing is trained, this is the same array as the input of block `layer - 2`.
         """
         return self._stream[layer % len(self._stream)][:n]
 
@@ -283,14 +281,14 @@ class Activations:
 
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, limited to its first `n` rows."""
-        index = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
+        index = 1 + layer - (self._top - self.kept)  # the last and all lower blocks share set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
         return BlockSet(**arrays, norms=norms, mixed=mixed, mixture=mixture, h_memory=h_memory, h=h)
 
 
 class ForwardActivations(Activations):
-    """The arrays of a forward pass without a backward pass."""
+    """The arrays for a forward pass without a backward pass."""
 
     def __init__(self, layout: Layout) -> None:
         self.kept = 0

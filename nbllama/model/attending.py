@@ -1,4 +1,4 @@
-"""Attention of a batch whose samples can share prefixes (`nbllama.data.shared`)."""
+"""Attention for a batch whose samples can share prefixes (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nbllama.ops.attention.tree import attention_tree, attention_tree_grad
 def attend(
     batch: Batch, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, k_offsets: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention` for all sequences; `how`: the other arguments of `attention`.
+    """Compute `attention` for all sequences; `how` contains its other arguments.
 
     q is `[N, H, D]`, k and v are `[Nk, G, D]`. `k_offsets` `[S+1]` are the offsets of the keys;
-    they are not used if the batch has a tree.
+    they are ignored if the batch has a tree.
     """
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:
@@ -31,7 +31,7 @@ def attend(
 def attend_grad(
     batch: Batch, do: np.ndarray, *, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention_grad` for all sequences (equally many keys); `how`: as in `attend`."""
+    """Compute `attention_grad` for all sequences, with one key per query; `how` as in `attend`."""
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:
         attention_grad(do, q, k, v, offsets=starts, **how)

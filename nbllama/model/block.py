@@ -1,24 +1,23 @@
-"""A block of the model, forward and backward: attention and feed-forward.
+"""One block of the model, forward and backward: attention and feed-forward.
 
-Attention and feed-forward read the residual stream (in most models a normalised copy of it) and add
-their outputs to the stream. The differences between models are in `Hparams`, and the steps below
-depend on them:
+Attention and feed-forward read the residual stream (in most models, a normalised copy) and add
+their outputs to the stream. Models differ in these steps, according to `Hparams`:
 
 | step | differences |
 |---|---|
-| `reads` | the norm of the input, if any; whether feed-forward has the same input as attention |
+| `reads` | the norm of the input, if any; whether feed-forward reads the same input as attention |
 | `heads` | norms of queries and keys, before or after RoPE, per head or over all heads; RoPE |
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
-| `activation` | with or without a gate, and the function |
+| `activation` | the function, with or without a gate |
 | `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
-| `values` | a norm of the values; some blocks use an earlier block's keys and values |
+| `values` | a norm of the values; some blocks use the keys and values of an earlier block |
 | `branch` | norm and scale of the output that is added to the stream |
 
-There are three implementations of the block. This file is for training: many tokens, forward and
-backward. `nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one
-token, optimised for speed. `nbllama.model.reference` writes each operation as one line of plain
-float64 numpy; tests compare the other two implementations with it. If you change one, change all
-three.
+A block is implemented three times. This module is for training: many tokens, forward and backward.
+`nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token and
+optimised for speed. `nbllama.model.reference` writes each operation as one line of plain float64
+numpy, and tests compare the other two implementations with it. If you change one implementation,
+change all three.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. The forward pass saves a
 `BlockSet` (`nbllama.model.activations`) for the backward pass.
@@ -46,14 +45,14 @@ from nbllama.ops.linear.linear import Input
 from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
-# Norms that only some models have, by the layer that they follow. These norms have no pair.
+# Norms that occur only in some models, by the layer that they follow. They do not support LoRA.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 
-# llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
+# llama.cpp's names for results, for a watcher (`nbllama.model.watching`).
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""A function of a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
+"""Takes a layer and its new keys and values `[N, G, D]`; returns all keys and values so far."""
 
 
 def block_forward(
@@ -70,13 +69,13 @@ def block_forward(
 ) -> None:
     """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
 
-    With `recompute`, stops when the backward pass has everything that it needs. With `cache`,
-    `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`: the sequences'
-    states, for blocks without attention.
+    With `recompute`, stop as soon as everything for the backward pass has been computed. With
+    `cache`, `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`
+    contains the states of the sequences, for blocks without attention.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:
-        block.watch = None  # already reported by the first forward pass
+        block.watch = None  # the first forward pass has reported the results
     if mixer := MIXERS.get(model.hp.mixer_at(layer)):
         mixer.forward(block, states)
     else:
@@ -87,10 +86,10 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Run block `layer` backward: acts.dx changes from its output's to its input's gradient.
+    """Run block `layer` backward: turn acts.dx from the gradient of its output into its input's.
 
-    `lowest` is the lowest block with trained parameters. In this block, work that only the blocks
-    below would need is skipped.
+    `lowest` is the lowest block with trained parameters. For this block, gradients that would only
+    be passed to lower blocks are skipped.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     block.feed_forward_backward()
@@ -102,7 +101,7 @@ def block_backward(
 
 
 class Block(BlockParts):
-    """One block with one batch: attention (or what replaces it) and feed-forward."""
+    """One block, applied to one batch: attention (or its alternative) and feed-forward."""
 
     def __init__(
         self, model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch
@@ -111,7 +110,7 @@ class Block(BlockParts):
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
         self.mixture = None if experts is None else Mixture(self, experts)
-        if self.mixture is None and self.hp.experts is not None:  # limited to a dense block's width
+        if self.mixture is None and self.hp.experts is not None:  # width of a dense block
             for name in ("gate", "up"):
                 setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
@@ -119,7 +118,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: project, normalise if needed, and rotate."""
+        """Compute queries or keys y `[N, heads, D]`: project, normalise (if required), rotate."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -138,7 +137,7 @@ class Block(BlockParts):
             self.turn(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
-        """Turn dy `[N, heads, D]` into the gradient with respect to the projection's output."""
+        """Turn dy `[N, heads, D]` into the gradient of the projection's output."""
         node = LINEARS[name].node
         if not self.hp.qk_norm_last:
             self.turn_grad(node, dy)
@@ -162,7 +161,7 @@ class Block(BlockParts):
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows of the weight's length (one head or all), and rstd."""
+        """Return the norm's name, x in rows as long as its weight (one head or all), and rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
@@ -203,7 +202,7 @@ class Block(BlockParts):
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
-        """Return attention's output `[N, H, D]`, multiplied by its gates if there are any."""
+        """Return the attention output `[N, H, D]`, multiplied by its gates if there are any."""
         if not self.hp.attn_gate:
             return self.kept.att
         y = self.shared("att_gated")
@@ -211,12 +210,12 @@ class Block(BlockParts):
         return y
 
     def attention_backward(self, below: bool) -> None:
-        """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+        """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
 
         Without `below`, only the gradients of this block's pairs are computed.
         """
         kept, n = self.kept, self.n
-        side_by_side = self.hp.side_by_side  # then dnorm already contains feed-forward's part
+        side_by_side = self.hp.side_by_side  # dnorm then contains the feed-forward part
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
@@ -277,7 +276,7 @@ class Block(BlockParts):
         self.see_grad("ffn_up", self.kept.up)
 
     def feed_forward(self, recompute: bool) -> None:
-        """Compute the block's output; with `recompute`, only what the gradient needs."""
+        """Compute the block's output; with `recompute`, only what the gradient requires."""
         if self.mixture is not None:
             self.mixture.forward(recompute)
             return
@@ -307,7 +306,7 @@ class Block(BlockParts):
         self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
-        """Change acts.dx from the gradient with respect to the output to that of `x_mid`."""
+        """Turn acts.dx from the gradient of the block's output into the gradient of `x_mid`."""
         kept, hp = self.kept, self.hp
         dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
@@ -324,7 +323,7 @@ class Block(BlockParts):
             if hp.gated:
                 self.project_grad("gate", kept.gate, read, dnorm)
             self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
-        if not hp.side_by_side:  # otherwise attention adds its part first
+        if not hp.side_by_side:  # otherwise, attention adds its part first
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx=dx)
         self.see_grad("ffn_inp", dx)

@@ -1,4 +1,4 @@
-"""An adapter bound to a model: lookups for the passes, and the gradient arrays."""
+"""An adapter bound to a model: lookups for the passes, and arrays for the gradients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
-    """An adapter bound to a model: pairs by tensor, effective norms, gradients of the parameters.
+    """An adapter bound to a model: pairs by tensor, effective norms, and parameter gradients.
 
-    `dropout` applies to the inputs of the blocks' pairs; it is None except in training.
+    `dropout` applies to the inputs of the pairs in blocks; it is None except in training.
     """
 
     dropout: Dropout | None = None
@@ -37,7 +37,7 @@ class Bound:
         self.refresh()
 
     def refresh(self) -> None:
-        """Recompute the effective norms; call it after every optimiser step."""
+        """Recompute the effective norms; call this method after every optimiser step."""
         self._norms = {}
         if self.adapter is not None:
             scale = np.float32(self.adapter.scale)
@@ -58,14 +58,14 @@ class Bound:
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:
-        """Return the pair of a matrix, with the arrays for its gradients."""
+        """Return a matrix's pair, with the arrays for its gradients."""
         if self.adapter is None or (stored := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
         return LoraPair(stored.a, stored.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
-        """Return a layer's pair. Layers in the same tensor share A; each has its own rows of B."""
+        """Return a layer's pair; layers in the same tensor share A and have separate rows of B."""
         tensor, rows = self._model.linears[linear]
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
@@ -74,7 +74,7 @@ class Bound:
         return pair._replace(b=pair.b[rows], db=db)
 
     def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
-        """Return one expert's pair, from a tensor that contains all experts."""
+        """Return the pair of one expert, given the tensor that contains all experts."""
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
             return None
@@ -86,10 +86,9 @@ class Bound:
         return self._norms.get(name, self._model.vectors[name])
 
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
-        """Write y `[N, C]`, the norm of x `[N, C]` with this weight, and rstd for its gradient.
+        """Write y `[N, C]`, the norm of x `[N, C]` with this weight, and rstd for the gradient.
 
-        rstd is `[N]`; for LayerNorm it is `[N, 2]` and includes the mean
-        (`activations.norm_numbers`).
+        rstd is `[N]`, or `[N, 2]` for LayerNorm, including the mean (`activations.norm_numbers`).
         """
         w, hp = self.norm(name), self._model.hp
         if hp.norm == "layer":
@@ -109,7 +108,7 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Set dx `[N, C]` (`add`: +=) to the gradient with respect to x; add the pair's too."""
+        """Set dx `[N, C]` (`add`: +=) to the gradient of x; add the gradients of the pair."""
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return
@@ -121,10 +120,10 @@ class Bound:
             rms_norm_grad(dy, x, w, rstd, dx=dx, add=add)
 
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
-        """Add the gradient of a norm's pair, if it has one that is trained.
+        """Add the gradients of a norm's pair, if it has a trained pair.
 
-        dy `[N, C]` is the gradient of the norm's output, x `[N, C]` its input, and rstd is from
-        `normed`. With dw `[C]`, the gradient with respect to the effective weight:
+        dy `[N, C]` is the gradient of the norm's output, x `[N, C]` is its input, and rstd is the
+        result of `normed`. With dw `[C]`, the gradient with respect to the effective weight:
 
             dA += s Bᵀ dw        dB += s dw Aᵀ
         """

@@ -13,9 +13,9 @@ from nbllama.model.passes import Model
 def loss_and_gradients(
     model: Model, adapter: Adapter, batch: Batch, checkpointing: bool
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Return the mean loss (nats per trained token) and its gradients, with the trainer's passes.
+    """Compute the mean loss (nats per trained token) and its gradients, as in training.
 
-    The gradients are float32 with the names and shapes of `adapter.parameters()`.
+    The gradients are float32, with the same names and shapes as `adapter.parameters()`.
     """
     bound = Bound(model, adapter, trained=True)
     acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=checkpointing)

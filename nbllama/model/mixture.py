@@ -1,18 +1,18 @@
-"""A block's mixture of experts, forward and backward, in place of its feed-forward layer.
+"""A block's mixture of experts, forward and backward, which replaces its feed-forward layer.
 
     y = sum over the chosen experts e of W_down[e] (w_e act(W_gate[e] h, W_up[e] h))  (+ shared(h))
 
-`nbllama.ops.experts.router` chooses each token's experts and their weights w. The tokens of one
-expert are gathered, so that each of the expert's matrices is decoded only once. Experts are
-processed in ascending order, which is also the order of a token's sum, so a token's bits depend
-neither on the number of threads nor on the rest of the batch. An expert without tokens is skipped,
-and its matrices are not read.
+`nbllama.ops.experts.router` chooses the experts for each token and their weights w. The tokens of
+each expert are gathered, so that the expert's matrices are decoded only once. Experts are processed
+in ascending order, and each token's sum is accumulated in this order, so a token's result is
+bit-identical for any number of threads and any batch. Experts without tokens are skipped, and their
+matrices are not read.
 
-The router is frozen. The gradient of the weights w flows through it to the block's input.
+The router is frozen, but the gradient of the weights w flows through it to the block's input.
 
-Shapes: N tokens, C n_embd, E experts of which a token uses K, F width of an expert, M tokens of
-one expert. Saved for the backward pass: gate and up `[N K, F]` sorted by expert, and what
-`mixture_shapes.kept_shapes` lists.
+Shapes: N tokens, C n_embd, E experts of which a token uses K, F width of an expert, M tokens of one
+expert. Saved for the backward pass: gate and up `[N K, F]` sorted by expert, and the arrays listed
+in `mixture_shapes.kept_shapes`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return a layer's pair, always the same object: an `Input` compares pairs by identity."""
+        """Return a layer's pair, always the same object because `Input` compares by identity."""
         key = name, expert
         if key not in self._pairs:
             found = self.block.bound.expert_pair(self.block.layer, _TENSORS[name], expert)
@@ -58,12 +58,12 @@ class Mixture:
         return self._pairs[key]
 
     def bias(self, name: str, expert: int) -> np.ndarray | None:
-        """Return one expert's bias of a layer, if the layer has one."""
+        """Return the bias of one expert's layer, if the layer has one."""
         found = self.block.model.vectors.get(self.block.name(f"{_TENSORS[name]}.bias"))
         return None if found is None else found[expert]
 
     def input(self, x: np.ndarray, expert: int, *names: str) -> Input:
-        """Prepare x `[M, n_in]` as the input of these layers of an expert."""
+        """Prepare x `[M, n_in]` as the input for these layers of an expert."""
         group, memory = [], self.block.acts.pool("routed_h")
         for name in names:
             pair = self.pair(name, expert)
@@ -76,13 +76,14 @@ class Mixture:
         """Compute y `[M, n_out]`, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
-        # by the number of tokens in the batch, not per expert, which must not change a token's bits
+        # depends on all tokens in the batch, because the expert's other tokens must not change the
+        # bits
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 
     def project_grad(
         self, name: str, expert: int, dy: np.ndarray, x: Input, *, dx: np.ndarray, add: bool = False
     ) -> None:
-        """Compute dx `[M, n_in]` = (or += with `add`), and add the gradients of the pair."""
+        """Set dx `[M, n_in]` (`add`: +=), and add the gradients of the pair."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
         h = NO_PANELS if pair is None else x.hidden(pair, None)
@@ -104,7 +105,7 @@ class Mixture:
         np.divide(1, 1 + np.exp(-z), out=own["shared_weight"])
 
     def shared_act(self) -> np.ndarray:
-        """Compute the input of the shared expert's last matrix `[N, F_shared]`."""
+        """Compute the input `[N, F_shared]` of the shared expert's last matrix."""
         own = self.block.kept.mixture
         act = _flat(self.block.shared("act"), self.n, self.experts.n_ff_shared)
         if self.block.model.vectors.get(self.block.name(_SHARED_WEIGHT)) is None:
@@ -133,7 +134,7 @@ class Mixture:
     # The whole mixture
 
     def route(self, source: Input) -> Groups:
-        """Choose the experts of every token."""
+        """Choose the experts for each token."""
         block = self.block
         w, z = block.model.matrix(block.name("ffn_gate_inp")), self.scores
         linear(w, None, source, z, hidden=None)
@@ -148,7 +149,7 @@ class Mixture:
         return Groups(self.chosen, self.experts.total)
 
     def forward(self, recompute: bool) -> None:
-        """Compute the block's output; with `recompute`, only what the gradient needs."""
+        """Compute the block's output; with `recompute`, only what the gradient requires."""
         block, e = self.block, self.experts
         read = block.reads(*block.source())
         block.see("ffn_norm", read)
@@ -184,7 +185,7 @@ class Mixture:
         block.see("l_out", x)
 
     def backward(self, dx: np.ndarray, dread: np.ndarray) -> None:
-        """Compute dread `[N, C]`, the input's gradient, from the gradient of the block's output."""
+        """Compute the input gradient dread `[N, C]` from the gradient of the block's output."""
         block, e = self.block, self.experts
         dy = block.branch_grad("down", dx)
         read = block.reads(*block.source())
@@ -229,7 +230,7 @@ class Mixture:
                 y += bias
 
     def _act(self, group: Group, sorted_weights: np.ndarray) -> np.ndarray:
-        """Compute the input of an expert's last matrix `[M, F]`."""
+        """Compute the input `[M, F]` of an expert's last matrix."""
         slots = group.slots
         act = _flat(self.block.shared("act"), len(group.rows), self.experts.n_ff)
         expert_gate(
@@ -238,7 +239,7 @@ class Mixture:
         return act
 
     def _shared_hidden(self) -> None:
-        """Compute what the gradient of the shared expert's last pair needs."""
+        """Compute h of the shared expert's last pair, which the gradient requires."""
         block, pair = self.block, self.block.pairs["down_shexp"]
         if pair is not None:
             source = block.input(self.shared_act(), "down_shexp")

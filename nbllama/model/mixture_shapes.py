@@ -1,4 +1,4 @@
-"""Shapes of the arrays that mixtures of experts need but dense blocks do not."""
+"""Shapes of the arrays that only mixtures of experts use."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ Shapes = dict[str, tuple[int, ...]]  # by name of the array
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
     """Return the shapes of `BlockSet.mixture`.
 
-    The arrays are the experts' scores, the choice and the weights, and gate and up of the shared
-    expert. `chosen` is int32. The shared expert's output is multiplied by `shared_weight`.
+    The arrays contain the experts' scores, the chosen experts and their weights, and gate and up of
+    the shared expert. `chosen` is int32. The shared expert's output is multiplied by
+    `shared_weight`.
     """
     if hp.experts is None:
         return {}
@@ -25,9 +26,9 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixture_shapes(hp: Hparams, n: int, rank: int) -> Shapes:
-    """Return the shapes that mixtures share: an expert's input, output and LoRA products.
+    """Return the shapes of the shared arrays: an expert's input, output and LoRA products.
 
-    `rank`: the largest rank of the experts' pairs.
+    `rank` is the largest rank of any expert pair.
     """
     if hp.experts is None:
         return {}

@@ -1,11 +1,10 @@
 """The model: the forward pass, the loss, and the backward pass.
 
 `nbllama.model.weights` contains the tensors, `nbllama.model.bound` binds an adapter to them, and
-`nbllama.model.block` computes a block.
-
-The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations
-form a stream: all sequences of a micro-batch, concatenated, `[N, C]` float32. Base weights are
-never changed, and never decoded as a whole.
+`nbllama.model.block` computes a block. The order of operations is the same as in finetune.cpp's
+graph (t01 embeddings .. t36 loss). Activations form a stream `[N, C]` float32, in which all
+sequences of a micro-batch are concatenated. Base weights are never modified, and never decoded as a
+whole.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
 positions.
@@ -41,7 +40,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Trunk(Protocol):
-    """A store of each sample's input x `[N, C]` of block `layer`."""
+    """A store for the inputs x `[N, C]` of block `layer`, by sample."""
 
     layer: int
 
@@ -55,7 +54,7 @@ class Trunk(Protocol):
 
 
 class Model(Weights):
-    """A GGUF model that is ready to run; created by `load_model`."""
+    """A GGUF model, ready to run; created by `load_model`."""
 
     @classmethod
     def load(
@@ -67,11 +66,11 @@ class Model(Weights):
         rope_freq_scale: float | None = None,
         pre: str | None = None,
     ) -> M:
-        """Open a GGUF model; its weights stay memory-mapped.
+        """Open a GGUF model; the weights stay memory-mapped.
 
-        Constants in the arguments replace those of the file (`arch.with_overrides`), and `pre`
-        replaces the name of its pre-tokenizer. Raises `GGUFError` for a file that is damaged or not
-        supported.
+        Constants passed as arguments override those in the file (`arch.with_overrides`), and `pre`
+        overrides the name of its pre-tokenizer. Raises `GGUFError` for a file that is damaged or
+        not supported.
         """
         gguf = open_gguf(path)
         hp = hparams_from_gguf(gguf)
@@ -119,15 +118,15 @@ class Model(Weights):
     ) -> None:
         """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
 
-        `check` is called between blocks. If `trunk` contains the samples, the blocks before
-        `trunk.layer` are skipped. With a watcher, all blocks are computed.
+        `check` is called between blocks. Blocks before `trunk.layer` are skipped if `trunk`
+        contains the samples and there is no watcher.
         """
         if self.watch is not None:
             trunk = None
         if trunk is not None and trunk.layer > self.hp.most_frozen:
             raise ValueError(f"later blocks use keys of blocks below {trunk.layer}")
         first = 0
-        if self.hp.n_per_layer:  # later blocks need the embeddings too
+        if self.hp.n_per_layer:  # later blocks also read the embeddings
             self.embed_tokens(bound, acts, batch)
         if trunk is not None and trunk.load(acts.x(trunk.layer, batch.n_tokens), batch):
             first = trunk.layer
@@ -152,17 +151,17 @@ class Model(Weights):
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
-        """Return the sum of the trained positions' losses; call it after `forward`.
+        """Return the sum of the losses at the trained positions; call after `forward`.
 
-        With `gradient`, acts.dx is set to the gradient of `weight` times that sum (or of the sum
-        with one weight per position, float64 `[M]`). `floor`: see `ops.cross_entropy`.
+        With `gradient`, acts.dx is set to the gradient of `weight` times the sum, or of the sum
+        with one weight per position (float64 `[M]`). `floor`: see `ops.cross_entropy`.
         """
         n = len(batch.tokens)
         rows, targets = batch.trained()
         m = len(rows)
         x, normed = acts.shared("top_x", m), acts.shared("top_norm", m)
         rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
-        # "clip": with the default mode numpy fills a copy first
+        # "clip": in the default mode, numpy writes to a temporary copy first
         np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
         name = f"{self.hp.output_norm}.weight"
         bound.normed(name, x, normed, rstd)
@@ -176,7 +175,7 @@ class Model(Weights):
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
-                # the loss computes logits only for trained tokens, and never stores them all
+                # the loss computes logits only for trained tokens, and never stores all of them
                 whole, last = batch.whole(), acts.x(self.hp.n_layer, n)
                 last = last if batch.tree is None else last[batch.tree.rows]
                 show_loss(self.watch, self.logits(bound, last), whole, weight)
@@ -192,7 +191,7 @@ class Model(Weights):
             bound.normed_grad(name, dnormed, x, rstd, dx=back)
             if batch.tree is None:
                 dx[rows] = back
-            else:  # a row can have several targets
+            else:  # a row can have more than one target
                 np.add.at(dx, rows, back)
         return total
 
@@ -200,7 +199,7 @@ class Model(Weights):
     def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
         """Compute the logits float32 `[N, V]` from the last block's output x `[N, C]`.
 
-        `panels`: memory for packed x.
+        `panels` is memory for packed x.
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
@@ -225,7 +224,7 @@ class Model(Weights):
     def backward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:
-        """Run all blocks backward from acts.dx; gradients are added to `bound.grads`."""
+        """Run all blocks backward, starting with acts.dx; add gradients to `bound.grads`."""
         adapter = bound.adapter
         lowest = adapter.lowest_layer() if adapter is not None else self.hp.n_layer
         top = self.hp.n_layer - 1
@@ -249,7 +248,7 @@ class Model(Weights):
     ) -> Activations:
         """Allocate memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
 
-        `kept`: see `nbllama.model.activations`.
+        For `kept`, see `nbllama.model.activations`.
         """
         sizes = layout(self, adapter, n, n_trained, dropout=dropout)
         return Activations(sizes, checkpointing=checkpointing, kept=kept)
@@ -259,7 +258,7 @@ class Model(Weights):
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
-        """Allocate the memory of `loss` for `n_trained` trained positions."""
+        """Allocate the memory that `loss` uses for at most `n_trained` trained positions."""
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None
         rank = pair.rank if pair else 0
         cap = self.hp.logit_softcap
@@ -269,7 +268,7 @@ class Model(Weights):
 def layout(
     model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
 ) -> Layout:
-    """Return the sizes of a step's arrays, with each linear layer's largest rank in any block."""
+    """Return the sizes for a step's arrays, with the largest rank of each layer in any block."""
     ranks = dict.fromkeys(LINEARS, 0)
     for base, pair in (adapter.pairs if adapter is not None else {}).items():
         for name, (tensor, _) in model.linears.items():
@@ -281,5 +280,5 @@ def layout(
 
 
 def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
-    """Open a GGUF model; `Model.load` documents `constants` and the errors."""
+    """Open a GGUF model; see `Model.load` for `constants` and the errors."""
     return Model.load(path, **constants)

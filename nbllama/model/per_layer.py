@@ -1,20 +1,20 @@
-"""Embeddings for each block (Gemma 3n and 4), and how a block uses them.
+"""Per-block embeddings (Gemma 3n and 4), and how a block uses them.
 
 For each of the L blocks, a token has a row e_i of P numbers, computed from a separate table and
-from the token's usual embedding x (already scaled):
+from the token's usual embedding x (after scaling):
 
     e_i = (norm(p_i) + sqrt(P) T_i[token]) / sqrt(2)        p_i = x M_iᵀ / sqrt(C)
 
-After feed-forward, a block adds to its stream x
+After feed-forward, a block adds the following to its stream x
 
     norm(proj(gelu(inp_gate(x)) * e_i))
 
-and multiplies the sum by a number, if the file has one. `inp_gate` and `proj` can have LoRA pairs;
-the table T and the matrix M cannot, since llama.cpp does not apply such pairs.
+and multiplies the sum by a factor, if the file contains one. `inp_gate` and `proj` can have LoRA
+pairs; the table T and the matrix M cannot, because llama.cpp would not apply them.
 
-The rows are in one shared array, block by block. The backward pass of a block overwrites its rows
-with their gradient, which only the token embeddings' pair needs (`embed_grad`). The operation
-gelu(g) * e and its gradient are in `nbllama.ops.activation`.
+The rows are stored in one shared array, block by block. The backward pass of a block overwrites its
+rows with their gradient, which is used only for the token embedding's pair (`embed_grad`). The
+operation gelu(g) * e and its gradient are in `nbllama.ops.activation`.
 
 llama.cpp: `llama_model_gemma4::graph::build_inp_per_layer` and `project_per_layer_inputs`.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TABLE, MODEL_PROJ = "per_layer_token_embd", "per_layer_model_proj"
 NORM, POST_NORM = "per_layer_proj_norm.weight", "post_norm.weight"
 OUT_SCALE = "layer_output_scale.weight"
-_AT_ONCE = 64  # tokens whose rows are decoded together
+_AT_ONCE = 64  # tokens whose rows are decoded at a time
 _HALF = np.float32(1 / np.sqrt(np.float32(2)))
 
 
@@ -54,12 +54,12 @@ def _rows(acts: Activations, hp: Hparams, n: int) -> np.ndarray:
 
 
 def rows_of_token(acts: Activations, hp: Hparams) -> np.ndarray | None:
-    """Return the rows of a single token, `[L, P]`; None if the model has none."""
+    """Return the rows of a single token, `[L, P]`, or None if the model has no such rows."""
     return _rows(acts, hp, 1)[:, 0] if hp.n_per_layer else None
 
 
 def _projections(model: Weights) -> Iterator[Weight]:
-    """Yield the rows of the projection for each block, M_i `[P, C]`."""
+    """Yield the projection M_i `[P, C]` for each block."""
     hp, w = model.hp, model.matrix(MODEL_PROJ)
     lines = w.raw.reshape(w.shape[0] // hp.n_per_layer, -1)
     for i in range(hp.n_layer):
@@ -121,7 +121,7 @@ def _scale(block: BlockParts) -> np.float32 | None:
 
 
 def forward(block: BlockParts, x: np.ndarray) -> None:
-    """Change x `[N, C]` from the stream after feed-forward to the block's output."""
+    """Turn x `[N, C]` from the stream after feed-forward into the block's output."""
     kept = block.kept.mixed
     if block.hp.n_per_layer:
         kept["per_layer_x"][:] = x
@@ -143,7 +143,7 @@ def forward(block: BlockParts, x: np.ndarray) -> None:
 
 
 def backward(block: BlockParts, dx: np.ndarray) -> None:
-    """Change dx from the block output's gradient to the gradient of the stream before `forward`."""
+    """Turn dx from the gradient of the block's output into the gradient before `forward`."""
     if (scale := _scale(block)) is not None:
         dx *= scale
     if not block.hp.n_per_layer:

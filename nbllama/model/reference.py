@@ -1,10 +1,11 @@
-"""The whole model on one page: forward pass, loss and backward pass in plain float64 numpy.
+"""The whole model in one module: forward pass, loss and backward pass in plain float64 numpy.
 
 Each line is one operation, in order; read `_Pass.forward` and `_Pass.backward`. Every operation and
-its gradient (`nbllama.model.reference_ops`) is a plain-numpy function from a page of `nbllama.ops`,
-which gives the formula and the derivative. Training does not use this module: it is slow and exact,
-and the passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are checked against it.
-Its gradients are checked against finite differences of its loss (tests/model/test_reference.py).
+its gradient (`nbllama.model.reference_ops`) is a plain-numpy function from a module of
+`nbllama.ops`, which documents the formula and the derivative. This module is exact but slow, and is
+not used in training. The passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are
+tested against it, and its own gradients against finite differences of its loss
+(tests/model/test_reference.py).
 
 Shapes: N tokens (all sequences, concatenated), C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
 V n_vocab. `dx` is the gradient of the mean loss with respect to x.
@@ -26,7 +27,7 @@ from nbllama.ops.softcap import soft_cap_grad_ref, soft_cap_ref
 
 
 class ReferenceModel(ReferenceTensors):
-    """A model in plain numpy; `scale` below is alpha / lora_r."""
+    """A model in plain numpy; in its methods, `scale` is alpha / lora_r."""
 
     def logits(
         self,
@@ -37,7 +38,7 @@ class ReferenceModel(ReferenceTensors):
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`; `change`: values to add to activations, by name.
+        """Compute the logits `[N, V]`; `change` contains values to add to activations, by name.
 
         Every activation is stored in `seen` under llama.cpp's name (see `nbllama.peek.names`).
         """
@@ -46,14 +47,14 @@ class ReferenceModel(ReferenceTensors):
     def loss(
         self, batch: Batch, params: Parameters, scale: float, change: Parameters | None = None
     ) -> float:
-        """Return the mean loss over a batch's trained positions; `change` as in `logits`."""
+        """Return the mean loss over the trained positions of a batch; `change` as in `logits`."""
         z = self.logits(batch, params, scale, change=change)
         return _mean_loss(z, batch)
 
     def loss_and_gradients(
         self, batch: Batch, params: Parameters, scale: float
     ) -> tuple[float, dict[str, np.ndarray]]:
-        """Return the mean loss, and its gradient with respect to every array of `params`."""
+        """Return the mean loss, and its gradient with respect to each array in `params`."""
         run = _Pass(self, batch, params, scale)
         loss = _mean_loss(run.forward(), batch)
         run.backward()
@@ -66,7 +67,7 @@ def _mean_loss(z: np.ndarray, batch: Batch) -> float:
 
 
 class _Pass(Blocks):
-    """One forward pass, which stores all its results in `kept`, and one backward pass."""
+    """One forward pass, which stores all results in `kept`, and one backward pass."""
 
     def forward(self) -> np.ndarray:
         """Compute the logits `[N, V]`."""
@@ -101,7 +102,7 @@ class _Pass(Blocks):
         return keep("result_output", z)
 
     def attend(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the output of block `i`'s attention for the input h `[N, C]`."""
+        """Compute the attention output of block `i` for the input h `[N, C]`."""
         hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
         of = hp.sizes_at(i).kv_from  # the block whose keys and values are used
         q = self.heads(keep(f"Qcur_raw-{i}", self.queries(h, i)), "q", i)
@@ -115,7 +116,7 @@ class _Pass(Blocks):
         return keep(f"attn_out-{i}", self.linear(att, i, "o"))
 
     def heads(self, x: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return queries or keys x `[N, heads, D]`, normalised and rotated as the model does."""
+        """Return queries or keys x `[N, heads, D]`, normalised and rotated as in this model."""
         node = LINEARS[name].node
         if self.hp.qk_norm_last:
             x = self.keep(f"{node}-{i}", self.rotate(x, i))
@@ -168,7 +169,7 @@ class _Pass(Blocks):
         self.embed_grad(hp.embed_scale * (dx + self.embed_rows_grad()))
 
     def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to `attend`'s h, given the gradient of its output."""
+        """Return the gradient with respect to h of `attend`, given the gradient of its output."""
         hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
         att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
         datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
@@ -184,7 +185,7 @@ class _Pass(Blocks):
         return dh
 
     def heads_grad(self, dy: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return the gradient with respect to `heads`' x, given the gradient of its result."""
+        """Return the gradient with respect to x of `heads`, given the gradient of its result."""
         node, last = LINEARS[name].node, self.hp.qk_norm_last
         if not last:
             dy = self.rotate(dy, i, inverse=True)
@@ -195,5 +196,5 @@ class _Pass(Blocks):
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:
-    """Return an adapter's arrays as float64 copies, which can be varied."""
+    """Return float64 copies of an adapter's arrays, which the caller may change."""
     return {name: p.astype(np.float64) for name, p in adapter.parameters().items()}

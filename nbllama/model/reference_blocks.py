@@ -1,7 +1,7 @@
 """Parts of the reference model for blocks of different sizes, in plain float64 numpy.
 
-The parts are keys and values that several blocks use, the norm of the values, and embeddings for
-each block (see `nbllama.model.varied` and `nbllama.model.per_layer`).
+The parts are keys and values used by several blocks, the norm of the values, and per-block
+embeddings (see `nbllama.model.varied` and `nbllama.model.per_layer`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Blocks(Mixers):
     # Keys and values
 
     def keys(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Return block `i`'s keys `[N, G, D]`, as projected."""
+        """Return the projected keys `[N, G, D]` of block `i`."""
         return self.linear(h, i, "k").reshape(len(h), -1, self.hp.sizes_at(i).head_dim)
 
     def has_values(self, i: int) -> bool:
@@ -30,7 +30,7 @@ class Blocks(Mixers):
         return f"blk.{i}.{self.model.linears['v'].tensor}.weight" in self.tensors
 
     def values(self, h: np.ndarray, k: np.ndarray, i: int) -> np.ndarray:
-        """Return the values `[N, G, D]`, given the keys as projected."""
+        """Return the values `[N, G, D]`, given the projected keys."""
         v = k
         if self.has_values(i):
             v = self.linear(h, i, "v").reshape(k.shape)
@@ -41,7 +41,7 @@ class Blocks(Mixers):
         return rms_norm_ref(v.reshape(-1, v.shape[-1]), one, self.hp.rms_eps).reshape(v.shape)
 
     def values_grad(self, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the gradients with respect to `values`' h and, if used there, to the keys."""
+        """Return the gradients with respect to h of `values` and, if it uses them, the keys."""
         if self.hp.values_normed:
             raw = self.kept[f"raw values-{i}"]
             rows, one = raw.reshape(-1, raw.shape[-1]), np.ones(raw.shape[-1], raw.dtype)
@@ -53,7 +53,7 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sum the gradients of keys and values over the blocks that use them, down to block i."""
+        """Sum the gradients of keys and values over the blocks that use them, up to block i."""
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
         total = self.lent[of] = dk + before[0], dv + before[1]
@@ -73,7 +73,7 @@ class Blocks(Mixers):
             self.kept[f"per_layer_row-{i}"] = e / np.sqrt(2)
 
     def own_rows(self) -> list[slice]:
-        """Return each block's columns of the table."""
+        """Return the columns of the table for each block."""
         size, rows = self.hp.n_per_layer, [self.hp.sizes_at(i).row for i in range(self.hp.n_layer)]
         return [slice(row * size, (row + 1) * size) for row in rows]
 
@@ -92,7 +92,7 @@ class Blocks(Mixers):
         return dx
 
     def per_layer(self, x: np.ndarray, i: int) -> np.ndarray:
-        """Return the block's output, given the stream after feed-forward."""
+        """Compute the block's output from the stream after feed-forward."""
         if self.hp.n_per_layer:
             x = self.keep(f"pe_in-{i}", x)
             gate = self.keep(f"per_layer_gate-{i}", self.linear(x, i, "inp_gate"))

@@ -1,6 +1,6 @@
-"""Parts that only some blocks of the reference model have, in plain float64 numpy.
+"""Parts of the reference model that only some blocks use, in plain float64 numpy.
 
-The parts are blocks without attention, and the gates of attention's output.
+The parts are the alternatives to attention, and the gates of the attention output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Mixers(Operations):
     """Operations, and the alternatives to attention in some blocks."""
 
     def mixed(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the output of block `i`, which has no attention, for h `[N, C]`."""
+        """Compute the mixer output of block `i`, which has no attention, for h `[N, C]`."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta(h, i)
         bcx = self.keep(f"conv_in-{i}", self.linear(h, i, "conv_in"))
@@ -30,7 +30,7 @@ class Mixers(Operations):
         return self.keep(f"conv_out-{i}", self.linear(y, i, "conv_out"))
 
     def mixed_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to `mixed`'s h, given the gradient of its output."""
+        """Return the gradient with respect to h of `mixed`, given the gradient of its output."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta_grad(dy, i)
         kept, taps = self.kept, self.taps("shortconv.conv", i)
@@ -60,7 +60,7 @@ class Mixers(Operations):
         return keep(f"ssm_out-{i}", self.linear(y, i, "ssm_out"))
 
     def delta_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to `delta`'s h."""
+        """Return the gradient with respect to h of `delta`."""
         kept, offsets, n = self.kept, self.batch.seq_offsets, len(dy)
         dout = self.linear_grad(dy, kept[f"delta_out-{i}"], i, "ssm_out")
         o, norm = kept[f"delta_o-{i}"], f"blk.{i}.ssm_norm"
@@ -129,20 +129,20 @@ class Mixers(Operations):
         return both[:, :, 0]
 
     def gated_att(self, att: np.ndarray, i: int) -> np.ndarray:
-        """Return attention's output, multiplied by its gates."""
+        """Return the attention output, multiplied by its gates."""
         if not self.hp.attn_gate:
             return att
         return self.keep(f"attn_gated-{i}", out_gate_ref(att, self.kept[f"q_gate-{i}"]))
 
     def gated_att_grad(self, dy: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the gradients with respect to attention's output and to the gates."""
+        """Return the gradients with respect to the attention output and the gates."""
         att = self.kept[f"kqv_out-{i}"]
         if not self.hp.attn_gate:
             return dy, None
         return out_gate_grad_ref(dy.reshape(att.shape), att, self.kept[f"q_gate-{i}"])
 
     def with_gates(self, dq: np.ndarray, dgate: np.ndarray | None) -> np.ndarray:
-        """Return the gradient with respect to the projection's output: queries and any gates."""
+        """Return the gradient of the projection's output, which contains queries and any gates."""
         if dgate is not None:
             dq = dgate + np.stack([dq, np.zeros_like(dq)], axis=2)
         return dq.reshape(len(dq), -1)

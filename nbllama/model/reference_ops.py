@@ -1,4 +1,4 @@
-"""The operations of the reference model, each with its gradient and the LoRA pair of its tensor.
+"""The operations of the reference model, each with its gradient and its tensor's LoRA pair.
 
 `nbllama.model.reference` calls them in order. Gradients of pairs are added to `grads`.
 """
@@ -31,7 +31,7 @@ Seen = Callable[[str, np.ndarray], object]
 
 
 class ReferenceTensors:
-    """All tensors of a model, decoded to `dtype`, and values computed from its constants."""
+    """All tensors of a model, decoded to `dtype`, and values derived from its constants."""
 
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp, self.dtype = model.hp, dtype
@@ -43,7 +43,7 @@ class ReferenceTensors:
 
 
 class Operations:
-    """The operations of a pass over one batch, and the results so far."""
+    """The operations of a pass over one batch, and the results computed so far."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Operations:
         self.seen, self.change = seen, change
         self.kept: dict[str, np.ndarray] = {}
         self.grads = {name: np.zeros_like(p) for name, p in params.items()}
-        self.lent: dict[int, Any] = {}  # gradients of keys and values that several blocks use
-        self.drows: dict[int, np.ndarray] = {}  # of the embeddings for each block
+        self.lent: dict[int, Any] = {}  # gradients of keys and values used by several blocks
+        self.drows: dict[int, np.ndarray] = {}  # gradients of the per-block embeddings
         self.head = "output" if "output.weight" in self.tensors else "token_embd"
         kind = self.hp.activation
         self.gelu = kind == "gelu"
@@ -86,7 +86,7 @@ class Operations:
     def add_grads(
         self, name: str, da: np.ndarray, db: np.ndarray, rows: slice = slice(None)
     ) -> None:
-        """Add to the gradients of a tensor's pair; `rows`: the rows of B."""
+        """Add to the gradients of a tensor's pair; `rows` selects rows of B."""
         self.grads[f"{name}.weight.lora_a"] += da
         self.grads[f"{name}.weight.lora_b"][rows] += db
 
@@ -97,7 +97,7 @@ class Operations:
         return x if pair is None else embed_lora_ref(x, tokens, *pair, scale=self.scale)
 
     def embed_grad(self, dx: np.ndarray) -> None:
-        """Add the gradients of the embedding's pair, if it has one."""
+        """Add the gradients of the embedding's pair, if there is one."""
         if pair := self.pair("token_embd"):
             da, db = embed_lora_grad_ref(dx, self.batch.tokens, *pair, scale=self.scale)
             self.add_grads("token_embd", da, db)
@@ -164,7 +164,7 @@ class Operations:
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Normalise x `[N, heads, D]`: each head, or all heads at once, by the weight's length."""
+        """Normalise x `[N, heads, D]` per head or over all heads; the weight's length decides."""
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
@@ -181,7 +181,7 @@ class Operations:
         return ungated_grad_ref(dy, x, self.hp.activation, self.model.xielu(layer))
 
     def temper(self, q: np.ndarray) -> np.ndarray:
-        """Scale queries, or their gradient, by the temperature of their positions."""
+        """Scale queries, or their gradient, by the temperature at their positions."""
         of = self.hp.temperature
         return q if of is None else q * of.at(self.batch.positions)[:, None, None]
 
@@ -214,7 +214,7 @@ class Operations:
         return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)
 
     def constants(self, layer: int) -> dict[str, Any]:
-        """Return the keyword arguments of a block's attention, except for the arrays."""
+        """Return the keyword arguments for a block's attention, except the arrays."""
         hp, slopes = self.hp, alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
         window, cap = hp.window_at(layer), hp.attn_softcap
         sinks = self.tensors.get(f"blk.{layer}.attn_sinks.weight")

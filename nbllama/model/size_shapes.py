@@ -1,4 +1,4 @@
-"""Shapes of arrays in models whose blocks differ in size (`nbllama.model.varied`)."""
+"""Shapes of the arrays in models whose blocks differ in size (`nbllama.model.varied`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDE = ("gate", "up", "act", "dact")
 
 
 def head_shapes(hp: Hparams) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the shapes of a token's queries, and of its keys (or values), in the largest block."""
+    """Return the shapes of a token's queries and of its keys (or values) in the largest block."""
     if not hp.blocks:
         return (hp.n_head, hp.head_dim), (hp.n_head_kv, hp.head_dim)
     width = max(b.n_head_kv * b.head_dim for b in hp.blocks)
@@ -24,19 +24,19 @@ def head_shapes(hp: Hparams) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def most_kv_heads(hp: Hparams) -> int:
-    """Return the largest number of key heads."""
+    """Return the largest number of key heads in any block."""
     return max(b.n_head_kv for b in hp.each_size)
 
 
 def norm_shapes_of_values(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of what the values' norm saves, if there is one."""
+    """Return the shapes of what the norm of the values saves, if there is one."""
     if not hp.values_normed:
         return {}
     return {"v": (n, *head_shapes(hp)[1]), "rstd_v": (n, most_kv_heads(hp))}
 
 
 def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
-    """Return the shapes of the arrays for keys and values that several blocks use."""
+    """Return the shapes of the arrays for keys and values used by several blocks."""
     shapes: Shapes = {}
     for layer in hp.lent:
         of = hp.sizes_at(layer)
@@ -45,7 +45,7 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return a token's shape in a block's array; None if the shape is the same in all blocks."""
+    """Return a token's shape in a block's array, or None if it is the same in all blocks."""
     if name in _QUERIES:
         return n_head, sizes.head_dim
     if name in _KEYS:

@@ -1,13 +1,13 @@
 """Blocks of different sizes, and blocks that use the keys and values of an earlier block.
 
-All arrays have the size of the largest block (`nbllama.model.activations`). A smaller block uses
-the beginning of each array, with its own shape.
+All arrays are large enough for the largest block (`nbllama.model.activations`). A smaller block
+uses the beginning of each array, with its own shape.
 
-Some blocks have no keys and values: their queries read those of an earlier block, `kv_from`. The
-earlier block's keys and values are not in its own set of activations but in separate arrays, since
-the later blocks need them after the set has been reused. Their gradient is the sum over all blocks
-that read them: from the last to the first, each adds its part to one array, and the earlier block
-adds that sum to its own gradient.
+Some blocks do not compute keys and values, but use the ones from an earlier block, `kv_from`. The
+keys and values of the earlier block are stored in separate arrays, not in its set of activations,
+because later blocks read them after the set has been reused. Their gradient is the sum over all
+blocks that read them: from the last block to the first, each later block adds its part to an array,
+and the earlier block adds the sum to its own gradient.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from nbllama.model.parts import BlockParts
     from nbllama.ops.linear.linear import Input
 
-# The values, and the gradients of keys and values
+# Values, and the gradients of keys and values
 
 
 def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
-    """Compute the values y, normalised in some models.
+    """Compute the values y, including their norm in some models.
 
-    Without a matrix for values, the values are the projected keys.
+    If there is no matrix for the values, they are the projected keys.
     """
     if not block.hp.values_normed:
         block.project("v", x, y)
@@ -43,7 +43,7 @@ def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
 
 
 def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
-    """Turn dv into the gradient of the projection's output; without a projection, add it to dk."""
+    """Turn dv into the gradient of the projection's output, or add dv to dk if there is none."""
     rows, rstd = _rows(block, block.kept.norms["v"])
     d = dv.reshape(rows.shape)
     rms_norm_grad(d, rows, _ones(block), rstd, dx=d)
@@ -52,7 +52,7 @@ def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
 
 
 def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
-    """Return whether the block has its own keys; if so, add the later blocks' parts to dk, dv.
+    """Return whether the block has its own keys; if so, add the parts of later blocks to dk, dv.
 
     Otherwise, add dk and dv to the gradients of the block that owns the keys.
     """

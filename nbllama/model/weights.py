@@ -1,4 +1,4 @@
-"""A model's tensors as stored in the GGUF file, and values computed once from the constants."""
+"""A model's tensors as stored in the GGUF file, and values derived once from its constants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
-# Linear layers of blocks without attention, by kind.
+# Linear layers of blocks without attention, by kind of block.
 CONV = ("conv_in", "conv_out")
 DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
 PER_LAYER = ("inp_gate", "proj")
@@ -32,9 +32,9 @@ DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
 
 
 class Linear(NamedTuple):
-    """The location of a linear layer's matrix: a tensor name, without `blk.N.` and `.weight`.
+    """The tensor that contains a linear layer's matrix, named without `blk.N.` and `.weight`.
 
-    `rows`: its rows, if the tensor contains several layers.
+    `rows` selects the rows of the layer if the tensor contains several layers.
     """
 
     tensor: str
@@ -42,7 +42,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return a model's layers of `LINEARS`; one tensor of the file can contain several layers."""
+    """Return a model's layers of `LINEARS`; one tensor in the file can contain several layers."""
     layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -86,7 +86,7 @@ class Weights:
                 self.matrices[name] = Weight(
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape
                 )
-            else:  # a vector, or all experts' biases
+            else:  # a vector, or the biases of all experts
                 n = int(np.prod(info.shape))
                 check_finite(info.type_id, as_readonly(gguf.data(name)), n, name)
                 self.vectors[name] = self.tensor(name)
@@ -100,13 +100,13 @@ class Weights:
         self._taps: dict[str, np.ndarray] = {}
 
     def tensor(self, name: str) -> np.ndarray:
-        """Decode a base tensor to float32, in its numpy shape (reversed ggml `ne`)."""
+        """Decode a base tensor to float32, in numpy shape (reversed ggml `ne`)."""
         info = self.gguf.tensors[name]
         count = int(np.prod(info.shape))
         return decode(info.type_id, self.gguf.data(name), count).reshape(info.shape)
 
     def matrix(self, name: str) -> Weight:
-        """Return a weight by its name without `.weight`, checked for NaN and infinities once."""
+        """Return a weight by its name without `.weight`; check it once for NaN and infinities."""
         w = self.matrices[name + ".weight"]
         if name not in self._checked:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
@@ -121,12 +121,12 @@ class Weights:
     def taps(self, name: str) -> np.ndarray:
         """Return the weights of a convolution (`[C, K]` in the file) as float32 `[K, C]`."""
         if name not in self._taps:
-            self.matrix(name.removesuffix(".weight"))  # checks it
+            self.matrix(name.removesuffix(".weight"))  # checks the tensor
             self._taps[name] = np.ascontiguousarray(self.tensor(name).T)
         return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
-        """Return the matrix of a layer of `LINEARS`: its rows, if the tensor contains several."""
+        """Return the matrix of a layer in `LINEARS`, which can be a part of a fused tensor."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")
@@ -139,7 +139,7 @@ class Weights:
         return self._parts[layer, name]
 
     def expert(self, layer: int, tensor: str, expert: int) -> Weight:
-        """Return the matrix of one expert, checked for NaN and infinities once."""
+        """Return the matrix of one expert; check it once for NaN and infinities."""
         w = self.experts[f"blk.{layer}.{tensor}.weight"][expert]
         if w.name not in self._checked:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
@@ -147,24 +147,24 @@ class Weights:
         return w
 
     def bias(self, layer: int, name: str) -> np.ndarray | None:
-        """Return the bias of a layer of `LINEARS`, if it has one."""
+        """Return the bias of a layer in `LINEARS`, if it has one."""
         tensor, rows = self.linears[name]
         whole = self.vectors.get(f"blk.{layer}.{tensor}.bias")
         return None if whole is None else whole[rows]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model's file."""
+        """The tokenizer in the model file."""
         return tokenizer_from_gguf(self.gguf, self._pre)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The chat template of the model (`chat_template_for`)."""
+        """The chat template for the model (`chat_template_for`)."""
         return chat_template_for(self.tokenizer)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Numpy shape of every base tensor, except for key and value tensors that no block uses."""
+        """Numpy shape of every base tensor, except key and value tensors that no block uses."""
         idle = unused_tensors(self.hp)
         return {name: t.shape for name, t in self.gguf.tensors.items() if name not in idle}
 
@@ -191,27 +191,27 @@ class Weights:
                 n_ctx_orig=scaling.n_ctx_orig,
                 factors=self.vectors.get(ROPE_FACTORS) if of.factors else None,
             )
-        return tables  # not the attribute: another thread could have replaced it
+        return tables  # not the attribute, which another thread could have replaced
 
     def rotate(
         self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False
     ) -> None:
-        """Rotate y `[N, heads, D]` in place by the block's RoPE, if it has one."""
+        """Apply the block's RoPE, if it has one, to y `[N, heads, D]` in place."""
         if tables := self.rope_tables(int(positions.max()) + 1, layer):
             halves = self.hp.rope_pairing == "halves"
             rope(y, positions, *tables, halves=halves, inverse=inverse)
 
     def temper(self, q: np.ndarray, positions: np.ndarray) -> None:
-        """Multiply queries `[N, H, D]`, or their gradient, by their positions' temperature."""
+        """Multiply queries `[N, H, D]`, or their gradient, by the temperature of each position."""
         if self.hp.temperature is not None:
             q *= self.hp.temperature.at(positions)[:, None, None]
 
     def xielu(self, layer: int) -> Xielu:
-        """Return the constants of a block's activation, if it has any."""
+        """Return the constants of a block's activation, if there are any."""
         return xielu_numbers(*self.hp.xielu[layer]) if self.hp.xielu else NO_NUMBERS
 
     def block_types(self, layer: int) -> tuple[int, ...]:
-        """Return the types of a block's matrices; equal tuples need the same kernels."""
+        """Return the types of a block's matrices; blocks with equal tuples use the same kernels."""
         names = [f"blk.{layer}.{tensor}.weight" for tensor, _ in self.linears.values()]
         types = [self.matrices[name].type_id for name in names if name in self.matrices]
         routed = (self.experts.get(f"blk.{layer}.{tensor}.weight") for tensor in ROUTED)
@@ -219,7 +219,7 @@ class Weights:
 
 
 def _slices(name: str, type_id: int, raw: np.ndarray, shape: tuple[int, ...]) -> tuple[Weight, ...]:
-    """Return the matrices of a tensor of experts, each a view of its bytes."""
+    """Return the matrices in a tensor with all experts, as views of its bytes."""
     n, n_out, n_in = shape
     parts = as_readonly(raw).reshape(n, -1)
     return tuple(Weight(f"{name}[{e}]", type_id, parts[e], (n_out, n_in)) for e in range(n))

@@ -1,6 +1,6 @@
-"""The ops of the model, one per page. `OPS` contains all of them and is built on first access.
+"""The ops that models consist of, one module per op. `OPS`, built on first access, lists them all.
 
-To add a page, add its name to `PAGES` and define a tuple `OPS: tuple[Op, ...]` in it.
+To add a module, add its name to `PAGES` and define a tuple `OPS: tuple[Op, ...]` in the module.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ Gradient:
 
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
-Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient runs
-in place (gate becomes dgate, up becomes dup), because the two are the widest arrays of a layer. The
-kernel takes each of them as one argument: if the same array were both an input and an output
-argument, LLVM's overlap check would fail and the loop would not be vectorised (5 times slower).
+Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient is
+computed in place (gate becomes dgate, up becomes dup), because gate and up are the widest arrays of
+a layer. Each is a single argument of the kernel: if the same array were passed both as an input and
+as an output, LLVM's overlap check would fail and the loop would not be vectorised (5 times slower).
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`; its `ggml_geglu_split` reads

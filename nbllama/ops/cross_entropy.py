@@ -2,15 +2,16 @@
 
     loss_t = log sum_v exp(z_tv) - z_t,target        dz = w (softmax(z) - onehot(target))
 
-Logits are panels (`ops.linear.panels`) `zp[p, v, j]`: the output product (`matmul_packed`) writes
-this layout, and the gradient's product reads it. A task owns `BLOCK` logits v of one panel and
-shifts its exponentials by each token's largest logit m_b in the block. The blocks are combined
-afterwards, with exp(z - m) = exp(z - m_b) exp(m_b - m).
+Logits are stored as panels (`ops.linear.panels`) `zp[p, v, j]`: the output product
+(`matmul_packed`) writes this layout, and the product for the gradient reads it. A task processes
+`BLOCK` logits v of one panel and shifts its exponentials by each token's largest logit m_b in the
+block. The blocks are then combined by exp(z - m) = exp(z - m_b) exp(m_b - m).
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024,
-`ggml_cross_entropy_loss` had a floor f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss
-and gradient. In this module, the floor is an option: it is 0 (off) unless an old run is reproduced.
-The block-wise sum: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+`ggml_cross_entropy_loss` applied a floor f = 1e-9 to the probabilities, p' = p (1 - f) + f, in the
+loss and the gradient. In this module, the floor is optional: it is 0 (off) except for reproducing
+an old run. The block-wise sum: Milakov and Gimelshein, "Online normalizer calculation for softmax"
+(2018).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-BLOCK = 1024  # logits per token in a task, so that a panel's logits stay in the L2 cache
+BLOCK = 1024  # logits per token in a task; a panel of them fits in the L2 cache
 
 
 def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) ->
 
 @kernel(fast=True)
 def _maxima(z, top):
-    """top[j] = largest of z[:, j]. A NaN can be missed here, but appears in the sum."""
+    """top[j] = largest of z[:, j]. A NaN can be missed, but it propagates to the sum."""
     for j in range(PANEL):
         top[j] = z[0, j]
     for v in range(z.shape[0]):
@@ -111,8 +112,8 @@ def cross_entropy(
 ) -> None:
     """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
 
-    The logits are overwritten with their gradient times `weight` and, past row M, with zeros;
-    without `gradient`, their contents are undefined afterwards. `weight` is a number, or float64
+    The logits are overwritten with their gradient times `weight`, and with zeros past row M.
+    Without `gradient`, their contents are undefined afterwards. `weight` is a number, or float64
     `[M]` with one weight per row. `targets` is int32 `[M]`. `floor`: see the module docstring.
     """
     m = len(targets)

@@ -1,4 +1,4 @@
-"""LoRA dropout: values are dropped at random from the pair's input, not from the weight's.
+"""LoRA dropout: randomly zero values of the LoRA pair's input, but not of the base weight's input.
 
     x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
     y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
@@ -6,9 +6,9 @@
 `keep` is not stored but computed from the position: Philox 4x32 with ten rounds ("Parallel Random
 Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter (k // 4, t, site, micro-batch)
 and a key of (seed, step) into four 32-bit numbers, one for each of four neighbouring columns. A
-value is kept if its number is at least p 2³². So the forward pass, its recomputation under gradient
-checkpointing and the backward pass use the same mask for any number of threads, and a resumed run
-uses the same masks as an uninterrupted one.
+value is kept if its number is at least p 2³². The forward pass, its recomputation under gradient
+checkpointing and the backward pass therefore use the same mask for any number of threads, and a
+resumed run uses the same masks as an uninterrupted run.
 
 Source: `lora_dropout` of Hugging Face PEFT; "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", Srivastava et al. 2014.
@@ -27,16 +27,16 @@ from nbllama.kernels.lanes import PANEL
 from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import check_array, check_output, readonly
 
-_STREAM = 1 << 33  # separates these Philox keys from those of the data order and A's initial values
-_SITES = 8  # upper limit of the pairs' inputs per block
+_STREAM = 1 << 33  # separates these Philox keys from the keys for data order and A's initial values
+_SITES = 8  # maximum number of different inputs of LoRA pairs per block
 
 
 @dataclass(frozen=True)
 class Dropout:
     """A dropout mask.
 
-    `p`: the probability. `key`: two 32-bit words from (seed, step). `micro`: the number of the
-    micro-batch. `site` distinguishes the inputs of one pass.
+    `p` is the dropout probability, `key` contains two 32-bit words from (seed, step), and `micro`
+    is the index of the micro-batch. `site` distinguishes the inputs within one pass.
     """
 
     p: float
@@ -89,7 +89,7 @@ def _threshold(p: float) -> int:
 
 @kernel()
 def _philox(c0, c1, c2, c3, k0, k1):
-    """Return four random numbers; every argument is a 32-bit number in a uint64."""
+    """Return four random numbers; each argument is a 32-bit number stored as uint64."""
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     for _ in range(10):
@@ -145,7 +145,7 @@ def _words(mask: Dropout) -> tuple[Any, ...]:
 
 
 def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
-    """Compute x' `[N, K]` for x float32 `[N, K]`, at the start of float32 `memory`."""
+    """Write x' `[N, K]` for x float32 `[N, K]` to the start of float32 `memory`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
         raise ValueError(f"dropout: {memory.size} numbers of memory are too few for x {x.shape}")

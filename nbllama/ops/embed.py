@@ -1,7 +1,7 @@
-"""Token embedding: rows of a quantised table, and the table's LoRA pair.
+"""Token embedding: look up rows of a quantised table, and add the table's LoRA pair.
 
     x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
-    x[n] += s B[tok[n]] A                       the pair's part: one row of B, all of A
+    x[n] += s B[tok[n]] A                       LoRA: one row of B, all of A
 
 The base model is frozen, so only the pair has a gradient:
 
@@ -9,7 +9,7 @@ The base model is frozen, so only the pair has a gradient:
 
 Shapes: W `[V, C]` undecoded, tok int32 `[N]`, x and dx `[N, C]`, A `[R, C]`, B `[V, R]`, float32.
 The pair of token_embd has the same layout as every other pair, although GGUF adapters store it
-swapped. Saved for the gradient: only tok. Sums run over tokens in ascending order.
+swapped. Saved for the gradient: only tok. Sums over tokens are in ascending order.
 
 Source: Hu et al., "LoRA" (2021). llama.cpp: `ggml_get_rows`, `ggml_get_rows_back`,
 `llm_graph_context::build_inp_embd`. finetune.cpp: t00, t01.
@@ -85,7 +85,7 @@ def _project(dx, a, scale, projected):
 
 @kernel()
 def _scatter(projected, tokens, db):
-    # Equal tokens add to the same row of dB, so one thread adds all of them, in token order.
+    # Equal tokens add to the same row of dB, so a single thread adds all rows, in token order.
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):
             db[tokens[n], r] += projected[n, r]

@@ -1,4 +1,4 @@
-"""LayerNorm: each token's vector minus its mean, divided by its deviation, weighted and shifted.
+"""LayerNorm: normalise each token's vector to mean 0 and variance 1, then scale and shift it.
 
     mean[n] = mean_c x[n, c]            rstd[n] = 1 / sqrt(mean_c (x[n, c] - mean[n])^2 + eps)
     xh[n, c] = (x[n, c] - mean[n]) rstd[n]              y[n, c] = w[c] xh[n, c] + b[c]
@@ -8,9 +8,9 @@ Gradient. Every x[n, c] changes the mean and the deviation of its row, so with g
     dx[n, c] = rstd[n] * (g[n, c] - mean_c g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
-Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. A missing w counts as
-1, a missing b as 0; b is never trained and has no gradient. Saved for the gradient: x, mean and
-rstd. Both sums are computed in float64, as in llama.cpp.
+Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. A missing w is treated
+as 1, a missing b as 0; b is never trained and has no gradient. Saved for the gradient: x, mean and
+rstd. The sums for mean and variance are computed in float64, as in llama.cpp.
 
 Source: Ba, Kiros and Hinton, "Layer Normalization" (2016). llama.cpp: `ggml_norm`, `ggml_mul`,
 `ggml_add`; ggml has no gradient for LayerNorm. finetune.cpp: none.
@@ -26,10 +26,10 @@ from numba import prange
 from nbllama.kernels.jit import kernel
 from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
-COLUMNS = 64  # columns of dw that one task owns
-TOKENS = 64  # tokens in a partial sum that is then added to dw
+COLUMNS = 64  # columns of dw per task
+TOKENS = 64  # tokens per partial sum, which is then added to dw
 
-_NOTHING = np.empty(0, np.float32)  # a weight or bias that the model does not have
+_NOTHING = np.empty(0, np.float32)  # for a weight or bias that is not in the model
 _NOTHING.flags.writeable = False
 
 
@@ -202,9 +202,9 @@ def layer_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Set dx `[N, C]` to (with `add`: increase it by) the gradient with respect to x.
+    """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
 
-    mean and rstd `[N]` are from `layer_norm`. Raises ValueError for mismatched arrays.
+    mean and rstd `[N]` are the results of `layer_norm`. Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     w = _vector("layer_norm_grad", "w", w, shape)

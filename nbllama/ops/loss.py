@@ -1,13 +1,13 @@
-"""Cross-entropy fused with the output product: the `[N, V]` logits are never stored as a whole.
+"""Cross-entropy fused with the output product, so the whole `[N, V]` logits are never stored.
 
     z = x Wᵀ (+ LoRA)        loss = sum over rows of the cross-entropy of z with the row's target
     dz from `ops.cross_entropy`, overwriting z            dx = dz W (+ LoRA)
 
-Rows are the positions that have a target, gathered beforehand, so other positions cost nothing.
-They are processed in chunks of at most `CHUNK` rows, large enough to decode W once for many rows.
-The weight `w` of a row is 1 / (number of the step's trained tokens), so that the sum over
-micro-batches is the step's mean. A preference loss has one weight per row (`nbllama.objectives`).
-If the model has a soft-cap for its logits (`ops.softcap`), a copy of the capped chunk is kept.
+Only the positions with a target are gathered as rows, so other positions cost nothing. Rows are
+processed in chunks of at most `CHUNK`, which is large enough to decode W once for many rows. The
+weight `w` of a row is 1 / (number of trained tokens in the step), so the sum over micro-batches is
+the mean over the step. A preference loss has one weight per row (`nbllama.objectives`). If the
+model soft-caps its logits (`ops.softcap`), a copy of the capped chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
 """
@@ -24,15 +24,15 @@ from nbllama.ops.linear.matmul import NO_PAIR, Weight, even, matmul_grad, matmul
 from nbllama.ops.linear.panels import NO_PANELS, n_panels, pack
 from nbllama.ops.softcap import soft_cap, soft_cap_grad
 
-CHUNK = 192  # upper limit of rows whose logits are in memory together
+CHUNK = 192  # maximum number of rows whose logits are in memory at the same time
 
 
 class LossBuffers:
     """Reused memory for one chunk: packed logits and packed input.
 
-    With a soft-cap `cap`, it stores the logits before and after the cap. `seen`: None, or a list to
-    which every call with a gradient appends the losses of its rows (float32, one array per chunk).
-    `kept`: None, or float32 memory `[M]` for the losses of all rows of a call.
+    With a soft-cap `cap`, the logits before and after the cap are stored. `seen` is None, or a list
+    to which each call with a gradient appends the losses of its rows (float32, one array per
+    chunk). `kept` is None, or float32 memory `[M]` for the losses of all rows in a call.
     """
 
     seen: list[np.ndarray] | None = None
@@ -51,7 +51,7 @@ class LossBuffers:
 
     @staticmethod
     def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0) -> int:
-        """Return the size of such buffers in bytes, for the memory forecast."""
+        """Return the size of the buffers in bytes, for the memory forecast."""
         lanes = n_panels(min(CHUNK, most_rows)) * PANEL
         return 4 * lanes * (n_vocab * (2 if cap > 0 else 1) + n_embd + 2 * packed_rows(rank) + 1)
 
@@ -69,13 +69,13 @@ def output_loss(
     cap: float = 0.0,
     bias: np.ndarray | None = None,
 ) -> float:
-    """Return the unweighted sum of the rows' losses, and compute the sum's gradient.
+    """Return the unweighted sum of the rows' losses, and compute its gradient.
 
     x is float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` is set to the gradient of
     `weight` times the sum, or of the sum with one weight per row (float64 `[M]`); if `dx` is None,
-    only the loss is computed. `floor`: see `ops.cross_entropy`. `cap`: the soft-cap of the logits
-    (0: none); the buffers must have been created with it. `bias` `[V]` is added to the logits
-    before the soft-cap.
+    only the loss is computed. `floor`: see `ops.cross_entropy`. `cap` is the soft-cap of the logits
+    (0: none); the buffers must have been created with the same value. `bias` `[V]` is added to the
+    logits before the soft-cap.
     """
     total, weights = 0.0, np.broadcast_to(np.asarray(weight, np.float64), len(x))
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1

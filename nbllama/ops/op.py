@@ -1,7 +1,7 @@
 """The definition of an op, which lets tests and benchmarks treat all ops in the same way.
 
-Each file of `nbllama.ops` is one page: formula and derivative, a reference in plain numpy, Numba
-kernels, and thin wrappers that check their arguments. Its `OPS` tuple lists the ops of the page.
+Each module of `nbllama.ops` contains a formula and its derivative, a reference in plain numpy,
+Numba kernels, and thin wrappers that check their arguments. Its `OPS` tuple lists its ops.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ Inputs = dict[str, Any]  # keyword arguments by name
 Gradients = dict[str, np.ndarray]  # by name of the input
 
 SERIAL = 65536
-"""Below this many numbers one thread is faster than starting two (about 50 us)."""
+"""Below this many numbers, one thread is faster than starting two (about 50 us)."""
 
 
 @dataclass(frozen=True)
 class Op:
     """One differentiable function in two implementations: a numpy reference and the kernels.
 
-    `sample(rng, size, dtype)` creates the keyword arguments of the four functions below. `size` is
-    one of `sizes`; "tiny" is small enough for a finite difference of every number. Float arrays
-    have the given dtype, integer arrays are int32 (without a gradient), bytes are uint8, and
-    everything else is a parameter. None of the four functions changes its arguments.
+    `sample(rng, size, dtype)` creates the keyword arguments for the four functions below. `size` is
+    one of `sizes`; "tiny" is small enough to take a finite difference for every number. Float
+    arrays have the given dtype, integer arrays are int32 (without a gradient), bytes are uint8, and
+    everything else is a parameter. None of the four functions modifies its arguments.
 
-    - `forward_ref(**inputs)` is the output in plain numpy, in the dtype of the inputs.
-    - `grad_ref(dy, **inputs)` is the gradient of `sum(dy * output)` with respect to each
+    - `forward_ref(**inputs)` computes the output in plain numpy, in the dtype of the inputs.
+    - `grad_ref(dy, **inputs)` computes the gradient of `sum(dy * output)` with respect to each
       differentiable input.
-    - `forward` and `grad` do the same through the kernels, in float32 only. Like the wrappers, they
-      refuse an array with a different shape or dtype, or one that is not contiguous.
+    - `forward` and `grad` compute the same with the kernels, in float32 only. Like the wrappers,
+      they reject arrays that have a different shape or dtype or are not contiguous.
 
     `tolerance` bounds the largest difference between kernel and reference, relative to the largest
     number of the reference; `why` explains it. `ggml` names the equivalent functions of ggml.
@@ -70,7 +70,7 @@ def check_array(
 def check_output(
     op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
-    """Raise ValueError like `check_array`, and also if `array` is not writable."""
+    """Raise ValueError if `check_array` does, or if `array` is not writable."""
     check_array(op, name, array, shape, dtype=dtype)
     if not array.flags.writeable:
         raise ValueError(f"{op}: {name} is read-only")
@@ -79,7 +79,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    In-place ops need such a copy: their `Op.forward` must refuse whatever the wrapper refuses.
+    In-place ops use such a copy because `Op.forward` must reject whatever the wrapper rejects.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)
@@ -89,7 +89,7 @@ def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
 
 
 def readonly(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view: a kernel would be compiled again for a writable input."""
+    """Return a read-only view, because a kernel would be compiled again for a writable input."""
     view = array.view()
     view.flags.writeable = False
     return view

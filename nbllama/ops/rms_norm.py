@@ -1,4 +1,4 @@
-"""RMSNorm: each token's vector is divided by its root mean square and weighted by a learned vector.
+"""RMSNorm: divide each token's vector by its root mean square, and scale it by a learned vector.
 
     rstd[n] = 1 / sqrt(mean_c x[n, c]^2 + eps)        y[n, c] = w[c] * x[n, c] * rstd[n]
 
@@ -7,14 +7,15 @@ Gradient, with xh = x * rstd and g = w * dy, from d rstd / d x[c] = -rstd^2 xh[c
     dx[n, c] = rstd[n] * (g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
-The kernel moves the factors that do not depend on c out of the loop. With xh = x * rstd, dx is also
+The kernel moves factors that do not depend on c out of the loop and computes dx in the equivalent
+form
 
     along[n] = rstd[n]^2 * mean_c(dy[n, c] * w[c] * x[n, c])
     dx[n, c] = rstd[n] * (dy[n, c] * w[c] - x[n, c] * along[n])
 
-Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32. N is any number of rows: a norm
-over heads is the same op on `[N * H, D]`. Saved for the gradient: x and rstd. The mean of squares
-is summed in float64, as in llama.cpp; a NaN in x makes its whole row of y NaN.
+Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32. N can be any number of rows: a
+norm over heads is the same op on `[N * H, D]`. Saved for the gradient: x and rstd. The mean of
+squares is summed in float64, as in llama.cpp; a NaN in x makes its whole row of y NaN.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). llama.cpp:
 `ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp: t02..t04, t22..t24, t31..t33.
@@ -30,8 +31,8 @@ from numba import prange
 from nbllama.kernels.jit import kernel
 from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
-COLUMNS = 64  # columns of dw that one task owns
-TOKENS = 64  # tokens in a partial sum that is then added to dw
+COLUMNS = 64  # columns of dw per task
+TOKENS = 64  # tokens per partial sum, which is then added to dw
 
 
 def rms_norm_ref(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
@@ -149,9 +150,9 @@ def rms_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Set dx `[N, C]` to (with `add`: increase it by) the gradient with respect to x.
+    """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
 
-    rstd `[N]` is from `rms_norm`. Raises ValueError for mismatched arrays.
+    rstd `[N]` is the result of `rms_norm`. Raises ValueError for mismatched arrays.
     """
     shape = _shape(x)
     check_array("rms_norm_grad", "dy", dy, shape)

@@ -1,24 +1,24 @@
-"""Rotary position embedding: pairs of numbers in a head are rotated by a position-dependent angle.
+"""Rotary position embedding: rotate pairs of numbers in a head by a position-dependent angle.
 
     theta[p, i] = p * freq_base^(-2i / n_rot)                  i = 0 .. n_rot/2 - 1
     y[a] = x[a] cos - x[b] sin      y[b] = x[a] sin + x[b] cos
 
 The pair (a, b) for i is (2i, 2i + 1) if *interleaved* (llama), or (i, i + n_rot/2) for *halves*
-(qwen, gemma). Numbers from n_rot on are not changed. The gradient uses the transposed matrix, which
-rotates back with the same magnitude:
+(qwen, gemma). Numbers from index n_rot on are unchanged. The gradient uses the transposed matrix,
+which rotates back with the same magnitude:
 
     dx[a] = dy[a] cos + dy[b] sin      dx[b] = dy[b] cos - dy[a] sin
 
-Shapes: x, y `[N, H, D]` float32, positions int32 `[N]`, cos and sin float32 `[P, n_rot/2]` for
-P positions. Nothing is saved: the gradient needs only the positions and the tables.
+Shapes: x, y `[N, H, D]` float32, positions int32 `[N]`, cos and sin float32 `[P, n_rot/2]` for P
+positions. Nothing is saved, because the gradient uses only the positions and the tables.
 
 The tables include YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
-and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The tables follow ggml
-step by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position 8191
-the angle differs from the exact one by up to 1.3e-3 radians (n_rot 128, base 10000), but llama.cpp
-will run the adapter with ggml's angles. Compared with `ggml_rope_ext` in an x86-64 build, 1 % of
-the numbers differ by one unit in the last place. With YaRN, the compiler of that build fuses
-operations in the mix of angles, and numbers differ by up to 1e-5.
+and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The tables reproduce
+ggml step by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position
+8191, the angle differs from the exact angle by up to 1.3e-3 radians (n_rot 128, base 10000), but
+these are the angles that llama.cpp will use with the adapter. Compared with `ggml_rope_ext` in an
+x86-64 build, 1 % of the numbers differ by one unit in the last place. With YaRN, numbers differ by
+up to 1e-5, because the compiler of that build fuses operations in the mix of angles.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp: t07, t10.
@@ -58,9 +58,9 @@ def rope_tables(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (cos, sin), float32 `[n_positions, n_rot/2]`, rounded as in ggml's cache of angles.
 
-    The parameters are those of `ggml_rope_ext`; `factors` float32 `[n_rot/2]` divide the angles
-    (tensor rope_freqs.weight). Raises ValueError for an odd `n_rot` or `factors` of a different
-    length.
+    The parameters are the same as in `ggml_rope_ext`. The angles are divided by `factors`, float32
+    `[n_rot/2]` (tensor rope_freqs.weight). Raises ValueError for an odd `n_rot` or `factors` of a
+    different length.
     """
     if n_rot <= 0 or n_rot % 2 or n_positions < 0:
         raise ValueError(f"rope_tables: n_rot {n_rot}, n_positions {n_positions}")
@@ -85,7 +85,7 @@ def rope_tables(
             inner = inner * (f32(1) - mix) + outer * mix
         angles[:, i] = inner
         theta = theta * step
-    # round the float64 sine: numpy's float32 sine is off by some units in the last place
+    # round the float64 sine, because numpy's float32 sine is off by a few units in the last place
     wide = angles.astype(np.float64)
     return np.cos(wide).astype(f32) * magnitude, np.sin(wide).astype(f32) * magnitude
 
@@ -93,7 +93,7 @@ def rope_tables(
 def yarn_range(
     n_rot: int, n_ctx_orig: int, freq_base: float, *, beta_fast: float, beta_slow: float
 ) -> tuple[np.float32, np.float32]:
-    """Return the range of pairs in which YaRN changes from extrapolation to interpolation.
+    """Return the range of pairs over which YaRN moves from extrapolation to interpolation.
 
     Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context. At the
     ends of the range, this number is `beta_fast` and `beta_slow` (llama.cpp:
@@ -199,7 +199,7 @@ def rope(
     check_array("rope", "cos", cos, cos.shape)
     check_array("rope", "sin", sin, cos.shape)
     if positions.size:
-        # for a single token, two numpy passes would take longer than the rest of this function
+        # for a single token, two numpy passes would take longer than the rest of the function
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
             raise ValueError(f"rope: positions {min(few)}..{max(few)}, tables of {len(cos)}")

@@ -1,11 +1,11 @@
-"""The gated short convolution of LFM2: each channel sees its own last few tokens.
+"""The gated short convolution of LFM2, which reads the last few tokens of each channel.
 
 A token's input has three parts of C channels, b, c and x:
 
     u[t] = b[t] x[t]        v[t] = sum over j of w[j] u[t - K + 1 + j]        y[t] = c[t] v[t]
 
-with K taps w, j from 0 to K - 1. Before the first token of a sequence, u is 0 or given by the
-state: the last K - 1 values of u in an earlier part of the sequence.
+with K taps w, j from 0 to K - 1. Before the first token of a sequence, u is 0 or read from the
+state: the last K - 1 values of u from an earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
@@ -14,8 +14,8 @@ Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
 The taps are frozen, so they have no gradient.
 
-Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets `[S +
-1]` int32; a state `[S, K - 1, C]`. Parallel over tokens: each is computed separately, in the order
+Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets
+`[S + 1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is in the order
 of the taps, whatever else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
@@ -82,7 +82,7 @@ def _add_past(w, u, out):
 
 @kernel()
 def _mix(bcx, w, first, n, past, out):
-    """Compute v of token n of a sequence that begins at `first`, after the state `past`."""
+    """Compute v of token n in a sequence that begins at `first`, given the state `past`."""
     taps, width = w.shape
     for c in range(width):
         out[c] = np.float32(0.0)
@@ -166,8 +166,8 @@ def short_conv(
 ) -> None:
     """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and offsets `[S + 1]` of the sequences.
 
-    `before` `[S, K - 1, C]` is the state before each sequence, or None for zeros; `after`, a
-    different array of the same shape, receives the state after it.
+    `before` `[S, K - 1, C]` contains the state before each sequence, or is None for zeros; `after`,
+    a different array of the same shape, receives the state after each sequence.
 
     Raises ValueError for mismatched arrays.
     """
@@ -188,7 +188,7 @@ def short_conv(
 def leave_state(
     u: np.ndarray, offsets: np.ndarray, before: np.ndarray | None, after: np.ndarray
 ) -> None:
-    """Write each sequence's last values of u `[N, C]` to after `[S, K - 1, C]`."""
+    """Write the last values of u `[N, C]` in each sequence to `after` `[S, K - 1, C]`."""
     kept = after.shape[1]
     for s, (first, last) in enumerate(pairwise(offsets.tolist())):
         own = min(kept, last - first)

@@ -1,9 +1,9 @@
-"""Soft-cap of the logits: a tanh limits them smoothly to (-cap, cap).
+"""Soft-cap of the logits: limit them smoothly to (-cap, cap) with a tanh.
 
     y = cap * tanh(z / cap)            dz = dy * (1 - (y / cap)^2)
 
-Shapes: z, y, dy `[M, V]` float32, both passes in place. Saved for the gradient: y. The same
-function on attention scores is in `nbllama.ops.attention`.
+Shapes: z, y, dy `[M, V]` float32; both passes are in place. Saved for the gradient: y. For
+attention scores, `nbllama.ops.attention` implements the same function.
 
 Source: Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning" (2016),
 section A.1; Gemma Team, "Gemma 2" (2024), section 2. llama.cpp: `ggml_scale`, `ggml_tanh`.
@@ -66,7 +66,7 @@ def _cap_grad(dy, y, cap):
 
 
 def soft_cap(z: np.ndarray, cap: float) -> None:
-    """Turn z `[M, V]` into y. Raises ValueError for an unsuitable array or a cap not above 0."""
+    """Turn z `[M, V]` into y. Raises ValueError for an invalid array or a cap of 0 or less."""
     if np.ndim(z) != 2 or not cap > 0:
         raise ValueError(f"soft_cap: z {np.shape(z)} is not [M, V], or cap {cap} is not above 0")
     check_output("soft_cap", "z", z, z.shape)
@@ -76,7 +76,7 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
 def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
     """Turn dy `[M, V]` into the gradient with respect to z; y is the output of `soft_cap`.
 
-    Raises ValueError for mismatched arrays or a cap not above 0.
+    Raises ValueError for mismatched arrays or a cap that is not positive.
     """
     if np.ndim(y) != 2 or not cap > 0:
         raise ValueError(f"soft_cap: y {np.shape(y)} is not [M, V], or cap {cap} is not above 0")

@@ -1,4 +1,4 @@
-"""The activation of a feed-forward layer with two matrices: a function applied to each number.
+"""The elementwise activation of a feed-forward layer with two matrices.
 
     out = act(x)
 
@@ -15,8 +15,8 @@ Gradient: dx = dout * act'(a), with
                         n (exp(a) - 1) + beta                   for a <= eps
                         beta - n                                between: eps is -1e-6
 
-Apertus learns two numbers per layer: p = softplus(alpha_p), n = beta + softplus(alpha_n)
-(`xielu_numbers`).
+Apertus learns alpha_p and alpha_n in each layer: p = softplus(alpha_p), n = beta +
+softplus(alpha_n) (`xielu_numbers`).
 
 Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient overwrites x with dx,
 because x is the widest array of a layer.
@@ -50,11 +50,11 @@ _TWO = np.float32(2.0)
 
 GELU, RELU2, XIELU = range(3)
 CODES = {"gelu": GELU, "relu2": RELU2, "xielu": XIELU}
-"""The activations by name, and their codes in the kernels."""
+"""Names of the activations, and their codes in the kernels."""
 
 
 class Xielu(NamedTuple):
-    """The constants of xIELU in one layer, as in the formula; other activations ignore them."""
+    """The constants of xIELU in one layer, as in the formula; ignored by other activations."""
 
     p: float = 0.0
     n: float = 0.0
@@ -66,7 +66,7 @@ NO_NUMBERS = Xielu()
 
 
 def xielu_numbers(alpha_p: float, alpha_n: float, beta: float, eps: float) -> Xielu:
-    """Return the numbers of a layer, computed from the stored ones and rounded as in llama.cpp."""
+    """Compute a layer's constants from its stored numbers, with the same rounding as llama.cpp."""
     f32 = np.float32
     p, n = (f32(a) if a > 20 else np.log(f32(1) + np.exp(f32(a))) for a in (alpha_p, alpha_n))
     return Xielu(float(f32(p)), float(f32(beta) + f32(n)), float(f32(beta)), float(f32(eps)))

@@ -1,4 +1,4 @@
-"""Access to any weight, activation, gradient or moment by name, as a numpy array.
+"""Access any weight, activation, gradient or moment by name, as a numpy array.
 
     with nbllama.peek.watch(model, "attn_norm-0", "kq_soft_max-*") as seen:
         nbllama.logits(model, tokens)
@@ -6,13 +6,13 @@
     print(seen.table())
     seen.save("forward.npz")
 
-| module | does |
+| module | contents |
 |---|---|
-| `names` | the names: llama.cpp's names, finetune.cpp's numbers, patterns |
-| `watcher` | `watch`: copies arrays while the passes run |
+| `names` | llama.cpp's names, finetune.cpp's numbers, patterns |
+| `watcher` | `watch`, which copies arrays while the passes run |
 | `nbllama.train.run.dumps` | the same at chosen iterations of `nbllama.finetune` (`--dump`) |
-| `dump` | arrays by name with their origin, and `.npz` files |
-| `source` | the arrays in any file: dump, model, checkpoint or adapter |
+| `dump` | arrays by name, with their origin, and `.npz` files |
+| `source` | the arrays in a dump, model, checkpoint or adapter |
 | `tables`, `pictures` | statistics, differences, histograms, heat maps, attention maps |
 """
 

@@ -1,6 +1,6 @@
 """Arrays by name, with information about their origin, and their `.npz` files.
 
-A dump is an ordinary numpy archive: `numpy.load` opens it. Besides the arrays, it contains
+A dump is an ordinary numpy archive, which `numpy.load` can open. Besides the arrays, it contains
 `__about__`, a JSON string with the model, the iteration and so on.
 """
 
@@ -51,7 +51,7 @@ class Dump(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
     def matching(self, *patterns: str) -> Dump:
-        """Return the arrays that match a pattern. Raises `UsageError` if a pattern matches none."""
+        """Return the arrays that match the patterns. Raises `UsageError` if one matches nothing."""
         if not patterns:
             return self
         wanted = Patterns(patterns)
@@ -80,10 +80,10 @@ def is_dump(path: Path) -> bool:
 
 
 def load(path: Path) -> Dump:
-    """Read an `.npz` file from this program, or any other that contains arrays of numbers.
+    """Read an `.npz` file written by this program, or any other that contains arrays of numbers.
 
-    Raises `GGUFError` (a bad file) if the file is damaged, compressed, larger than its header says,
-    or contains Python objects.
+    Raises `GGUFError` if the file is damaged, compressed, larger than its header says, or contains
+    Python objects.
     """
     name = shown(os.fspath(path), 400)
     try:

@@ -1,18 +1,18 @@
-"""The names of all arrays, and patterns for names. This module does not need numpy.
+"""The names of all arrays, and patterns for names. This module does not import numpy.
 
 | name | meaning | kind |
 |---|---|---|
 | `blk.3.attn_q.weight` | a base tensor, decoded to float32 | weight |
-| `blk.3.attn_q.weight.lora_a` | half of its pair, before the step | parameter |
-| `....lora_a.grad` | its gradient over the whole step, before clipping | gradient |
-| `....lora_a.m`, `.v` | its AdamW moments, after the step | moment |
+| `blk.3.attn_q.weight.lora_a` | half of the tensor's pair, before the step | parameter |
+| `....lora_a.grad` | the gradient over the whole step, before clipping | gradient |
+| `....lora_a.m`, `.v` | the AdamW moments, after the step | moment |
 | `....lora_a.after` | the half after the step | parameter |
-| `Qcur-3` | an activation of block 3, llama.cpp's name | activation |
-| `Qcur-3.grad` | the gradient of the loss with respect to it | gradient |
+| `Qcur-3` | an activation of block 3, named as in llama.cpp | activation |
+| `Qcur-3.grad` | the gradient of the loss with respect to the activation | gradient |
 | `tokens`, `targets`, `positions`, `offsets` | the batch, int32 | batch |
 
-An activation of a later micro-batch or call within the same watch has its number appended:
-`Qcur-3@1`. finetune.cpp's numbers are aliases for activations: `t07-3` is `Qcur-3`.
+If one watch covers several micro-batches or calls, activations of later ones have a number
+appended: `Qcur-3@1`. finetune.cpp's numbers are aliases for activations: `t07-3` is `Qcur-3`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nbllama.errors import UsageError, shown
 
 
 class Node(NamedTuple):
-    """An activation: its shape in letters, finetune.cpp's numbers for it, and its meaning.
+    """An activation: its shape in letters, its numbers in finetune.cpp, and its meaning.
 
     The letters are N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M
     trained tokens, E experts, K experts per token, P the width of a block's own embeddings.
@@ -102,13 +102,13 @@ _NODE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)
 
 
 def node_name(name: str, layer: int) -> str:
-    """Return a node's full name, which includes the block number if the node is in a block."""
+    """Return a node's full name, including the block number if the node is in a block."""
     return name if layer < 0 else f"{name}-{layer}"
 
 
 @lru_cache(maxsize=1 << 16)
 def aliases(name: str) -> tuple[str, ...]:
-    """Return the array's other names: finetune.cpp's numbers."""
+    """Return the array's other names, which are finetune.cpp's numbers."""
     match = _NODE.fullmatch(name)
     if match is None:
         return ()
@@ -119,7 +119,7 @@ def aliases(name: str) -> tuple[str, ...]:
 class Patterns:
     """Shell patterns (`*`, `?`, `[0-3]`), separated by commas.
 
-    Patterns are compared with whole names and aliases; `.weight` can be omitted. The number of a
+    Patterns must match the whole name or alias; `.weight` can be omitted. The number of the
     micro-batch is ignored unless the pattern contains one.
     """
 
@@ -160,7 +160,7 @@ def activation_names(n_layer: int) -> list[str]:
 
 
 def parameter_names(parameters: Iterable[str], suffixes: Sequence[str]) -> list[str]:
-    """Return NAME.lora_a and a step's other names, with each suffix."""
+    """Return each parameter name, unchanged and with each suffix."""
     return [name + s for name in parameters for s in ("", *suffixes)]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of arrays: histograms, heat maps, attention maps. They need matplotlib."""
+"""Pictures of arrays: histograms, heat maps and attention maps. Requires matplotlib."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FORMATS = ("svg", "png", "pdf")
 
 
 def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
-    """Write a picture with one panel per array (attention maps: per head); return any notes.
+    """Write a picture with one panel per array (for attention maps, per head); return any notes.
 
-    `kind` "auto": attention maps for probabilities, else histograms. The suffix of `path` sets the
-    format. `head`: draw only that head. Raises `UsageError` if matplotlib is missing, for an
-    unknown suffix, and for arrays that do not suit this kind of picture; `OutputError` if writing
-    fails.
+    With `kind` "auto", probabilities are drawn as attention maps and other arrays as histograms.
+    The suffix of `path` determines the format. With `head`, only this head is drawn. Raises
+    `UsageError` if matplotlib is missing, for an unknown suffix, and for arrays that do not suit
+    this kind of picture. Raises `OutputError` if writing fails.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
     if ending not in _FORMATS:
@@ -40,7 +40,7 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
     check_writable(path)
     figure = _figure(panels)
     memory = io.BytesIO()
-    # no date, so that the same numbers give the same file
+    # no date, so that the same numbers produce the same file
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
     figure.savefig(memory, format=ending, dpi=150, metadata=metadata)
     with atomic_write(path) as file:
@@ -82,7 +82,7 @@ def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
 
 
 def _shrunk(x: np.ndarray) -> np.ndarray:
-    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of its numbers."""
+    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of a block of numbers."""
     x = np.where(np.isfinite(x), x, np.nan)
     for axis in (0, 1):
         n = x.shape[axis]

@@ -1,4 +1,4 @@
-"""The arrays, by name, of any file: a dump, a model, a checkpoint or an adapter."""
+"""Read the arrays of any file by name: a dump, a model, a checkpoint or an adapter."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MOST_BYTES = 8 << 30  # limit for the total size of one file's decoded tensors
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
     """Read the tensors of a file that match a pattern, decoded to float32.
 
-    For a checkpoint, this includes the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if the
-    file does not exist or no name matches, `GGUFError` and `CheckpointError` for a file that cannot
-    be read, and `NotEnoughMemory` if the tensors exceed 8 GB.
+    A checkpoint also contains the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if the file
+    does not exist or no name matches, `GGUFError` and `CheckpointError` for a file that cannot be
+    read, and `NotEnoughMemory` if the tensors exceed 8 GB.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{shown(path, 400)}: no such file")
@@ -47,7 +47,7 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
 
 
 def _gguf(path: str) -> GGUFFile | None:
-    """Open a GGUF file other than an adapter; None for a file that `read_stored` reads."""
+    """Open a GGUF file other than an adapter; return None for a file that `read_stored` reads."""
     try:
         f = open_gguf(path)
     except GGUFError:

@@ -1,4 +1,4 @@
-"""Statistics of arrays, and of the difference between two dumps, as rows and as text."""
+"""Statistics of arrays and of the differences between two dumps, as rows and as text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _shape(x: np.ndarray) -> str:
 
 
 def table(dump: Mapping[str, np.ndarray], values: int = 0) -> str:
-    """Return one line per array; with `values`, that many of its first numbers follow."""
+    """Return one line per array, followed by its first `values` numbers."""
     rows: list[tuple[str, ...]]
     rows = [("name", "kind", "shape", "dtype", "mean", "std", "min", "max", "zeros", "not finite")]
     lines = {}
@@ -70,8 +70,8 @@ def _text(rows: list[tuple[str, ...]], after: dict[int, str] | None = None) -> s
 class Difference(NamedTuple):
     """The difference between two arrays with the same name.
 
-    `largest`: max |a - b|; `relative`: `largest` / max |a|; `changed`: how many numbers differ.
-    `why`: why the arrays cannot be compared, or "".
+    `largest` is max |a - b|, `relative` is `largest` / max |a|, and `changed` is how many numbers
+    differ. `why` says why the arrays cannot be compared, or is "".
     """
 
     name: str
@@ -83,7 +83,7 @@ class Difference(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Whether both arrays can be compared and are equal."""
+        """Whether the arrays can be compared and are equal."""
         return not self.changed and not self.why
 
 
@@ -98,7 +98,7 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
     if not differ.any():
         return Difference(name, 0.0, 0.0, 0, a.size)
     with np.errstate(invalid="ignore"):
-        # NaN on one side, or different infinities, count as an infinite difference
+        # NaN on only one side and different infinities are treated as an infinite difference
         apart = np.nan_to_num(np.abs(wide_a - wide_b), nan=math.inf)
     largest = float(apart[differ].max())
     finite = np.abs(wide_a[np.isfinite(wide_a)])
@@ -108,13 +108,13 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
-    """Compare all arrays by name, first those in A."""
+    """Compare all arrays by name, in the order of A, followed by the arrays only in B."""
     here, there = dict(a), dict(b)
     return [difference(name, here.get(name), there.get(name)) for name in here | there]
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:
-    """Return a table of the differences, with a last line that counts them."""
+    """Return a table of the differences; the last line counts them."""
     rows: list[tuple[str, ...]]
     rows = [("name", "largest difference", "relative", "numbers that differ")]
     for d in found:

@@ -18,13 +18,13 @@ from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns, node_name
 
-MOST_BYTES = 4 << 30  # limit for the size of all copies; further arrays are skipped and reported
+MOST_BYTES = 4 << 30  # limit for the total size of copies; further arrays are skipped and reported
 
 
 class Watcher:
     """A `nbllama.model.watching.Watcher` that copies arrays matching `patterns` into a `Dump`.
 
-    `left_out`: names of the arrays that did not fit in `most_bytes`.
+    `left_out` contains the names of the arrays that did not fit in `most_bytes`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Watcher:
     # Called by the passes
 
     def begin(self, bound: Bound, batch: Batch) -> None:
-        """Count a new pass, and copy its batch, with every sample in full."""
+        """Count a new pass, and copy its batch, including the shared tokens of every sample."""
         self._pass += 1
         self.bound, self._tree = bound, batch.tree
         batch = batch.whole()
@@ -49,26 +49,26 @@ class Watcher:
             self._keep(name, x)
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Return whether a pattern matches a node or, with `.grad` appended, its gradient."""
+        """Return whether a pattern matches a node or its gradient (with `.grad` appended)."""
         bare, dot, rest = name.partition(".")
         return self.patterns(node_name(bare, layer) + dot + rest)
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
         """Copy an activation if a pattern matches it.
 
-        A row that several samples share appears once per sample in the copy.
+        If several samples share a row, the copy contains it once per sample.
         """
         self._keep(node_name(name, layer), self._expanded(x))
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
         """Copy the gradient with respect to an activation if a pattern matches it.
 
-        For a row that several samples share, each copy is the sum over all of them.
+        If several samples share a row, each copy of the row is the sum over all these samples.
         """
         self._keep(f"{node_name(name, layer)}.grad", self._expanded(dx))
 
     def _expanded(self, x: np.ndarray) -> np.ndarray:
-        """Return x with one row per token of the samples, if it has one row per computed token."""
+        """Return x with one row per sample token if it has one row per computed token."""
         tree = self._tree
         if tree is None or len(x) != len(tree.starts) - 1:
             return x
@@ -84,10 +84,10 @@ class Watcher:
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
-        """Compute scores and probabilities in numpy; the kernels never store the whole matrices.
+        """Compute scores and probabilities in numpy, because kernels never store whole matrices.
 
-        Both are `[H, N, Nk]` for the whole stream; for tokens of other sequences, the probability
-        is 0 (score -inf).
+        Both are `[H, N, Nk]` for the whole stream. Tokens of other sequences have score -inf and
+        probability 0.
         """
         scores, soft = node_name("kq", layer), node_name("kq_soft_max", layer)
         if not (self.patterns(scores) or self.patterns(soft)):
@@ -167,14 +167,14 @@ def watch(
     """Copy intermediate results of `model`'s passes while the context is open.
 
     Every array whose name matches a pattern is copied into the `Dump` that the context returns. If
-    an array is computed several times under the same name, the last copy is kept.
+    several arrays are computed under the same name, the last one is kept.
 
-    Weights are available immediately. Parameters of `adapter` are copied at the beginning, and as
-    `NAME.after` at the end; gradients (`NAME.grad`) and the moments of `opt` are copied at the end.
-    `nbllama.peek.names` lists the names.
+    Weights are available immediately. Parameters of `adapter` are copied at the beginning and, as
+    `NAME.after`, at the end. Gradients (`NAME.grad`) and the moments of `opt` are copied at the
+    end. `nbllama.peek.names` lists the names.
 
     Raises `UsageError` for a pattern without a match, `NotEnoughMemory` at the end if the copies
-    do not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.
+    did not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.
     """
     if model.watch is not None:
         raise RuntimeError("the model is already being watched")

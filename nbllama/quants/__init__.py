@@ -1,8 +1,9 @@
 """Weight types of GGUF files and their decoders: one file per family, one kernel per type.
 
-Every kernel has the signature `decode_x(raw, src, n_blocks, out, dst)`: decode `n_blocks` blocks
-from byte `src` of `raw` (uint8, read-only) into `out` (float32) from element `dst` on. Arithmetic
-is strict: the results have the same bits as those of llama.cpp's `dequantize_row_x`.
+Every kernel has the signature `decode_x(raw, src, n_blocks, out, dst)`. It decodes `n_blocks`
+blocks of `raw` (uint8, read-only), starting at byte `src`, into `out` (float32), starting at
+element `dst`. The arithmetic is strict, so results are bit-identical to llama.cpp's
+`dequantize_row_x`.
 """
 
 from nbllama.quants.base import DECODERS, QUANTS, nbytes, quant_type

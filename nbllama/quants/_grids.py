@@ -1,9 +1,9 @@
-"""Code books of the IQ types and MXFP4, read from the `gguf` package at run time.
+"""Code books of the IQ types and of MXFP4, read from the `gguf` package at run time.
 
-A code of an IQ type is the index of a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. Rows are
-stored one after the other in a flat uint8 array (two's complement), so kernels read rows in the
-same way as blocks. Numba freezes these arrays into the machine code. A family that uses code books
-is imported only when a file contains one of its types.
+In an IQ type, a code is the index of a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. Rows are
+concatenated in a flat uint8 array (two's complement), so kernels read rows in the same way as
+blocks. Numba compiles these arrays into the machine code as constants. A family that uses code
+books is imported only when a file contains one of its types.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ IQ3_XXS = _grid(quants.IQ3_XXS)
 IQ3_S = _grid(quants.IQ3_S)
 """512 rows of 4 from {1, 3, ... 15}; llama.cpp `iq3s_grid`."""
 SIGNS = np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8)
-"""128 bytes: seven sign bits, and an eighth that makes the count even; `ksigns_iq2xs`."""
+"""128 bytes: seven sign bits, and an eighth for even parity; `ksigns_iq2xs`."""
 IQ4 = np.array(quants.IQ4_NL.kvalues, dtype=np.int8).view(np.uint8)
-"""The 16 values of a four-bit code of IQ4_NL and IQ4_XS, denser near zero; `kvalues_iq4nl`."""
+"""The 16 values of the four-bit codes of IQ4_NL and IQ4_XS, denser near zero; `kvalues_iq4nl`."""
 MXFP4 = np.array(quants.MXFP4.kvalues, dtype=np.int8).view(np.uint8)
 """The 16 values, doubled, of a four-bit float (sign 1, exponent 2, mantissa 1); `kvalues_mxfp4`."""

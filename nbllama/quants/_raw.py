@@ -1,19 +1,20 @@
-"""Reading fields of packed blocks and writing weights, as one-instruction intrinsics.
+"""Single-instruction intrinsics that read fields of packed blocks and write weights.
 
-`raw[i]` in Numba would also work, but these functions are faster for three reasons:
+`raw[i]` in Numba would also work, but these intrinsics are faster for three reasons:
 
-- The compiler must assume that a write to `out` changes `raw`, so it cannot read sixteen bytes at
-  once. In this module, loads have an alias scope, and stores are marked as outside it: in this
-  package, `raw` (a read-only file) and `out` (float32 scratch) never overlap.
-- A field of two or four bytes can be at any address; these loads assume no alignment.
-- In Python, an index can be negative; in this module, it is an offset from the first byte and never
-  wraps.
+- By default, the compiler must assume that a write to `out` can change `raw`, so it cannot read
+  sixteen bytes at a time. In this module, loads have an alias scope and stores are marked as not
+  aliasing it, because `raw` (a read-only file) and `out` (float32 scratch) never overlap in this
+  package.
+- A field of two or four bytes can be at any address, and these loads do not assume alignment.
+- In Python, an index can be negative. In this module, an index is an offset from the first byte and
+  never wraps.
 
-Nothing is checked: the caller is responsible for the bounds. Integers are returned as int64, so
-that all arithmetic has one type. `number` converts a small integer to float32. This shows the
-compiler that 32 bits are enough, so that a loop over bytes can become vector code.
+There are no checks: the caller is responsible for the bounds. Integers are returned as int64, so
+that all arithmetic uses one type. `number` converts a small integer to float32. The conversion
+shows the compiler that 32 bits are enough, so that it can vectorise a loop over bytes.
 
-Only little-endian hosts are supported, like GGUF's data.
+Like GGUF data, hosts must be little-endian.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numba.extending import intrinsic as _intrinsic
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
-intrinsic: Any = _intrinsic  # its annotations include the first argument, which callers do not pass
+intrinsic: Any = _intrinsic  # annotated with the first argument, which callers do not pass
 
 
 def _raw_scope(builder: Any) -> Any:
@@ -51,7 +52,7 @@ def mark_store_outside(builder: Any, store: Any) -> None:
 
 
 def _load(kind: Any, convert: Callable[[Any, Any, Any], Any], result: Any, raw: Any) -> Any:
-    """Return signature and code generator of `convert(field of LLVM type kind at byte i)`."""
+    """Return the signature and code generator of `convert(field of LLVM type kind at byte i)`."""
     if not isinstance(raw, types.Array) or raw.dtype != types.uint8:
         raise TypeError(f"raw must be a uint8 array, not {raw}")
 
@@ -74,18 +75,18 @@ def _sign_extend(context: Any, builder: Any, field: Any) -> Any:
 
 
 def has_half(context: Any) -> bool:
-    """Return whether the CPU can convert half to float (otherwise LLVM would call a library)."""
+    """Return whether the CPU can convert half to float; otherwise, LLVM would call a library."""
     triple, _, features = context.codegen().magic_tuple()
     machine = triple.split("-")[0]
     return machine in ("aarch64", "arm64") or "+f16c" in features.split(",")
 
 
 def half_by_integers(builder: Any, field: Any) -> Any:
-    """Convert an IEEE half (as i16) to float with integer instructions, exact if it is finite.
+    """Convert an IEEE half (as i16) to float with integer instructions, exactly if it is finite.
 
-    1. Move sign, exponent and mantissa to their positions and correct the exponent's bias (add
-    112). 2. Exponent 31 means infinity or NaN: add 112 again to make it 255. 3. Exponent 0 means
-    zero or subnormal: the value is mantissa * 2^-24.
+    1. Move sign, exponent and mantissa to their positions, and correct the exponent bias (add 112).
+    2. Exponent 31 means infinity or NaN; add 112 again to get 255.
+    3. Exponent 0 means zero or subnormal; the value is mantissa * 2^-24.
     """
     bits = builder.zext(field, _I32)
     size = builder.and_(bits, _I32(0x7FFF))
@@ -124,37 +125,37 @@ def i8(typingctx, raw, i):
 
 @intrinsic
 def u16(typingctx, raw, i):
-    """Read the two bytes from byte `i` of `raw` as int64, 0..65535."""
+    """Read the two bytes at byte `i` of `raw` as int64, 0..65535."""
     return _load(_I16, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def u32(typingctx, raw, i):
-    """Read the four bytes from byte `i` of `raw` as int64, 0..2^32-1."""
+    """Read the four bytes at byte `i` of `raw` as int64, 0..2^32-1."""
     return _load(_I32, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def f32(typingctx, raw, i):
-    """Read the float32 from byte `i` of `raw`."""
+    """Read the float32 at byte `i` of `raw`."""
     return _load(_I32, lambda context, builder, x: builder.bitcast(x, _F32), types.float32, raw)
 
 
 @intrinsic
 def f16(typingctx, raw, i):
-    """Read the IEEE half from byte `i` of `raw` as float32; exact, keeps infinities and NaN."""
+    """Read the IEEE half at byte `i` of `raw` as float32, exactly, including infinities and NaN."""
     return _load(_I16, _half, types.float32, raw)
 
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """Compute `f16` as on a CPU without an instruction for it (for tests)."""
+    """Run `f16` as on a CPU without a conversion instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 
 @intrinsic
 def bf16(typingctx, raw, i):
-    """Read the bfloat16 (upper half of a float32) from byte `i` of `raw` as float32."""
+    """Read the bfloat16 (upper half of a float32) at byte `i` of `raw` as float32."""
     return _load(_I16, _brain_half, types.float32, raw)
 
 
@@ -170,7 +171,7 @@ def half_of_bits(typingctx, bits):
 
 @intrinsic
 def single_of_bits(typingctx, bits):
-    """Return the float32 whose pattern is the low 32 bits of an int64."""
+    """Return the float32 whose bit pattern is the low 32 bits of an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(builder.trunc(args[0], _I32), _F32)

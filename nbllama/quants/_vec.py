@@ -1,22 +1,22 @@
 """Short vectors as Numba values, with operators: `Codes` (n bytes) and `Weights` (n float32).
 
 A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
-instructions on any CPU: the generated code is LLVM's own vector arithmetic, and LLVM splits 16
-lanes into registers (one of AVX-512, two of AVX2, four of SSE2 or NEON). LLVM would not vectorise
-plain loops over 16 or 32 bytes: they are unrolled before its loop vectoriser runs, and Numba
-disables the vectoriser for straight-line code.
+instructions on any CPU: it generates generic LLVM vector arithmetic, and LLVM distributes 16 lanes
+over registers (one with AVX-512, two with AVX2, four with SSE2 or NEON). LLVM would not vectorise
+plain loops over 16 or 32 bytes, because they are unrolled before its loop vectoriser runs, and
+Numba disables the vectoriser for straight-line code.
 
-| expression | meaning, for every lane |
+| expression | meaning, in each lane |
 |---|---|
-| `load4/8/16/32(raw, i)` | bytes from `i` on: Codes |
+| `load4/8/16/32(raw, i)` | the bytes starting at `i`: Codes |
 | `q & k`, `q >> k`, `q << k`, `q - k`, `q * k` | one integer k for all lanes; modulo 256 |
 | `q OR p` (Python's bar) | of two Codes |
 | `unsigned(q)`, `signed(q)` | byte (0..255, -128..127) to float32: Weights |
 | `d * w`, `w + m`, `w - m` | with one float32 for all lanes, rounded after every step (no FMA) |
 | `store(out, i, w)` | out[i ...] = w |
 
-Floating-point results equal those of scalar code, bit for bit. No bounds are checked. As in `_raw`,
-`raw` and `out` never overlap.
+Floating-point results are bit-identical to scalar code. Bounds are not checked. As in `_raw`, `raw`
+and `out` never overlap.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _spread(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _operator(symbol: Any, left: type, right: type, emit: Callable[[Any, Any, Any], Any]) -> None:
-    """Define `symbol` for two argument kinds; `emit(builder, a, b)` receives two vectors."""
+    """Define an operator for two argument kinds; `emit(builder, a, b)` receives two vectors."""
 
     def typing(context: Any) -> Callable[[Any, Any], Any]:
         def result(a: Any, b: Any) -> Any:
@@ -145,7 +145,7 @@ def load32(typingctx, raw, i):
 
 @intrinsic
 def nibbles8(typingctx, raw, i):
-    """Read the 8 bytes from byte i of `raw`: their low halves, then their high halves."""
+    """Read 8 bytes at byte i of `raw`: their low halves, followed by their high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -208,7 +208,7 @@ def bits16(typingctx, bits):
 
 @intrinsic
 def two_rows_of_4(typingctx, book, i, k):
-    """Load bytes i .. i+3 and then k .. k+3 of `book`, as 8 codes."""
+    """Load bytes i .. i+3 and k .. k+3 of `book` as 8 codes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -226,7 +226,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Return Weights(8) with the sign changed in each lane whose bit (lowest first) is set."""
+    """Return Weights(8), negated in each lane whose bit (lowest first) is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))
@@ -237,7 +237,7 @@ def negative_where(typingctx, weights, bits):
 
 @intrinsic
 def lookup(typingctx, table, codes):
-    """Look up `table[code]` in a table of 16 bytes for each of 16 codes, which must be below 16."""
+    """Look up each of 16 codes, which must be below 16, in a table of 16 bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])

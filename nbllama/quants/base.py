@@ -1,12 +1,14 @@
-"""The weight types and the locations of their decoders; this module compiles nothing.
+"""The weight types, and where to find their decoders; this module compiles nothing.
 
-The table is `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the file of this package (its
-`family`) that contains the decoder `decode_NAME`. A family is imported when one of its types is
-first used, because building the tables of the IQ types takes time and most files do not need them.
+The types are listed in `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the module of this
+package (the `family`) that contains the decoder `decode_NAME`. A family is imported when one of its
+types is first used, because building the tables of the IQ types takes time, and most files do not
+use these types.
 
-There are two sets of decoders with equal results: plain loops in this folder (easier to read), and
-vector code in the folder `vector`, which is two to five times as fast. `NBLLAMA_KERNELS=plain` in
-the environment selects the plain loops. A type without vector code uses the plain decoder.
+There are two sets of decoders with identical results: plain loops in this folder, which are easier
+to read, and vector code in the folder `vector`, which is two to five times as fast. The environment
+variable `NBLLAMA_KERNELS=plain` selects the plain loops. A type without vector code always uses the
+plain decoder.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from nbllama.errors import GGUFError, UsageError, shown
 from nbllama.gguf_io.types import TENSOR_TYPES, TensorType
 
 QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.family}
-"""All weight types that can be decoded, by ggml's id."""
+"""All weight types that can be decoded, by ggml type id."""
 
 
 def quant_type(type_id: int) -> TensorType:
-    """Return the row of a type; GGUFError for a type that cannot be decoded."""
+    """Return the row of a type; raise GGUFError for a type that cannot be decoded."""
     try:
         return QUANTS[type_id]
     except KeyError:
@@ -36,7 +38,7 @@ def quant_type(type_id: int) -> TensorType:
 
 
 def nbytes(type_id: int, n_elements: int) -> int:
-    """Return the size of `n_elements` weights in bytes; ValueError unless they are whole blocks."""
+    """Return the size of `n_elements` weights in bytes. Raises ValueError for a partial block."""
     t = quant_type(type_id)
     if n_elements < 0 or n_elements % t.block_size:
         raise ValueError(f"{n_elements} weights are not whole {t.name} blocks of {t.block_size}")
@@ -51,9 +53,9 @@ if KERNEL_SET not in ("vector", "plain"):
 
 @cache
 def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
-    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`; KeyError if there is none."""
+    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`, or raise KeyError."""
     t = QUANTS[type_id]
-    name = f"decode_{t.name.lower()}"  # decode_q4_1 in nbllama.quants.legacy, for example
+    name = f"decode_{t.name.lower()}"  # for example decode_q4_1 in nbllama.quants.legacy
     if kernel_set == "vector" and find_spec(f"nbllama.quants.vector.{t.family}"):
         family = import_module(f"nbllama.quants.vector.{t.family}")
         if hasattr(family, name):
@@ -62,7 +64,7 @@ def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
 
 
 class _Decoders(Mapping[int, Any]):
-    """Mapping from type id to the kernel of the chosen set, imported at the first lookup."""
+    """Mapping from type id to the kernel of the selected set, imported on first lookup."""
 
     def __getitem__(self, type_id: int) -> Any:
         return find_decoder(type_id)

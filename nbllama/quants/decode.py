@@ -1,7 +1,7 @@
-"""Decoding from Python; all sizes and bounds are checked before a kernel runs.
+"""Decoding for Python code; all sizes and bounds are checked before a kernel runs.
 
-Kernels check nothing (a read past the end of a mapped file kills the process), so Python code must
-call decoders only through these functions.
+Kernels check nothing, and a read past the end of a mapped file kills the process, so Python code
+must call decoders only through these functions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """Return a read-only view of the bytes [n]: kernels are compiled only for read-only input.
+    """Return a read-only view of the bytes [n]; kernels are compiled only for read-only input.
 
     Raises ValueError unless `raw` is a contiguous one-dimensional uint8 array.
     """
@@ -39,9 +39,9 @@ def decode(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
 def decode_rows(type_id: int, raw: np.ndarray, row_elements: int, rows: np.ndarray) -> np.ndarray:
     """Decode chosen rows of a matrix (embedding lookup).
 
-    raw uint8 [n_rows * nbytes(type_id, row_elements)], rows integer [n] -> float32
-    [n, row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do not match,
-    IndexError for a row outside the matrix (negative ones too).
+    raw uint8 [n_rows * nbytes(type_id, row_elements)], rows integer [n] -> float32 [n,
+    row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do not match, and
+    IndexError for a row outside the matrix, including a negative index.
     """
     raw = as_readonly(raw)
     rows = np.asarray(rows)

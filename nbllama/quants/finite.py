@@ -1,16 +1,15 @@
-"""`check_finite`, like llama.cpp's `--check-tensors`: check that all weights are finite.
+"""`check_finite`, which checks that all weights are finite, like `--check-tensors` in llama.cpp.
 
-One NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from its cause.
-Codes of a block are always finite, so it is enough to check the scales: one or two halves per
+A single NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from the
+cause. The codes of a block are always finite, so only the scales are checked: one or two halves per
 block. In the plain formats, every number is checked.
 
-An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all bits of their
-exponent are set, so one kernel serves them all: it reads a 16-bit field every `stride` bytes and
-applies a mask. The plain formats are first read in words of four bytes, which runs at memory speed.
-
-Three types differ. Every scale of NVFP4 is finite (llama.cpp reads its NaN as 0). IQ1_M distributes
-its scale over four fields. The scale of MXFP4 is an exponent: 255 is NaN by its specification, and
-253 and 254 overflow float32 together with the largest codes.
+An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all exponent bits
+are set, so one kernel handles all three: it reads a 16-bit field every `stride` bytes and applies a
+mask. The plain formats are first read in words of four bytes, which runs at memory speed. Three
+types are special. In NVFP4, every scale is finite (llama.cpp reads its NaN as 0). In IQ1_M, the
+scale is distributed over four fields. In MXFP4, the scale is an exponent: 255 is NaN in the
+specification, and 253 and 254 overflow float32 with the largest codes.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ def _special_in_words(raw, n_words, mask, step):
 
 @kernel()
 def _first_special_iq1_m(raw, n):
-    """Return the first of n IQ1_M blocks whose scale is infinite or NaN; -1 if none is.
+    """Return the first of n IQ1_M blocks whose scale is infinite or NaN; -1 if all are finite.
 
-    The half's sign and exponent are bits 15 .. 10: the top nibble and half of the next one.
+    The sign and exponent of the half are bits 15 .. 10: the top nibble and half of the next nibble.
     """
     for i in range(n):
         at = 56 * i + 48
@@ -68,7 +67,7 @@ def _first_special_iq1_m(raw, n):
 
 @kernel()
 def _first_special_mxfp4(raw, n):
-    """Return the first of n MXFP4 blocks whose scale is NaN or overflows; -1 if none does."""
+    """Return the first of n MXFP4 blocks whose scale is NaN or overflows; -1 if there is none."""
     for i in range(n):
         if u8(raw, 17 * i) >= _MXFP4_TOO_LARGE:
             return i
@@ -105,9 +104,9 @@ def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
 
 
 def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> None:
-    """Raise GGUFError naming tensor `name` if a weight in it is, or could be, infinite or NaN.
+    """Raise GGUFError for tensor `name` if any of its weights is, or could be, infinite or NaN.
 
-    The arguments and the other errors are those of `first_special`.
+    The other arguments and errors are the same as in `first_special`.
     """
     i = first_special(type_id, raw, n_elements)
     if i >= 0:

@@ -1,4 +1,4 @@
-"""IQ4_NL IQ4_XS: four-bit codes, each the index of one of 16 unevenly spaced values.
+"""IQ4_NL IQ4_XS: four-bit codes, which are indices of 16 unevenly spaced values.
 
 | type | weights | bytes | fields (llama.cpp: `block_iq4_nl`, `block_iq4_xs`) |
 |---|---|---|---|
@@ -7,7 +7,7 @@
 
 IQ4_NL: w = d * value[q]; byte j of `qs` contains weight j in its low half and weight j + 16 in its
 high half. IQ4_XS: eight groups of 32, packed in the same way, w = (d * (scale - 32)) * value[q].
-Four of scale g's six bits are half a byte of `scales_l`; the other two are bits 2g and 2g + 1 of
+The low four bits of scale g are half a byte of `scales_l`; the high two are bits 2g and 2g + 1 of
 `scales_h`.
 
 llama.cpp: `dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`. The results are bit-identical.

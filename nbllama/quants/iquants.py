@@ -1,7 +1,7 @@
 """IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: codes are indices of rows of a code book.
 
-A super-block has 256 weights in 8 groups of 32. Layout, bytes from the start; `d` is an IEEE half,
-u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
+A super-block contains 256 weights in 8 groups of 32. Layout, bytes from the start; `d` is an IEEE
+half, u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
 
 | type | bytes | fields |
 |---|---|---|
@@ -15,11 +15,11 @@ u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s
 
 IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25. IQ3_S:
 w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125). Scales are
-four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs, of which an even number is
-negative.
+four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs with an even number of minus
+signs.
 
 llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
-The results are bit-identical to those of both llama.cpp and gguf-py.
+The results are bit-identical to both llama.cpp and gguf-py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def put_signed(scale, book, at, n, signs, out, to):
 
 @kernel()
 def put_shifted(scale, at, shift, out, to):
-    """out[to + j] = scale * (row + shift) for the row of 8 from byte `at` of the IQ1 code book."""
+    """out[to + j] = scale * (row + shift) for the row of 8 at byte `at` of the IQ1 code book."""
     for j in range(8):
         put(out, to + j, scale * (number(i8(_IQ1, at + j)) + shift))
 
@@ -144,7 +144,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def iq1_m_scale(raw, at):
-    """Return d of an IQ1_M block at byte `at`: its nibbles are the top nibbles in `scales`."""
+    """Return d of an IQ1_M block at byte `at`, assembled from the top nibbles in `scales`."""
     bits = 0
     for k in range(4):
         bits |= (u16(raw, at + 48 + 2 * k) >> 12) << (4 * k)

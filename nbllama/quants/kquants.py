@@ -11,9 +11,8 @@ Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
 | Q6_K | 210 | ql 0..127, qh 128..191, scales 192..207, d 208 | (d * scale) * (q - 32) |
 
 Weights form groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32 (Q4_K,
-Q5_K). Bits are packed so that one byte serves several groups: two-bit fields of the bytes
-`qs[0:32]` contain weights 0..127 (field r: weights 32r .. 32r+31), and those of `qs[32:64]` the
-rest.
+Q5_K). One byte contains bits of several groups: the two-bit fields of the bytes `qs[0:32]` contain
+weights 0..127 (field r: weights 32r .. 32r+31), and the fields of `qs[32:64]` contain the rest.
 
 llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. The results are bit-identical.
 """
@@ -53,7 +52,7 @@ def q3_scale(raw, at, g):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third of them in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -71,8 +70,8 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 def scale_and_min(raw, at, g):
     """Return the six-bit scale and minimum of group `g` from 12 bytes (`get_scale_min_k4`).
 
-    Bytes 0..3 contain scales 0..3 and bytes 4..7 minima 0..3 in their low six bits. The four low
-    bits of scales and minima 4..7 are the halves of bytes 8..11; their two high bits are the top
+    The low six bits of bytes 0..3 are scales 0..3, and of bytes 4..7 minima 0..3. For scales and
+    minima 4..7, the four low bits are the halves of bytes 8..11, and the two high bits are the top
     bits of bytes 0..7.
     """
     if g < 4:
@@ -99,7 +98,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; like Q4_K, and bit g of `qh[j]` is q's fifth bit."""
+    """Decode w = (d * scale) * q - dmin * min; as in Q4_K, with q's fifth bit in bit g of `qh`."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -117,9 +116,9 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 def decode_q6_k(raw, src, n_blocks, out, dst):
     """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`.
 
-    Scales are signed bytes. For each half (128 weights), 64 bytes of `ql` contain weights 0..63 in
-    their low halves and 64..127 in their high halves, and 32 bytes of `qh` contain four two-bit
-    fields each.
+    Scales are signed bytes. For each 128 weights, 64 bytes of `ql` contain weights 0..63 in their
+    low halves and 64..127 in their high halves, and each of 32 bytes of `qh` contains four two-bit
+    fields.
     """
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b

@@ -5,10 +5,10 @@ contains weight j in its low half and weight j + 16 in its high half.
 
     w = 2^(e - 128) * value[q]
 
-The table `value` contains the float's values times 2 (0, 1, 2, 3, 4, 6, 8, 12 and their negatives),
-so the formula contains 128, although the bias is 127. As in llama.cpp, code 8 is 0 and not -0, and
-e = 255, which is NaN in the OCP specification, is a number in this module; `check_finite` reports
-it.
+The table `value` contains the values of the four-bit floats times 2 (0, 1, 2, 3, 4, 6, 8, 12 and
+their negatives), which is why the formula contains 128 although the bias is 127. As in llama.cpp,
+code 8 is 0, not -0, and e = 255 is decoded as a number, although it is NaN in the OCP
+specification; `check_finite` reports it.
 
 llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. The results are bit-identical.
 """
@@ -24,7 +24,7 @@ _VALUES = _grids.MXFP4
 
 @kernel()
 def power_of_two(e):
-    """Return 2^(e - 128) for e = 0..255 as float32; the two smallest ones are subnormal."""
+    """Return 2^(e - 128) for e = 0..255 as float32; the two smallest values are subnormal."""
     return single_of_bits((e - 1) << 23 if e >= 2 else 0x00200000 << e)
 
 

@@ -1,4 +1,4 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1); an eight-bit scale per 16 floats.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with eight-bit scales for each 16.
 
 A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
 eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.
@@ -7,10 +7,10 @@ eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + 
     scale(c) = (1 + m / 8) 2^(e - 7)  for e > 0,  m / 8 * 2^-6  for e = 0
 
 with the mantissa m in the lowest three bits of c and the exponent e in the next four; the highest
-bit has no meaning. The table `value` contains the float's values times 2, as in `quants.mxfp4`;
-hence the division by 2. As in llama.cpp, c = 127 is 0, although it is NaN in the scale's format.
-
-A model can also have one scale per tensor (`NAME.scale`); such a file is refused.
+bit is ignored. The table `value` contains the values of the four-bit floats times 2, as in
+`quants.mxfp4`, hence the division by 2. As in llama.cpp, c = 127 is decoded as 0, although it is
+NaN in the format of the scale. A file that also contains one scale per tensor (`NAME.scale`) is
+refused.
 
 llama.cpp: `dequantize_row_nvfp4`, `ggml_ue4m3_to_fp32`. The results are bit-identical.
 """

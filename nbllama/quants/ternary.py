@@ -9,9 +9,10 @@ TQ2_0: four two-bit codes per byte; field n of `qs[32h + j]` is weight 128h + 32
 
 TQ1_0: five base-3 digits per byte (3^5 = 243 <= 256). The byte is the fraction digits / 243 in
 units of 1/256, rounded up. To extract digit n, multiply by 3^n and keep the fraction (the byte
-wraps around), then multiply by 3 and take the integer part. Runs of bytes: 0..31 give weights
-0..159, 32..47 give 160..239, both with five digits; the four bytes of `qh` give the last 16 with
-four digits. Digit n of byte j of a run of m bytes is weight n * m + j of that run.
+wraps around), then multiply by 3 and take the integer part. There are three runs of bytes: 0..31
+encode weights 0..159, and 32..47 encode 160..239, both with five digits per byte; the four bytes of
+`qh` encode the last 16 with four digits. In a run of m bytes, digit n of byte j is weight n * m + j
+of the run.
 
 llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. The results are bit-identical.
 """

@@ -1,6 +1,6 @@
-"""The page about a run, generated from its log or served during training.
+"""Generate the page about a run from its log, or serve the page during training.
 
-`--report` and `python -m nbllama.report LOG OUT.html` write it as a file, `--live` serves it.
-`records` reads a log, `payload` turns it into one object, `page` embeds the object in a
-self-contained file, and `live` serves that file and its updates.
+`--report` and `python -m nbllama.report LOG OUT.html` write the page to a file, and `--live` serves
+it. `records` reads a log, `payload` turns the log into one object, `page` embeds the object in a
+self-contained file, and `live` serves this file and its updates.
 """

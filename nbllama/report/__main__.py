@@ -1,4 +1,4 @@
-"""`python -m nbllama.report`: generate the page about a run from its log, or compare runs."""
+"""`python -m nbllama.report`: generate a page about a run from its log, or compare runs."""
 
 from __future__ import annotations
 

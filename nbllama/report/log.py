@@ -1,4 +1,4 @@
-"""Records of training steps, the metrics file, and the remaining time. No screen output."""
+"""Records of training steps, the metrics file, and the remaining time, without screen output."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """A worker of a run on many machines, during one iteration.
+    """A worker in a run on many machines, during one iteration.
 
-    `blocks`: how many it computed. `tokens_per_s`: while it computed. `share`: of the iteration's
-    time that it computed, 0 to 1.
+    `blocks` is the number of blocks that it computed, `tokens_per_s` its throughput while
+    computing, and `share` the fraction of the iteration spent computing, 0 to 1.
     """
 
     worker: str
@@ -38,13 +38,14 @@ class WorkerRow:
 class StepRecord:
     """One iteration, for the display and the metrics file.
 
-    `iter`: counted from 1 and across resumes. `n_iter`: the last iteration of this run. `loss`:
-    nats per trained token. `seconds`: time of the step without compiling and saving. `tokens`:
-    input tokens of the step's samples, also counted by `tokens_per_s`. `computed_tokens`: `tokens`
-    without those that a sample shares with an earlier one in its micro-batch. `skipped`: loss or
-    gradient was not finite and no parameter was changed. `measures`: further numbers of an
-    objective, each under its own name in a row. `workers`: of a run on many machines; a row without
-    workers does not have this key.
+    `iter` is counted from 1 and across resumes, and `n_iter` is the last iteration of the run.
+    `loss` is in nats per trained token. `seconds` is the time of the step without compiling and
+    saving. `tokens` is the number of input tokens in the samples of the step, on which
+    `tokens_per_s` is based; `computed_tokens` excludes tokens that a sample shares with an earlier
+    sample in its micro-batch. `skipped` means that the loss or gradient was not finite and no
+    parameter was changed. `measures` contains further numbers of the objective, each of which has
+    its own key in a row. `workers` is for runs on many machines; the key is omitted from a row
+    without workers.
     """
 
     iter: int
@@ -67,10 +68,10 @@ class StepRecord:
 class EvaluationRecord:
     """An evaluation between two iterations, after iteration `iter`.
 
-    `val_loss`: nats per trained token of the validation data, None without such data. `perplexity`:
-    that of `val_loss`. `best`: lowest `val_loss` so far. `train_loss`: mean since the last
-    evaluation, None at the start. `samples`: prompts with their answers, and the reward if there is
-    one. `measures`: as in `StepRecord`, for the validation data.
+    `val_loss` is in nats per trained token of the validation data, or None without such data, and
+    `perplexity` is derived from `val_loss`. `best` is the lowest `val_loss` so far. `train_loss` is
+    the mean since the last evaluation, or None at the start. `samples` contains prompts with their
+    answers and any reward. `measures` is the same as in `StepRecord`, for the validation data.
     """
 
     iter: int
@@ -85,25 +86,25 @@ class EvaluationRecord:
 
 
 class Eta:
-    """The time to the end of the run, estimated from the median duration of the last steps.
+    """The remaining time of the run, estimated from the median duration of recent steps.
 
-    One slow step (a save, another program) does not change it much.
+    A single slow step (because of a save or another program) hardly changes the estimate.
     """
 
     def __init__(self, window: int = 11) -> None:
         self._recent: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
-        """Add the time of a step."""
+        """Add the duration of a step."""
         self._recent.append(seconds)
 
     def seconds_left(self, steps: int) -> float | None:
-        """Return the seconds that `steps` more steps need; None before the first step."""
+        """Return the estimated seconds for `steps` more steps, or None before the first step."""
         return steps * median(self._recent) if self._recent else None
 
 
 class LossCurve:
-    """The losses of a run of any length, as at most `2 * width` means."""
+    """The losses of a run of any length, summarised as at most `2 * width` means."""
 
     def __init__(self, width: int = 24) -> None:
         self.width = width
@@ -112,7 +113,7 @@ class LossCurve:
         self._sum, self._count = 0.0, 0
 
     def add(self, loss: float) -> None:
-        """Add one loss; a loss that is not finite is ignored."""
+        """Add a loss, unless it is not finite."""
         if not math.isfinite(loss):
             return
         self._sum += loss
@@ -140,7 +141,7 @@ class LossCurve:
 
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record for JSON, with None for a number that is not finite."""
+    """Convert a record for JSON, with None for numbers that are not finite."""
     values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
     if not isinstance(record, Mapping):
         values |= values.pop("measures")
@@ -152,10 +153,11 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
 
 
 class MetricsLog:
-    """A file with one JSON object per line, appended to and readable during training.
+    """A file with one JSON object per line, which is appended to and can be read during training.
 
-    A failing disk does not stop training: `on_error` is called once, and each later line is still
-    attempted. A truncated line (full disk, killed process) is ended before the next one begins.
+    A disk error does not stop training: `on_error` is called once, and later lines are still
+    attempted. A truncated line (after a full disk or a killed process) is terminated before the
+    next line is written.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -169,7 +171,7 @@ class MetricsLog:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> None:
-        """Append one line; a number that is not finite becomes null, as JSON has no such number."""
+        """Append a line; numbers that are not finite, which JSON cannot represent, become null."""
         row = as_row(record)
         line = (
             (b"\n" if self._cut else b"")
@@ -189,7 +191,7 @@ class MetricsLog:
             self._on_error(f"--log {path}: {problem}; training continues, but lines are missing")
 
     def close(self) -> None:
-        """Close the file; an error is reported like those of writing."""
+        """Close the file; errors are reported in the same way as write errors."""
         try:
             self._file.close()
         except OSError as e:
@@ -218,7 +220,7 @@ def _ends_inside_line(path: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as `0:03:21`, hours first; `2 days 3:00:00` above a day."""
+    """Format a duration as `0:03:21` (hours first), or as `2 days 3:00:00` above a day."""
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
@@ -226,5 +228,5 @@ def duration(seconds: float) -> str:
 
 
 def memory(n_bytes: int) -> str:
-    """Return a size as `512 MB`, in units of 10^6 bytes, or as `1.25 GB` from 10^9 on."""
+    """Format a size as `512 MB` (units of 10^6 bytes), or as `1.25 GB` from 10^9 bytes on."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

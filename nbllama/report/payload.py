@@ -1,7 +1,7 @@
-"""The content of the page about a run: one JSON object, built from the rows of a log.
+"""The content of the page about a run: a JSON object built from the rows of a log.
 
-The object is the same for a page in a file and for one that is served during training. A served
-page receives the `event` of each new row and adds it to the object (`nbllama/report/page/data.js`).
+The object is the same for a page in a file and a page served during training. A served page
+receives the `event` for each new row and adds it to the object (`nbllama/report/page/data.js`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbllama import __version__
 from nbllama.errors import UsageError
 from nbllama.report.records import Row, Run, number, points, text
 
-MOST_POINTS = 2000  # per curve; longer curves consist of means of neighbours
+MOST_POINTS = 2000  # per curve; in longer curves, neighbouring points are averaged
 OF_PREFERENCES = (
     "margin", "accuracy", "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected",
 )  # fmt: skip
@@ -31,10 +31,11 @@ Point = tuple[float, float]
 
 
 def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the object for a page about one run, or for one that compares several.
+    """Return the object for a page about one run, or for a page that compares several runs.
 
-    `runs`: name and log of each run. `live`: the state of a served page
-    (`nbllama.report.live.state`), None for a file. Raises `UsageError` for more than `MOST_RUNS`.
+    `runs` contains the name and log of each run. `live` is the state of a served page
+    (`nbllama.report.live.state`), or None for a file. Raises `UsageError` for more than `MOST_RUNS`
+    runs.
     """
     if len(runs) > MOST_RUNS:
         raise UsageError(f"{len(runs)} runs: pass at most {MOST_RUNS} to compare on one page")
@@ -48,7 +49,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
 
 
 def run_object(run: Run) -> dict[str, Any]:
-    """Return the object for one run. Anything that is not in the log is left out or empty."""
+    """Return the object for one run; anything that is not in the log is omitted or empty."""
     head, last = run.run, run.steps[-1] if run.steps else {}
     return {
         "name": text(head.get("model") or "a run"),
@@ -79,7 +80,7 @@ def run_object(run: Run) -> dict[str, Any]:
 
 
 def event(row: Row) -> dict[str, Any] | None:
-    """Return a row in the form that the page reads; None for an unknown kind of row."""
+    """Convert a row to the form that the page reads; return None for an unknown kind of row."""
     kind = row.get("event", "step")
     made: dict[str, Any] = {"event": kind, "iter": row["iter"]}
     if kind == "step":
@@ -109,7 +110,7 @@ def event(row: Row) -> dict[str, Any] | None:
 
 
 def commands(run: Run) -> list[list[str]]:
-    """Return the next steps as (description, command), for a run whose log has its options."""
+    """Return next steps as (description, command), for a run whose log contains its options."""
     options, words = run.run.get("options"), run.run.get("words")
     if not isinstance(options, dict):
         return []
@@ -151,7 +152,7 @@ def _state(run: Run) -> str:
 
 
 def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most `most` points, which are means of neighbouring points."""
+    """Return at most `most` points, averaging neighbouring points."""
     n = len(found)
     if n <= most:
         return list(found)
@@ -161,7 +162,7 @@ def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def every(rows: list[Row], most: int) -> list[Row]:
-    """Return at most `most` rows, evenly spread."""
+    """Return at most `most` evenly spaced rows."""
     n = len(rows)
     return rows if n <= most else [rows[i * n // most] for i in range(most)]
 
@@ -180,14 +181,14 @@ def _numbers(value: Any, keys: Sequence[str]) -> dict[str, float | None]:
 
 
 def _pairs(value: Any, without: str = "") -> list[list[str]]:
-    """Return the (name, value) pairs of an object in a log, as strings."""
+    """Return an object in a log as (name, value) pairs of strings."""
     if not isinstance(value, dict):
         return []
     return [[text(k), text(v)] for k, v in value.items() if k != without]
 
 
 def _lengths(data: Any) -> list[list[Any]]:
-    """Return the (tokens, samples) pairs of a histogram."""
+    """Return a histogram as (tokens, samples) pairs."""
     counts = data.get("lengths") if isinstance(data, dict) else None
     if not isinstance(counts, list):
         return []
@@ -205,7 +206,7 @@ def _samples(row: Row) -> list[dict[str, str]]:
 
 
 def _verdict(row: Row) -> dict[str, Any] | None:
-    """Return the verdict on a run: a word, the reason, and answers before and after."""
+    """Return the verdict on a run: a word, the reason, and answers before and after training."""
     if not row:
         return None
     keys = ("kind", "question", "wanted", "before", "after")
@@ -225,7 +226,7 @@ def _verdict(row: Row) -> dict[str, Any] | None:
 
 
 def _norms(value: Any) -> dict[str, list[float | None]]:
-    """Return the norms of each kind of tensor, one per block, by the tensor's name."""
+    """Return the norms for each kind of tensor, one per block, by tensor name."""
     if not isinstance(value, dict):
         return {}
     return {

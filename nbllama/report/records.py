@@ -1,4 +1,4 @@
-"""Read a log of JSON lines, without rows that a killed and continued run computed again."""
+"""Read a log of JSON lines, without rows that were superseded when a killed run was resumed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nbllama.system.regular import read_whole
 Row = dict[str, Any]
 
 MAX_BYTES = 1 << 30
-"""Size limit of a log in bytes, enough for more than a million iterations."""
+"""Size limit for a log in bytes, enough for more than a million iterations."""
 
 
 @dataclass
 class Run:
-    """Rows as in the log, in the order of their iterations; of repeated rows, the last one counts.
+    """Rows of the log in the order of their iterations; the last of repeated rows is kept.
 
-    `run`: the last start. `steps`, `evaluations`: one for each iteration. `norms`, `texts`,
-    `questions`: measurements and questions of a run with `--live`. `verdict`, `end`: the verdict,
-    and how the last start ended; {} while it continues.
+    `run` is the last start. `steps` and `evaluations` contain one row per iteration. `norms`,
+    `texts` and `questions` are measurements and questions of a run with `--live`. `verdict` is the
+    verdict, and `end` says how the last start ended; both are {} while it is running.
     """
 
     run: Row = field(default_factory=dict)
@@ -35,10 +35,11 @@ class Run:
     verdict: Row = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
-        """Add a row; a row of an unknown event is ignored."""
+        """Add a row; rows of unknown events are ignored."""
         event = row.get("event", "step")
         if event == "run":
-            # The run continues after iteration `iter`; later rows of the earlier run were lost.
+            # The run was resumed after iteration `iter`; later rows of the earlier run are
+            # superseded.
             for rows in self._lists().values():
                 while rows and rows[-1]["iter"] > row["iter"]:
                     rows.pop()
@@ -66,7 +67,7 @@ class Run:
 
 
 def _put(rows: list[Row], row: Row, *, several: bool) -> None:
-    """Insert a row by its iteration; without `several`, it replaces an existing row."""
+    """Insert a row by iteration; without `several`, replace any existing row."""
     at = len(rows)
     while at and rows[at - 1]["iter"] > row["iter"]:
         at -= 1
@@ -77,10 +78,10 @@ def _put(rows: list[Row], row: Row, *, several: bool) -> None:
 
 
 def read_log(path: str) -> Run:
-    """Read the run in a log. Lines that a killed run left truncated are skipped.
+    """Read the run in a log; lines that were truncated when a run was killed are skipped.
 
-    Raises `DataError` for a file that cannot be read or contains neither an iteration nor the start
-    of a run.
+    Raises `DataError` for a file that cannot be read, or that contains neither an iteration nor the
+    start of a run.
     """
     run = Run()
     try:
@@ -115,12 +116,12 @@ def text(value: Any) -> str:
     """Return any value in a log as text."""
     try:
         return str(value)
-    except (RecursionError, ValueError):  # deeply nested, or a number with thousands of digits
+    except (RecursionError, ValueError):  # deep nesting, or a number with thousands of digits
         return "\N{HORIZONTAL ELLIPSIS}"
 
 
 def number(row: Row, key: str) -> float | None:
-    """Return a finite number of a row, 0 if it is almost 0; None for anything else."""
+    """Return a finite number in a row, rounding tiny numbers to 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -130,5 +131,5 @@ def number(row: Row, key: str) -> float | None:
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:
-    """Return (iteration, value) for every row that has the value."""
+    """Return (iteration, value) for each row that contains the value."""
     return [(float(r["iter"]), v) for r in rows if (v := number(r, key)) is not None]

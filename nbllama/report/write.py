@@ -14,11 +14,11 @@ from nbllama.system.replaced import PAGE, check_kind
 
 
 def write_report(logs: str | Sequence[str], out: str) -> None:
-    """Write the page `out` from a log, or from several to compare, in one atomic step.
+    """Write the page `out` atomically, from one log or from several logs to compare.
 
     Raises `DataError` for a file that is not a log, `OutputError` if the page cannot be written or
-    would replace a file that is not such a page, `UsageError` if the page would replace a log, and
-    for too many logs.
+    would replace a file that is not a report, and `UsageError` if the page would replace a log or
+    there are too many logs.
     """
     names = [logs] if isinstance(logs, str) else list(logs)
     for log in names:
@@ -32,7 +32,7 @@ def write_report(logs: str | Sequence[str], out: str) -> None:
 
 
 def labels(logs: Sequence[str]) -> list[str]:
-    """Return short, different names for logs: the file names, with folders if these are equal."""
+    """Return short, distinct names for logs: the file names, with folders if names are equal."""
     paths = [os.path.splitext(log)[0].replace(os.sep, "/").split("/") for log in logs]
     for n in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-n:]) for parts in paths]

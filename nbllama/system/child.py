@@ -1,4 +1,4 @@
-"""A child process that answers each line it is sent with one line."""
+"""A child process that answers each line with one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import IO
 
 
 class Child:
-    """A process that is killed at the latest when this object is deleted.
+    """A child process, which is killed when this object is deleted, if not before.
 
-    Its standard error is discarded. `most`: bytes that a line may have. `group`: start a process
-    group, so that the child's own children are killed with it.
+    Its standard error is discarded. `most` is the maximum length of a line in bytes. With `group`,
+    a process group is started, so that the child's own children are killed with it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Child:
         return self._process.poll() is None
 
     def send(self, line: str) -> None:
-        """Send a line. A child that has ended is noticed by `receive`."""
+        """Send a line; if the child has ended, `receive` will detect it."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.write(line.encode() + b"\n")
@@ -59,7 +59,7 @@ class Child:
     def receive(self, seconds: float) -> bytes | None:
         """Return the next line, or None if there is none within `seconds`.
 
-        The line ends with a line feed, unless the process ended or the line is too long.
+        The line ends with a line feed unless the process has ended or the line is too long.
         """
         try:
             return self._lines.get(timeout=max(0.0, seconds))
@@ -67,12 +67,12 @@ class Child:
             return None
 
     def close(self) -> None:
-        """Kill the process; it can be called twice."""
+        """Kill the process; further calls have no effect."""
         self._end()
 
 
 def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes], most: int) -> None:
-    """Put every line of `stream` into the queue, followed by an empty line."""
+    """Put each line of `stream` into the queue, followed by an empty line at the end."""
     with stream:
         while True:
             line = stream.readline(most)
@@ -88,5 +88,5 @@ def _kill(process: subprocess.Popen[bytes], group: bool) -> None:
     process.kill()
     process.wait()
     if process.stdin is not None:
-        with suppress(OSError):  # buffered output no longer has a reader
+        with suppress(OSError):  # nothing reads the buffered output any more
             process.stdin.close()

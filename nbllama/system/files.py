@@ -1,12 +1,12 @@
 """Atomic writes: an incomplete file is never visible.
 
 A file appears under its final name in one step: a temporary file in the same folder is written,
-flushed to the disk, renamed to the name, and the folder is flushed. At any moment, even after kill
--9 or a power cut, the name refers to either the complete old file or the complete new one.
+flushed to disk and renamed to the final name, and the folder is flushed. At any moment, even after
+kill -9 or a power cut, the name refers to either the complete old file or the complete new file.
 
-The temporary file is locked while its writer lives. The lock distinguishes a file that is being
-written from one that a killed process left. Process ids cannot, because containers reuse
-them.
+The temporary file is locked as long as its writer is alive. The lock distinguishes a file that is
+being written from the leftover file of a killed process. Process ids would not be sufficient,
+because containers reuse them.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file to write; on success it replaces `path`, on any error nothing changes.
+    """Open a binary file for writing; on success, it replaces `path`; on error, nothing changes.
 
-    The mode of a file that is replaced is kept; a symbolic link is replaced, not followed.
-    Raises `OutputError` if the file cannot be written (also for a full disk or a short write).
+    The mode of a replaced file is kept; a symbolic link is replaced, not followed. Raises
+    `OutputError` if the file cannot be written (including a full disk or a short write).
     """
     name = os.fsdecode(os.fspath(path))
     folder, base = split_name(name)
@@ -65,7 +65,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as e:
         _remove(temporary)
         if e.filename not in (None, temporary, name, folder):
-            raise  # not about this file: the caller failed to read another one
+            raise  # not about this file: the caller failed to read a different file
         raise cannot_write(name, e) from e
     except BaseException:
         _remove(temporary)
@@ -73,9 +73,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep_temporary(path: Path) -> list[str]:
-    """Remove the temporary files of killed writers of `path`; return the removed names.
+    """Remove temporary files left by killed writers of `path`; return their names.
 
-    A temporary file whose writer is alive is locked and stays.
+    A temporary file whose writer is alive is locked, and is not removed.
     """
     folder, base = split_name(os.fsdecode(os.fspath(path)))
     pattern = re.compile(rf"\.{re.escape(base)}\.[0-9a-f]{{12}}{re.escape(_SUFFIX)}")
@@ -83,7 +83,7 @@ def sweep_temporary(path: Path) -> list[str]:
     try:
         names = sorted(n for n in os.listdir(folder) if pattern.fullmatch(n))
     except OSError:
-        return []  # no folder, and therefore no files
+        return []  # without the folder, there are no files
     for name in names:
         leftover = os.path.join(folder, name)
         with suppress(OSError):
@@ -99,7 +99,7 @@ def sweep_temporary(path: Path) -> list[str]:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder if it does not exist; its parent must exist. Raises `OutputError`."""
+    """Create the folder if it does not exist; its parent must exist. Raises `OutputError`."""
     name = os.fsdecode(os.fspath(path))
     if os.path.isdir(name):
         return
@@ -112,7 +112,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise `OutputError` unless a new file in the folder of `path` can replace `path`."""
+    """Raise `OutputError` unless `path` can be replaced with a new file in the same folder."""
     name = os.fsdecode(os.fspath(path))
     folder, base = split_name(name)
     probe = os.path.join(folder, f".{base}.{secrets.token_hex(6)}{_SUFFIX}")
@@ -125,7 +125,7 @@ def check_writable(path: Path) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the folder and the last part of a path; `OutputError` if this cannot name a file."""
+    """Split a path into folder and file name. Raises `OutputError` if it cannot name a file."""
     folder, base = os.path.split(name)
     if not base or base in (".", "..") or "\0" in name:
         raise OutputError(f"{shown(name, 400)!r}: not the name of a file")
@@ -145,7 +145,7 @@ def _check_target(name: str) -> None:
 
 
 def cannot_write(name: str, e: OSError) -> OutputError:
-    """Return an error about a file that the system refuses to write."""
+    """Return an error about a file that cannot be written."""
     return OutputError(f"{shown(name, 400)}: cannot be written: {e.strerror or e}")
 
 
@@ -163,7 +163,7 @@ def _remove(name: str) -> None:
 
 
 def _sync(fd: int) -> None:
-    """Flush the file's bytes to the disk, also through the drive's cache if that is separate."""
+    """Flush the file to disk, including the drive's cache if that is a separate operation."""
     if sys.platform == "darwin":
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
@@ -172,7 +172,7 @@ def _sync(fd: int) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Flush the rename itself to the disk, if the file system supports it."""
+    """Flush the rename to disk, if the file system supports it."""
     if sys.platform == "win32":
         return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -186,10 +186,10 @@ def _sync_folder(folder: str) -> None:
 
 
 def try_lock(fd: int, *, strict: bool = False) -> bool:
-    """Lock an open file exclusively if it is not locked; `strict`: raise any other error."""
+    """Lock an open file exclusively unless it is locked; with `strict`, raise any other error."""
     try:
         if sys.platform == "win32":
-            os.lseek(fd, 1 << 30, os.SEEK_SET)  # far after the text, which must stay readable
+            os.lseek(fd, 1 << 30, os.SEEK_SET)  # far beyond the text, which must stay readable
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
             os.lseek(fd, 0, os.SEEK_SET)
         else:

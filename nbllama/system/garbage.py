@@ -1,4 +1,4 @@
-"""Pause Python's garbage collection of cycles while very many objects are created."""
+"""Pause Python's cyclic garbage collection while a large number of objects is created."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Pause the collection of cycles, which takes a fifth of the time to read a large file.
+    """Pause cyclic garbage collection, which takes a fifth of the time to read a large file.
 
-    Use it for code that creates no cycles. It also works as a decorator.
+    Use this function for code that creates no cycles. It also works as a decorator.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""The memory of this process and of the machine, in bytes, as the system reports it."""
+"""The memory of this process and of the machine in bytes, as reported by the system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Return how many bytes of mapped files are in memory now; 0 if the system reports none."""
+    """Return how many bytes of mapped files are now in memory, or 0 if this is not reported."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
@@ -20,16 +20,16 @@ def mapped(*paths: str | os.PathLike[str]) -> int:
 
 
 def resident() -> int:
-    """Return how many bytes of this process are in memory now."""
+    """Return how many bytes of this process are now in memory."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident() -> int:
-    """Return the largest number of bytes that this process had in memory."""
+    """Return the peak number of bytes of this process in memory."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":
-        # not ru_maxrss: a child starts with the peak of the process that started it
+        # not ru_maxrss, because a child process inherits the peak of its parent
         with open("/proc/self/status", encoding="ascii") as file:
             for line in file:
                 if line.startswith("VmHWM:"):
@@ -41,9 +41,9 @@ def peak_resident() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes that this process can still allocate.
+    """Return how many bytes this process can still allocate.
 
-    The result is the system's available memory or the control groups' limit, whichever is less.
+    The result is limited by the system's available memory and the limits of the control groups.
     """
     available = int(psutil.virtual_memory().available)
     for limit, used in _control_groups():
@@ -58,7 +58,7 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 def _control_groups() -> Iterator[tuple[int, int]]:
     """Yield (limit, used) of this process's Linux control groups and of their parents.
 
-    Both versions 1 and 2 are read. Pages of files, which can be dropped, do not count as used.
+    Versions 1 and 2 are both read. File pages, which can be dropped, are not included in `used`.
     """
     for line in read(PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)
@@ -78,7 +78,7 @@ def _control_groups() -> Iterator[tuple[int, int]]:
 
 
 def read(path: str) -> str:
-    """Read a system file; "" if it cannot be read."""
+    """Read a system file; return "" if it cannot be read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()

@@ -1,4 +1,4 @@
-"""Check a program's output file before the work begins: it must not be an input."""
+"""Check a program's output file before the work begins."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nbllama.system.replaced import Kind, check_kind
 
 
 def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
-    """Check that an output can be written and is not an input; remove old temporary files.
+    """Check that an output is writable and not an input; remove old temporary files.
 
-    An output in an input folder is refused too, and so is one that would replace a file that is not
-    of `kind`. Raises `UsageError` or `OutputError`.
+    An output is also refused if it is in an input folder, or would replace a file of a kind other
+    than `kind`. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
@@ -29,7 +29,7 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
 
 
 def _files(name: str) -> Iterator[str]:
-    """Yield an existing input, the other parts of a model in parts, and the files in a folder."""
+    """Yield an existing input, and the other parts of the same model or the files in a folder."""
     yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:

@@ -1,4 +1,4 @@
-"""The file names of a model in parts: NAME-00001-of-00005.gguf and so on."""
+"""The file names of a model in parts (NAME-00001-of-00005.gguf and so on)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _PART = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\
 
 
 def part_name(prefix: str, number: int, count: int) -> str:
-    """Return the name of part `number` (from 1) of `count`, as llama.cpp writes it."""
+    """Return the name of part `number` (from 1) of `count`, in llama.cpp's form."""
     return f"{prefix}-{number:05}-of-{count:05}.gguf"
 
 
 def part_of(path: str) -> tuple[str, int, int] | None:
-    """Return (prefix, number, count) of the name of a part; None for any other name."""
+    """Return (prefix, number, count) for the name of a part, or None for any other name."""
     found = _PART.fullmatch(path)
     if found is None or not 1 <= int(found["number"]) <= int(found["count"]):
         return None
@@ -22,7 +22,7 @@ def part_of(path: str) -> tuple[str, int, int] | None:
 
 
 def part_names(path: str) -> list[str]:
-    """Return the names of all parts if `path` is one of them; empty for any other name."""
+    """Return the names of all parts if `path` is a part, otherwise an empty list."""
     found = part_of(path)
     if found is None:
         return []

@@ -1,9 +1,9 @@
-"""The frame of every program: UTF-8 output, one line for an error, and the exit code.
+"""Code that wraps every program: UTF-8 output, one-line errors, and exit codes.
 
-| what ends the program | exit |
+| the program ends with | exit |
 |---|---|
-| `NbllamaError` | its own code (see `nbllama.errors`) |
-| no memory | 4 |
+| `NbllamaError` | the code of the class (see `nbllama.errors`) |
+| out of memory | 4 |
 | SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR1 outside of training | 130, 143, 129, 138 |
 | a path that cannot be read | 2 |
 | a path that cannot be written | 3 |
@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from nbllama.errors import Interrupted, NbllamaError, shown
 from nbllama.system.start import Stopped, Unwinding, unwinding
 
-_LINE = 4000  # characters; a line about resuming contains a whole command
+_LINE = 4000  # characters; a message about resuming contains a whole command
 _WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
 
 _name: ContextVar[str] = ContextVar("_name", default="")
@@ -32,7 +32,7 @@ _name: ContextVar[str] = ContextVar("_name", default="")
 
 @contextmanager
 def called(name: str) -> Iterator[None]:
-    """Set the running program's name, such as "nbllama chat", inside the `with` block."""
+    """Set the name of the running program, such as "nbllama chat", inside the `with` block."""
     token = _name.set(name)
     try:
         yield
@@ -41,15 +41,15 @@ def called(name: str) -> Iterator[None]:
 
 
 def called_as(name: str) -> str:
-    """Return the name under which the running program was started, or `name` if it is unknown."""
+    """Return the name under which the program was started, or `name` if it is unknown."""
     return _name.get() or name
 
 
 def prepare_streams() -> None:
-    """Make standard output and error line-buffered UTF-8 that accepts every character.
+    """Make standard output and standard error line-buffered UTF-8 that accepts any character.
 
-    A closed one of the first three file descriptors is opened on the null device; otherwise the
-    next file that the program opens would receive its number.
+    If one of the first three file descriptors is closed, it is opened on the null device;
+    otherwise, the next file that the program opens would receive its number.
     """
     for fd in range(3):
         try:
@@ -63,12 +63,12 @@ def prepare_streams() -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, ValueError):  # the reader may be gone; the exit code remains
+    with suppress(OSError, ValueError):  # the reader can be gone; the exit code is not affected
         print(shown(line, _LINE), file=sys.stderr, flush=True)
 
 
 def _close_stdout() -> None:
-    """Flush standard output; if the reader is gone, prevent an error when Python exits."""
+    """Flush standard output; if the reader is gone, prevent an error at Python's exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -78,7 +78,7 @@ def _close_stdout() -> None:
 
 
 def os_error_code(e: OSError) -> int:
-    """Return the exit code for an unexpected `OSError`: 4 memory, 3 writing, 2 reading, 1 other."""
+    """Return the exit code for an unexpected `OSError`: 4 memory, 3 write, 2 read, 1 other."""
     if e.errno == errno.ENOMEM:
         return 4
     if e.errno in _WRITING:
@@ -95,8 +95,8 @@ def os_error_code(e: OSError) -> int:
 def _for_want_of_memory(e: BaseException) -> bool:
     """Return whether an import failed because the dynamic linker ran out of memory.
 
-    The linker's message about a segment is the same on a file system that forbids execution, so the
-    memory limit decides (`ulimit -v`).
+    The linker's message about a segment is the same on a file system that forbids execution, so a
+    memory limit (`ulimit -v`) is used to distinguish the two.
     """
     if not isinstance(e, ImportError):
         return False
@@ -110,7 +110,7 @@ def _for_want_of_memory(e: BaseException) -> bool:
 
 
 def _line_and_code(e: BaseException) -> tuple[str, int]:
-    """Return the line and the exit code for an exception."""
+    """Return the message line and the exit code for an exception."""
     if isinstance(e, Interrupted):
         return str(e), e.exit_code
     if isinstance(e, NbllamaError):
@@ -132,9 +132,9 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def _stoppable() -> Iterator[Unwinding]:
-    """Let signals unwind the program, so that no work is left half done.
+    """Let signals unwind the program, so that cleanup code runs.
 
-    Outside the main thread, which receives all signals, this changes nothing.
+    Outside the main thread, which receives all signals, this function has no effect.
     """
     if threading.current_thread() is threading.main_thread():
         with unwinding() as handler:
@@ -146,11 +146,11 @@ def _stoppable() -> Iterator[Unwinding]:
 def run_program(
     program: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
-    """Run `program` with the words of a command line (by default, the process's own).
+    """Run `program` with the words of a command line (by default, of this process).
 
-    Returns the exit code: the one that `program` returns (0 for None), or that of its exception. An
-    exception is printed as one line on standard error, after a traceback if --debug was given. For
-    `SystemExit`, it returns that exception's code.
+    Returns the exit code, which is the return value of `program` (0 for None) or determined by its
+    exception. An exception is printed as one line on standard error, after a traceback if --debug
+    is given. For `SystemExit`, the code of the exception is returned.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
@@ -159,7 +159,7 @@ def run_program(
             code = _ended(program, words, handler)
             handler.over = True
             _close_stdout()
-    except Stopped as e:  # before the program's first line, or between its end and its exit code
+    except Stopped as e:  # before the program's first line, or after its end
         _say(str(e))
         code = 128 + e.signum
         _close_stdout()
@@ -167,7 +167,7 @@ def run_program(
 
 
 def _ended(program: Callable[[list[str]], int | None], words: list[str], handler: Unwinding) -> int:
-    """Run the program and print how it ended; return the exit code."""
+    """Run the program, print any error, and return the exit code."""
     try:
         return program(words) or 0
     except SystemExit as e:

@@ -1,4 +1,4 @@
-"""The processor quota of this process's control groups, which containers set."""
+"""The processor quota of this process's control groups, which is set by containers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nbllama.system import memory
 
 
 def processor_quota() -> int | None:
-    """Return the smallest quota in processors, at least 1; None if there is no quota."""
+    """Return the smallest quota in processors, at least 1, or None if there is no quota."""
     return min((max(1, math.ceil(quota / period)) for quota, period in _quotas()), default=None)
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
     """Yield (quota, period), in microseconds, for each of this process's Linux control groups.
 
-    Both versions 1 and 2 are read.
+    Versions 1 and 2 are both read.
     """
     for line in memory.read(memory.PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

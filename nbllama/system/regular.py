@@ -1,4 +1,4 @@
-"""Opening files safely: only regular files, and pipes for reading."""
+"""Open files safely: only regular files and, for reading, pipes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _KINDS = (
 
 
 def kind_of(mode: int) -> str:
-    """Return the kind of a file that is not regular, for an error message."""
+    """Describe the kind of a file that is not regular, for an error message."""
     return next((word for test, word in _KINDS if test(mode)), "a special file")
 
 
 def open_own(name: str, flags: int) -> int:
-    """Open a regular file for writing, and create it if missing; return its descriptor.
+    """Open a regular file for writing, creating it if missing; return the descriptor.
 
-    `flags`: `os.O_RDWR` or `os.O_WRONLY`, with or without `os.O_APPEND`. Links are not followed,
+    `flags` is `os.O_RDWR` or `os.O_WRONLY`, with or without `os.O_APPEND`. Links are not followed,
     and FIFOs and devices are not opened. Raises `OSError` with a reason.
     """
     before = _mode(name)
@@ -36,7 +36,7 @@ def open_own(name: str, flags: int) -> int:
     more = [getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
     fd = os.open(name, flags | os.O_CREAT | sum(more), 0o666)
     mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):  # it was replaced in between
+    if not stat.S_ISREG(mode):  # it was replaced in the meantime
         os.close(fd)
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", name)
     return fd
@@ -52,8 +52,8 @@ def _mode(name: str) -> int | None:
 def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
     """Read all bytes of a regular file or a pipe.
 
-    Raises `OSError`, and `ValueError` with a reason for a folder or a device, for more than
-    `at_most` bytes, and for a pipe that delivers nothing for 10 seconds.
+    Raises `OSError`, and `ValueError` with a reason for a folder or device, more than `at_most`
+    bytes, or a pipe that delivers no data for 10 seconds.
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
@@ -84,9 +84,9 @@ def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
 
 
 def first_bytes(path: str | os.PathLike[str], n: int) -> bytes:
-    """Read the first `n` bytes of a regular file, fewer if it is shorter.
+    """Read the first `n` bytes of a regular file, or fewer if the file is shorter.
 
-    Raises `OSError`, also for anything that is not a regular file.
+    Raises `OSError`, including for anything that is not a regular file.
     """
     if not stat.S_ISREG(mode := os.stat(path).st_mode):
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))

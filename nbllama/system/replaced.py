@@ -1,6 +1,6 @@
-"""Files that an output may replace: a file of the same kind, or an empty one.
+"""Files that an output may replace: files of the same kind, and empty files.
 
-A file that contains only zero bytes, as a power cut can leave it, counts as empty.
+A file that contains only zero bytes, for example after a power cut, is treated as empty.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from nbllama.errors import OutputError, shown
 from nbllama.system.regular import first_bytes
 
-_LOOKED_AT = 2048  # bytes from the start of a file that are checked
+_LOOKED_AT = 2048  # number of bytes checked at the start of a file
 
 
 class Kind(NamedTuple):
-    """A kind of file: its possible first bytes, and bytes that occur near the start."""
+    """A kind of file, identified by its first bytes and by bytes that occur near the start."""
 
     name: str
     begin: tuple[bytes, ...]
@@ -31,9 +31,9 @@ LOG = Kind("a log of a run", (b"{", b"\n{"))
 
 
 def check_kind(path: str, kind: Kind) -> None:
-    """Raise `OutputError` if a file of a different kind exists, which would be lost.
+    """Raise `OutputError` if an existing file of a different kind would be lost.
 
-    A file that cannot be read, or is not regular, is left to the writer.
+    Files that cannot be read or are not regular are left to the writer to check.
     """
     try:
         start = first_bytes(path, _LOOKED_AT)

@@ -1,4 +1,4 @@
-"""The lock that keeps two runs from writing the same files."""
+"""A lock that prevents two runs from writing the same files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from nbllama.errors import OutputError, shown
 from nbllama.system.files import Path, cannot_write, split_name, try_lock
 from nbllama.system.regular import open_own
 
-_held: set[int] = set()  # descriptors of locks, which forked children close
+_held: set[int] = set()  # lock descriptors, which forked children close
 
 
 class RunLock:
-    """A lock for writing `path`, which is released at the latest when the process ends.
+    """A lock for writing `path`, which is released when the process ends, if not before.
 
-    The lock is the kernel's (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
-    it; the remaining file does not matter. Over NFS it works between machines only if the server
-    supports locks. Use it as a context manager; locking it again raises `OutputError` with the
-    holder's process and host. A lock file that is a link, is not a regular file, or belongs to
-    another user is refused, and nothing is written to it.
+    The lock is a kernel lock (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
+    it, and the file that remains is harmless. Over NFS, it works between machines only if the
+    server supports locks. Use the lock as a context manager; locking it again raises `OutputError`
+    with the process and host of the holder. A lock file that is a link, is not a regular file, or
+    belongs to a different user is refused, and nothing is written to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class RunLock:
             try:
                 _check_ours(fd, self.lock_path)
                 lock_or_refuse(fd, self.path)
-                if not _same_file(fd, self.lock_path):  # the previous holder removed it
+                if not _same_file(fd, self.lock_path):  # the previous holder removed the file
                     os.close(fd)
                     continue
                 os.lseek(fd, 0, os.SEEK_SET)
@@ -58,7 +58,7 @@ class RunLock:
             return
 
     def release(self) -> None:
-        """Release the lock, if it is held."""
+        """Release the lock if it is held."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
@@ -76,7 +76,7 @@ class RunLock:
 
 
 def lock_or_refuse(fd: int, name: str) -> None:
-    """Lock an open file for this process. Raises `OutputError` with `name` if it is locked."""
+    """Lock an open file for this process; if it is locked, raise `OutputError` with `name`."""
     if not try_lock(fd, strict=True):
         raise OutputError(
             f"{shown(name, 400)}: another run is writing to it ({_holder(fd)}); wait until that "
@@ -85,7 +85,7 @@ def lock_or_refuse(fd: int, name: str) -> None:
 
 
 def _check_ours(fd: int, name: str) -> None:
-    """Refuse a file that has a second name (a hard link) or belongs to a different user."""
+    """Refuse a file that has another name (a hard link) or belongs to a different user."""
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(
@@ -116,7 +116,7 @@ def _holder(fd: int) -> str:
 
 
 def _close_in_child() -> None:
-    # A forked child shares the lock; it must not keep it when the parent dies.
+    # A forked child shares the lock and must not keep it after the parent dies.
     for fd in _held:
         with suppress(OSError):
             os.close(fd)

@@ -1,7 +1,7 @@
-"""Signal handlers that a program installs first: a signal ends it with one line and an exit code.
+"""Signal handlers, installed first, that end a program with one line and an exit code.
 
-This module imports nothing slow: the handlers must be installed before the program's imports, which
-take most of its first second.
+This module imports nothing slow, because the handlers must be installed before the program's other
+imports, which take most of its first second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows does not have the last two
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # the last two do not exist on Windows
 
 
 AGAIN = 0.01  # seconds
@@ -25,8 +25,8 @@ AGAIN = 0.01  # seconds
 class Stopped(BaseException):
     """Raised by a signal that ends the program.
 
-    It is not a `KeyboardInterrupt`: if one passes through `exec`, which Numba uses, Python exits as
-    if killed by SIGINT, even if the exception is handled.
+    The class is not derived from `KeyboardInterrupt`: if a `KeyboardInterrupt` passes through
+    `exec`, which Numba uses, Python exits as if killed by SIGINT, even if the exception is handled.
     """
 
     def __init__(self, signum: int, handler: Unwinding) -> None:
@@ -37,7 +37,7 @@ class Stopped(BaseException):
 class Unwinding:
     """A signal handler that raises `Stopped`, at most once per second, so that cleanup can finish.
 
-    After `over` is set, it no longer raises.
+    When `over` is set, the handler no longer raises.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def repeated() -> Iterator[None]:
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process immediately, as there is nothing to clean up yet."""
+    """End the process immediately; at this point, there is nothing to clean up."""
     try:
         os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
     finally:
@@ -91,7 +91,7 @@ def leave(signum: int, frame: FrameType | None) -> None:
 
 
 def signals() -> Iterator[signal.Signals]:
-    """Yield the signals that end a program, except those that are ignored, as with `nohup`."""
+    """Yield the signals that end a program, except ignored signals (as with `nohup`)."""
     for name in NAMES:
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
@@ -100,9 +100,9 @@ def signals() -> Iterator[signal.Signals]:
 
 @contextmanager
 def unwinding() -> Iterator[Unwinding]:
-    """Let signals that have no other handler raise `Stopped` inside the block.
+    """Make signals without another handler raise `Stopped` inside the block.
 
-    After the block, signals that `leave` handled before are ignored, as the program has ended.
+    After the block, signals that `leave` handled before are ignored, because the program has ended.
     """
     free = (signal.SIG_DFL, signal.default_int_handler, leave)
     handler, before = Unwinding(), {}
@@ -130,7 +130,7 @@ class Program:
         return code
 
     def start(self) -> int:
-        """Call `main` as this process's program, with signal handlers."""
+        """Call `main` as the program of this process, with signal handlers."""
         for signum in signals():
             signal.signal(signum, leave)
         return self()

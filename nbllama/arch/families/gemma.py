@@ -1,4 +1,4 @@
-"""Gemma's rows: scaled embeddings, GELU, soft-caps, windows."""
+"""Rows for Gemma: scaled embeddings, GELU, soft-caps, windows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nbllama.arch.tensors import (
     TensorRow,
 )
 
-# Gemma 4: a per-block embedding of each token, and the tensors that use it. Some blocks have
-# no attn_v; their values are the projected keys.
+# Gemma 4: per-block token embeddings, and the tensors that use them. Some blocks have no attn_v and
+# use the projected keys as values.
 _PER_LAYER_ENDS = (
     TensorRow("per_layer_token_embd.weight", ("n_vocab", "n_per_layer_all")),
     TensorRow("per_layer_model_proj.weight", ("n_per_layer_all", "n_embd")),
@@ -34,7 +34,7 @@ _PER_LAYER = (
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """Scale scores by the head size, but by n_embd / n_head in the model with `largest` layers."""
+    """Scale scores by head size, except by n_embd / n_head in the model with `largest` layers."""
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest
     return Scales(math.sqrt(sizes.n_embd), attention=score_scale(width) if wide else None)

@@ -1,4 +1,4 @@
-"""Llama and similar models, with small differences: biases, norms of queries and keys, scales."""
+"""Rows for Llama and similar models, which differ in biases, norms of q and k, and scales."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nbllama.arch.tensors import (
 
 
 def _minicpm_scales(sizes: Sizes) -> Scales:
-    """Return the scales of the 2B model, for files without the keys (llama.cpp's defaults)."""
+    """Return the scales of the 2B model, llama.cpp's defaults for files without the keys."""
     return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
 
 
@@ -30,7 +30,7 @@ _MIXTRAL = {
     for part, module in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
 }
 
-# In other models, the name of the second norm means a norm after attention.
+# In other models, the name of the second norm denotes a norm after attention.
 _SEED_OSS = tuple(
     row._replace(name="post_attention_norm.weight") if row.name == "ffn_norm.weight" else row
     for row in BLOCK + QKV_BIASES

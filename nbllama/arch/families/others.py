@@ -1,4 +1,4 @@
-"""Rows of models with fused matrices, or with norms after attention and feed-forward."""
+"""Rows for models with fused matrices, or with norms after attention and feed-forward."""
 
 from __future__ import annotations
 

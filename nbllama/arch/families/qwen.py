@@ -1,4 +1,4 @@
-"""Qwen's rows; for vision models, the text part."""
+"""Rows for Qwen, including the text part of vision models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = (
         hf_modules=HF_MODULES,
         checked=("all dense sizes",),
     ),
-    # In text, a token has only one position. It rotates every section of a head, as in qwen2 and
+    # In text, a token has a single position, which rotates every section of a head, as in qwen2 and
     # qwen3.
     ArchRow(
         "qwen2vl",

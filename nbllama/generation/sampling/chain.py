@@ -16,11 +16,11 @@ from nbllama.generation.sampling.random import Random
 
 
 class Sampler:
-    """Choose tokens: `sample`, then `accept` for that token (and for those of a prompt).
+    """Choose tokens: call `sample`, then `accept` with the token (and with all prompt tokens).
 
-    Without mirostat: penalties, top_k, typical, top_p, min_p, temperature, a draw. With mirostat:
-    temperature, mirostat. `banned` tokens are never chosen. `n_ctx`: the value of repeat_last_n if
-    that is -1.
+    The order without mirostat is penalties, top_k, typical, top_p, min_p, temperature, and a random
+    draw; with mirostat, it is temperature and mirostat. `banned` tokens are never chosen. `n_ctx`
+    is used for a repeat_last_n of -1.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Sampler:
         self._penalties.accept(token)
 
     def reset(self) -> None:
-        """Return to the initial state: no tokens, and the random numbers from the seed."""
+        """Restore the initial state: forget all tokens, and seed the random numbers again."""
         self._penalties.reset()
         if self._mirostat is not None:
             self._mirostat.reset()
         self._random = Random(self._params.seed)
 
     def sample(self, logits: np.ndarray) -> int:
-        """Draw a token from logits float32 `[n_vocab]`; `NbllamaError` if they are NaN."""
+        """Draw a token from logits float32 `[n_vocab]`. Raises `NbllamaError` for NaN logits."""
         if logits.shape != self._ids.shape:
             raise ValueError(f"{logits.shape} logits for {len(self._ids)} tokens")
         if len(self._banned):
@@ -69,7 +69,7 @@ class Sampler:
         return self._draw(self.filtered(c))
 
     def filtered(self, c: Candidates) -> Candidates:
-        """Return the candidates after the chain without mirostat; c is the whole vocabulary."""
+        """Return the candidates left by the chain without mirostat; c is the whole vocabulary."""
         params = self._params
         c = self._penalties.apply(c)
         c = filters.top_k(c, params.top_k)

@@ -1,7 +1,7 @@
 """Samplers that drop candidates or change their logits, independent of earlier tokens.
 
-Sums are sequential and in float32 wherever llama.cpp does so, because the last digit decides at the
-edge of a filter.
+Sums are sequential and in float32 in the same places as in llama.cpp, because the last digit
+matters at the cutoff of a filter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 class Candidates(NamedTuple):
     """Possible next tokens: ids int64 `[n]`, logits float32 `[n]`.
 
-    `ordered`: whether the most likely ones come first.
+    `ordered` says whether they are sorted, most likely first.
     """
 
     ids: np.ndarray
@@ -22,12 +22,12 @@ class Candidates(NamedTuple):
     ordered: bool = False
 
     def take(self, which: np.ndarray | slice, ordered: bool) -> Candidates:
-        """Return the candidates at the indices `which`."""
+        """Return the candidates with indices `which`."""
         return Candidates(self.ids[which], self.logits[which], ordered)
 
 
 def in_order(c: Candidates) -> Candidates:
-    """Sort by descending logit, and equal logits by ascending id."""
+    """Sort by descending logit, then by ascending id."""
     if c.ordered:
         return c
     return c.take(np.argsort(-c.logits, kind="stable"), True)
@@ -41,7 +41,7 @@ def softmax(c: Candidates) -> np.ndarray:
 
 
 def top_k(c: Candidates, k: int) -> Candidates:
-    """Keep the k most likely tokens; k 0 or below: all.
+    """Keep the k most likely tokens, or all if k is 0 or less.
 
     Fan et al., "Hierarchical Neural Story Generation" (2018).
     """
@@ -71,7 +71,7 @@ def top_p(c: Candidates, p: float) -> Candidates:
 
 
 def min_p(c: Candidates, p: float) -> Candidates:
-    """Keep tokens that are at least p times as likely as the most likely one.
+    """Keep tokens that are at least p times as likely as the most likely token.
 
     Nguyen et al., "Turning Up the Heat: Min-p Sampling" (2024).
     """
@@ -81,10 +81,10 @@ def min_p(c: Candidates, p: float) -> Candidates:
 
 
 def typical(c: Candidates, p: float) -> Candidates:
-    """Keep the tokens whose surprise is nearest to its mean, until their total reaches p.
+    """Keep the tokens whose surprise is nearest to the mean, until their probabilities sum to p.
 
-    The surprise is -log p_i, its mean the entropy.
-    Meister et al., "Locally Typical Sampling" (2022).
+    The surprise is -log p_i, and its mean is the entropy. Meister et al., "Locally Typical
+    Sampling" (2022).
     """
     if p >= 1:
         return c
@@ -99,7 +99,7 @@ def typical(c: Candidates, p: float) -> Candidates:
 
 
 def temperature(c: Candidates, temp: float) -> Candidates:
-    """Divide the logits by temp; if it is 0 or less, keep only the (first) most likely token."""
+    """Divide the logits by temp; if temp is 0 or less, keep only the (first) most likely token."""
     if temp <= 0:
         best = int(c.logits.argmax())
         return c.take(slice(best, best + 1), True)

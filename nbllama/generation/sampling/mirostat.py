@@ -18,8 +18,8 @@ f32 = np.float32
 class Mirostat:
     """The controller `mu` for both versions; `choose` draws a token and updates `mu`.
 
-    `version` 1 estimates the number k of candidates with a mean surprise of mu; 2 drops those with
-    a surprise above mu. mu starts at 2 tau and changes by eta times the error.
+    `version` 1 estimates the number k of candidates for a mean surprise of mu; version 2 drops
+    candidates with a surprise above mu. mu starts at 2 tau and changes by eta times the error.
     """
 
     def __init__(self, version: int, tau: float, eta: float, n_vocab: int) -> None:
@@ -33,7 +33,7 @@ class Mirostat:
         self.mu = f32(2) * self._tau
 
     def choose(self, c: Candidates, random: Random) -> int:
-        """Return the id of the drawn candidate."""
+        """Draw a candidate and return its id."""
         c = in_order(c)
         if self._version == 1:
             c = top_k(c, self._count(softmax(c)))
@@ -48,10 +48,10 @@ class Mirostat:
         return int(c.ids[drawn])
 
     def _count(self, p: np.ndarray) -> int:
-        """Return k from Zipf's law p_i ~ i^-s: equation 9 of the paper.
+        """Return k from Zipf's law p_i ~ i^-s (equation 9 of the paper).
 
-        s: by least squares over the most likely candidates. A k above 2^31, which llama.cpp turns
-        into 1, means all candidates here.
+        s is fitted by least squares to the most likely candidates. A k above 2^31, which llama.cpp
+        turns into 1, selects all candidates.
         """
         n = min(_MOST - 1, len(p) - 1)
         i = np.arange(n, dtype=f32)

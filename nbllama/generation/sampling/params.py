@@ -1,4 +1,4 @@
-"""Settings of the samplers, with llama.cpp's defaults. Importing this module needs no numpy."""
+"""Settings of the samplers, with llama.cpp's defaults. This module does not import numpy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The settings of `Sampler`; names are those of llama.cpp's options.
+    """The settings of `Sampler`, named like llama.cpp's options.
 
-    A filter is off with top_k 0, top_p 1, min_p 0, typical 1. temp 0 or below: always the most
-    likely candidate. repeat_last_n counts tokens for the three penalties, -1: all of the context.
-    mirostat 1 or 2 replaces filters and penalties.
+    A filter is switched off by top_k 0, top_p 1, min_p 0 or typical 1. With temp 0 or less, the
+    most likely candidate is always chosen. repeat_last_n is the number of tokens to which the three
+    penalties apply, or -1 for the whole context. mirostat 1 or 2 replaces filters and penalties.
     """
 
     seed: int = 0

@@ -10,7 +10,7 @@ from nbllama.generation.sampling.filters import Candidates
 
 
 class Penalties:
-    """Penalties for tokens that are already in the text.
+    """Penalties for tokens that occur in the text.
 
     For a token that occurs n > 0 times among the last `last_n`:
 
@@ -26,7 +26,7 @@ class Penalties:
         self._presence = np.float32(presence)
 
     def accept(self, token: int) -> None:
-        """Add a token to the recent ones."""
+        """Add a token to the recent tokens."""
         self._last.append(token)
 
     def reset(self) -> None:
@@ -34,7 +34,7 @@ class Penalties:
         self._last.clear()
 
     def apply(self, c: Candidates) -> Candidates:
-        """Apply the penalties to c, which must contain the whole vocabulary in order of ids."""
+        """Apply the penalties to c, which must contain the whole vocabulary in id order."""
         if not self.on or not self._last:
             return c
         counts = Counter(self._last)

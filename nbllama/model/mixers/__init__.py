@@ -1,8 +1,8 @@
-"""The alternatives to attention in some blocks, one per page.
+"""The alternatives to attention that some blocks use, one per module.
 
-Each page contains two functions for a block (`nbllama.model.parts.BlockParts`): `forward`
-writes the stream between the mixer and feed-forward to `kept.x_mid`, and `backward` changes
-acts.dx from the gradient with respect to that stream to the gradient of the block's input.
+Each module contains two functions for a block (`nbllama.model.parts.BlockParts`): `forward` writes
+the stream between the mixer and feed-forward to `kept.x_mid`, and `backward` turns acts.dx from the
+gradient of that stream into the gradient of the block's input.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ MIXERS: Mapping[str, Mixer] = {
     "conv": Mixer(short_conv.forward, short_conv.backward),
     "delta": Mixer(delta_net.forward, delta_net.backward),
 }
-"""By the kind of the block (`Hparams.mixer_at`); attention is in `nbllama.model.block` itself."""
+"""Mixers by kind of block (`Hparams.mixer_at`); attention is in `nbllama.model.block`."""

@@ -1,4 +1,4 @@
-"""States of the sequences before and after a batch (generation)."""
+"""States of the sequences before and after a batch, for generation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from nbllama.model.parts import BlockParts
 
 
 class Carried(NamedTuple):
-    """States of a batch's sequences before and after it, by name, float32 `[S, ...]`."""
+    """States of the sequences before and after a batch, by name, float32 `[S, ...]`."""
 
     before: Mapping[str, np.ndarray]
     after: Mapping[str, np.ndarray]
 
 
 StateExchange = Callable[[int], Carried]
-"""A function of a layer that returns its states. The caller writes `after`."""
+"""Takes a layer and returns its states. The caller writes `after`."""
 
 
 def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
-    """Return the block's states; None if every sequence begins in this batch.
+    """Return the block's states, or None if every sequence begins in this batch.
 
-    Raises ValueError for a sequence that continues an earlier one but has no state.
+    Raises ValueError for a sequence that continues from an earlier batch but has no state.
     """
     if states is not None:
         return states(block.layer)

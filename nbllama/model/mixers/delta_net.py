@@ -1,6 +1,6 @@
-"""A block with a gated delta net in place of attention (`nbllama.ops.delta_net`).
+"""A block with a gated delta net instead of attention (`nbllama.ops.delta_net`).
 
-read -> qkv -> convolution and SiLU -> q, k, v; q and k to length 1
+read -> qkv -> convolution and SiLU -> q, k, v; q and k scaled to length 1
 read -> alpha, beta -> the two gates                            all of them -> o
 read -> z                                            silu(z) norm(o) -> ssm_out
 """
@@ -25,7 +25,7 @@ INPUTS = ("qkv", "z", "alpha", "beta")
 
 
 class _Parts(NamedTuple):
-    """Inputs of the delta rule: q and k as convolved (`raw`) and at length 1, v, g, beta."""
+    """Inputs of the delta rule: q and k before (`raw`) and after scaling to length 1; the rest."""
 
     raw: dict[str, np.ndarray]
     rstd: dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class DeltaBlock:
 
     def __init__(self, block: BlockParts) -> None:
         of = block.hp.delta
-        assert of is not None  # otherwise, the model has no such block
+        assert of is not None  # otherwise, the model has no delta-net blocks
         self.block, self.of = block, of
         self.offsets = block.batch.seq_offsets
         self.taps = block.model.taps(block.name("ssm_conv1d.weight"))
@@ -53,12 +53,12 @@ class DeltaBlock:
         self.eps = block.hp.rms_eps / of.size
 
     def columns(self) -> tuple[tuple[str, int], ...]:
-        """Return the first columns of queries, keys and values in `qkv`."""
+        """Return the first column of queries, keys and values in `qkv`."""
         keys = self.of.key_heads * self.of.size
         return ("q", 0), ("k", keys), ("v", 2 * keys)
 
     def parts(self, before: np.ndarray | None) -> _Parts:
-        """Compute the inputs of the delta rule from the projections' outputs, in shared memory."""
+        """Compute the inputs of the delta rule from the projections, in shared memory."""
         block, mixed = self.block, self.block.kept.mixed
         arrays = {name: block.shared(f"delta_{name}") for name in "qkv"}
         for name, column in self.columns():
@@ -123,7 +123,7 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+    """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
 
     Without `below`, only the gradients of this block's pairs are computed.
     """
@@ -152,7 +152,7 @@ def backward(block: BlockParts, below: bool) -> None:
         do, parts.q, parts.k, parts.v, g=parts.g, beta=parts.beta, offsets=of.offsets,
         scale=of.scale, dq=d["q"], dk=d["k"], dv=d["v"], dg=d["g"], dbeta=d["beta"],
     )  # fmt: skip
-    # the gates, the division by lengths, and the convolution
+    # the gates, the scaling to length 1, and the convolution
     dalpha, db = block.shared("delta_dalpha"), block.shared("delta_db")
     mixed = kept.mixed
     gates_grad(
@@ -163,7 +163,7 @@ def backward(block: BlockParts, below: bool) -> None:
         rms_norm_grad(dn, raw, of.one, parts.rstd[name], dx=dn)
     dqkv = block.shared("delta_dqkv")
     for name, column in of.columns():
-        memory = parts.raw[name].reshape(block.n, -1)  # not needed any more
+        memory = parts.raw[name].reshape(block.n, -1)  # no longer used
         conv_silu_grad(
             d[name].reshape(block.n, -1), mixed["qkv"], of.taps, of.offsets, du=dqkv,
             memory=memory, column=column,

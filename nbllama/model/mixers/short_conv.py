@@ -1,4 +1,4 @@
-"""A block with a gated short convolution in place of attention (`nbllama.ops.short_conv`)."""
+"""A block with a gated short convolution instead of attention (`nbllama.ops.short_conv`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+    """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
 
     Without `below`, only the gradients of this block's pairs are computed.
     """

@@ -16,10 +16,10 @@ Gradient, with delta = do . o:
     dq    += scale dz[j] k[j]         dk[j] += scale dz[j] q
 
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient recomputes p
-from it (Dao et al., "FlashAttention", 2022, section 3.1). A task is a block of `BLOCK` queries of
-one head. It stores whole rows of scores, so memory grows with T and no online rescaling is needed.
-The loop bounds do the masking. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
-k and v `[Nk, G, D]`.
+from lse (Dao et al., "FlashAttention", 2022, section 3.1). Each task processes a block of `BLOCK`
+queries of one head. It stores whole rows of scores, so memory grows with T and no online rescaling
+is needed. The loop bounds implement the mask. Shapes: N tokens in a stream of S sequences, q
+`[N, H, D]`, k and v `[Nk, G, D]`.
 
 llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12
 to t19. The kernels of the gradient are in `nbllama.ops.attention.grad`.
@@ -74,7 +74,7 @@ def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
 def _scores(
     q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (scores, tanh) `[Tq, Tk]` of one head, in plain numpy."""
+    """Compute (scores, tanh) `[Tq, Tk]` of one head in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
     t = np.tanh(z / cap) if cap > 0 else np.zeros_like(z)
@@ -103,8 +103,8 @@ def attention_matrices(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Compute the scores and probabilities `[H, N, Nk]` in plain numpy, in the dtype of q.
 
-    No kernel builds these matrices. For tokens of other sequences and for later tokens, the scores
-    are -inf and the probabilities 0.
+    The kernels never build these matrices. Keys of other sequences and later keys have score -inf
+    and probability 0.
     """
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     z = np.full((heads, len(q), len(k)), -np.inf, q.dtype)
@@ -256,7 +256,7 @@ def attention(
     Parameters
     ----------
     q : float32 array [N, H, D]
-        Queries. There can be more keys than queries (a KV cache); the queries are then the last
+        Queries. If there are more keys than queries (a KV cache), the queries belong to the last
         tokens.
     k, v : float32 arrays [Nk, G, D]
         Keys and values; G divides H.

@@ -1,17 +1,19 @@
 """Attention of a few queries over many keys, for generating token by token.
 
-The formula is that of `nbllama.ops.attention`. Its blocks of queries would be mostly padding with
-so few queries. Nothing is packed: keys are read directly from the cache. A task owns one query, one
-KV head with its group of query heads, and `CHUNK` keys. Let m, l and o be the largest score, the
-sum of exponentials and the weighted sum of values of one chunk. Chunks are combined by
+The formula is the same as in `nbllama.ops.attention`, but with so few queries, the blocks of that
+module would be mostly padding. Nothing is packed: keys are read directly from the cache. A task
+processes one query, one KV head with its group of query heads, and `CHUNK` keys. Let m, l and o be
+the largest score, the sum of exponentials and the weighted sum of values of one chunk. Chunks are
+combined by
 
     m = max_c m_c     l = sum_c l_c exp(m_c - m)     o = sum_c o_c exp(m_c - m) / l
 
-in ascending order. Chunk boundaries depend on the key position alone, so the number of threads does
-not change the bits.
+in ascending order. Chunk boundaries depend only on the key position, so the result is bit-identical
+for any number of threads.
 
 Source: Dao et al., "FlashAttention" (2022), section 3.1, for combining blocks; "Flash-Decoding"
-(2023), for tasks that own chunks of keys. llama.cpp: `ggml_flash_attn_ext` with one query.
+(2023), for splitting the keys into one chunk per task. llama.cpp: `ggml_flash_attn_ext` with one
+query.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
 CHUNK = 256
-SERIAL = 500_000  # products; up to here, one thread is faster than starting two (about 60 us)
+SERIAL = 500_000  # products; below this, one thread is faster than starting two (about 60 us)
 MOST_QUERIES = 4
 
 
-# Flat arrays and unsigned indices: a slice for every key would cost more than its product.
+# Flat arrays and unsigned indices: slicing for each key would cost more than its dot product.
 @kernel(fast=True)
 def _score_row(q, q0, k, k0, step, d, scale, row, n):
     """row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n."""
@@ -68,8 +70,8 @@ def _weigh(p, n, v, v0, step, o, o0, d):
 def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
     """Attend to the keys lo <= j < hi of KV head g, for a query at key position `at`.
 
-    Writes m, l and o of each of the group's heads to found `[H, 2 + D]`. The query `[H, D]` begins
-    at element q0 of the flat array q; k and v are `[Nk, G, D]`.
+    Writes m, l and o of each head in the group to found `[H, 2 + D]`. The query `[H, D]` begins at
+    element q0 of the flat array q; k and v are `[Nk, G, D]`.
     """
     n_kv, d, n = k.shape[1], k.shape[2], hi - lo
     group = found.shape[0] // n_kv
@@ -87,7 +89,7 @@ def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
 
 @kernel()
 def join_chunks(found, first, last, o):
-    """Combine the chunks first <= c < last of one query and head into o `[D]`; return the lse.
+    """Combine chunks first to last - 1 of one query and head into o `[D]`; return the lse.
 
     found is `[C, 2 + D]`.
     """

@@ -1,9 +1,9 @@
 """Gradient of attention, which recomputes each block's probabilities from the saved `lse`.
 
-Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns
-the queries of one head of one sequence, or a part of them if there are few heads, and accumulates
-dk and dv in private memory. At the end, dk and dv are summed over parts and heads in ascending
-order.
+Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task
+processes the queries of one head of one sequence, or some of these queries if there are few heads,
+and accumulates dk and dv in its own memory. At the end, dk and dv are summed over parts and heads
+in ascending order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nbllama.ops.attention.tiles import (
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-PIECES = 8  # parts into which a KV head's keys are divided for the sum over its query heads
+PIECES = 8  # number of parts of a KV head's keys in the sum over its query heads
 TASKS = 24  # minimum number of tasks, so that threads finish at about the same time
 
 
@@ -53,7 +53,7 @@ def _dot(a, b):
 
 @kernel(fast=True)
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
-    """Turn p into probabilities and dp into the raw scores' gradient; both are 0 outside lo..hi."""
+    """Turn p into probabilities and dp into the gradient of the raw scores; 0 outside lo..hi."""
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
     dp[:lo] = np.float32(0.0)
@@ -91,7 +91,7 @@ def _block(
     do, q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h,
     mine,
 ):  # fmt: skip
-    """Compute dq of n queries of head h, from t0 + i0 on; add their share to dk_h and dv_h."""
+    """Compute dq of n queries of head h, starting at t0 + i0; add their share to dk_h and dv_h."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -144,13 +144,13 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return a part's first block; the work up to block n grows with n squared."""
+    """Return the first block of a part; the work up to block n grows with n squared."""
     return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
 
 
 @kernel()
 def _sum_heads(private, size, wide, heads, parts, tq, past, j, out):
-    """out[c] = sum of the private rows j over heads and parts in ascending order."""
+    """out[c] = sum over heads and parts of their rows j in `private`, in ascending order."""
     blocks = (tq + BLOCK - 1) // BLOCK
     out[:] = np.float32(0.0)
     for h in range(heads):
@@ -227,8 +227,8 @@ def _gradient(
 def n_parts(n_seq: int, n_head: int) -> int:
     """Return the number of tasks into which a head's queries are divided.
 
-    The number depends only on the shape, never on the threads, because it fixes the order of the
-    sums.
+    The number fixes the order of the sums, so it depends only on the shape, not on the number of
+    threads.
     """
     return -(-TASKS // (n_seq * n_head))
 
@@ -253,8 +253,8 @@ def attention_grad(
     """Compute the gradients dq `[N, H, D]`, dk and dv `[Nk, G, D]` (overwritten).
 
     o and lse are the results of the forward pass. `offsets` are the offsets of the queries and,
-    without `k_offsets`, also of the keys. With `k_offsets`, the queries are the last tokens of
-    longer sequences.
+    without `k_offsets`, also the offsets of the keys. With `k_offsets`, the queries belong to the
+    last tokens of longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

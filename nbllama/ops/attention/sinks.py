@@ -1,4 +1,4 @@
-"""Attention sinks: a learned score per head that is part of the softmax but has no value.
+"""Attention sinks: a learned score per head that enters the softmax but has no value vector.
 
     p[j] = exp(s[j]) / (sum_j exp(s[j]) + exp(sink[h]))
 
@@ -6,9 +6,9 @@ This lets a head attend to nothing. `attention` computes o and lse without the s
 
     lse' = log(exp(lse) + exp(sink))          o' = o exp(lse - lse')
 
-Gradient: that of `nbllama.ops.attention.grad` with o' and lse'. It computes p from lse', which
-gives the p above. Since the sink has no value, delta = do . o' is still the sum of
-p[j] (do . v[j]). The sinks are frozen.
+Gradient: as in `nbllama.ops.attention.grad`, but with o' and lse'. Recomputing p from lse' yields
+the p above. The sink has no value vector, so delta = do . o' is still the sum of p[j] (do . v[j]).
+The sinks are frozen.
 
 Shapes: o `[N, H, D]`, lse `[N, H]`, sinks `[H]`; float32, all in place.
 
@@ -55,9 +55,9 @@ def _add_sinks(o, lse, sinks):
 
 
 def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
-    """Add the sinks `[H]` to attention with outputs o `[N, H, D]` and lse `[N, H]`.
+    """Add the sinks `[H]` to the results of attention, o `[N, H, D]` and lse `[N, H]`, in place.
 
-    o and lse are overwritten. Raises ValueError for mismatched arrays.
+    Raises ValueError for mismatched arrays.
     """
     if np.ndim(o) != 3:
         raise ValueError(f"add_sinks: o has shape {np.shape(o)}, expected [N, H, D]")

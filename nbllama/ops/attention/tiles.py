@@ -1,10 +1,10 @@
-"""Code that attention's forward pass and gradient share: packing, scores, scratch, checks.
+"""Code shared by the forward pass and the gradient of attention: packing, scores, scratch, checks.
 
-The score rows of a block of `BLOCK` queries are in memory together, `[BLOCK, ld]`: whole rows from
-the first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
-once per KV head, before the tasks that read them start. A task is then only one block of queries of
-one head (in the gradient, a run of blocks). Tasks are small enough for all threads to finish at
-about the same time, even with one sequence and three KV heads.
+The score rows of a block of `BLOCK` queries are in memory at the same time, `[BLOCK, ld]`: whole
+rows, starting at the first visible panel of keys. Each kernel of this module runs inside one task.
+Keys and values are packed once per KV head, before the tasks that read them start. A task processes
+one block of queries of one head (in the gradient, several consecutive blocks). Tasks are small
+enough for all threads to finish at about the same time, even with one sequence and three KV heads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.kernels.simd import exp_f32, fma_tile, transpose_tile
 from nbllama.kernels.threading_layer import get_num_threads
 from nbllama.ops.op import check_array
 
-BLOCK = 48  # queries whose score rows are in memory together; a multiple of ROWS
+BLOCK = 48  # queries whose score rows are in memory at the same time; a multiple of ROWS
 
 
 @kernel()
@@ -42,7 +42,7 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Return where a sequence's panels for KV head g begin (tk keys from k0 on)."""
+    """Return the start of a sequence's panels for KV head g (tk keys, starting at k0)."""
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 
@@ -72,9 +72,9 @@ def copy_block(x, t0, n, head, d, scale, out):
 
 @kernel()
 def scores(rows, d, panels, first, last, past, n, s, ld):
-    """Compute s[i, first:] = rows[i] . column of `panels`, for a row group's visible key panels.
+    """Compute s[i, first:] = rows[i] . column of `panels` for key panels visible to a row group.
 
-    The visible panels are first//PANEL and those after it.
+    The first visible panel is first//PANEL.
     """
     for i in range(0, n, ROWS):
         end = min(last, past + i + ROWS)
@@ -115,9 +115,9 @@ def exp_sum(row, lo, hi, top):
 
 
 class Scratch:
-    """Scratch memory of attention's kernels, kept between calls and grown when needed.
+    """Scratch memory for the attention kernels, kept between calls and enlarged when needed.
 
-    It consists of `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
+    It contains `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Scratch:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `own` and `common`, with at least the given numbers of floats, and the counter."""
+        """Return `own` and `common`, with at least the given sizes in floats, and the counter."""
         threads = get_num_threads()
         if self.own.shape[0] < threads or self.own.shape[1] < own:
             self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)
@@ -158,7 +158,7 @@ def check_streams(
         raise ValueError("attention: offsets are int32 [S+1], S at least 1")
     check_array("attention", "q_offsets", q_offsets, q_offsets.shape, dtype=np.int32)
     check_array("attention", "k_offsets", k_offsets, q_offsets.shape, dtype=np.int32)
-    # lists, not arrays: this runs for every block of every generated token
+    # lists are faster than arrays, and this code runs for every block of every generated token
     q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
     for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
         if b - a < 1 or e - c < b - a:

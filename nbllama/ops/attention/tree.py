@@ -1,22 +1,21 @@
-"""Attention of sequences that share a prefix: each shared token has one query, key and value.
+"""Attention of sequences with a common prefix: each shared token has one query, key and value.
 
-Each sequence has its own queries and sees the keys of its *path*: rows of earlier sequences, then
-its own rows. `paths` concatenates the rows of all paths (`[P]`, each path in position order), and K
-and V are the keys and values of the N rows:
+Each sequence has its own queries and attends to the keys of its *path*: rows of earlier sequences,
+then its own rows. `paths` `[P]` concatenates the rows of all paths, each in position order. K and V
+are the keys and values of the N rows:
 
     k' = K[paths]      v' = V[paths]
     o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
     dK[r] = sum over the indices p with paths[p] = r, in ascending order, of dk'[p]
 
-and dV in the same way. Each query sees the same keys in the same order as without sharing, and all
-sums over the keys are the same, so `o` has the same bits. The only difference is in the backward
-pass: the gradient of a shared key or value is a sum over the sequences that see it. Without
-sharing, this sum is part of the weights' gradients. RoPE is applied before this op, with the
-position of each row in its path.
+and the same for dV. Each query attends to the same keys in the same order as without sharing, so
+`o` is bit-identical. Only the backward pass differs: the gradient of a shared key or value is a sum
+over the sequences that share it. Without sharing, this sum is part of the gradients of the weights.
+RoPE is applied before this op, with the position of each row in its path.
 
 Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
-The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; this
-file adds the one for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
+This op uses the kernels of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and
+adds a kernel for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
 `nbllama.data.shared` creates the paths.
 
 Source: inference servers also compute the keys and values of a common prefix once (vLLM's prefix
@@ -57,7 +56,7 @@ def _sum_places(places, order, starts, out):
 
 
 class _Pool:
-    """Memory for the keys and values of all paths, kept between calls and grown when needed."""
+    """Memory for the keys and values of all paths, kept between calls and enlarged when needed."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.float32)
@@ -74,12 +73,12 @@ _POOL = _Pool()
 
 
 def path_floats(n_keys: int, n_kv: int, d: int) -> int:
-    """Return how many floats of memory `attention_tree_grad` needs for paths with `n_keys` keys."""
+    """Return the memory in floats that `attention_tree_grad` uses for paths with `n_keys` keys."""
     return 4 * n_keys * n_kv * d
 
 
 def _gathered(x: np.ndarray, paths: np.ndarray, out: np.ndarray) -> np.ndarray:
-    # "clip": in the default mode, numpy fills a copy first
+    # "clip": in the default mode, numpy writes to a temporary copy first
     return np.take(x, paths, axis=0, out=out, mode="clip")
 
 
@@ -101,9 +100,9 @@ def attention_tree(
 ) -> None:  # fmt: skip
     """Compute `attention` of sequences that share keys and values.
 
-    q `[N, H, D]`, k and v `[N, G, D]` and paths int32 `[P]`: see the module docstring. `k_offsets`
-    are the offsets of the paths. The other parameters are those of `attention`. Raises `ValueError`
-    for mismatched arrays.
+    q is `[N, H, D]`, k and v are `[N, G, D]`, and paths is int32 `[P]`; see the module docstring.
+    `k_offsets` are the offsets of the paths. The other parameters are the same as in `attention`.
+    Raises `ValueError` for mismatched arrays.
     """
     _check_keys("attention_tree", k, v, paths)
     keys, values = _POOL.arrays(4, (len(paths), *k.shape[1:]))[:2]
@@ -122,9 +121,9 @@ def attention_tree_grad(
 ) -> None:  # fmt: skip
     """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
 
-    Row r occurs in `paths` at the indices `order[starts[r] : starts[r + 1]]`, at least one. `order`
-    is int32 `[P]`, `starts` int32 `[N + 1]`. o and lse are the results of the forward pass. Raises
-    `ValueError` for mismatched arrays.
+    Row r occurs in `paths` at the indices `order[starts[r] : starts[r + 1]]`, at least once.
+    `order` is int32 `[P]`, and `starts` is int32 `[N + 1]`. o and lse are the results of the
+    forward pass. Raises `ValueError` for mismatched arrays.
     """
     _check_keys("attention_tree_grad", k, v, paths)
     check_array("attention_tree_grad", "order", order, paths.shape, dtype=np.int32)
@@ -168,9 +167,9 @@ def attention_tree_grad_ref(
     k_offsets: np.ndarray, paths: np.ndarray, scale: float, slopes: np.ndarray, window: int = 0,
     cap: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Return the gradients (dq, dk, dv) of `attention_tree_ref`, computed on whole sequences.
+    """Compute the gradients (dq, dk, dv) of `attention_tree_ref` on whole sequences.
 
-    `do` is 0 for the queries of a sequence's shared prefix, because they belong to another
+    For the queries of a shared prefix, `do` is 0, because these queries belong to a different
     sequence.
     """
     own = np.concatenate(

@@ -1,20 +1,21 @@
-"""The delta rule for one chunk of tokens at a time, as products of small matrices.
+"""The delta rule, computed for a chunk of tokens at a time as products of small matrices.
 
-`nbllama.ops.delta_net.delta_net` has the formula for one token. For the C tokens of a chunk, with S
-before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... + g[t]), it becomes:
+`nbllama.ops.delta_net.delta_net` gives the formula for one token. For the C tokens of a chunk, let
+S be the state before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... +
+g[t]):
 
     x[t] = v[t] - a[t] S k[t] - sum over j < t of G[t, j] (k[t] . k[j]) d[j]     d[t] = beta[t] x[t]
     o[t] = scale (a[t] S q[t] + sum over j <= t of G[t, j] (q[t] . k[j]) d[j])
     S   <- a[C] S + sum over j of G[C, j] d[j] k[j]T
 
 x is the solution of a triangular system, computed six rows at a time. Sums over j end at the token
-itself, so later tokens do not change a token's bits. G is built from products of exp(g): a
-difference of sums would lose precision if the past fades quickly. A chunk begins at a multiple of
-CHUNK in its sequence. S is stored transposed, `[D, M]`.
+itself, so later tokens do not change a token's result. G is computed as a product of exp(g) because
+a difference of sums would lose precision when the past fades quickly. Each chunk starts at a
+multiple of CHUNK in its sequence. S is stored transposed, `[D, M]`.
 
 The arrays of this module are flat. Their rows are `stride(width)` numbers apart (whole panels plus
-LINE), because rows at a power-of-two distance would compete for a few sets of the L1 cache. Numbers
-past the end of a row or of a short chunk are 0.
+LINE), because rows at a power-of-two distance would compete for a few sets of the L1 cache. Padding
+at the end of a row or of a short chunk is 0.
 
 Source: Yang, Wang, Zhang, Shen, Kim, "Parallelizing Linear Transformers with the Delta Rule over
 Sequence Length" (2024), section 3; with gates: Yang, Kautz, Hatamizadeh (2024).
@@ -28,13 +29,13 @@ from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, transpose_tile
 
-CHUNK = 5 * ROWS  # tokens: whole groups of rows, and nearly whole panels
+CHUNK = 5 * ROWS  # tokens: a whole number of row groups, and nearly a whole number of panels
 LINE = 16
 
 
 @kernel()
 def stride(width):
-    """Return the distance between rows of `width` numbers."""
+    """Return the distance between the starts of two rows of `width` numbers."""
     return (width + PANEL - 1) // PANEL * PANEL + LINE
 
 
@@ -46,7 +47,7 @@ def numbers(rows, width):
 
 @kernel()
 def zeros(rows, width):
-    """Return an array of zeros, of the size `numbers(rows, width)`."""
+    """Return an array of `numbers(rows, width)` zeros."""
     return np.zeros(numbers(rows, width), np.float32)
 
 
@@ -60,7 +61,7 @@ def multiply(a, a_row, a_k, b, b_ld, n_k, c, c_ld, rows, columns, fresh):
 
 @kernel()
 def multiply_lower(a, ld, b, b_ld, n, c, c_ld, columns):
-    """Add the sum over k <= i of A[i, k] B[k, j] to C[i, j]; A `[n, n]` is 0 above its diagonal."""
+    """Add the sum over k <= i of A[i, k] B[k, j] to C[i, j]; A `[n, n]` is 0 above the diagonal."""
     for i in range(0, n, ROWS):
         for j in range(0, columns, PANEL):
             n_k = min(i + ROWS, n)
@@ -121,10 +122,10 @@ def load(x, first, n, head, scale, y):
 
 @kernel()
 def load_gates(e, beta, first, n, h, b, fade, until):
-    """Write beta to b `[C]`, G to `fade` `[C, C]` and a to `until` `[C]`.
+    """Write beta to b `[C]`, G to `fade` `[C, C]`, and a to `until` `[C]`.
 
-    Past the n tokens, nothing fades and beta is 0, so the last row of G is valid for the end of the
-    chunk.
+    For padding past the n tokens, nothing fades and beta is 0, so the last row of G applies to the
+    end of the chunk.
     """
     ld = stride(CHUNK)
     past = np.float32(1.0)
@@ -151,7 +152,7 @@ def mask(fade, b, n, sign, diagonal, s):
 
 @kernel()
 def solve(low, n, x, ld, width):
-    """Solve in place, from the first row on: x[t] += sum over j < t of low[t, j] x[j]."""
+    """Solve in place, starting with the first row: x[t] += sum over j < t of low[t, j] x[j]."""
     c = stride(CHUNK)
     for i in range(0, n, ROWS):
         if i > 0:
@@ -164,7 +165,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Subtract S's prediction from x = v; `rows` `[C, D]` are keys, `turned` their transpose."""
+    """Subtract S's prediction from x = v; `rows` `[C, D]` is the keys, `turned` its transpose."""
     ld, c = stride(m), stride(CHUNK)
     multiply(rows, stride(d), 1, turned, c, d, low, c, n, CHUNK, True)
     mask(fade, b, n, np.float32(-1.0), 0, low)

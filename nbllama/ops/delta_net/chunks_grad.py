@@ -1,9 +1,9 @@
 """The gradient of the delta rule, from the last chunk of a sequence to the first.
 
-`remember` runs the forward pass once and stores S before each chunk and x for its tokens.
-`chunks_back` runs backward, with products of small matrices like the forward pass
+`remember` repeats the forward pass and stores S before each chunk and x for the chunk's tokens.
+`chunks_back` then runs backward, also with products of small matrices
 (`nbllama.ops.delta_net.chunks` defines G, a, x, d and the layout of the arrays). For a chunk, with
-dS after it and u = -beta y:
+dS after the chunk and u = -beta y:
 
     y[j]  = G[C, j] dS k[j] + sum over t >= j of G[t, j] scale (q[t] . k[j]) do[t]
                             + sum over t > j of G[t, j] (k[t] . k[j]) u[t]
@@ -14,7 +14,7 @@ dS after it and u = -beta y:
           + sum over i > t of G[i, t] (u[i] . d[t]) k[i]
     dS   <- a[C] dS + sum over t of a[t] (scale do[t] q[t]T + u[t] k[t]T)
 
-dg[i] is the sum over all factors that contain exp(g[i]), each multiplied by its gradient.
+dg[i] is the sum of all factors that contain exp(g[i]), each multiplied by its gradient.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from nbllama.ops.delta_net.chunks import (
 
 @kernel()
 def remember(k, v, e, beta, first, last, of, h, starts, found):
-    """Write each chunk's initial S `[M, D]` to `starts`, and its x `[C, M]` to `found`."""
+    """Write S `[M, D]` before each chunk to `starts`, and the chunk's x `[C, M]` to `found`."""
     d, m = k.shape[2], v.shape[2]
     keys, turned, memory = zeros(CHUNK, d), zeros(d, CHUNK), zeros(CHUNK, m)
     x, state = zeros(CHUNK, m), zeros(d, m)
@@ -85,11 +85,11 @@ def _solve_back(fade, kk, b, n, m, y, u):
 
 @kernel()
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
-    """Write dg `[n]`: the sum of all terms that exp(g) multiplies, times their gradients.
+    """Write dg `[n]`: the sum of all terms with a factor exp(g), times their gradients.
 
-    Three arguments are such sums: `own[t]` over what o[t] and x[t] read from S, `ends[j]` over what
-    d[j] adds to S after the chunk, `whole` over what remains of S. `qk`, `kk`, `dqk` and `dkk` are
-    products of pairs of tokens and their gradients.
+    Three arguments are partial sums of these terms: `own[t]` for what o[t] and x[t] read from S,
+    `ends[j]` for what d[j] adds to S after the chunk, and `whole` for what remains of S. `qk`,
+    `kk`, `dqk` and `dkk` are products of pairs of tokens, and the gradients of these products.
     """
     ld = stride(CHUNK)
     later, crossing, before = 0.0, 0.0, 0.0
@@ -109,7 +109,7 @@ def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
 
 @kernel()
 def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, dq, dk, dv, dg, db):
-    """Propagate dS through a sequence's chunks; add to dq and dk; write the other gradients."""
+    """Propagate dS through a sequence's chunks; add to dq and dk, write the other gradients."""
     d, m = k.shape[2], v.shape[2]
     kd, ld, c = stride(d), stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

@@ -1,19 +1,19 @@
-"""The causal convolution before a delta net, with SiLU: each channel sees its last tokens.
+"""The causal convolution before a delta net, followed by SiLU; it reads each channel's last tokens.
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
-with K taps w. Before the first token of a sequence, u is 0 or given by the state: the last K - 1
-values of u in an earlier part of the sequence.
+with K taps w. Before the first token of a sequence, u is 0 or read from the state: the last K - 1
+values of u from an earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 
     du[t] = sum over j of w[j] e[t + K - 1 - j]
 
-The taps are frozen, so they have no gradient. Queries, keys and values are columns of u; each
-kernel call reads the columns of only one of them, so the three are written to separate arrays.
+The taps are frozen, so they have no gradient. Queries, keys and values are different columns of u.
+There is one kernel call for each of the three, which writes its result to a separate array.
 
-Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]`
-int32; a state `[S, K - 1, W]`. Parallel over tokens.
+Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]` int32;
+a state `[S, K - 1, W]`. Tokens are processed in parallel.
 
 llama.cpp: `ggml_ssm_conv`, then `ggml_silu`.
 """
@@ -78,7 +78,7 @@ def _add(w, x, out):
 
 @kernel()
 def _mix(u, w, first, n, past, column, out):
-    """Compute p of token n of a sequence that begins at `first`, after the state `past`."""
+    """Compute p of token n in a sequence that begins at `first`, given the state `past`."""
     taps, end = w.shape[0], column + out.shape[0]
     out[:] = np.float32(0.0)
     for j in range(taps):
@@ -148,9 +148,10 @@ def conv_silu(
     before: np.ndarray | None = None,
     column: int = 0,
 ) -> None:
-    """Compute y `[N, ...]` from as many columns of u `[N, W]` and w `[K, W]`, from `column` on.
+    """Compute y `[N, ...]` from the same number of columns of u `[N, W]` and w `[K, W]`.
 
-    `before` `[S, K - 1, W]` is the state before each sequence, or None for zeros.
+    The columns begin at `column`. `before` `[S, K - 1, W]` contains the state before each sequence,
+    or is None for zeros.
 
     Raises ValueError for mismatched arrays.
     """
@@ -173,7 +174,7 @@ def conv_silu_grad(
     memory: np.ndarray,
     column: int = 0,
 ) -> None:
-    """Write the columns of du `[N, W]` from `column` on, as many as dy `[N, ...]` has.
+    """Write du `[N, W]` for the columns of dy `[N, ...]`, which begin at `column`.
 
     dy is overwritten with the gradient with respect to p; `memory` has dy's shape. The sequences
     have no state. Raises ValueError for mismatched arrays.

@@ -1,24 +1,24 @@
-"""The gated delta rule: a head stores its past in one matrix S, which every token updates.
+"""The gated delta rule: a head stores the past in one matrix S, which each token updates.
 
 For each token t of a sequence, with key k and query q of D numbers and value v of M numbers:
 
-    P = exp(g) S[t-1]                       the past fades: g <= 0
-    d = beta (v - P k)                      the part of v that P does not predict
-    S[t] = P + d kT                         P learns it
+    P = exp(g) S[t-1]                       the past fades, because g <= 0
+    d = beta (v - P k)                      the error of P in predicting v, times beta
+    S[t] = P + d kT                         the correction of P
     o = scale S[t] q
 
-S is `[M, D]`; before a sequence, it is zero or a given state. There are two forms:
+S is `[M, D]`; before a sequence, it is zero or a given state. There are two implementations:
 
 - Sequences without states, as in training, are processed in chunks
   (`nbllama.ops.delta_net.chunks`): a few matrix products per 30 tokens.
-- Sequences with states, as in generation, are processed token by token, and row m of S needs only
-  v[m] and no other row. So the bits of a token do not depend on how a sequence is divided into
-  steps.
+- Sequences with states, as in generation, are processed token by token, and row m of S depends only
+  on v[m], not on other rows. A token's result is therefore bit-identical however a sequence is
+  divided into steps.
 
-In both forms, the bits of a token do not depend on the rest of the batch, on later tokens, or on
-the number of threads.
+In both, a token's result does not depend on the rest of the batch, on later tokens, or on the
+number of threads, down to the last bit.
 
-Gradient, from the last token to the first, with dS from the later tokens:
+Gradient, from the last token to the first, with dS from the following tokens:
 
     dS += scale do qT           dq = scale S[t]T do
     dd = dS k                   dbeta = dd . (v - P k)           dv = beta dd       du = -beta dd
@@ -73,7 +73,7 @@ def delta_net_ref(
     return o
 
 
-# Flat arrays and unsigned indices: a slice for every token would cost more than its product.
+# Flat arrays and unsigned indices: slicing for each token would cost more than its product.
 @kernel(fast=True)
 def dots(s, a, x, at, width):
     """Return the dot products of the rows of s at a and at a + width with x at `at`."""
@@ -87,7 +87,7 @@ def dots(s, a, x, at, width):
 
 @kernel(fast=True)
 def step(s, a, e, d0, d1, k, q, at, width):
-    """Update the two rows of s at `a` with one token; return their products with its query."""
+    """Update the two rows of s at `a` with one token; return their products with the query."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]
@@ -132,7 +132,7 @@ def _forward(q, k, v, e, beta, scale, offsets, before, after, o):
         first, last = np.int64(offsets[n]), np.int64(offsets[n + 1])
         s = np.empty(2 * width, np.float32)
         for m0 in range(part * ROWS, min((part + 1) * ROWS, size), 2):
-            m1 = min(m0 + 1, size - 1)  # an odd last row is computed twice
+            m1 = min(m0 + 1, size - 1)  # for an odd number of rows, the last one is computed twice
             if before.shape[0] > 0:
                 s[:width] = before[n, h, m0]
                 s[width:] = before[n, h, m1]
@@ -181,10 +181,11 @@ def delta_net(
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
 ) -> None:
-    """Write o `[N, H, M]`; the module docstring gives the other shapes.
+    """Write o `[N, H, M]`; see the module docstring for the other shapes.
 
-    `before` `[S, H, M, D]` is the state before each sequence, or None for zeros; `after` of the
-    same shape receives the state after it. If both are None, tokens are processed in chunks.
+    `before` `[S, H, M, D]` contains the state before each sequence, or is None for zeros; `after`,
+    of the same shape, receives the state after each sequence. If both are None, tokens are
+    processed in chunks.
 
     Raises ValueError for mismatched arrays.
     """

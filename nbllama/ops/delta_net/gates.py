@@ -1,4 +1,4 @@
-"""The two gates of a delta net: how much of the past fades, and how much of a token is learnt.
+"""The two gates of a delta net: how much of the past fades, and how strongly a token updates it.
 
     g = a softplus(alpha + dt)          softplus(x) = log(1 + exp(x))         beta = s(b)
 
@@ -6,8 +6,8 @@ with s(x) = 1 / (1 + exp(-x)). Gradient:
 
     dalpha = dg a s(alpha + dt)         db = dbeta beta (1 - beta)
 
-a and dt are frozen. Shapes, float32: alpha, b, g, beta `[N, H]`; a, dt `[H]`. One thread computes
-these few numbers.
+a and dt are frozen. Shapes, float32: alpha, b, g, beta `[N, H]`; a, dt `[H]`. The arrays are so
+small that one thread computes them.
 
 llama.cpp: `ggml_softplus`, `ggml_sigmoid`.
 """
@@ -39,7 +39,7 @@ def gates_grad_ref(
     return dy[0] * a / (1 + np.exp(-(alpha + dt))), dy[1] * beta * (1 - beta)
 
 
-# numpy's exp, not `exp_f32`, which turns NaN into a number; with so few numbers, speed is no issue.
+# numpy's exp, because `exp_f32` turns NaN into a number; with so few numbers, speed is no issue.
 @kernel()
 def _sigmoid(x):
     return _ONE / (_ONE + np.exp(-x))

@@ -1,8 +1,8 @@
-"""The gradient of the gated delta rule (`nbllama.ops.delta_net.delta_net` has the formulas).
+"""The gradient of the gated delta rule (see `nbllama.ops.delta_net.delta_net` for the formulas).
 
 A task processes one sequence and one key head, chunk by chunk
-(`nbllama.ops.delta_net.chunks_grad`). Its memory is `[N / CHUNK, M, D]` numbers, so memory grows
-with the length of the sequence, not with the square of the length.
+(`nbllama.ops.delta_net.chunks_grad`). It stores `[N / CHUNK, M, D]` numbers, so memory grows
+linearly with the sequence length, not quadratically.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def delta_net_grad(
     dg: np.ndarray,
     dbeta: np.ndarray,
 ) -> None:
-    """Write dq, dk, dv, dg and dbeta, in the shapes of the inputs, given do `[N, H, M]`.
+    """Write dq, dk, dv, dg and dbeta, each with the shape of its input, given do `[N, H, M]`.
 
     The sequences have no states. Raises ValueError for mismatched arrays.
     """
@@ -110,7 +110,7 @@ def delta_net_grad(
 
 
 def gradient_floats(longest: int, size: int, width: int) -> int:
-    """Return how many floats a task needs for a sequence of `longest` tokens, S `[M, D]`."""
+    """Return the memory of a task in floats, for `longest` tokens per sequence and S `[M, D]`."""
 
     def n(rows: int, columns: int) -> int:
         return (round_up(rows, PANEL) + ROWS) * (round_up(columns, PANEL) + LINE)

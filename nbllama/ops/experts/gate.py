@@ -1,4 +1,4 @@
-"""The gated activation of an expert, times the weight that the router gave it.
+"""The gated activation of an expert, times the weight that the router assigned to the expert.
 
     out = w act(gate, up)
 
@@ -7,17 +7,17 @@
 | silu | gate s(gate) up |
 | clamped | g s(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7) |
 
-with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix, not after it:
-the result is the same (the matrix is linear), and the gradient of w does not need that matrix's
-output.
+with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix, not after. The
+result is the same because the matrix is linear, and the gradient with respect to w does not require
+the output of the matrix.
 
 Gradient for silu, with s = s(gate):
 
     dgate = dout w up (s + gate s (1 - s))      dup = dout w gate s
     dw = sum_f dout act(gate, up)
 
-For clamped, with s = s(1.702 g): the same formulas for g and u + 1, with z' = 1.702; the gradient
-is 0 where a clamp applies:
+For clamped, with s = s(1.702 g), the same formulas apply to g and u + 1, with z' = 1.702. The
+gradient is 0 for clamped values:
 
     dgate = dout w (u + 1) (s + 1.702 g s (1 - s))  for gate < 7
     dup = dout w g s                                for -7 < up < 7
@@ -42,7 +42,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 SILU, CLAMPED = range(2)
 CODES = {"silu": SILU, "clamped": CLAMPED}
-"""The activations by name, and what the kernels call them."""
+"""Names of the activations, and their codes in the kernels."""
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)

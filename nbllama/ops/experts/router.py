@@ -1,7 +1,7 @@
-"""The router: which experts each token uses, and with which weights.
+"""The router, which chooses the experts for each token and assigns weights to them.
 
-From the router's outputs z (one number for each of E experts), the K experts with the largest
-scores are chosen, and each receives a weight w:
+Scores are computed from the router's outputs z (one number for each of E experts). The K experts
+with the largest scores are chosen, and each receives a weight w:
 
 | gating | scores p | weights |
 |---|---|---|
@@ -12,9 +12,9 @@ scores are chosen, and each receives a weight w:
     with `normed`    u becomes u / max(sum of u, 2^-14)
     w = scale u
 
-A bias b, if there is one, is added to the scores only for the choice. If scores are equal, the
-expert with the lower number comes first. (In llama.cpp, an unstable sort decides.) One NaN makes
-all scores of its token NaN, so that the choice cannot hide it.
+A bias b, if present, is added to the scores for the choice only. If scores are equal, the expert
+with the lower index comes first (in llama.cpp, an unstable sort decides). A single NaN makes all
+scores of its token NaN, so that the NaN cannot be lost by not choosing its expert.
 
 Gradient for a given dw and a fixed choice, with du = scale dw and S the sum of u before `normed`:
 
@@ -44,7 +44,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 SOFTMAX, SIGMOID, CHOSEN = range(3)
 CODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "chosen": CHOSEN}
-"""The gatings by name, and what the kernels call them."""
+"""Names of the gatings, and their codes in the kernels."""
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
@@ -76,7 +76,7 @@ def route_ref(
 
 
 def weights_ref(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> np.ndarray:
-    """Return the weights `[N, K]` of a given choice."""
+    """Return the weights `[N, K]` for a given choice of experts."""
     u = np.take_along_axis(p, chosen, axis=1)
     if gating.kind == "chosen":
         u = np.exp(u - u.max(axis=1, keepdims=True))
@@ -147,7 +147,7 @@ def _choose(p, bias, chosen):
             if after and (best < 0 or score > top):
                 best = e
                 top = score
-        if best < 0 or top != top:  # NaN: use the lowest unused number
+        if best < 0 or top != top:  # NaN: use the lowest unused index
             best = 0
             taken = True
             while taken:
@@ -157,7 +157,7 @@ def _choose(p, bias, chosen):
                         taken = True
                 if taken:
                     best += 1
-            top = np.float32(np.nan)  # choose all later experts in this way
+            top = np.float32(np.nan)  # choose all remaining experts in the same way
         chosen[k] = best
         last = top
         before = best
@@ -187,7 +187,7 @@ def _shares(p, chosen, code, w):
 
 @kernel()
 def route_row(z, bias, code, normed, scale, chosen, w):
-    """Compute `route` for one token: z `[E]`, chosen and w `[K]`."""
+    """Run `route` for one token: z `[E]`, chosen and w `[K]`."""
     _scores(z, code)
     _choose(z, bias, chosen)
     total = _shares(z, chosen, code, w)
@@ -256,7 +256,7 @@ def route(
 ) -> None:
     """Overwrite z `[N, E]` with the scores; write `chosen` int32 and `w`, both `[N, K]`.
 
-    `chosen` is in descending order of scores. Raises ValueError for mismatched arrays.
+    `chosen` is in descending order of score. Raises ValueError for mismatched arrays.
     """
     code, shape = _checked(z, chosen, gating)
     check_output("route", "z", z, z.shape)

@@ -1,15 +1,16 @@
-"""Token rows by expert: gathering an expert's inputs, and adding its outputs to the tokens' sums.
+"""Token rows by expert: gather an expert's inputs, and add its outputs to the tokens' sums.
 
     gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
     add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
 
-`rows` contains every token at most once, because a token uses an expert at most once. Experts are
-processed in ascending order, so the order of a token's sum depends only on the token's own experts.
+`rows` contains each token at most once, because a token uses an expert at most once. Experts are
+processed in ascending order, so the order in which a token's sum is accumulated depends only on the
+token's own experts.
 
 Shapes: x, out `[N, C]`, y `[M, C]` float32, rows `[M]` int64. Nothing is saved for the gradient.
 
-llama.cpp: `ggml_mul_mat_id`, which also groups rows, and `ggml_add` over the K outputs of a token,
-in the order of their scores. finetune.cpp: none.
+llama.cpp: `ggml_mul_mat_id`, which also groups rows, and `ggml_add`, which adds the K outputs of a
+token in score order. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Group(NamedTuple):
 
 
 class Groups:
-    """A batch's choices, sorted by expert and, within an expert, by token."""
+    """The experts chosen for a batch, sorted by expert and, within an expert, by token."""
 
     def __init__(self, chosen: np.ndarray, n_experts: int) -> None:
         """Sort `chosen` int32 `[N, K]`."""

@@ -1,13 +1,13 @@
-"""Rows of x as int8 blocks, which the integer products of generation multiply with W.
+"""Rows of x as int8 blocks, which the integer products in generation multiply by W.
 
 In each block of B numbers (32, or 256 for the K-quants; B is the block size of W):
 
     d = max |x| / 127        q[k] = round(x[k] / d)        x[k] is about d q[k]
 
-Ties are rounded to even. The sums of the numbers are stored as well, for types of W whose codes are
-not centred on zero: d sum q for each block of 32; in blocks of 256, sum q for each 16 numbers. A
-block that contains an infinity or a NaN has d = NaN, so every output that uses it is NaN. There is
-no gradient, because only generation uses these products.
+Ties are rounded to even. Sums are stored as well, for types of W whose codes are not centred on
+zero: d sum q for each block of 32, or sum q for every 16 numbers in blocks of 256. A block that
+contains an infinity or a NaN has d = NaN, so every output computed from the block is NaN. There is
+no gradient, because these products are used only in generation.
 
 llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this module
 does not), `quantize_row_q8_K`.
@@ -24,9 +24,9 @@ from nbllama.kernels.simd import bits_of_float, float_of_bits
 from nbllama.ops.op import check_array, readonly
 from nbllama.quants.dot import SUMMED
 
-_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the rounded number in the low bits
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it puts the rounded number in the low bits
 _ROUND_BITS = np.int32(0x4B400000)
-_SIZE = np.int32(0x7FFFFFFF)  # all bits except for the sign
+_SIZE = np.int32(0x7FFFFFFF)  # all bits except the sign
 _INFINITY = np.int32(0x7F800000)
 _LARGEST = np.float32(127.0)
 
@@ -62,11 +62,11 @@ def int8_product_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
 
 @kernel()
 def int8_row(x, block, q, d):
-    """Quantise one row in blocks: codes into q, scales into d."""
+    """Quantise one row in blocks; write the codes to q and the scales to d."""
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
-        for k in range(block):  # absolute values of floats have the same order as their bits
+        for k in range(block):  # the bits of absolute values sort in the same order as the values
             top = max(top, bits_of_float(part[k]) & _SIZE)
         largest = float_of_bits(top)
         inverse = np.float32(0.0)
@@ -111,7 +111,7 @@ def _rows_256(x, q, d, sums):
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
     """Quantise x float32 `[N, K]` in blocks of `block` (32 or 256).
 
-    Raises ValueError for an array of a different kind, or if its rows are not whole blocks.
+    Raises ValueError for any other kind of array, or if its rows are not a whole number of blocks.
     """
     if np.ndim(x) != 2 or block not in (32, 256) or x.shape[1] == 0 or x.shape[1] % block:
         raise ValueError(f"int8_rows: x {np.shape(x)} is not whole blocks of {block}")

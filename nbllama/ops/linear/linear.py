@@ -1,4 +1,4 @@
-"""A linear layer of the frozen base model with its LoRA pair: it combines `matmul` and `lora`.
+"""A linear layer of the frozen base model with its LoRA pair, built from `matmul` and `lora`.
 
 y = x Wᵀ + s (x Aᵀ) Bᵀ
 dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B
@@ -41,7 +41,7 @@ from nbllama.quants import as_readonly, decode
 class LoraPair(NamedTuple):
     """A `[R, n_in]`, B `[n_out, R]`, and the scale.
 
-    The gradients are added to `da` and `db`, which are None if the pair is not trained.
+    Gradients are accumulated in `da` and `db`, which are None if the pair is not trained.
     """
 
     a: np.ndarray
@@ -65,10 +65,10 @@ class Masked(NamedTuple):
 
 
 class Input:
-    """The input x `[N, K]` of one or more linear layers, packed when the first one needs it.
+    """The input x `[N, K]` of one or more linear layers, packed on first use.
 
-    `group`: the layers' pairs, with memory for each pair's h; all h are computed while x is packed.
-    With `masked`, the input of the pairs is x with dropout.
+    `group` contains the layers' pairs, with memory for the h of each; every h is computed while x
+    is packed. With `masked`, the input of the pairs is x with dropout.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Input:
         return self._panels
 
     def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
-        """Return h = s x Aᵀ of a pair, packed; computed now if the pair is not in the group."""
+        """Return h = s x Aᵀ of a pair, packed; compute it if the pair is not in the group."""
         if self._dropped is not None:
             return self._dropped.hidden(pair, memory)
         panels = self.panels
@@ -138,11 +138,11 @@ def linear(
     add: bool = False,
     packed: bool = False,
 ) -> np.ndarray:
-    """Set y `[N, n_out]` to (with `add`: increase it by) the layer's output.
+    """Write the layer's output to y `[N, n_out]`, or add it with `add`.
 
-    Returns packed h, which is empty without a pair. `hidden` is float32 memory, of at least
-    `hidden_floats(N, R)` numbers, for h, which the gradient needs. `packed`: compute a few rows in
-    the same way as many, so that the bits of a row do not depend on the number of rows.
+    Returns packed h, which is empty without a pair. `hidden` is float32 memory for h, at least
+    `hidden_floats(N, R)` numbers; the gradient requires h. With `packed`, a few rows are computed
+    in the same way as many, so that the result for a row does not depend on the number of rows.
     """
     if len(x.x) <= MOST_TOKENS and not packed:
         matvec(w, x.x, y, add=add)
@@ -171,11 +171,11 @@ def linear_grad(
     add: bool = False,
     masked: Masked | None = None,
 ) -> None:
-    """Add the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (`add`: +=) dy W + dh A.
+    """Add the pair's gradients to `da` and `db`; set dx `[N, n_in]` = (`add`: +=) dy W + dh A.
 
     x is the layer's input, and hp is the result of `linear`. If dx is None, only the pair's
-    gradients are computed. `buffers`: memory for packed dy and packed dh. `masked`: as in the
-    forward pass.
+    gradients are computed. `buffers` is memory for packed dy and packed dh. `masked` is the same as
+    in the forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
         raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
@@ -204,7 +204,7 @@ def linear_grad(
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
-    """Return a float32 weight of fixed random numbers, as stored in a file."""
+    """Return a float32 weight with fixed random numbers, stored as in a file."""
     w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
     return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
 

@@ -1,4 +1,4 @@
-"""The thin products of a LoRA pair, which are added to the large product of its weight.
+"""The thin products of a LoRA pair, which are added to the large product with the base weight.
 
     y = x Wᵀ + h Bᵀ,   h = s x Aᵀ          A (R, n_in), B (n_out, R), s = alpha / lora_r
 
@@ -6,8 +6,8 @@
     dA = dhᵀ x         dB = dyᵀ h           (`ops.lora_grad`)
 
 Both h and dh are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6 is R rounded up to a
-multiple of the micro-kernel's rows; rows beyond R are zero. h and dh include the factor s, so no
-other product needs it. No matrix of size n_out x n_in is ever computed.
+multiple of the micro-kernel's rows; rows beyond R are zero. h and dh include the factor s, so the
+other products do not apply it. No n_out x n_in matrix is ever computed.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -28,7 +28,7 @@ from nbllama.kernels.turns import in_turn
 from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 
-COLUMNS = 128  # columns of dA or dB that one task owns
+COLUMNS = 128  # columns of dA or dB per task
 
 
 def packed_rows(rank: int) -> int:
@@ -67,9 +67,9 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 
 @kernel(parallel=True)
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
-    """Pack a panel of x and, while it is in the cache, multiply it by all rows of m.
+    """Pack a panel of x and multiply it by all rows of m while it is in the cache.
 
-    The products are written to h0, h1 and h2, in this order.
+    The products are written to h0, h1 and h2, one after the other.
     """
     high = m.shape[0]
     k = x.shape[1]
@@ -175,9 +175,9 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """Return float32 memory of this shape, which the next call with the same name reuses.
+    """Return float32 memory of this shape, which the next call with the same name will reuse.
 
-    Memory is thus allocated only in the first step.
+    As a result, memory is allocated only in the first step.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:
@@ -233,7 +233,7 @@ def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
 
 
 def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
-    """Raise `ValueError` for arrays that `outer_product` does not accept."""
+    """Raise `ValueError` unless `outer_product` accepts these arrays."""
     check_array("outer product", "x", x, x.shape)
     check_array("outer product", "h", hp, hp.shape)
     if hp.shape[0] != n_panels(len(x)) or hp.shape[1] < rank:
@@ -265,9 +265,9 @@ def pack_with_hidden(
     memory: np.ndarray,
     factors: Sequence[tuple[np.ndarray, float, np.ndarray]],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Pack x `[N, K]` into `memory` and multiply it: return (panels, [s x Mᵀ packed, ...]).
+    """Pack x `[N, K]` into `memory` and multiply it; return (panels, [s x Mᵀ packed, ...]).
 
-    `factors`: up to three tuples (M `[R, K]`, s, memory for the product).
+    `factors` contains up to three tuples (M `[R, K]`, s, memory for the product).
     """
     if not 1 <= len(factors) <= 3:
         raise ValueError(f"pack_with_hidden: {len(factors)} factors, expected 1 to 3")

@@ -1,11 +1,11 @@
-"""The gradients of a LoRA pair, computed in the same pass over dy that packs it.
+"""The gradients of a LoRA pair, computed in the same pass over dy that packs dy.
 
     dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.linear.lora`)
 
-A task owns a *group* of neighbouring panels: it packs their dy, multiplies it by B while it is in
-the cache, and sums both outer products over the group's tokens. The groups' sums are added
-afterwards, in ascending order. The groups depend only on the number of tokens, so the bits of dA
-and dB do not depend on the number of threads.
+A task processes a *group* of neighbouring panels: it packs their part of dy, multiplies it by B
+while it is in the cache, and sums both outer products over the group's tokens. The sums of all
+groups are added afterwards, in ascending order. The grouping depends only on the number of tokens,
+so dA and dB are bit-identical for any number of threads.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -24,7 +24,7 @@ from nbllama.ops.linear.lora import check_outer, packed_rows, reused
 from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 
-COLUMNS = 256  # columns of x or dy that stay in the L1 cache together with their sums
+COLUMNS = 256  # columns of x or dy that fit in the L1 cache with their sums
 LEAST = 32  # minimum number of tokens in a group
 MOST_GROUPS = 16
 
@@ -54,7 +54,7 @@ def _add_outer(hp, p0, p1, x, n, out, group):
 
 @kernel(parallel=True)
 def _groups(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, threads, counter):
-    """Compute gp, dhp, and every group's sums of dA and dB."""
+    """Compute gp, dhp, and the sums of dA and dB for each group."""
     n_panels, n_out, high = gp.shape[0], gp.shape[1], b.shape[0]
     n_groups = sums_a.shape[0]
     counter[0] = 0
@@ -103,12 +103,12 @@ _COUNTER = np.zeros(1, np.int64)
 
 
 def sum_floats(n: int, rank: int, width: int) -> int:
-    """Return the number of floats in the groups' sums, for n_in + n_out of at most `width`."""
+    """Return the size of the groups' sums in floats, for n_in + n_out of at most `width`."""
     return n_groups(n) * packed_rows(rank) * width
 
 
 def n_groups(n: int) -> int:
-    """Return the number of groups of `n` tokens."""
+    """Return the number of groups for `n` tokens."""
     return max(1, min(MOST_GROUPS, n // LEAST, n_panels(n)))
 
 

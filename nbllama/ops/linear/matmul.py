@@ -1,23 +1,23 @@
 """Quantised matrix product: Y = X Wᵀ (+ H Bᵀ), and its gradient dX = dY W (+ dH A).
 
-W is read in its GGUF type, one tile at a time: a tile of W is decoded into a scratch array that
-stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies it by all
-tokens of a chunk.
+W stays in its GGUF type and is decoded one tile at a time: each tile is decoded into a scratch
+array that stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies the
+tile by all tokens of a chunk.
 
     forward     Y[t, n]  = sum_k X[t, k] W[n, k]
     gradient    dX[t, k] = sum_n dY[t, n] W[n, k]
 
-A task of the forward product owns `tile` rows n of W and a chunk of tokens. A task of the gradient
-owns `tile` columns k of W and a chunk of tokens.
+A task of the forward product processes `tile` rows n of W and a chunk of tokens. A task of the
+gradient processes `tile` columns k of W and a chunk of tokens.
 
-The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
-x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in the forward and backward
-pass, and an input packed once serves q, k and v. The low-rank part of a LoRA pair is part of the
-same product: `h = s X Aᵀ` (see `ops.linear.lora`) is already packed, and its product with B
-(forward) or A (gradient) is added to the tile before the tile is written.
+The second operand is *packed* once into panels of `PANEL` neighbouring tokens,
+`xp[p, k, j] = x[p*PANEL + j, k]`. The micro-kernel's vectors thus run over tokens in both the
+forward and the backward pass, and one packed input serves q, k and v. The low-rank product of a
+LoRA pair is computed in the same pass: `h = s X Aᵀ` (see `ops.linear.lora`) is stored packed, and
+its product with B (forward) or A (gradient) is added to the tile before the tile is written.
 
-Every output number belongs to one task, and its sum runs over k (or n) in ascending order, so its
-bits do not depend on the tile size or the number of threads.
+Each output number is computed by one task as a sum over k (or n) in ascending order, so it is
+bit-identical for any tile size and number of threads.
 
 Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
 (2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05,
@@ -41,8 +41,8 @@ from nbllama.quants import QUANTS
 
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
 TILE = 96  # rows of W per task
-COLUMNS = 288  # upper limit of columns of W per task in the gradient, in whole blocks
-CHUNK = 384  # tokens per task: its sums stay in the L2 cache with the decoded part of W
+COLUMNS = 288  # maximum number of columns of W per task in the gradient, in whole blocks
+CHUNK = 384  # tokens per task; their sums and the decoded part of W fit in the L2 cache
 
 
 class Weight(NamedTuple):
@@ -69,7 +69,7 @@ def matmul_ref(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (dX, dW) = (dY W, dYᵀ X). The base is frozen: the kernels never compute dW."""
+    """Return (dX, dW) = (dY W, dYᵀ X). The kernels never compute dW, because the base is frozen."""
     return dy @ w, dy.T @ x
 
 
@@ -77,8 +77,8 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
 def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> int:
     """Choose a tile size, a multiple of `unit` up to about `largest`, for equal work per thread.
 
-    Each of the `chunks` chunks of tokens has ceil(total / tile) tiles. The chosen size gives the
-    busiest thread the least work; in a tie, the larger size is chosen.
+    Each of the `chunks` chunks of tokens has ceil(total / tile) tiles. The chosen size minimises
+    the work of the busiest thread; in a tie, the larger size is chosen.
     """
     best, best_cost = 0, float("inf")
     for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):
@@ -92,19 +92,19 @@ def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> 
 
 @cache
 def k_block(n_in: int, unit: int) -> int:
-    """Return how many columns to decode at a time: about K_BLOCK, a multiple of `unit`."""
+    """Return the number of columns to decode at a time: about K_BLOCK, a multiple of `unit`."""
     pieces = max(1, round(n_in / K_BLOCK))
     return -(-n_in // pieces // unit) * unit
 
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the panels per chunk, for chunks of about equal size and at most `largest` tokens."""
+    """Return the number of panels per chunk, for equal chunks of at most `largest` tokens."""
     return -(-panels // -(-panels * PANEL // largest))
 
 
 class ThreadTiles:
-    """Tiles per thread for both directions, allocated once and grown when needed.
+    """Per-thread tiles for the forward product and the gradient, enlarged when needed.
 
     `w` and `c` are `[threads, size]`; `counter` is the task counter.
     """
@@ -127,7 +127,7 @@ TILES = ThreadTiles()
 
 
 def scratch_bytes() -> int:
-    """Return an upper limit of the bytes of one thread's tiles, for the memory forecast."""
+    """Return an upper bound on the size of one thread's tiles in bytes, for the memory forecast."""
     widest = COLUMNS + ROWS
     w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (widest + PAD) + PAD)
     return 4 * (w + widest * CHUNK)
@@ -165,7 +165,7 @@ def matmul(
     b: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """Set y `[N, n_out]` to (with `add`: increase it by) X Wᵀ + H Bᵀ.
+    """Write X Wᵀ + H Bᵀ to y `[N, n_out]`, or add it with `add`.
 
     xp is X packed, hp is s X Aᵀ packed, b `[n_out, R]`.
     """
@@ -219,7 +219,7 @@ def matmul_grad(
     a: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """Set dx `[N, n_in]` to (with `add`: increase it by) dY W + dH A.
+    """Write dY W + dH A to dx `[N, n_in]`, or add it with `add`.
 
     gp is dY packed, dhp is s dY B packed, a `[R, n_in]`.
     """

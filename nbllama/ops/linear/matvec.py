@@ -1,10 +1,10 @@
-"""Y = X Wᵀ for one or a few tokens, used in generation.
+"""Y = X Wᵀ for one token or a few tokens, as in generation.
 
 With so few tokens, packed panels would be mostly padding.
 
-A task decodes its rows of W one at a time into a scratch row and computes the dot product with each
-token. The order of each sum depends only on the vector width, so the number of threads does not
-change the bits.
+Each task decodes its rows of W one at a time into a scratch row and computes the dot product with
+each token. The order of each sum depends only on the vector width, so the result is bit-identical
+for any number of threads.
 
 llama.cpp: `ggml_vec_dot_*`.
 """
@@ -62,7 +62,7 @@ _rows = np.empty((0, 0), np.float32)
 
 @in_turn
 def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
-    """Set y `[N, n_out]` to (with `add`: increase it by) x Wᵀ, x float32 `[N, n_in]`, small N."""
+    """Write x Wᵀ to y `[N, n_out]`, or add it with `add`; x is float32 `[N, n_in]`, N small."""
     global _rows
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):

@@ -2,9 +2,9 @@
 
     xp[p, k, j] = x[p*PANEL + j, k]        x `[N, K]`, zeros for tokens past N
 
-`PANEL` neighbouring tokens are contiguous in memory, so that the micro-kernel (`simd.fma_tile`)
-loads them as vectors, in sequence as k increases. Packing costs one pass over x and serves every
-weight that x is multiplied by.
+`PANEL` neighbouring tokens are contiguous in memory, so the micro-kernel (`simd.fma_tile`) can load
+them as vectors, sequentially in k. Packing takes one pass over x and is shared by all weights that
+x is multiplied by.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The kernels of `nbllama.ops.linear.matmul`: a task of each direction, and the loops over tasks.
+"""The kernels of `nbllama.ops.linear.matmul`: one task for each direction, and the task loops.
 
-A task owns a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk of
-tokens. Its sums are in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache. A part of W
-is decoded into `w`, multiplied by every panel of the chunk, and overwritten by the next part.
-Threads draw tasks from a counter, so that a slow core does not delay the others.
+A task computes a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk
+of tokens. Its sums are stored in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache.
+One part of W after another is decoded into `w` and multiplied by every panel of the chunk. Threads
+draw tasks from a counter, so that a slow core does not delay the others.
 
 An entry function must not close over another kernel: Numba's cache would treat it as a new function
 in every process.
@@ -21,8 +21,8 @@ from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, next_task, transpose_add_tile, transpose_tile
 from nbllama.quants import QUANTS, decode_blocks
 
-ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks at a time in both directions
-PAD = 16  # a stride that is a power of two would map a tile's rows to the same cache lines
+ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks per pass in both directions
+PAD = 16  # with a power of two as the stride, a tile's rows would compete for the same cache sets
 
 
 @kernel()
@@ -40,7 +40,7 @@ def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
 
 @kernel()
 def _store(c, width, rows, have, y, t0, n0, add):
-    """y[t0 + t, n0 + i] = (or +=) c[i, t]: the finished tile, transposed into the output."""
+    """y[t0 + t, n0 + i] = (or +=) c[i, t]: write the finished tile to the output, transposed."""
     ld = y.shape[1]
     square_t, square_i = have // VL * VL, rows // VL * VL
     for t in range(0, square_t, VL):
@@ -60,7 +60,7 @@ def _store(c, width, rows, have, y, t0, n0, add):
 
 @kernel()
 def _store_panels(c, width, rows, yp, p0, n0):
-    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: the finished tile, not transposed."""
+    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: write the finished tile, not transposed."""
     for p in range(width // PANEL):
         for i in range(rows):
             for j in range(PANEL):

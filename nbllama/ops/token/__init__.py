@@ -1,16 +1,16 @@
-"""Generation: one token runs through all blocks in a single launch of the threads.
+"""Generation: process one token through all blocks in a single launch of the threads.
 
-Between two ordinary launches, a thread falls asleep, and waking it takes longer than most products
-of a single token. So in this package, the threads start once per token and run together through a
-*program*: a list of phases, each of which reads the results of earlier ones. A phase is divided
-into tasks. Threads draw tasks from the phase's counter and continue when all its tasks are done:
+Between two ordinary launches, threads fall asleep, and waking them takes longer than most products
+of a single token. In this package, the threads therefore start once per token and run through a
+*program* in step: a list of phases, each of which reads the results of earlier phases. A phase is
+divided into tasks. Threads draw tasks from the phase's counter, and move on to the next phase when
+all tasks are done:
 
     tables.py   the kinds of phases and their parameters
-    tasks.py    the computation of one task of each kind
-    mixture_tasks.py, mixer_tasks.py    the same for experts, and for blocks without attention
+    tasks.py    the computation of one task, for each kind of phase
+    mixture_tasks.py, mixer_tasks.py    the same for experts and for blocks without attention
     run.py      the kernel that runs the program
 
 `nbllama.kernels.threads` provides the counters, and `nbllama.generation.token_program` writes the
-program of a model.
-llama.cpp: `ggml_graph_compute_thread`, `ggml_barrier`.
+program for a model. llama.cpp: `ggml_graph_compute_thread`, `ggml_barrier`.
 """

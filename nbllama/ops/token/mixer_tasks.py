@@ -14,7 +14,7 @@ from nbllama.ops.delta_net.gates import gates_of
 from nbllama.ops.rms_norm import norm_row
 from nbllama.ops.token.tasks import GATE_PART, floats, to_int8
 
-DELTA_PART = 32  # rows of a head's state in one task; an even number
+DELTA_PART = 32  # rows of a head's state per task; must be even
 
 
 @kernel()

@@ -1,4 +1,4 @@
-"""The tasks of the phases that only mixtures of experts have, one function per kind of phase."""
+"""Tasks of the phases that occur only in mixtures of experts, one function per kind of phase."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nbllama.ops.experts.gate import CLAMPED, clamped_row, silu_row
 from nbllama.ops.experts.router import route_row
 from nbllama.ops.token.tasks import dot, floats, int32_numbers, to_int8
 
-SUM_PART = 1024  # numbers of the stream in one task
+SUM_PART = 1024  # numbers of the residual stream per task
 
 _ONE = np.float32(1.0)
 
 
 @kernel()
 def route_task(p):
-    """Choose the experts, sort them by number, and compute the shared expert's weight."""
+    """Choose the experts, sort them by index, and compute the weight of the shared expert."""
     chosen, w = int32_numbers(p.chosen, p.used), floats(p.weights, p.used)
     bias = floats(p.bias, p.experts if p.bias else 0)
     route_row(floats(p.z, p.experts), bias, p.code, p.normed, p.scale, chosen, w)
@@ -57,7 +57,7 @@ def _add_scaled(factor, y, total):
 
 @kernel()
 def sum_task(p, task):
-    """Add a part of the experts' outputs to the stream, in ascending order of the experts."""
+    """Add a part of the experts' outputs to the stream, in ascending order of expert."""
     lo, hi = task * SUM_PART, min((task + 1) * SUM_PART, p.n)
     total = floats(p.y, p.n)[lo:hi]
     chosen, w = int32_numbers(p.chosen, p.used), floats(p.weights, p.used)

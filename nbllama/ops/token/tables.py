@@ -1,9 +1,9 @@
 """The kinds of phases of a token's program: one table per kind, one row per phase.
 
-`PHASE` is the program itself: the kind, the first row in the table of that kind, the number of
-rows, and the number of tasks of the phase. Fields named after an array contain its address. The
+`PHASE` is the program itself: for each phase, its kind, its first row in the table of that kind,
+the number of rows, and the number of tasks. Fields named after an array contain its address. The
 code that writes the program (`nbllama.generation.token_program`) checks sizes and keeps the arrays
-alive. Everything is float32 unless stated otherwise.
+alive. All arrays are float32 unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ HIDDEN_ROW = _table(
 )  # fmt: skip
 
 # y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry. x
-# is at index `at` of the int8 blocks. With `chosen`, w, bias, a and b contain a matrix (or row) for
-# each expert, and the int32 at this address is the number of the expert.
+# is at index `at` of the int8 blocks. With `chosen`, w, bias, a and b contain one matrix (or row)
+# per expert, and the int32 at this address selects the expert.
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
@@ -54,10 +54,10 @@ PRODUCT_ROW = _table(
 
 # Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
 # are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
-# [n_ctx, G, D]. Without k, the cache already contains them. `v_norm`: the weights of a norm that is
-# applied only to the values in the cache, because v can be the same array as k. With `gates` [H, 2,
-# D], the queries are its part 0, and the sigmoid of part 1 is a factor of attention's output.
-# `sinks` [H]: `ops.attention.sinks`.
+# [n_ctx, G, D]. Without k, the cache contains them from an earlier block. `v_norm`: the weights of
+# a norm that is applied only to the values in the cache, because v can be the same array as k. With
+# `gates` [H, 2, D], part 0 contains the queries, and the attention output is multiplied by the
+# sigmoid of part 1. `sinks` [H]: `ops.attention.sinks`.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
     eps=_float, temper=_address, v_norm=_address,
@@ -67,7 +67,7 @@ HEADS_ROW = _table(
     gates=_address, sinks=_address,
 )  # fmt: skip
 
-# x += scale * norm(y), or scale * y without w
+# x += scale * norm(y), or x += scale * y without w
 BRANCH_ROW = _table(y=_address, w=_address, x=_address, n=_size, eps=_float, scale=_float)
 
 # out = act(gate) * up
@@ -82,9 +82,9 @@ ACT_ROW = _table(
 # y = cap tanh(y / cap)
 CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
-# `ops.experts.router` for one token: z [E] becomes the scores, and the experts `chosen` (int32) and
-# their `weights` [K] are sorted by ascending number of the expert. With `gate_w` [C], the shared
-# expert's weight (one number) is the sigmoid of gate_w . x.
+# `ops.experts.router` for one token: z [E] is overwritten with the scores, and the experts `chosen`
+# (int32) and their `weights` [K] are sorted by expert, ascending. With `gate_w` [C], the weight of
+# the shared expert (one number) is the sigmoid of gate_w . x.
 ROUTE_ROW = _table(
     z=_address, bias=_address, experts=_size, used=_size, code=_size, normed=_size, scale=_float,
     chosen=_address, weights=_address, gate_w=_address, x=_address, n=_size, shared=_address,
@@ -110,7 +110,7 @@ CONV_ROW = _table(
 )  # fmt: skip
 
 # `ops.delta_net.conv` for one token: u, y [W], w [K, W], the state [K - 1, W]; the first `normed`
-# heads of `size` numbers are divided by their lengths: `one` and `eps` as in `mixers.delta_net`
+# heads of `size` numbers are divided by their L2 norms; `one` and `eps` as in `mixers.delta_net`
 DELTA_CONV_ROW = _table(
     u=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, size=_size,
     normed=_size, one=_address, eps=_float,
@@ -122,13 +122,13 @@ DELTA_ROW = _table(
     o=_address, heads=_size, key_heads=_size, size=_size, scale=_float,
 )  # fmt: skip
 
-# out = silu(z) * norm(o) for each head of `size` numbers, `part` heads in a task
+# out = silu(z) * norm(o) for each head of `size` numbers, `part` heads per task
 DELTA_OUT_ROW = _table(
     o=_address, z=_address, w=_address, out=_address, heads=_size, size=_size, eps=_float,
     part=_size, forms=_size,
 )  # fmt: skip
 
-# The input of the threads: the token's position, the program, and memory that all phases share:
+# The input of the threads: the token's position, the program, and memory shared by all phases:
 # `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
 # newest input in int8 blocks (`ops.linear.int8_rows`), and the counters of
 # `nbllama.kernels.threads`.
@@ -159,4 +159,4 @@ TABLES = {
     DELTA: ("deltas", DELTA_ROW),
     DELTA_OUT: ("delta_outs", DELTA_OUT_ROW),
 }
-"""SCORES and JOIN read the row of the HEADS phase before them."""
+"""SCORES and JOIN read the row of the preceding HEADS phase."""

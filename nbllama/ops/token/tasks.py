@@ -20,39 +20,39 @@ from nbllama.ops.token.tables import INT8_32, INT8_256
 from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
-LEAST_ROWS, MOST_ROWS = 32, 1024  # rows of W in one task
-TASKS = 4  # per thread and phase: drawing a task can take as long as two rows (two cores, 0.5 us)
-GATE_PART = 1024  # numbers of the feed-forward layer in one task: whole int8 blocks
+LEAST_ROWS, MOST_ROWS = 32, 1024  # rows of W per task
+TASKS = 4  # per thread and phase; drawing a task can take as long as two rows (two cores, 0.5 us)
+GATE_PART = 1024  # numbers of the feed-forward layer per task: whole int8 blocks
 CAP_PART = 8192
 
 
 @kernel(inline=True)
 def floats(address, n):
-    """Return n float32 at an address as an array."""
+    """Return the n float32 numbers at an address as an array."""
     return carray(pointer(address), n, np.float32)
 
 
 @kernel(inline=True)
 def int8_numbers(address, n):
-    """Return n int8 at an address as an array."""
+    """Return the n int8 numbers at an address as an array."""
     return carray(pointer(address), n, np.int8)
 
 
 @kernel(inline=True)
 def int16_numbers(address, n):
-    """Return n int16 at an address as an array."""
+    """Return the n int16 numbers at an address as an array."""
     return carray(pointer(address), n, np.int16)
 
 
 @kernel(inline=True)
 def int32_numbers(address, n):
-    """Return n int32 at an address as an array."""
+    """Return the n int32 numbers at an address as an array."""
     return carray(pointer(address), n, np.int32)
 
 
 @kernel()
 def expert_of(address):
-    """Return the number of an expert; 0 if there is no address."""
+    """Return the expert index at an address, or 0 without an address."""
     if address == 0:
         return np.int64(0)
     return np.int64(int32_numbers(address, 1)[0])
@@ -60,7 +60,7 @@ def expert_of(address):
 
 @kernel(inline=True)
 def raw_bytes(address, n):
-    """Return n bytes at an address as an array."""
+    """Return the n bytes at an address as an array."""
     return carray(pointer(address), n, np.uint8)
 
 
@@ -83,7 +83,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
-    """Normalise a row, and write it in the forms that the weights need."""
+    """Normalise a row, and write it in the forms that the following products read."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -111,7 +111,7 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """Compute one number of h, for the pairs from row `first` on."""
+    """Compute one number of h, for the pairs starting at row `first`."""
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -124,7 +124,7 @@ def hidden_task(pairs, first, task):
 
 @kernel()
 def part_of(products, first, task):
-    """Return the table row of a PRODUCT task, and its part (of `rows` rows) of W."""
+    """Return the table row of a PRODUCT task, and the index of its part (`rows` rows) of W."""
     s, part = first, task
     parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
     while part >= parts:
@@ -155,7 +155,7 @@ def _norm_heads(row, norm, p):
 
 @kernel()
 def _turn(row, norm, cos, sin, p):
-    """Normalise heads `[n, D]` if there is a norm, then rotate them; `norm_last`: rotate first."""
+    """Normalise heads `[n, D]` if there is a norm, and rotate them (first, with `norm_last`)."""
     if not p.norm_last:
         _norm_heads(row, norm, p)
     if p.half > 0:
@@ -169,7 +169,7 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """Process the queries of KV head g, and its key and value if the block has its own."""
+    """Process the queries of KV head g, and its key and value if the block computes them."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
@@ -240,7 +240,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Add a branch's output to the stream, normalised and scaled if the model does so."""
+    """Add a branch's output to the stream, with the model's norm and scale, if any."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)

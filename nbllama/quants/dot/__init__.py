@@ -1,15 +1,16 @@
-"""Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
+"""Dot products of int8 blocks of x and a row of W, which is not decoded; one module per family.
 
 Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It computes
-the dot product of `n_blocks` blocks of x, from block `c` on, and the same number of weights, from
-byte `src` of `raw` on. x consists of the int8 numbers `q`, their scales `d` (one per
-`int8_block(type_id)` numbers) and `sums`: for blocks of 32, they are float32, d times a block's
-sum; for blocks of 256, they are int16, the sum of every 16 numbers. All arrays are flat. A block of
-W is as long as a block of x; a block of NVFP4 is as long as two. The products within a block are
-summed exactly, as integers. Blocks are summed in float32, in eight lanes, in ascending order.
+the dot product of `n_blocks` blocks of x, starting at block `c`, and the same number of weights,
+starting at byte `src` of `raw`. x consists of the int8 numbers `q`, their scales `d` (one per
+`int8_block(type_id)` numbers) and `sums`. For blocks of 32, `sums` is float32 and contains d times
+the sum of each block; for blocks of 256, it is int16 and contains the sum of every 16 numbers. All
+arrays are flat. A block of W is as long as a block of x, or as two blocks for NVFP4. The products
+within a block are summed exactly, as integers. Blocks are summed in float32, in eight lanes, in
+ascending order.
 
-`dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, as
-`nbllama.quants.decode_blocks` does.
+`dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, like
+`nbllama.quants.decode_blocks`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _FAMILIES = {
     "nvfp4": ("NVFP4",),
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names}
-SUMMED = 16  # numbers of x per number of `sums`
+SUMMED = 16  # numbers of x per element of `sums`
 
 
 def int8_block(type_id: int) -> int:
-    """Return how many numbers of x share a scale: 32, 256, or 0 (no integer product)."""
+    """Return how many numbers of x share a scale: 32, 256, or 0 if there is no integer product."""
     t = QUANTS[type_id]
     if t.name not in _FAMILY:
         return 0
@@ -43,7 +44,7 @@ def int8_block(type_id: int) -> int:
 
 
 def find_dot(type_id: int) -> Any:
-    """Return a type's kernel; KeyError if it has none."""
+    """Return the kernel of a type. Raises KeyError if there is none."""
     name = QUANTS[type_id].name
     module = import_module(f"nbllama.quants.dot.{_FAMILY[name]}")
     return getattr(module, f"dot_{name.lower()}")

@@ -1,15 +1,15 @@
-"""Integer dot products of bytes, as Numba values in addition to those of `nbllama.quants._vec`.
+"""Integer dot products of bytes, as Numba values that supplement `nbllama.quants._vec`.
 
-| value | is |
+| value | meaning |
 |---|---|
 | `Codes(32)` | 32 bytes of a row of W (0..127, or signed) or of x (-127..127) |
 | `Dots` | 8 int32 sums, each of four neighbouring products |
-| `Scales` | 16 int16 factors, one for two neighbouring bytes |
+| `Scales` | 16 int16 factors, one for each two neighbouring bytes |
 | `Weights(8)` | 8 float32 sums |
 
-The integers are the same on every CPU, in every lane. On AVX2, the products of 32 bytes take two
-instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs, the same sums use LLVM's own vector
-arithmetic. Sums of two products are stored in 16 bits, so a byte of W times a byte of x must not
+The integers are the same in every lane on every CPU. On AVX2, the products of 32 bytes take two
+instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs, generic LLVM vector arithmetic computes the
+same sums. Sums of two products are stored in 16 bits, so a byte of W times a byte of x must not
 exceed 2^14: unsigned codes are at most 127, signed codes at least -128.
 """
 
@@ -144,7 +144,7 @@ def join(typingctx, low, high):
 
 @intrinsic
 def nibbles(typingctx, raw, i):
-    """Read the 16 bytes from byte i of `raw`: their low halves, then their high halves."""
+    """Read 16 bytes at byte i of `raw`: their low halves, followed by their high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -160,7 +160,7 @@ def nibbles(typingctx, raw, i):
 
 @intrinsic
 def bits32(typingctx, bits):
-    """Return Codes(32): 16 in every lane whose bit (lowest first) is set, 0 in the others."""
+    """Return Codes(32): 16 in each lane whose bit (lowest first) is set, 0 in the other lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[0], _I32), ir.VectorType(ir.IntType(1), 32))
@@ -172,7 +172,7 @@ def bits32(typingctx, bits):
 
 @intrinsic
 def bytes_of(typingctx, low, high):
-    """Return the 8 bytes of the int64 `low`, then those of `high`, as Codes(16)."""
+    """Return the 8 bytes of the int64 `low`, followed by the bytes of `high`, as Codes(16)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
@@ -185,7 +185,7 @@ def bytes_of(typingctx, low, high):
 
 @intrinsic
 def each_twice(typingctx, codes):
-    """Return Codes(16): the first 8 of `codes`, each twice."""
+    """Return Codes(16): each of the first 8 of `codes` twice."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _lanes(builder, args[0], args[0], [i // 2 for i in range(16)])
@@ -204,13 +204,13 @@ def _widen(signed: bool) -> Any:
     return widen
 
 
-# 16 codes as 16 factors of 16 bits.
+# Convert 16 codes to 16 factors of 16 bits.
 unsigned_scales, signed_scales = _widen(False), _widen(True)
 
 
 @intrinsic
 def scale_of(typingctx, scales, g):
-    """Return Scales with factor `g` of `scales` in all lanes."""
+    """Return Scales with factor `g` of `scales` in every lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         factor = builder.extract_element(args[0], builder.trunc(args[1], _I32))
@@ -257,7 +257,7 @@ def dot_signed(typingctx, w, x):
 
 @intrinsic
 def dot_scaled(typingctx, w, x, scales):
-    """Compute Dots of codes w (0..127) and numbers x; each pair of products times its factor."""
+    """Compute Dots of codes w (0..127) and numbers x; each pair is multiplied by its factor."""
     return DOTS(Codes(32), Codes(32), SCALES), _dot(False, True)
 
 
@@ -280,7 +280,7 @@ def no_dots(typingctx):
 
 @intrinsic
 def halves8(typingctx, low, high):
-    """Return Weights(8) of two float32: `low` in the first four lanes, `high` in the others."""
+    """Return Weights(8) of two float32: `low` in the first four lanes, `high` in the last four."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(_F32, 2), ir.Undefined)
@@ -300,7 +300,7 @@ def zeros8(typingctx):
 
 @intrinsic
 def add_scaled(typingctx, total, dots, d):
-    """Compute total + dots * d in every lane, fused if the CPU has the instruction."""
+    """Compute total + dots * d in every lane, fused if the CPU supports it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, dots, d = args
@@ -312,11 +312,11 @@ def add_scaled(typingctx, total, dots, d):
 
 @intrinsic
 def half8(typingctx, raw, i):
-    """Read the IEEE half from byte i of `raw` into 8 lanes.
+    """Read the IEEE half at byte i of `raw` into 8 lanes.
 
-    It is copied to all lanes before it is converted. If a single number were converted, LLVM could
-    place it in a register that another sum uses, and each block would have to wait for the previous
-    one.
+    The half is copied to all lanes before the conversion. If a single number were converted, LLVM
+    could place it in a register that is used for a different sum, and each block would have to wait
+    for the previous block.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

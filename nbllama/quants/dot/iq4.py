@@ -1,4 +1,4 @@
-"""IQ4_NL and IQ4_XS times int8 blocks of 32 and 256; layouts are in `nbllama.quants.iq4`.
+"""IQ4_NL times int8 blocks of 32, and IQ4_XS times blocks of 256 (layouts: `nbllama.quants.iq4`).
 
 llama.cpp: `ggml_vec_dot_iq4_nl_q8_0`, `ggml_vec_dot_iq4_xs_q8_K`.
 """
@@ -25,7 +25,7 @@ _VALUES = _grids.IQ4
 
 @kernel()
 def values32(raw, at):
-    """Look up the code book's values for the 16 bytes at `at`: low halves, then high halves."""
+    """Look up the values of the 16 bytes at `at`: low halves, followed by high halves."""
     qs = load16(raw, at)
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 
@@ -43,7 +43,7 @@ def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for IQ4_XS: groups of 32, signed scales of six bits."""
+    """Compute the product for IQ4_XS: groups of 32, signed six-bit scales."""
     total = zeros8()
     for b in range(n_blocks):
         at, dots = src + 136 * b, no_dots()

@@ -1,8 +1,8 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K times int8 blocks of 256; layouts are in `nbllama.quants.kquants`.
+"""Q2_K Q3_K Q4_K Q5_K Q6_K times int8 blocks of 256 (layouts: `nbllama.quants.kquants`).
 
-A block of W has one d, one dmin, and groups g of 16 or 32 codes c. Each group has an integer scale
-s and, in some types, a minimum m. A block of x has one scale e and numbers n. All sums within a
-block are integers:
+A block of W consists of d, dmin, and groups g of 16 or 32 codes c. Each group has an integer scale
+s and, in some types, a minimum m. A block of x consists of a scale e and numbers n. All sums within
+a block are integers:
 
     sum w x = e d sum_g s_g (sum c n - z sum n)  -  e dmin sum_g m_g sum n
 
@@ -38,7 +38,7 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # low bits of each of 
 def scales_and_mins(raw, at):
     """Return the eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64.
 
-    `kquants.scale_and_min` describes their positions.
+    See `kquants.scale_and_min` for their positions.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)
@@ -68,7 +68,7 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q3_K: groups of 16, z = 4, signed scales; third bits in 32 bytes."""
+    """Compute the product for Q3_K: groups of 16, z = 4, signed scales; 32 bytes of third bits."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 110 * b
@@ -113,7 +113,7 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_K: like Q4_K, and bit g of 32 bytes is group g's fifth bit."""
+    """Compute the product for Q5_K: like Q4_K, with group g's fifth bits in bit g of 32 bytes."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 176 * b

@@ -1,7 +1,7 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 times int8 blocks of 32; layouts are in `nbllama.quants.legacy`.
+"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 times int8 blocks of 32 (layouts: `nbllama.quants.legacy`).
 
-A block of W has a scale d, in some types a minimum m, and codes c. A block of x has a scale e and
-numbers n = q. With w = d (c - z) or d c + m:
+A block of W consists of a scale d, in some types a minimum m, and codes c. A block of x consists of
+a scale e and numbers n = q. With w = d (c - z) or d c + m:
 
     sum w x = d e sum c n - z d (e sum n)      or      d e sum c n + m (e sum n)
 
@@ -59,7 +59,7 @@ def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_0: z = 16; the fifth bits are together in four bytes."""
+    """Compute the product for Q5_0: z = 16; four bytes contain the fifth bits."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 22 * b

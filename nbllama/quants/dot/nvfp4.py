@@ -1,4 +1,4 @@
-"""NVFP4 times int8 blocks of 32, two per block of W; the layout is in `nbllama.quants.nvfp4`.
+"""NVFP4 times int8 blocks of 32, two per block of W (layout: `nbllama.quants.nvfp4`).
 
 llama.cpp: `ggml_vec_dot_nvfp4_q8_0`.
 """
@@ -25,7 +25,7 @@ _VALUES = _grids.MXFP4
 
 @kernel()
 def values16(raw, at):
-    """Look up the values of a group of 16 weights whose codes begin at byte `at`."""
+    """Look up the values of the group of 16 weights whose codes begin at byte `at`."""
     return lookup(_VALUES, nibbles8(raw, at))
 
 

@@ -1,8 +1,9 @@
-"""Quantisers: encoders of float32 rows as weight types of GGUF files (decoders: `nbllama.quants`).
+"""Quantisers, which encode float32 rows as GGUF weight types (decoders: `nbllama.quants`).
 
-One file per family, one encoder per type, all with the signature
-`encode_x(x, src, n_blocks, out, dst)`: encode `n_blocks` blocks from element `src` of `x` (float32)
-to `out` (uint8) from byte `dst` on. The formulas are those of llama.cpp's `ggml-quants.c`.
+There is one module per family and one encoder per type. Every encoder has the signature
+`encode_x(x, src, n_blocks, out, dst)`. It encodes `n_blocks` blocks of `x` (float32), starting at
+element `src`, to `out` (uint8), starting at byte `dst`. The formulas are taken from `ggml-quants.c`
+in llama.cpp.
 """
 
 from nbllama.quants.encode.encode import QUANTISED, quantise

@@ -1,4 +1,4 @@
-"""Conversion from float32 to IEEE half and bfloat16 inside kernels, and storing bytes."""
+"""Convert float32 to IEEE half and bfloat16 inside kernels, and store bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INFINITE = 0x7C00
 def half_bits(value):
     """Round a float32 other than NaN to the nearest half (ties to even): 16 bits in an int64.
 
-    From 65520 on, the result is infinity; below 2^-14 the half has fewer bits (subnormal).
+    From 65520 on, the result is infinity; below 2^-14, the half is subnormal and has fewer bits.
     """
     bits = single_bits(np.float32(value))
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF

@@ -1,15 +1,15 @@
-"""The search for the scale of a group of weights: the candidate with the smallest error is used.
+"""The search for the scale of a group of weights, which chooses the candidate with the least error.
 
 There are two kinds of codes, as in `nbllama.quants.kquants`:
 
 - affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, the largest
-  to about `high`; for each candidate, two linear equations give the best scale and low for its
-  codes (llama.cpp: `make_qkx2_quants`);
-- symmetric, `x ~ scale * q` with q in -high..high-1: the weight with the largest absolute value
-  maps to about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
+  to about `high`. For each candidate, two linear equations determine the best scale and low for its
+  codes (llama.cpp: `make_qkx2_quants`).
+- symmetric, `x ~ scale * q` with q in -high..high-1: the weight of largest absolute value maps to
+  about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
 
-`x` (and `w`, the importance) are float32 scratch arrays whose first `n` elements are the group; n
-is a literal 16 or 32. All functions are for use inside kernels.
+`x` and `w` (the importance) are float32 scratch arrays whose first `n` elements are the group; n is
+a literal 16 or 32. All functions are called inside kernels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from numba.extending import overload
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode._vec import code_error, code_sums
 
-TINY = np.float32(1e-15)  # in every type, a group of weights below this becomes all zeros
+TINY = np.float32(1e-15)  # in every type, a group of weights below this is encoded as zeros
 
 
 def affine_scale(
     n: int, x: Any, w: Any, high: Any, start: Any, step: Any, n_steps: Any, power: int
 ) -> Any:
-    """Return (scale, low) of an affine group, both 0 or more.
+    """Return (scale, low) of an affine group, both non-negative.
 
     Candidate i of `n_steps` maps the range of the weights to high + start + step * i. The error is
     the sum of w * |difference| ** power; power is a literal 1 or 2.
@@ -76,7 +76,7 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):
 
 @kernel(own="quants/encode")
 def extreme(x, n):
-    """Return the first of the elements with the largest absolute value among the first n."""
+    """Return the element of largest absolute value among the first n; in a tie, the first one."""
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
         if abs(x[i]) > size:
@@ -89,7 +89,7 @@ def symmetric_scale(x, w, high):
     """Return the scale of a group of 16, of either sign: the best of 19 candidates.
 
     For given codes, the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
-    sum(w x q)^2 / sum(w q q) of sum(w x x); the candidate that explains the most is chosen. One
+    sum(w x q)^2 / sum(w q q) of sum(w x x). The candidate that explains the most is chosen. One
     candidate is tried twice.
     """
     zero = np.float32(0)
@@ -109,10 +109,11 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Return the scale of a group of 16 with weights x^2: change codes as long as that helps.
+    """Return the scale of a group of 16 with importance x^2; change codes as long as that helps.
 
-    `codes`: float32 scratch [16]. Each code in turn is moved to the nearest code for the best scale
-    of the others. The change is kept if more of the group is explained (see `symmetric_scale`).
+    `codes` is float32 scratch memory [16]. One at a time, each code is replaced with the nearest
+    code for the best scale of the other codes. The change is kept if it explains more of the group
+    (see `symmetric_scale`).
     """
     zero, top = np.float32(0), high - np.float32(1)
     largest = extreme(x, 16)

@@ -1,12 +1,13 @@
-"""The two inner steps of every scale search, as straight-line vector code for groups of 16 or 32.
+"""The two inner steps of each scale search, as straight-line vector code for groups of 16 or 32.
 
 A search tries several scales. For each scale, it rounds all weights of a group to codes and sums
-products; a quantiser spends nearly all its time in this loop. LLVM unrolls such short loops before
-its vectoriser runs, so the code here uses explicit vectors; LLVM splits them into registers.
+products, and a quantiser spends nearly all its time in this loop. LLVM unrolls such short loops
+before its vectoriser runs, so this module uses explicit vectors, which LLVM distributes over
+registers.
 
 A code is `clamp(round(inverse * (x - least)), low, high)`, rounded half to even. `x` and `w` are
-scratch arrays of float32 with at least `n` elements; nothing is checked. LLVM chooses the order of
-the sums for the CPU: it is always the same on one CPU, for any number of threads.
+float32 scratch arrays of at least `n` elements; nothing is checked. LLVM chooses the order of the
+sums for the CPU. On a given CPU, the order is always the same, for any number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic  # its annotations include the first argument, which callers do not pass
+intrinsic: Any = _intrinsic  # annotated with the first argument, which callers do not pass
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _SUM = ("reassoc", "contract", "nsz")
 
@@ -31,7 +32,7 @@ def _lanes(n: Any) -> int:
 
 
 class _Vectors:
-    """Short names for vector code on `lanes` float32 numbers."""
+    """Short names for vector operations on `lanes` float32 numbers."""
 
     def __init__(self, context: Any, builder: Any, lanes: int) -> None:
         self.context, self.builder, self.lanes = context, builder, lanes
@@ -95,7 +96,7 @@ def code_sums(typingctx, n, x, w, least, inverse, low, high):
 def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
     """Sum w * |scale * q + offset - x| ** power over codes q of 0..high; power is 1 or 2 (literal).
 
-    `least` and `inverse` give the codes, `scale` and `offset` the weights that the codes represent.
+    `least` and `inverse` determine the codes, `scale` and `offset` the weights that they represent.
     """
     lanes = _lanes(n)
     if not isinstance(power, types.IntegerLiteral) or power.literal_value not in (1, 2):

@@ -1,8 +1,8 @@
-"""The compiled entry function of each type: its encoder runs over chunks of blocks in parallel.
+"""The compiled entry function of each type, which encodes chunks of blocks in parallel.
 
-Chunks write separate bytes and share nothing, so the result is the same with any number of threads.
-Each entry calls its encoder by name, because a kernel that receives another kernel as an argument
-is compiled again in every process.
+Chunks are independent and write separate bytes, so the result is the same for any number of
+threads. Each entry function calls its encoder by name, because a kernel that receives another
+kernel as an argument is compiled again in every process.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode import floats, kquants, legacy
 
-_CHUNK = 16384  # weights; a multiple of every block
+_CHUNK = 16384  # weights; a multiple of every block size
 
 
 @kernel(own="quants/encode")
 def _span(i, chunk, n_blocks):
-    """Return the first block of chunk i, and the chunk's number of blocks."""
+    """Return the first block of chunk i, and the number of blocks in the chunk."""
     first = np.int64(i) * chunk
     return first, min(np.int64(chunk), n_blocks - first)
 

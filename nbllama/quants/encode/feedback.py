@@ -1,28 +1,28 @@
-"""Rounding a matrix's rows to given grids, with error feedback that preserves its products.
+"""Round the rows of a matrix to given grids, with error feedback that preserves its products.
 
-A layer computes `y = x Wᵀ`. Rounding W to W' changes y, summed over the inputs x of a sample, by
+A layer computes `y = x Wᵀ`. Rounding W to W' changes y. Over the inputs x of a sample, the sum of
+the squared changes is
 
     tr(E H Eᵀ)        E = W' - W  (R, n)        H = sum of xᵀ x over the inputs  (n, n)
 
-With H = L D Lᵀ (L unit lower triangular, D diagonal) this is the sum over columns j of D_j times
-the squares of column j of E L, which is E_j + sum over i > j of E_i L_ij. So columns are rounded
-from the last to the first. Before a column is rounded, it is shifted to compensate for the errors
-of the later columns:
+With H = L D Lᵀ (L unit lower triangular, D diagonal), this is the sum over columns j of D_j times
+the squares of column j of E L, which is E_j + sum over i > j of E_i L_ij. Therefore, columns are
+rounded from the last to the first, and each column is shifted before it is rounded, to compensate
+for the errors of the later columns:
 
     W'_j = nearest(W_j - sum over i > j of E_i L_ij)
 
 Source: GPTQ (Frantar et al. 2022), in the form without an inverse from QuIP (Chee et al. 2023).
 
 Columns are processed in pieces. The feedback from later pieces is one matrix product; a kernel
-computes the feedback within a piece, one row at a time. Rows share nothing, so the result is the
-same with any number of threads.
+computes the feedback within a piece, one row at a time. Rows are independent, so the result is the
+same for any number of threads.
 
-The rounding error of the shifted column j, W'_j minus the shifted W_j, is column j of E L, so the
-rounding also gives the sum above (`cost`).
+The rounding error of the shifted column j, W'_j minus the shifted W_j, is column j of E L, so
+rounding also yields the sum above (`cost`).
 
-The grid of weight (r, j) has the values `scale * q - low` for integers q from `first` to `last`.
-`scale` and `low` belong to the group of neighbouring columns that contains j
-(`nbllama.export.grids`).
+The grid of weight (r, j) consists of the values `scale * q - low` for integers q from `first` to
+`last`. Each group of neighbouring columns has its own `scale` and `low` (`nbllama.export.grids`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def round_piece_ref(
     first: int,
     last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute `round_piece` in numpy: codes and errors `[R, m]`, like `wanted`, and cost `[R]`.
+    """Run `round_piece` in numpy: return codes and errors `[R, m]`, like `wanted`, and cost `[R]`.
 
     `scale` and `low` are `[R, m]`, one per weight. `importance` `[m]` is D.
     """
@@ -108,13 +108,13 @@ def round_piece(
 ) -> None:
     """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback between them.
 
-    `wanted` float32 `[R, m]`: the columns from `at` on, minus the feedback from later columns; it
-    is overwritten. `weights` float32 `[R, n]`. `factor` float32 `[m, m]`: the rows and columns of L
-    for these columns; only the part below the diagonal is read. `importance` float64 `[m]`: the
-    numbers of D for these columns. `scale` and `low` float32 `[R, G]`, and `group` int32 `[m]`, the
-    group of each column. Writes `codes` int8 `[R, n]` from column `at` on, and `errors` float32
-    `[R, m]`; adds to `cost` float64 `[R]`. Raises `ValueError` for arrays of different shapes or
-    types.
+    `wanted`, float32 `[R, m]`, contains the columns starting at `at`, minus the feedback from later
+    columns; it is overwritten. `weights` is float32 `[R, n]`. `factor`, float32 `[m, m]`, contains
+    the rows and columns of L for these columns; only the part below the diagonal is read.
+    `importance`, float64 `[m]`, contains the numbers of D for these columns. `scale` and `low` are
+    float32 `[R, G]`, and `group`, int32 `[m]`, is the group of each column. The function writes
+    `codes`, int8 `[R, n]`, starting at column `at`, and `errors`, float32 `[R, m]`, and adds to
+    `cost`, float64 `[R]`. Raises `ValueError` for arrays of different shapes or types.
     """
     (rows, m), n, groups = wanted.shape, weights.shape[1], scale.shape[1]
     wide = {"wanted": (wanted, (rows, m)), "weights": (weights, (rows, n))}
@@ -132,13 +132,13 @@ def round_piece(
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
     given = (weights, factor, importance, scale, low, group)
     readonly = [array.view() for array in given]
-    for view in readonly:  # for writable arrays, a second version would be compiled
+    for view in readonly:  # writable arrays would cause a second version to be compiled
         view.flags.writeable = False
     _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
-    """Raise ValueError for an array that the kernel would misread: it has no bounds checks."""
+    """Raise ValueError for an array that the kernel, which has no bounds checks, would misread."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         wanted = f"{np.dtype(dtype)} {shape}"
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Encoders of F16 and BF16: rounding to nearest, ties to even; F32 is a copy.
+"""Encoders of F16 and BF16, which round to nearest, ties to even; F32 is a copy.
 
-llama.cpp: `ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row`. Bytes are equal except for NaN.
+llama.cpp: `ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row`. The bytes are the same except for NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nbllama.quants.encode._vec import single_bits
 
 @kernel(own="quants/encode")
 def encode_f16(x, src, n_blocks, out, dst):
-    """Round float32 to IEEE half; from 65520 on, the result is infinity."""
+    """Round float32 to IEEE half; 65520 and above become infinity."""
     for i in range(n_blocks):
         bits = half_bits(x[np.uint64(src + i)])
         out[np.uint64(dst + 2 * i)] = np.uint8(bits & 255)

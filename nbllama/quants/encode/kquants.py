@@ -1,14 +1,13 @@
-"""Encoders of Q2_K Q3_K Q4_K Q5_K Q6_K; layouts are in `nbllama.quants.kquants`.
+"""Encoders of Q2_K Q3_K Q4_K Q5_K Q6_K (layouts: `nbllama.quants.kquants`).
 
-Every super-block of 256 is encoded in the same steps. A search over the weights finds a scale (and
-a low end) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the
-largest one. Then the codes are recomputed from the rounded scales, to compensate for that rounding.
+Every super-block of 256 is encoded in the same steps. A search finds a scale (and a low end) for
+each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the largest scale.
+The codes are then recomputed with the rounded scales, to compensate for the rounding. Errors are
+weighted in the search as in llama.cpp without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
+Q6_K), or |x| plus the root mean square of the group (Q4_K, Q5_K).
 
-The searches weight errors as llama.cpp does without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
-Q6_K), or |x| plus the group's root mean square (Q4_K, Q5_K).
-
-llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors are the same within
-a fraction of a per cent; bytes are not always equal, because the sums are in a different order.
+llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors agree within a
+fraction of a per cent. The bytes can differ, because sums are computed in a different order.
 """
 
 from __future__ import annotations
@@ -138,7 +137,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Round 16 scales to s in -high..high-1, the largest in absolute value to -high; store d."""
+    """Round 16 scales to s in -high..high-1, with the largest magnitude at -high; store d."""
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
         s[:] = 0
@@ -224,7 +223,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_k(x, src, n_blocks, out, dst):
-    """Encode Q5_K: groups of 32, affine, six-bit scales and lows; fifth bits are separate."""
+    """Encode Q5_K: groups of 32, affine, six-bit scales and lows, separate fifth bits."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):

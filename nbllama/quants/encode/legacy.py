@@ -1,4 +1,4 @@
-"""Encoders of Q4_0 Q4_1 Q5_0 Q5_1 Q8_0; layouts are in `nbllama.quants.legacy`.
+"""Encoders of Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 (layouts: `nbllama.quants.legacy`).
 
 | type | d | m | code |
 |---|---|---|---|
@@ -6,9 +6,9 @@
 | Q4_1, Q5_1 | (max - min) / 15, / 31 | min | round((x - m) / d) |
 | Q8_0 | largest absolute value / 127 | | round(x / d) |
 
-Codes are computed with the value of `d` before rounding to a half.
+Codes are computed from `d` before it is rounded to a half.
 
-llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Bytes are equal.
+llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _take(x, at, group):
 
 @kernel(own="quants/encode")
 def _inverse(d):
-    """Return 1 / d, or 0 if that overflows: then the stored weights are 0 for any codes."""
+    """Return 1 / d, or 0 on overflow; the decoded weights are then 0 for any codes."""
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0
 

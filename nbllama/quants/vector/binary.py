@@ -1,4 +1,4 @@
-"""Q1_0 in vectors; layout and formula are in `nbllama.quants.binary`."""
+"""Q1_0 as vector code; see `nbllama.quants.binary` for the layout and formula."""
 
 from __future__ import annotations
 

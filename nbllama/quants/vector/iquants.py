@@ -1,4 +1,4 @@
-"""IQ1, IQ2 and IQ3 types in vectors; layouts and formulas are in `nbllama.quants.iquants`."""
+"""IQ1, IQ2 and IQ3 types as vector code; see `nbllama.quants.iquants` for layouts and formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K in vectors; layouts and formulas are in `nbllama.quants.kquants`."""
+"""Q2_K Q3_K Q4_K Q5_K Q6_K as vector code; see `nbllama.quants.kquants` for the formulas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def decode_q2_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third of them in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -58,7 +58,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; like Q4_K, and bit g of `qh[j]` is q's fifth bit."""
+    """Decode w = (d * scale) * q - dmin * min; as in Q4_K, with q's fifth bit in bit g of `qh`."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin, qh = f16(raw, at), f16(raw, at + 2), load32(raw, at + 16)

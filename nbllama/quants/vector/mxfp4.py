@@ -1,4 +1,4 @@
-"""MXFP4 in vectors; layout and formula are in `nbllama.quants.mxfp4`."""
+"""MXFP4 as vector code; see `nbllama.quants.mxfp4` for the layout and formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVFP4 in vectors; layout and formula are in `nbllama.quants.nvfp4`."""
+"""NVFP4 as vector code; see `nbllama.quants.nvfp4` for the layout and formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TQ1_0 TQ2_0 in vectors; layouts and formulas are in `nbllama.quants.ternary`."""
+"""TQ1_0 TQ2_0 as vector code; see `nbllama.quants.ternary` for the layouts and formulas."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The page of a run during training, served to browsers on this machine (`--live`)."""
+"""Serve the page about a run to browsers on this machine during training (`--live`)."""

@@ -1,11 +1,11 @@
-"""A small HTTP server for one page, on the loopback address only.
+"""A small HTTP server for a single page, on the loopback address only.
 
-Reading needs the secret in the address, which is printed once. A page from another origin cannot
-read the run, even in a browser on this machine: `Host` and `Origin` must name this server (no DNS
-rebinding), and only a request of type application/json can ask a question or stop the run.
-(Browsers send such requests to another origin only with its consent, which this server never
-gives.) All other requests are answered with 403 (no secret, a wrong one, or another origin) or 404
-(any other path), and an empty body.
+Reading requires the secret in the address, which is printed once. A page from a different origin
+cannot read the run, even in a browser on this machine: `Host` and `Origin` must name this server
+(which prevents DNS rebinding), and only requests of type application/json can ask a question or
+stop the run. (Browsers send such requests to a different origin only with its consent, which this
+server never gives.) All other requests receive an empty response with status 403 (missing or wrong
+secret, or a different origin) or 404 (any other path).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from nbllama.report.live.state import LiveState
 from nbllama.report.page.template import policy
 
 HOST = "127.0.0.1"
-WAIT = 20.0  # seconds that a request for updates stays open
+WAIT = 20.0  # seconds for which a request for updates stays open
 MOST_BODY = 16_384  # bytes
 MOST_CONNECTIONS = 16
-MOST_LINE = 2048  # bytes of the line with the path
+MOST_LINE = 2048  # bytes; limit for the request line
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -42,9 +42,10 @@ _SECRET_PATH = re.compile(r"/([A-Za-z0-9_-]+)/(.*)", re.DOTALL)
 
 
 class LiveServer:
-    """Serve a `LiveState` until `close`; its threads end with the program.
+    """Serve a `LiveState` until `close`; the threads end with the program.
 
-    `address`: the address for a browser, with the secret. Raises `OSError` for a port in use.
+    `address` is the address for a browser, including the secret. Raises `OSError` for a port in
+    use.
     """
 
     def __init__(self, state: LiveState, port: int = 0) -> None:
@@ -59,7 +60,7 @@ class LiveServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Tell the readers that the run has ended, and stop listening."""
+        """Inform the readers that the run has ended, and stop listening."""
         self.state.end()
         self._server.shutdown()
         self._server.server_close()
@@ -79,15 +80,15 @@ class _Server(ThreadingHTTPServer):
         self.hosts = {f"{name}:{own}" for name in (HOST, "localhost")}
 
     def server_bind(self) -> None:
-        """Bind without asking a name server for this machine's name."""
-        if os.name == "posix":  # elsewhere another program could listen on the same port
+        """Bind without looking up the name of this machine."""
+        if os.name == "posix":  # elsewhere, another program could listen on the same port
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = HOST, int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start one thread per connection, up to a limit."""
+        """Start a thread for each connection, up to a limit."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -104,12 +105,12 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing into the run's display: a closed connection is not an error."""
+        """Print nothing, because a closed connection is not an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # seconds for a request to arrive
+    timeout = 10  # seconds in which a request must arrive
 
     def handle_one_request(self) -> None:
         """Handle one request per connection."""
@@ -124,12 +125,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._serve()
             self.wfile.flush()
         except (TimeoutError, ConnectionError):
-            pass  # an error on the reader's side, which can connect again
+            pass  # an error on the reader's side; the reader can connect again
         finally:
             self.close_connection = True
 
     def _serve(self) -> None:
-        """Check the request's origin and secret, and answer it."""
+        """Check the origin and secret of the request, and answer it."""
         found = _SECRET_PATH.fullmatch(self.path)
         given = found[1] if found else ""
         known = hmac.compare_digest(given.encode(), self.server.secret.encode())
@@ -143,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404)
 
     def _own_origin(self) -> bool:
-        """Return whether the request comes from the page itself or from the address bar."""
+        """Return whether the request comes from this page or from the address bar."""
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
             return False
@@ -204,9 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer a request that `http.server` itself refuses."""
+        """Answer a request that is refused by `http.server`."""
         self.command = getattr(self, "command", None) or ""
         self._answer(404)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print nothing into the run's display."""
+        """Print nothing, to keep the run's display intact."""

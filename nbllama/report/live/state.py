@@ -1,6 +1,6 @@
-"""The state of a served page: the run so far, updates, and its readers' requests.
+"""The state of a served page: the run so far, updates, and requests from readers.
 
-The run's thread adds rows; the server's threads read them and add questions. This module does no
+The training thread adds rows; the server threads read them and add questions. This module does no
 computation.
 """
 
@@ -16,20 +16,20 @@ from nbllama.report.page.template import page
 from nbllama.report.payload import event, payload, run_object
 from nbllama.report.records import Row, Run
 
-NEWS = 400  # rows that are kept for readers; a reader with an older version receives the whole run
+NEWS = 400  # rows kept for readers; a reader with an older version receives the whole run
 MOST_WAITING = 4  # questions
 MOST_LETTERS = 4000  # per question
 
 
 class Question(NamedTuple):
-    """A reader's question; `id` counts from 1."""
+    """A question from a reader; `id` starts at 1."""
 
     id: int
     prompt: str
 
 
 class _Now(NamedTuple):
-    """The run at one moment: the content of its log, lines for the user, and open questions."""
+    """A snapshot of the run: its log, messages for the user, and open questions."""
 
     run: Run
     notes: list[str]
@@ -37,7 +37,7 @@ class _Now(NamedTuple):
     going: bool
 
     def whole(self) -> dict[str, Any]:
-        """Return the object that the page shows."""
+        """Return the object displayed by the page."""
         made = run_object(self.run)
         made["notes"] = self.notes
         made["questions"] += [event(row) for row in self.questions]
@@ -47,9 +47,9 @@ class _Now(NamedTuple):
 
 
 class LiveState:
-    """The run as its page shows it. Any thread can call any method.
+    """The run as displayed by its page. All methods are thread-safe.
 
-    `stop`: called once, from a server's thread, if a reader asks the run to stop.
+    `stop` is called once, from a server thread, if a reader asks the run to stop.
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:
@@ -58,25 +58,25 @@ class LiveState:
         self._run = Run()
         self._notes: list[str] = []
         self._version = 0
-        self._whole_from = 0  # readers before this version need the whole run
+        self._whole_from = 0  # readers with an older version receive the whole run
         self._news: deque[tuple[int, dict[str, Any]]] = deque(maxlen=NEWS)
         self._waiting: deque[Question] = deque()
-        self._open: dict[int, Row] = {}  # questions whose answer is missing or incomplete
+        self._open: dict[int, Row] = {}  # questions without a complete answer
         self._asked = 0
         self._over = False
         self._delivered = 0
         self._last_read = 0.0
 
-    # The run's side
+    # Methods for the run
 
     def begin(self, earlier: Run) -> None:
-        """Show the log of a continued run; call this method before `add`."""
+        """Show the log of a resumed run; call this method before `add`."""
         with self._changed:
             self._run = earlier
             self._publish(None)
 
     def add(self, row: Row, *, keep: bool = True) -> None:
-        """Show a row; without `keep`, only to the current readers."""
+        """Show a row; without `keep`, show it only to the current readers."""
         with self._changed:
             unanswered = row.get("event") == "question" and row.get("done") is False
             if unanswered:
@@ -90,18 +90,18 @@ class LiveState:
                 self._publish(shown, passing=not keep)
 
     def note(self, text: str) -> None:
-        """Show a line for the user."""
+        """Show a message for the user."""
         with self._changed:
             self._notes = [*self._notes[-19:], text]
             self._publish({"event": "note", "text": text})
 
     def next_question(self) -> Question | None:
-        """Remove and return the question that has waited longest."""
+        """Remove and return the oldest waiting question."""
         with self._changed:
             return self._waiting.popleft() if self._waiting else None
 
     def end(self, patience: float = 2.0) -> None:
-        """End the run; wait at most `patience` seconds until all readers have been informed."""
+        """End the run; wait up to `patience` seconds until all readers have been informed."""
         with self._changed:
             for row in self._open.values():
                 answer = str(row.get("answer", "")) or "(the run ended before an answer)"
@@ -116,7 +116,7 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Add a new version while holding the lock; for None, readers receive the whole run."""
+        """Add a version (the caller holds the lock); for None, readers receive the whole run."""
         self._version += 1
         if news is None:
             self._whole_from = self._version
@@ -124,7 +124,7 @@ class LiveState:
             self._news.append((self._version, news | {"passing": True} if passing else news))
         self._changed.notify_all()
 
-    # The readers' side
+    # Methods for readers
 
     def page(self) -> str:
         """Return the page with the run so far."""
@@ -136,14 +136,14 @@ class LiveState:
         return page(data)
 
     def since(self, version: int, timeout: float) -> dict[str, Any]:
-        """Return the updates after `version`; wait at most `timeout` seconds for them.
+        """Return the updates after `version`; wait up to `timeout` seconds for updates.
 
-        The result contains `version` (after the updates), `events` (rows), `run` (None, or the
-        whole run instead of events) and `over` (whether no more updates will follow).
+        The result contains `version` (after the updates), `events` (rows), `run` (the whole run
+        instead of events, or None) and `over` (whether the run has ended).
         """
         with self._changed:
             self._last_read = time.monotonic()
-            # a version above ours is from an earlier run on this port: do not wait
+            # a version above ours is from an earlier run on the same port: do not wait
             self._changed.wait_for(lambda: self._version != version or self._over, timeout)
             self._last_read = time.monotonic()
             behind = version < self._whole_from or version > self._version
@@ -155,13 +155,13 @@ class LiveState:
         return found | {"run": now.whole() if now is not None else None}
 
     def delivered(self, version: int) -> None:
-        """Record that a reader has received everything up to `version`."""
+        """Record that a reader has received all updates up to `version`."""
         with self._changed:
             self._delivered = max(self._delivered, version)
             self._changed.notify_all()
 
     def ask(self, prompt: str) -> str:
-        """Add a question; return why it is refused, or ""."""
+        """Add a question; return the reason if it is refused, otherwise ""."""
         text = prompt.strip()
         with self._changed:
             if self._over:
@@ -180,7 +180,7 @@ class LiveState:
         return ""
 
     def stop(self) -> str:
-        """Ask the run to stop and save; return why this is not possible, or ""."""
+        """Ask the run to stop and save; return the reason if it cannot, otherwise ""."""
         with self._changed:
             if self._over:
                 return "the run is over"
@@ -188,6 +188,6 @@ class LiveState:
         return ""
 
     def _now(self) -> _Now:
-        """Copy everything that the page shows, while holding the lock."""
+        """Copy everything that the page displays, while holding the lock."""
         going = not self._over and not self._run.end
         return _Now(self._run.copy(), list(self._notes), list(self._open.values()), going)

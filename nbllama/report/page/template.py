@@ -1,4 +1,4 @@
-"""Assembly of the page from its parts."""
+"""Assemble the page from its parts."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 
 SCRIPTS = ("values", "data", "charts", "heat", "tokens", "cards", "compare", "live", "main")
 
-# Control characters, and characters that change the text's direction. The script has the same list.
+# Control characters, and characters that change the text direction. The script has the same list.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-# Characters that could end the element with the data.
+# Characters that could end the element that contains the data.
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def safe(value: Any) -> str:
-    """Return a text of the run as HTML."""
+    """Return text from the run as HTML."""
     return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
 
 
 def json_text(value: Any) -> str:
-    """Return JSON in ASCII that is safe inside a script element."""
+    """Return ASCII JSON that is safe inside a script element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&]", lambda found: _ESCAPED[found[0]], text)
 
@@ -45,7 +45,7 @@ def _script() -> str:
 
 @cache
 def policy(served: bool) -> str:
-    """Return the page's Content-Security-Policy; a `served` page may connect to its own server."""
+    """Return the Content-Security-Policy; a `served` page may connect to its own server."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -59,7 +59,7 @@ def policy(served: bool) -> str:
 
 
 def page(data: dict[str, Any]) -> str:
-    """Return the whole file, from `nbllama.report.payload.payload`."""
+    """Return the whole file for `data` from `nbllama.report.payload.payload`."""
     parts = {
         "POLICY": policy(bool(data["live"])),
         "TITLE": safe(data["title"]),
