@@ -29,7 +29,7 @@ class Stopped(BaseException):
     `exec`, which Numba uses, Python exits as if killed by SIGINT, even if the exception is handled.
     """
 
-    def __init__(self, signum: int, handler: Unwinding) -> None:
+    def __init__(self, signum: int, handler: Unwinding | None = None) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum, self.handler = signum, handler
 
@@ -38,27 +38,30 @@ class Unwinding:
     """A signal handler that raises `Stopped`, at most once per second, so that cleanup can finish.
 
     When `over` is set, the handler no longer raises.
+    `last`: time of the last exception in seconds; -1: the next signal raises one in any case.
     """
 
     def __init__(self) -> None:
         self.over = False
-        self._last = -1.0
+        self.last = -1.0
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Raise `Stopped`."""
         now = time.monotonic()
-        if not self.over and (self._last < 0 or now - self._last > 1):
-            self._last = now
+        if not self.over and (self.last < 0 or now - self.last > 1):
+            self.last = now
             raise Stopped(signum, self)
 
-    def again(self, signum: int) -> None:
-        """Send the signal again in a moment."""
-        from threading import Timer  # takes milliseconds, and is hardly ever needed
 
-        self._last = -1.0
-        timer = Timer(AGAIN, signal.raise_signal, [signum])
-        timer.daemon = True
-        timer.start()
+def _send_again(stopped: Stopped) -> None:
+    """Send a signal again in a moment; its handler then raises, even within the same second."""
+    from threading import Timer  # takes milliseconds, and is hardly ever needed
+
+    if stopped.handler is not None:
+        stopped.handler.last = -1.0
+    timer = Timer(AGAIN, signal.raise_signal, [stopped.signum])
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager
@@ -71,7 +74,7 @@ def repeated() -> Iterator[None]:
 
     def hook(ignored: sys.UnraisableHookArgs) -> None:
         if isinstance(ignored.exc_value, Stopped):
-            ignored.exc_value.handler.again(ignored.exc_value.signum)
+            _send_again(ignored.exc_value)
         else:
             before(ignored)
 

@@ -279,7 +279,7 @@ def test_splits(tmp_path: Path) -> None:
         str(tmp_path / "train.jsonl"), str(tmp_path / "valid.csv"), None,
     )  # fmt: skip
     (tmp_path / "train.jsonl").rename(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match=r"has valid\.csv, but no train\.jsonl"):
+    with pytest.raises(DataError, match=r"contains valid\.csv, but no train\.jsonl"):
         find_splits(tmp_path)
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     (tmp_path / "train.txt").touch()

@@ -46,7 +46,7 @@ def test_only_the_stand_in_counts_as_an_answer() -> None:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"answer": "a"}, "there is no prompt"),
+        ({"answer": "a"}, "no prompt was found"),
         ({"prompt": " "}, "is empty"),
         ({"prompt": 3}, "must be text"),
         ({"prompt": [ASK, SAY]}, "ends with an answer"),

@@ -28,7 +28,7 @@ def test_ollama(name: str) -> None:
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.2-1B", "Qwen/Qwen2.5-0.5B-Instruct-GGUF"])
 def test_hugging_face(name: str) -> None:
     line = refusal(name)
-    assert "looks like the name of a model on Hugging Face" in line and "GGUF file" in line
+    assert "looks like the name of a model on Hugging Face" in line and "a GGUF version" in line
 
 
 def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

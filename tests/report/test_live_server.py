@@ -270,7 +270,7 @@ def test_questions(own: LiveServer) -> None:
     for i in range(MOST_WAITING):
         assert post(own, "ask", {"prompt": f" {i}人 "}) == (200, b"")
     code, text = post(own, "ask", {"prompt": "one more"})
-    assert code == 409 and b"waiting already" in text
+    assert code == 409 and b"already waiting" in text
     asked = [own.state.next_question() for _ in range(MOST_WAITING)]
     assert [(q.id, q.prompt) for q in asked if q] == [(i + 1, f"{i}人") for i in range(4)]
     row = {"event": "question", "iter": 3, "id": 1, "prompt": "0人"}

@@ -140,7 +140,7 @@ def test_records_without_a_prompt(folder: Path, run: Run) -> None:
     path = asked(folder, 2)
     rows = path.read_text(encoding="utf-8")
     path.write_text(rows + '{"number": 1, "answer": "x"}\n', encoding="utf-8")
-    refused(run(options(folder)), 2, "asked.jsonl, line 3: there is no prompt", "number, answer")
+    refused(run(options(folder)), 2, "asked.jsonl, line 3: no prompt was found", "number, answer")
     done = run(options(folder, "--skip-bad", "--adam-iter", "1"))
     assert done.code == 0 and "1 of 3 records are bad and were skipped" in done.out
     text = ["--train-data", str(folder / "text.txt")]

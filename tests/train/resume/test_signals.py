@@ -314,10 +314,10 @@ def test_a_second_signal_does_not_break_off_the_first() -> None:
         handler(signal.SIGTERM, None)
     assert e.value.signum == signal.SIGTERM
     handler(signal.SIGINT, None)  # within the second: cleaning up continues
-    handler._last -= 2
+    handler.last -= 2
     with pytest.raises(Stopped):
         handler(signal.SIGINT, None)
-    handler._last, handler.over = -1.0, True
+    handler.last, handler.over = -1.0, True
     handler(signal.SIGINT, None)
 
 
