@@ -247,7 +247,8 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "lora_r 0": (halves(4), {"nbllama__lora_r": (0, ValueType.UINT32)}, "lora_r"),
     "lora_r huge": (halves(4), {"nbllama__lora_r": (2**32 - 1, ValueType.UINT32)}, "lora_r"),
     "lora_r of another type": (halves(4), {"nbllama__lora_r": ("4", ValueType.STRING)}, "lora_r"),
-    "more than pairs": (halves(4) | {f"{Q}.lora_c": np.ones((4, 4), np.float32)}, {}, "other than LoRA pairs"),
+    "more than pairs": (
+        halves(4) | {f"{Q}.lora_c": np.ones((4, 4), np.float32)}, {}, "other than LoRA pairs"),
     "factor overflows": (
         halves(4) | {f"{Q}.lora_b": np.full((64, 4), 3e38, np.float32)},
         {"nbllama__lora_r": (1 << 20, ValueType.UINT32)}, "overflows"),
