@@ -45,7 +45,7 @@ class Forecast(NamedTuple):
 
     @property
     def untouched(self) -> int:
-        """Memory that the run will need in addition to `held`, and that the system cannot drop."""
+        """Memory that the run will use in addition to `held`, and that the system cannot drop."""
         return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property

@@ -81,11 +81,11 @@ class Objective(Protocol):
     point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: those of the data, or batches built from them."""
+        """Return the micro-batches of a step: `batches` unchanged, or batches built from them."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number of items that its loss averages."""
+        """Begin a step or an evaluation; return the number of items for averaging its loss."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -108,7 +108,7 @@ class Objective(Protocol):
         ...
 
     def sent(self, batch: Batch) -> Batch:
-        """Return a batch without its data set, with what `loss` needs of it."""
+        """Return a batch with the values that `loss` needs, but without its data set."""
         ...
 
     def copied(self) -> Objective:

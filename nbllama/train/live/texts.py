@@ -18,7 +18,7 @@ MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """One sequence of a step: tokens, targets and losses `[n]`; NaN for untrained tokens."""
+    """The tokens, targets and losses `[n]` of one sequence; untrained tokens have loss NaN."""
 
     tokens: np.ndarray
     targets: np.ndarray

@@ -203,7 +203,7 @@ class PreferenceLoss(TakesData):
         return part
 
     def add_part(self, part: Measured) -> None:
-        """Add measures; those of single micro-batches in order give the same bits as `loss`."""
+        """Add measures; adding each micro-batch in order gives the same bits as `loss`."""
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
