@@ -46,9 +46,9 @@ class Key(NamedTuple):
 class Answer:
     """The result of a computed unit.
 
-    losses: see `compute`. parts: the objective's sums for each micro-batch. grads: float32
-    gradients by parameter name, empty for validation. load: tokens per expert, int64 `[n_layer,
-    E]`, or None. seconds: computing time on the worker. value: the result of a task.
+    losses: see `compute`. parts: the objective's sums for each micro-batch. grads: the float32
+    gradient of each parameter, empty for validation. load: tokens per expert, int64 `[n_layer, E]`,
+    or None. seconds: computing time on the worker. value: the result of a task.
     """
 
     key: Key

@@ -158,7 +158,7 @@ def main(memory: int, seconds: float) -> None:
                 assert score is not None
                 found = number(score(request["prompt"], request["answer"], request["record"]))
                 data = json.dumps({"ok": found}).encode()
-        except BaseException as e:  # SystemExit too: the function must not end the process
+        except BaseException as e:  # even SystemExit: the function must not end the process
             data = json.dumps({"error": message(e)}).encode()
         set_alarm(0)
         answers.write(data + b"\n")

@@ -19,7 +19,7 @@ class KL(NamedTuple):
 
 
 class RewardMeasures:
-    """Measures of one step; `refers` tells whether they include the KL to the reference."""
+    """Measures of one step; `refers` is whether they include the KL to the reference."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers

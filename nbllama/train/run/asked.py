@@ -79,7 +79,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
     n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
-    order += [i for i in range(min(n, 50 * number)) if i % step]  # if some have no short prompt
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # in case some lack a short prompt
     for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:
@@ -91,7 +91,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Find the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
+    """Return the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)

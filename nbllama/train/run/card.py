@@ -36,8 +36,8 @@ PARAMETER stop "<|im_end|>"
 class Files(NamedTuple):
     """The file names of the base model and the adapter.
 
-    `gguf` tells whether the adapter is in the current GGUF format, the only one that llama.cpp
-    reads. Ollama reads other formats only for some architectures.
+    `gguf` is whether the adapter is in the current GGUF format, the only one that llama.cpp reads.
+    Ollama reads other formats only for some architectures.
     """
 
     base: str
@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The name of the GGUF adapter, which `conversion` creates if necessary."""
+        """The name of the GGUF adapter, which `conversion` creates if it does not exist."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)

@@ -53,7 +53,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
-    """Lock the newest file's name and the pattern, as `--fn-latest` may differ between runs."""
+    """Lock the LATEST name and also the pattern, since `--fn-latest` may differ between runs."""
     newest = names.latest
     if names.folder:
         make_folder(newest)
