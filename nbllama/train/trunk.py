@@ -154,7 +154,7 @@ class TrunkCache:
         return True
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
-        """Append the samples of `batch` that are not yet in the file; x `[N, C]` as for `load`."""
+        """Append any samples of `batch` that are not yet stored; x is `[N, C]`, as for `load`."""
         if self._full or batch.n_tokens < FEWEST_ROWS:
             return
         whole, rows = batch.whole(), _rows(batch)

@@ -196,7 +196,7 @@ def write_cards(
 
 
 def _template(session: RunSession) -> tuple[str, str]:
-    """Return the chat template of a run on chats and its system text; else the model's and ""."""
+    """Return a chat run's template and system text, or else the model's own template and ""."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""
