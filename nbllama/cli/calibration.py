@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 def run_of(adapter: str) -> Found | None:
     """Find the stored options of the run that wrote an adapter, or return None.
 
-    Raises `UsageError` if the file next to the adapter does not contain options of this program.
+    Raises `UsageError` if `NAME.config.yaml` exists but does not contain options of this program.
     """
     bare = adapter.rstrip("/" + os.sep)
     own = os.path.splitext(bare)[0] + ".config.yaml"

@@ -60,7 +60,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
         return f"{text}; it cannot be continued, as --checkpoint-out is empty"
     left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
     resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
-    words = [word for word in words if word != "--force"]  # the old files are replaced already
+    words = [word for word in words if word != "--force"]  # the old files are already replaced
     return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
 
 

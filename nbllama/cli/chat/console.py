@@ -68,7 +68,7 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: one line, or several lines that all end with a backslash except the last.
+        """Read a message: one line, or several lines, where all but the last end with a backslash.
 
         Returns None at the end of the input. `prompt` is only written to a terminal.
         """

@@ -128,7 +128,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 
 
 def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) -> list[str]:
-    """Return the table of `--dry-run`. The program's memory is measured, the rest is computed."""
+    """Return the `--dry-run` table; the program's own memory is measured, the rest calculated."""
     model.tokenizer  # noqa: B018  # the vocabulary is large once it has been read
     held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
@@ -154,7 +154,7 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
-    """Compute a few tokens, to compile the kernels and read the weights before the text begins.
+    """Process a few tokens to compile the kernels and read the weights before the text begins.
 
     A note is printed if this takes long.
     """

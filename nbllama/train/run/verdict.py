@@ -209,7 +209,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Return options for more iterations, and for a higher learning rate if it is low."""
+        """Return options for more iterations and, if the learning rate is low, for a higher one."""
         s = self._session
         done = s.trainer.iteration - self._first
         epochs = max(1, math.ceil(done / self._per_epoch()))
