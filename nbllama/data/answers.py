@@ -59,7 +59,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
-    """Create an answer's sample, with its text and character positions if a tokenizer is given."""
+    """Create the sample for an answer, with text and character positions given a tokenizer."""
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)

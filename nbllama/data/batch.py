@@ -144,7 +144,7 @@ class Dataset(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples with these numbers, in this order; `IndexError` if out of range."""
+        """Return a batch of these samples, in this order; `IndexError` if out of range."""
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:

@@ -141,7 +141,7 @@ class ChatReader:
         return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """Return the prompt for an answer to `messages`, with its tokens. Raises like `rows`."""
+        """Return the tokenised prompt for an answer to `messages`. Raises like `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
         try:

@@ -65,8 +65,8 @@ class SampleStart:
     n_ctx times that of the longest token, rounded up to a whole character.
 
     include: samples begin with `start` instead of after it. old: as in the old tool, text without
-    `start` loses its first bytes, up to the length of `start` (unless `include`). Without `old`,
-    such text is one sample.
+    `start` loses as many leading bytes as `start` has (unless `include`). Without `old`, such text
+    is one sample.
     """
 
     start: str

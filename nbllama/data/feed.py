@@ -48,7 +48,7 @@ class Feed(Protocol):
         ...
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator's state before the epoch of `position` was drawn; "" for none."""
+        """Return the generator state before the epoch of `position` was drawn, or "" for none."""
         ...
 
 

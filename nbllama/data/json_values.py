@@ -28,7 +28,7 @@ _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Value(NamedTuple):
-    """A value at the top level of a file, or an error in its place.
+    """A top-level value in a file, or an error.
 
     lines: line numbers of list items (empty if the list is on one line). at: position of the value
     in the text, or -1 if the value is a line.

@@ -98,7 +98,7 @@ class LostPieces:
         return self._shapes[key]
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
-        """Return the messages whose words no prompt contains, and whether the tools are missing."""
+        """Return the messages whose words are in no prompt, and whether the tools are missing."""
         end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m

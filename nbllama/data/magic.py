@@ -159,7 +159,7 @@ def _zip_kind(content: bytes) -> str:
 
 
 def office_kind(names: list[str]) -> str | None:
-    """Return a document's kind, from the names in its zip archive; None for a plain archive."""
+    """Return the kind of a document from the names in its zip archive, or None if it is plain."""
     for start, kind in (
         ("word/", "a Word document (docx); save it as plain text"),
         ("xl/", "an Excel workbook (xlsx); save the sheet as CSV"),

@@ -20,7 +20,7 @@ class MT19937:
     """A generator of 32-bit numbers; `draw` advances it."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """Start with words uint32 [624] at `place`, 0 to 624; 624: all words have been used."""
+        """Start with words, uint32 [624], at `place`, 0 to 624 (624 means that all are used up)."""
         self._bits = np.random.MT19937()
         self._bits.state = {
             "bit_generator": "MT19937",

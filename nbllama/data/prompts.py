@@ -112,7 +112,7 @@ class Prompts(RowPerSample):
         return max(len(q.ids) for q in self.questions)
 
     def shared_tokens(self, n_rows: int) -> int:
-        """Return the maximum number of tokens in `n_rows` prompts, each computed once."""
+        """Return the maximum number of prompt tokens for `n_rows` rows, each computed once."""
         sizes = sorted((len(q.ids) for q in self.questions), reverse=True)[:n_rows]
         return sum(sizes) + len(sizes) * self.group * self.most
 

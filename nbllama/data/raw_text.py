@@ -119,7 +119,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples `take` uses: one per row, or as many as fill it."""
+        """Return how many samples `take` uses: one per row, or as many as fill each row."""
         if self.rules.fill_with_next_samples:
             return self.take(order, first, n_rows, wraps=wraps)[1]
         return n_rows if wraps else min(n_rows, self.n_samples - first)

@@ -270,7 +270,7 @@ def _parsed(
 
 
 def _format_among(record: Record, format: Format) -> Format:
-    """Return a record's format: `format`, that of most records, if this one has its keys too."""
+    """Return the format of a record, preferring `format` if the record has the keys for it."""
     if format.knows(record):
         return format
     return format_by_keys(record) or format

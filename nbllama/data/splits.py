@@ -62,7 +62,7 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
-    """Return all files that training or validation on `path` reads; none if `path` is refused."""
+    """Return all files that training or validation on `path` reads, or none if it is refused."""
     try:
         parts = [part for part in find_splits(path) if part is not None]
         return [file for part in parts for file in data_files(part).files]

@@ -21,7 +21,7 @@ Known = Callable[[Record], bool]
 
 
 class Entry(NamedTuple):
-    """A record in a file, or an error in its place, and the line on which it begins (from 1)."""
+    """A record in a file, or an error, and the line on which it begins (from 1)."""
 
     line: int
     record: Record | DataError
@@ -123,7 +123,7 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
 
 
 def _records(value: Any) -> list[Any] | None:
-    """Return a list of objects or chats; for Hugging Face's viewer, the contents of its rows."""
+    """Return a list of objects or chats, unwrapping rows in the Hugging Face viewer's format."""
     if not isinstance(value, list) or not value or is_turns(value):
         return None
     if not all(isinstance(item, dict) or is_turns(item) for item in value):
