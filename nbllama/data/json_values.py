@@ -188,7 +188,7 @@ def _sequence(text: str) -> Iterator[Value]:
 
 
 def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
-    """Return the items of the list that begins at `at`, their positions, and the list's end."""
+    """Return the items of the list that begins at `at`, their positions, and the end position."""
     begin, items, places = at, [], []
     at = _end(_SPACE, text, at + 1)
     while text[at : at + 1] != "]":

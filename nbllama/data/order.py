@@ -18,7 +18,7 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """A position in the stream of samples: completed epochs, and completed samples of this one."""
+    """A position in the stream of samples: completed epochs, and completed samples in this one."""
 
     epoch: int = 0
     next_sample: int = 0

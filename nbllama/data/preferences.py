@@ -91,7 +91,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """Samples with row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
+        """Samples of row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

@@ -109,7 +109,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from position `first` on; `Rules` can fill them with further samples."""
+        """Return the rows from position `first` onwards; `Rules` can fill in further samples."""
         at = first
         rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):

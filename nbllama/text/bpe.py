@@ -130,7 +130,7 @@ class BpeTokenizer(Tokenizer):
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids, except those past the vocabulary, and the characters at which they start.
+        """Return the ids, except for any past the vocabulary, and the characters where they start.
 
         The library can also return these positions, but that takes longer than tokenising.
         """

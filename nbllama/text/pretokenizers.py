@@ -50,7 +50,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(numbers: str) -> str:
-    """Return the expression for the cl100k family, whose members group digits differently."""
+    """Return the expression for the cl100k family, whose members differ in grouping digits."""
     return (
         rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"

@@ -114,7 +114,7 @@ RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> dict[str, int]:
-    """Return ids by role: from `given` (keys), else by text; the latter become control tokens."""
+    """Return ids by role, from `given` (keys) or by text; tokens found by text become control."""
     roles = dict(given)
     for role, (_, texts) in ROLES.items():
         if role in roles:

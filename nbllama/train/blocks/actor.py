@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer, Plan, Worker, facts, find_model
 
 
 class Actor:
-    """The worker process."""
+    """A worker process, as a remote object."""
 
     def __init__(self, threads: int) -> None:
         use_threads(threads or physical_cores())
