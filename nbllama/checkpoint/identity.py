@@ -53,7 +53,7 @@ class Identity:
     base: str = stored_key("nbllama.base", ValueType.STRING, "")  # `model_fingerprint`
     data: str = stored_key("nbllama.data", ValueType.STRING, "")  # `Dataset.fingerprint`
     model: Mapping[str, float] = field(default_factory=dict)  # `model_numbers`
-    settings: Mapping[str, Setting] = stored_group("nbllama.settings.")  # by option, `_` for `-`
+    settings: Mapping[str, Setting] = stored_group("nbllama.settings.")  # by option name, with `_`
 
 
 def model_numbers(hp: Hparams) -> dict[str, float]:

@@ -62,7 +62,7 @@ class SampleStart:
 
     Each sample is tokenised separately. Text before the first occurrence is not used. A sample ends
     at the next occurrence of `start`, so it can be empty. With `overlapping`, its size in bytes is
-    n_ctx times that of the longest token, rounded up to a whole character.
+    n_ctx times the size of the longest token, rounded up to a whole character.
 
     include: samples begin with `start` instead of after it. old: as in the old tool, text without
     `start` loses as many leading bytes as `start` has (unless `include`). Without `old`, such text

@@ -106,7 +106,7 @@ class OldFeed:
     wraps = True
 
     def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
-        """Start before `epoch` with a generator in `state`. Raises `DataError` for a bad state."""
+        """Start before `epoch` with a generator in `state`. Raises `DataError` if invalid."""
         self._dataset = dataset
         self._states = {epoch: MT19937.parse(state).text()}
         self._drawn: tuple[int, Shuffled] | None = None

@@ -23,7 +23,7 @@ _TAG = "zqmark"
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
     """Count in `found` the parts of an answer message that are missing from its `text`.
 
-    The keys are those of `nbllama.data.notices.READ`.
+    The keys come from `nbllama.data.notices.READ`.
 
     Raises `MessageError` if a call is missing, because an empty answer would be trained on.
     """

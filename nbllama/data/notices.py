@@ -67,7 +67,7 @@ class Notices:
     def add(self, line: int, found: Counter[str]) -> None:
         """Add the counts found for the record on a line.
 
-        The keys are those of `READ`, and "role:NAME" for roles whose messages the template leaves
+        The keys come from `READ`, or are "role:NAME" for a role whose messages the template leaves
         out.
         """
         for kind, count in found.items():

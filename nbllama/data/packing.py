@@ -57,7 +57,7 @@ class Packed:
         return self.batch(order.order[first : first + n].tolist()), n
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples fit; `ValueError` for `wraps`, which only the old tool uses."""
+        """Return how many samples fit; `ValueError` for `wraps`, which is only for the old tool."""
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx

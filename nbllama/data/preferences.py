@@ -91,7 +91,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """Samples of row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
+        """Samples combining row i's answer and row i - 1's prompt, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

@@ -124,7 +124,7 @@ class Tokenizer(ABC):
     def encode_arrays(
         self, text: str, *, parse_special: bool = False, continues: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `encode_with_starts` without bos and eos, int32 [n] and int64 [n]."""
+        """Return `encode_with_starts` without bos and eos, as int32 [n] and int64 [n] arrays."""
         parts: list[np.ndarray] = []
         places: list[np.ndarray] = []
         for token_id, prefix, start, end in self._fragments(text, parse_special):
@@ -258,7 +258,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Return the first position from `at` where a split does not change the ids, or the end."""
+        """Return the first position from `at` where a split keeps the same ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:

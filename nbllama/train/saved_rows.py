@@ -12,7 +12,7 @@ MOST_BATCHES = 1000  # batches to lay out when measuring the saving
 
 
 class Counted(NamedTuple):
-    """The tokens in the first batches of an epoch, and how many of them are computed.
+    """Token counts for the first batches of an epoch: all tokens, and computed tokens.
 
     `whole` means that the counted batches cover the whole epoch.
     """

@@ -17,7 +17,7 @@ class Copy:
     """The file SHA256.gguf in `folder`, which receives this name only once it is complete."""
 
     def __init__(self, folder: str, sha256: str, size: int) -> None:
-        """Begin a copy. Raises `NbllamaError` if the folder has no room for it."""
+        """Begin a copy. Raises `NbllamaError` if `folder` cannot store the file."""
         if not _HEX.fullmatch(sha256):
             raise ValueError(f"not a sha256: {sha256!r}")
         folder = os.path.expanduser(folder)

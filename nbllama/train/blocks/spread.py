@@ -4,8 +4,8 @@ The workers also compute validation batches, answers to sample prompts, and the 
 reference values of a run on rewards.
 
 The driver adds blocks in ascending order, regardless of which worker computed them and when they
-arrived, so the result is bit-identical to that of `compute.Here`. If no worker is left, the driver
-computes the blocks itself.
+arrived, so the results are bit-identical to those from `compute.Here`. If no worker is left, the
+driver computes the blocks itself.
 
 | event | what happens |
 |---|---|

@@ -77,7 +77,7 @@ class Reference:
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Read the log-probabilities of the data sets from the file, or compute them.
 
-        Raises `NbllamaError` if any of them is not finite.
+        Raises `NbllamaError` if any value is not finite.
         """
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None

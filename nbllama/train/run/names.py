@@ -1,4 +1,4 @@
-"""The output names of a run, and a check that none of them is also an input."""
+"""The output names of a run, and a check that no output is also an input."""
 
 from __future__ import annotations
 
