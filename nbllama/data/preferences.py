@@ -80,7 +80,7 @@ class Preferences(RowPerSample):
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the row numbers of these samples, int64."""
+        """Return the row numbers for these samples, int64."""
         first = np.asarray(indices, np.int64)[:, None] * self.width
         return (first + np.arange(self.width)).reshape(-1)
 

@@ -1,4 +1,4 @@
-r"""BPE over whole lines, with spaces as U+2581 (`tokenizer.ggml.model` = "gemma4").
+r"""BPE over whole lines, with spaces written as U+2581 (`tokenizer.ggml.model` = "gemma4").
 
 Text is split into runs of line feeds and the text between them. A run of line feeds that is itself
 a token is not merged. Everything else is merged by rank, as in byte-level BPE, but in terms of

@@ -1,4 +1,4 @@
-"""Record formats, one per module; a record's keys determine its format."""
+"""Record formats, one per module; the keys of a record determine its format."""
 
 from __future__ import annotations
 

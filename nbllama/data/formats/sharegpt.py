@@ -1,4 +1,4 @@
-"""Chats as ShareGPT exports them: {"conversations": [{"from": "human", "value": ...}, ...]}.
+"""Chats in ShareGPT's format: {"conversations": [{"from": "human", "value": ...}, ...]}.
 
 The record can contain a system message under "system" and tools under "tools". The value of a
 "function_call" turn is a call in JSON. Records whose "conversations" use "role" and "content" are

@@ -1,4 +1,4 @@
-"""Blocks of micro-batches: how the gradient of a step is summed.
+"""Blocks of micro-batches, and the order in which the gradient of a step is summed.
 
 A step consists of the micro-batches 0 ... n-1. With a block size B, block b contains the
 micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. B = 0 puts all

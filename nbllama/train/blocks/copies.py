@@ -1,4 +1,4 @@
-"""A copy of the base model on a worker's machine, received in pieces and checked."""
+"""A copy of the base model on a worker's machine, received in chunks and verified."""
 
 from __future__ import annotations
 

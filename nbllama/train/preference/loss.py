@@ -139,7 +139,7 @@ class PreferenceLoss(TakesData):
 
     @property
     def _moves(self) -> bool:
-        """Return whether the loss has a reference point that must be estimated."""
+        """Return whether the loss uses a reference point that must be estimated."""
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:

@@ -1,4 +1,4 @@
-"""`--ray`: a run whose steps are computed on many machines."""
+"""`--ray`: runs whose steps are computed on several machines."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class RunPreferences(FirstAndLast):
     ) -> None:
         """Load the reference adapter, if there is one.
 
-        Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
+        Raises `UsageError` if the adapter does not exist, `CheckpointError` if it does not fit.
         """
         sets = [data]
         if validation is not None:
@@ -127,7 +127,7 @@ class RunPreferences(FirstAndLast):
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
     """Read a separate copy of the reference adapter, or return None for the base model.
 
-    Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
+    Raises `UsageError` if the adapter does not exist, `CheckpointError` if it does not fit.
     """
     if options.reference == BASE:
         return None
