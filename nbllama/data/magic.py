@@ -60,7 +60,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data itself; run git lfs pull"),
 )  # fmt: skip
 _RIFF = {b"WEBP": "a WebP image", b"WAVE": "a WAV file", b"AVI ": "an AVI film"}
-# Marks that look like ordinary words ("ORC", "ID3") only count if the file is not text.
+# Marks that look like ordinary words ("ORC", "ID3") count only if the file is not text.
 _WORDS = {b"GGUF", b"PAR1", b"ORC", b"ID3", b"BZh", b"ARROW1", b"OggS", b"fLaC", b"wOFF", b"wOF2"}
 _WORDS |= {b"lmgg", b"fmgg", b"tjgg", b"algg", b"lcgg", b"%!PS"}
 _CONTROLS = bytes(c for c in range(32) if c not in b"\t\n\v\f\r\x1b")

@@ -1,4 +1,4 @@
-"""Chats in OpenAI's format: {"messages": [{"role": ..., "content": ...}, ...]}.
+"""Chats in the OpenAI format: {"messages": [{"role": ..., "content": ...}, ...]}.
 
 The content of a message is text, or a list of {"type": "text", "text": ...} parts. An assistant
 message can contain tool calls, a thought, and a key that excludes it from training. The record can

@@ -1,4 +1,4 @@
-"""The page of a run, served from start to end and updated by the run's `Recorder`."""
+"""The web page of a run, served for its whole duration and updated by its `Recorder`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def run_judging(
 ) -> Judging | None:
     """Return the objective of a run on preferences or rewards, or None for plain answers.
 
-    Raises the same errors as `RunPreferences` and `RunRewards`.
+    Raises the same errors as the constructors of `RunPreferences` and `RunRewards`.
     """
     if isinstance(data, Prompts):
         return RunRewards(options, model, data, say=say)

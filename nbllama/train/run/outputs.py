@@ -96,7 +96,7 @@ class Outputs:
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter and the checkpoint, each under its number and as LATEST.
+        """Save the adapter and the checkpoint, each under its iteration number and as LATEST.
 
         The adapter is saved first. If the run is killed in between, it can resume from the older
         checkpoint and will write the same adapter again. In the opposite order, the checkpoint of

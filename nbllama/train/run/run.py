@@ -1,6 +1,6 @@
 """One run, from its options to its result; the caller provides the screen.
 
-`python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
+Both `python -m nbllama.finetune` and `nbllama.tune` call `train`.
 """
 
 from __future__ import annotations
