@@ -1,8 +1,8 @@
 """The identity of a run: base model, data, ranks and options.
 
 A checkpoint stores an `Identity`. A run that resumes from the checkpoint compares the stored
-identity with its own, and if the two differ, it stops and lists the differences instead of silently
-training something else.
+identity with its own. If the two differ, the run stops and lists the differences instead of
+silently training something else.
 """
 
 from __future__ import annotations

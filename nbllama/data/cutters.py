@@ -41,9 +41,9 @@ Cutter = Callable[[str, "Tokenizer", int], Cut]
 def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
     """Begin a sample at every token, like the old tool without `--sample-start`.
 
-    The whole text is tokenised without BOS, and special tokens are treated as plain text. n tokens
-    give max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 .. n - n_ctx - 1.
-    The window that ends with the last token is not used.
+    The whole text is tokenised without BOS, and special tokens are treated as plain text. A text of
+    n tokens gives max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 .. n -
+    n_ctx - 1. The window that ends with the last token is not used.
     """
     parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
     tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])

@@ -1,10 +1,11 @@
 """A prompt without an answer: {"prompt": text or messages}, or a question under another key.
 
-"messages" is a chat; if it ends with an answer, that answer is left out of the prompt.
-"instruction" or "question" are passed to the chat template as in the `alpaca` format. Text under
-"prompt" is used unchanged, without a template. All other keys of the record are for the reward.
+"messages" is a chat; if it ends with an answer, that answer is left out of the prompt. A string
+under "instruction" or "question" is passed to the chat template as in the `alpaca` format. Text
+under "prompt" is used unchanged, without a template. All other keys of the record are for the
+reward.
 
-This format is not in `FORMATS` because, without an answer, likelihood training has no target.
+This format is not in `FORMATS` because it has no answer to train on by likelihood.
 """
 
 from __future__ import annotations

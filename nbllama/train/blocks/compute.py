@@ -2,8 +2,8 @@
 
 A step consists of the micro-batches 0 ... n-1. With a block size B, block b contains the
 micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. B = 0 puts all
-micro-batches into one block. Let g(m) be the gradient of micro-batch m. Every addition is
-elementwise, in float32, and in the order written:
+micro-batches into one block. With g(m) denoting the gradient of micro-batch m, and all additions
+elementwise in float32 and in the order written, the sums are
 
     G(b) = ((0 + g(bB)) + g(bB + 1)) + ... + g(bB + B - 1)
     G    = ((G(0) + G(1)) + G(2)) + ...

@@ -58,7 +58,7 @@ class Spread:
         least_wait: float = LEAST_WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Use the workers of `pool`; `size` is the micro-batches per block, 0 for a whole step.
+        """Use the workers of `pool`, with `size` micro-batches per block (0 for a whole step).
 
         With `audit` N, one block in N is also computed by a second worker. `worker_timeout` is the
         time in seconds to wait for a worker if none is left; with 0, this process computes
