@@ -1,4 +1,4 @@
-"""The environment of a run, which affects the last digits of its results."""
+"""The environment of a run, which affects the last digits of the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.errors import shown
 
 
 def environment() -> dict[str, str]:
-    """Return the environment that affects the bits of a run: kernel sources, packages, CPU."""
+    """Return the parts of the environment that affect a run's bits: kernels, packages, CPU."""
     import llvmlite.binding
     import numba
 
@@ -26,9 +26,9 @@ def environment() -> dict[str, str]:
 
 
 def more_of_environment() -> dict[str, str]:
-    """Return what else machines that compute one run together must have in common.
+    """Return what else must match between machines that compute the same run.
 
-    The version of LLVM, and a digest of the CPU's features.
+    These are the version of LLVM and a digest of the CPU features.
     """
     import llvmlite.binding
 
@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return one line for each change that makes a continued run differ in its last digits."""
+    """Return one line for each change that will alter the last digits of a resumed run."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
         " digits may differ from those of an uninterrupted run"

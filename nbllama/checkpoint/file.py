@@ -1,9 +1,9 @@
-"""The state of a training run in one GGUF file, written atomically.
+"""The state of a training run as a single GGUF file, written atomically.
 
-Keys, tensor names, tensor orientation and order are those of llama.cpp's `finetune`
+Keys, tensor names, tensor orientation and order follow llama.cpp's `finetune`
 (`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`). Values that
-`finetune` did not store have the keys `nbllama.*`. One of them is a sha256 over the rest of the
-file, which detects damage before any value is used. See docs/checkpoints.md.
+`finetune` did not store use `nbllama.*` keys. One such value is a sha256 of the rest of the file,
+which reveals damage before any value is used. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Path = str | os.PathLike[str]
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Write `state` to `path` atomically; this needs memory for a second copy of the state.
+    """Write `state` to `path` atomically, using memory for a second copy of the state.
 
-    Raises `OutputError` if the path cannot be written, `Diverged` if the state contains a NaN or an
-    infinity (an existing file at `path` is kept).
+    Raises `OutputError` if the file cannot be written, and `Diverged` if the state contains a NaN
+    or an infinity; an existing file at `path` is then kept.
     """
     params = state.adapter.parameters()
     for arrays in (params, state.m, state.v):
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     tensors = [(name, legacy(name, x)) for name, x in params.items()]
     for name, moments in ((FIRST, state.m), (SECOND, state.v)):
         if not moments:
-            continue  # an optimiser without these moments
+            continue  # the optimiser does not use these moments
         flat = [legacy(p, moments[p]).reshape(-1) for p in params]
         tensors.append((name, np.concatenate(flat)))
     if state.past_losses:
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _entries(state: TrainState) -> Iterator[Entry]:
-    """Yield all entries. Entries that do not come from a field are for llama.cpp's `finetune`."""
+    """Yield all entries; entries without a field are for llama.cpp's `finetune`."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text
@@ -93,10 +93,10 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint of this program, whose sha256 is checked, or of the old `finetune`.
+    """Read a checkpoint from this program (checking its sha256) or from the old `finetune`.
 
-    Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
-    damaged, is not a checkpoint, or contains impossible values.
+    Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged,
+    is not a checkpoint, or contains impossible values.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -114,7 +114,7 @@ def load_checkpoint(path: Path) -> TrainState:
 
 
 def verify(f: GGUFFile) -> None:
-    """Check that `f` is a checkpoint of this program and unchanged. Raises `GGUFError`."""
+    """Check that `f` is an unmodified checkpoint from this program. Raises `GGUFError`."""
     if f.metadata.get("general.type") == "adapter":
         raise f.error("file", "an adapter, not a checkpoint")
     if f.metadata.get("training.type") != "finetune_lora":
@@ -130,7 +130,7 @@ def verify(f: GGUFFile) -> None:
 
 
 def _clean(f: GGUFFile) -> bool:
-    """Return whether the padding after each tensor is zero; no digest covers it."""
+    """Return whether the padding after each tensor, which no digest covers, is zero."""
     with open(f.path, "rb") as file:
         for t in f.tensors.values():
             file.seek(t.offset + t.nbytes)
@@ -151,7 +151,7 @@ def _read(f: GGUFFile) -> TrainState:
     more = [slot for slot in EVERY_SLOT if slot not in SLOTS]
     ranks |= {slot.name: f.count(_RANK + slot.tensor, MAX_RANK, default=0) for slot in more}
     model = {k: v for k, v in stored.items(f, f"{arch}.").items() if k in MODEL_KEYS}
-    # sgd and lion have no second moments; the settings name the optimiser
+    # sgd and lion have no second moments; the settings contain the name of the optimiser
     kind = f.get("optimizer.type", "str")
     if kind not in ("adam", "first"):
         raise f.error("key 'optimizer.type'", shown(kind))
@@ -167,7 +167,7 @@ def _read(f: GGUFFile) -> TrainState:
 
 
 def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
-    """Read a flat moment vector as arrays by parameter name, in our orientation."""
+    """Read a flat moment vector into arrays by parameter name, in this program's orientation."""
     order = list(f.get("nbllama.moment_order", "strings"))
     if sorted(order) != sorted(adapter.parameters()):
         raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")

@@ -1,8 +1,8 @@
 """The identity of a run: base model, data, ranks and options.
 
-A checkpoint stores an `Identity`. A run that continues from it compares the stored identity with
-its own. If the two differ, the run stops with a list of the differences instead of silently
-training something else.
+A checkpoint stores an `Identity`. A run that resumes from the checkpoint compares the stored
+identity with its own. If the two differ, the run stops and lists the differences instead of
+silently training something else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODEL_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Values that two runs must share if one continues the other; empty values are not compared."""
+    """Values that must match for a run to resume another; empty values are not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
     lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
@@ -53,11 +53,11 @@ class Identity:
     base: str = stored_key("nbllama.base", ValueType.STRING, "")  # `model_fingerprint`
     data: str = stored_key("nbllama.data", ValueType.STRING, "")  # `Dataset.fingerprint`
     model: Mapping[str, float] = field(default_factory=dict)  # `model_numbers`
-    settings: Mapping[str, Setting] = stored_group("nbllama.settings.")  # by option, `_` for `-`
+    settings: Mapping[str, Setting] = stored_group("nbllama.settings.")  # by option name, with `_`
 
 
 def model_numbers(hp: Hparams) -> dict[str, float]:
-    """Return the base model's values of `MODEL_KEYS`, with floats rounded as in the file."""
+    """Return the values of `MODEL_KEYS` for the base model, with floats rounded as in the file."""
     counts = (hp.n_vocab, hp.n_embd, hp.n_ff, hp.n_head, hp.n_head_kv, hp.head_dim)
     floats = (float(np.float32(x)) for x in (hp.rms_eps, hp.rope_freq_base, hp.rope_freq_scale))
     return dict(zip(MODEL_KEYS, (*counts, hp.n_layer, hp.n_rot, *floats), strict=True))
@@ -66,7 +66,7 @@ def model_numbers(hp: Hparams) -> dict[str, float]:
 def digest(
     entries: Iterable[tuple[str, Any, int]], tensors: Iterable[tuple[str, tuple[int, ...], Any]]
 ) -> str:
-    """Return the sha256 (hex) of keys, types, values and tensors (name, shape, bytes), in order."""
+    """Return the hex sha256 of keys, types, values and tensors (name, shape, bytes), in order."""
     h = hashlib.sha256()
     for key, value, kind in entries:
         if kind == ValueType.STRING:
@@ -87,9 +87,9 @@ def digest(
 def model_fingerprint(f: GGUFFile) -> str:
     """Return a digest that identifies a base model without reading all of it.
 
-    The digest covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB
-    at each tensor's start, middle and end. Names and licences are left out, and so is the
-    tokenizer, because the data's fingerprint covers the tokens.
+    The digest covers the keys of the architecture, the name, shape and type of every tensor, and 4
+    KiB at the start, middle and end of each tensor. It leaves out names and licences, and also the
+    tokenizer, because the fingerprint of the data covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))
@@ -106,13 +106,13 @@ _DIGESTS = {"base": "the base model is a different one", "data": "the training d
 
 
 def _values(x: Identity) -> dict[str, Any]:
-    """Return all values to compare, by the names that messages use."""
+    """Return all values to compare, keyed by the names that messages use."""
     own = {n: getattr(x, n) for n in ("arch", "lora_r", "lora_alpha", *_DIGESTS)}
     return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
 
 
 def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
-    """Yield each difference, and whether it makes it impossible to continue."""
+    """Yield each difference, and whether it makes resuming impossible."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)
@@ -123,9 +123,9 @@ def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
 
 
 def differences(found: Identity, wanted: Identity) -> list[str]:
-    """List the differences between a checkpoint's run and this one, each as "NAME was X, now Y".
+    """List the differences between this run and a checkpoint's, each as "NAME was X, now Y".
 
-    Only settings in `wanted` are compared.
+    Only the settings in `wanted` are compared.
     """
     return [line for line, _ in _compare(found, wanted)]
 
@@ -133,10 +133,10 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
 def check_fits(
     path: str | os.PathLike[str], found: Identity, wanted: Identity, *, force: bool = False
 ) -> list[str]:
-    """Raise `CheckpointError` with all differences between the checkpoint's run and this one.
+    """Raise `CheckpointError` listing all differences between the checkpoint's run and this run.
 
-    With `force`, the differences are returned instead. The architecture, the sizes of the model and
-    the ranks must always agree, because otherwise the checkpoint's tensors do not fit this model.
+    With `force`, returns the differences instead. The architecture, the model sizes and the ranks
+    must match in any case, because otherwise the checkpoint's tensors would not fit this model.
     """
     different = list(_compare(found, wanted))
     firm = any(f for _, f in different)

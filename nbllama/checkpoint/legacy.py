@@ -1,10 +1,10 @@
-"""Read checkpoints of llama.cpp's `finetune`, in its versions of November 2023 and July 2024.
+"""Read checkpoints from llama.cpp's `finetune`, versions of November 2023 and July 2024.
 
 This module follows `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
-The old checkpoints do not contain:
+Old checkpoints do not contain:
 
-- alpha and r (the old tool had no scale, which corresponds to alpha = r here);
+- alpha and r (the old tool had no scale, which is equivalent to alpha = r);
 - seed, learning rates and data options (given on the command line each time);
 - the identity of the base model and data (only sizes and the number of samples);
 - the order of the tensors inside the moment vectors (`legacy_moments`).
@@ -55,7 +55,7 @@ _REQUIRED = (
 
 
 def is_old(f: GGUFFile) -> bool:
-    """Return whether `f` looks like a checkpoint and has no `nbllama.*` key."""
+    """Return whether `f` looks like a checkpoint but has no `nbllama.*` key."""
     ours = any(key.startswith(_OUR_KEY) for key in f.metadata)
     kind = f.metadata.get("training.type", "finetune_lora")
     ranks = any(key.startswith(_RANK) for key in f.metadata)
@@ -63,9 +63,9 @@ def is_old(f: GGUFFile) -> bool:
 
 
 def read_old(f: GGUFFile) -> TrainState:
-    """Read the state in an old checkpoint; its moments are not yet split by tensor.
+    """Read the state from an old checkpoint, with moments that are not yet split by tensor.
 
-    Raises `GGUFError` for a key or tensor that is missing, has a wrong type, or is impossible.
+    Raises `GGUFError` if a key or tensor is missing, has the wrong type, or is impossible.
     """
     arch = f.get("general.architecture", "str")
     if (kind := f.count("general.file_type", 1 << 31)) != 0:
@@ -75,7 +75,7 @@ def read_old(f: GGUFFile) -> TrainState:
     for name in f.tensors:
         if name not in (FIRST, SECOND, PAST_LOSSES):
             x = array(f, name)
-            # The writer of 2024 omits a last dimension of 1.
+            # The 2024 version omits a last dimension of 1.
             stored[name] = x[None, :] if x.ndim == 1 else x
     found = pairs(f, stored)
     _check_ranks(f, found, ranks)
@@ -111,7 +111,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
 
 
 def _model(f: GGUFFile, arch: str) -> dict[str, float]:
-    """Return the base model's hyperparameters, as stored in the file."""
+    """Return the hyperparameters of the base model, as stored in the file."""
     model: dict[str, float] = {}
     for key in (*_REQUIRED, *_OPTIONAL):
         full = f"{arch}.{key}"
@@ -162,7 +162,7 @@ def _optimiser(f: GGUFFile) -> dict[str, Any]:
         )
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
-    # The old tool ignores best loss, previous loss and counter, but refuses wrong types.
+    # The old tool ignores the best loss, previous loss and counter, but rejects wrong types.
     f.count("optimizer.iteration_count", MOST)
     f.get("optimizer.just_initialized", "bool")
     return {

@@ -1,11 +1,11 @@
 """The order of the tensors inside the moment vectors of an old checkpoint.
 
-The old tool's optimiser visits its parameters in the order of its compute graph, from the loss down
-(`ggml.c:ggml_visit_parents`, `ggml_opt_adam`), in one of two directions: the one that needed less
-memory in that run. With flash attention, the default of 2023, the graph is different. The file
-records neither the direction nor the use of flash attention. But first moments are averages of past
-gradients: in the right order, their direction is close to that of the next gradient, and in a wrong
-order it is not.
+The optimiser of the old tool visits the parameters in the order of the compute graph, from the loss
+down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`). There are two possible directions, and each run
+uses the one that needs less memory. The graph also depends on whether flash attention is used,
+which was the default in 2023. The file records neither the direction nor the use of flash
+attention. However, the first moments are averages of past gradients: in the right order, they point
+in nearly the same direction as the next gradient, and in a wrong order they do not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from nbllama.errors import CheckpointError
 from nbllama.lora.pairs import Adapter
 
 ORDERS = ("left", "right", "left-flash", "right-flash")
-LEAST = 0.1  # lowest mean cosine of moments and gradient in the right order
-MARGIN = 2.0  # lowest ratio of this cosine to that of any other order
+LEAST = 0.1  # minimum mean cosine of moments and gradient in the right order
+MARGIN = 2.0  # minimum ratio of this cosine to the cosine for any other order
 
 
 def _left(n_layer: int, flash: bool) -> list[str]:
@@ -46,9 +46,9 @@ def _right(n_layer: int, flash: bool) -> list[str]:
 
 
 def parameter_order(order: str, n_layer: int) -> list[str]:
-    """Return the names of all parameters of a model with `n_layer` blocks, in the moments' order.
+    """Return all parameter names of a model with `n_layer` blocks, in the order of the moments.
 
-    `order`: which of `ORDERS` the moment vectors follow.
+    `order` is the order of the moment vectors, one of `ORDERS`.
     """
     direction, _, flash = order.partition("-")
     names = (_left if direction == "left" else _right)(n_layer, bool(flash))
@@ -57,7 +57,7 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
 
 
 class PlacedMoments(NamedTuple):
-    """Moments by parameter name in our orientation, their order in the file, and their cosine."""
+    """Moments by parameter name, reoriented for this program, their file order and their cosine."""
 
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]
@@ -70,8 +70,8 @@ def agreement(
 ) -> float:
     """Return the mean cosine between moments and gradients over the tensors of `names`.
 
-    Tensors with a single element are ignored (their cosine is 1 or -1), and so are tensors whose
-    moments or gradient are all zero. Returns 0 if no tensor remains.
+    Ignores tensors with a single element, whose cosine is always 1 or -1, and tensors whose moments
+    or gradient are all zero. Returns 0 if no tensor remains.
     """
     cosines = []
     for name in names:
@@ -92,11 +92,11 @@ def place_moments(
 ) -> PlacedMoments:
     """Assign the moments of an old checkpoint to their parameters.
 
-    `grads`: the gradient of the first batch after loading. If `direction` is "left" or "right",
-    only the orders of that direction are tried, and the best of them is used.
+    `grads` is the gradient of the first batch after loading. If `direction` is "left" or "right",
+    only the orders with that direction are tried, and the best one is used.
 
-    Raises `CheckpointError` if no order is clearly better than every other, judged by the tensors
-    whose positions differ between the two.
+    Raises `CheckpointError` if no order is clearly better than all others. Two orders are compared
+    on the tensors whose positions differ between them.
     """
     rows = []
     for order in ORDERS:
@@ -109,7 +109,7 @@ def place_moments(
     for other in rows:
         moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
         mine, its = (agreement(row.m, grads, moved) for row in (best, other))
-        # "not above" rather than "below", because of NaN
+        # "not above" instead of "below", because of NaN
         if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
                 "the order of the moments in the old checkpoint cannot be determined from its data "

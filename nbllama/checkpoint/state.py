@@ -1,10 +1,10 @@
-"""The state of a training run in memory, and its tensors in checkpoints.
+"""The state of a training run in memory, and the layout of its tensors in checkpoints.
 
-Each field of `TrainState` declares its key (`nbllama.checkpoint.stored`), under which
+Each field of `TrainState` declares the key (`nbllama.checkpoint.stored`) under which
 `nbllama.checkpoint.file` writes and reads it.
 
-Tensors in files have the layout of llama.cpp's `finetune`: rank is the fastest dimension, so A is
-transposed and B is not.
+Tensors in files use the layout of llama.cpp's `finetune`: rank is the fastest dimension, so A is
+transposed but B is not.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
 
 
 class FlatMoments(NamedTuple):
-    """Both moments as float32 vectors [n_parameters], one tensor after another.
+    """Both moments as float32 vectors [n_parameters], with all tensors concatenated.
 
-    The file does not contain the order of the tensors (`legacy_moments`). Within each tensor, the
-    elements are in the order of the file.
+    The file does not record the order of the tensors (`legacy_moments`). Within each tensor,
+    elements are in file order.
     """
 
     first: np.ndarray
@@ -41,16 +41,16 @@ class FlatMoments(NamedTuple):
 
 @dataclass
 class TrainState:
-    """Everything that a run needs to continue with the same bits.
+    """Everything needed to resume a run with bit-identical results.
 
     Counters start at the very first run.
 
-    `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: number of samples
-    in the data. The next sample is number `next_sample` in the order of `epoch`. `rng_state`:
-    random state of the old tool's order at the start of `epoch` (`data.feed.OldFeed`).
-    `decay_begin`, `decay_last`: see `train.run.decay`. `environment`: see `environment`.
-    `validation`: the numbers of `train.validation.Validation`. `past_losses`: the most recent
-    losses, see `train.convergence`. `moments`: those of an old checkpoint, instead of m and v.
+    m, v: moments by parameter name, in the shapes of the parameters. n_samples: number of samples
+    in the data. next_sample: index of the next sample in the order of `epoch`. rng_state: random
+    state at the start of `epoch` for the old tool's order (`data.feed.OldFeed`). decay_begin,
+    decay_last: see `train.run.decay`. environment: see `environment`. validation: the numbers of
+    `train.validation.Validation`. past_losses: the most recent losses, see `train.convergence`.
+    moments: the moments from an old checkpoint, replacing m and v.
     """
 
     identity: Identity
@@ -79,17 +79,17 @@ class TrainState:
 
     @property
     def old(self) -> bool:
-        """Return whether the state was read from a checkpoint of the old tool."""
+        """Return whether the state was read from an old tool's checkpoint."""
         return self.moments is not None
 
 
 def legacy(name: str, x: np.ndarray) -> np.ndarray:
-    """Convert between our orientation and the old tool's (rank fastest): A transposed, B not."""
+    """Convert to or from the old tool's orientation (rank fastest) by transposing A but not B."""
     return np.ascontiguousarray(x.swapaxes(-1, -2) if name.endswith(".lora_a") else x)
 
 
 def array(f: GGUFFile, name: str) -> np.ndarray:
-    """Return a copy of a float32 tensor in its numpy shape; all its values must be finite."""
+    """Return a copy of a float32 tensor in its numpy shape; all values must be finite."""
     if name not in f.tensors:
         raise f.error(f"tensor '{name}'", "is missing")
     info = f.tensors[name]
@@ -102,7 +102,7 @@ def array(f: GGUFFile, name: str) -> np.ndarray:
 
 
 def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
-    """Read the pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
+    """Read pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
     found = {}
     for base in dict.fromkeys(name.rpartition(".")[0] for name in stored):
         a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
@@ -118,9 +118,9 @@ def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
 
 
 def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.ndarray]:
-    """Split a moment vector into arrays by parameter name, in our orientation and order.
+    """Split a moment vector into arrays by parameter name, in this program's orientation and order.
 
-    `order`: the names of all parameters, in the order of `flat`.
+    `order` lists all parameter names in the order of `flat`.
     """
     params = adapter.parameters()
     parts = np.split(flat, np.cumsum([params[p].size for p in order])[:-1])
@@ -132,7 +132,7 @@ def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.
 
 
 def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
-    """Read a float32 tensor [n]; all its values must be finite."""
+    """Read a float32 tensor [n]; all values must be finite."""
     flat = array(f, name)
     if flat.shape != (n,):
         raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
@@ -140,6 +140,6 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 
 
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
-    """Raise an error for negative second moments, as means of squares cannot be negative."""
+    """Raise an error for negative second moments, because means of squares cannot be negative."""
     if second.size and second.min() < 0:
         raise f.error(f"tensor '{SECOND}'", "contains a negative value")

@@ -1,4 +1,4 @@
-"""Dataclass fields with keys: a one-line declaration says how a value is written and read."""
+"""Dataclass fields with keys: a one-line declaration defines how a value is stored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BY_TYPE = {
     float: ValueType.FLOAT64,
     str: ValueType.STRING,
 }
-# Largest numbers that are read; a continued run adds to them, and the sums must still fit.
+# Largest numbers to accept; a resumed run adds to them, and the sums must still fit.
 MOST, MAX_ITERATION, MAX_RANK, MAX_PAST = 1 << 53, (1 << 31) - 1, 1 << 16, 1 << 20
-ALPHAS = (1e-30, 1e30)  # bounds of alpha, because its scale is a float32
+ALPHAS = (1e-30, 1e30)  # bounds for alpha, because the scale is a float32
 
 
 class Key(NamedTuple):
@@ -26,15 +26,15 @@ class Key(NamedTuple):
 
     name: str
     kind: ValueType
-    optional: bool  # not in the file if it equals its default
-    at_most: int  # upper bound of an integer
+    optional: bool  # omitted from the file if it equals its default
+    at_most: int  # upper bound for an integer
 
 
 class Group(NamedTuple):
-    """How a dict is stored: each item under `prefix` and its own name."""
+    """How a dict is stored: each item under `prefix` followed by its name."""
 
     prefix: str
-    kind: ValueType | None  # STRING or FLOAT64; None: chosen by the item's type
+    kind: ValueType | None  # STRING or FLOAT64; None: depends on the type of the item
 
 
 def stored_key(
@@ -43,8 +43,8 @@ def stored_key(
 ) -> Any:  # fmt: skip
     """Declare a field that is stored under `name`.
 
-    `optional`: stored only if it differs from its default. A field that older checkpoints lack must
-    be optional.
+    An `optional` field is stored only if it differs from its default. Fields that older checkpoints
+    lack must be optional.
     """
     return field(default=default, metadata={"stored": Key(name, kind, optional, at_most)})
 
@@ -66,9 +66,9 @@ def entries(x: Any) -> Iterator[Entry]:
 
 
 def values(f: GGUFFile, kind: type) -> dict[str, Any]:
-    """Return all stored fields of a dataclass by name, read from a file.
+    """Read all stored fields of a dataclass from a file, by field name.
 
-    Raises `GGUFError` for a field that is missing or has a different type.
+    Raises `GGUFError` if a field is missing or has the wrong type.
     """
     return {x.name: _value(f, x) for x in fields(kind) if "stored" in x.metadata}
 
@@ -93,7 +93,7 @@ def _single(f: GGUFFile, key: str, kind: ValueType, at_most: int = MOST) -> Any:
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """Return the single values whose keys share a prefix, by the rest of their keys."""
+    """Return the single values whose keys share a prefix, keyed by the rest of each key."""
     return {
         name.removeprefix(prefix): value
         for name, value in f.metadata.items()

@@ -1,1 +1,1 @@
-"""The command-line programs, their screens and error lines. Importing this package is fast."""
+"""The command-line programs, with their screens and error messages; fast to import."""

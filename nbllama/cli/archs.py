@@ -1,4 +1,4 @@
-"""The `--list-archs` table: the supported architectures, and what was checked for each."""
+"""The `--list-archs` table: the supported architectures, and what has been checked for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def table() -> str:
-    """Return the table as lines for the screen."""
+    """Return the table as text for the terminal."""
     found = [("architecture", "kinds", "PEFT"), *rows()]
     name = max(len(row[0]) for row in found)
     lines = [f"{row[0]:{name}}  {row[2]:4}  {row[1]}" for row in found]

@@ -1,7 +1,7 @@
-"""The calibration sample of a merge: records, read as the adapter's run read them.
+"""Calibration samples for a merge: records, read in the same way as in the adapter's run.
 
-A run writes its options next to its adapter (`NAME.config.yaml`). These options name the training
-data and say how they were read.
+A run writes its options next to its adapter (`NAME.config.yaml`). The options name the training
+data and specify how to read them.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.options.merge import Export
 
-HELD_BACK = 10  # one in this many samples is kept for the comparison at the end
+HELD_BACK = 10  # one in this many samples is held back for the final comparison
 MOST_HELD = 32
-BATCH_TOKENS = 512  # most tokens in a batch, which has at least one sample
+BATCH_TOKENS = 512  # maximum tokens per batch; each batch has at least one sample
 
 
 class Found(NamedTuple):
-    """The run that wrote an adapter: the file with its options, and the options themselves."""
+    """The run that wrote an adapter: its options file, and the options themselves."""
 
     path: str
     options: Options
 
 
 class Sample(NamedTuple):
-    """Batches for calibration, and samples that are held back."""
+    """Batches for calibration, and held-back samples."""
 
     batches: list[Batch]
     held: list[Batch]
 
 
 def run_of(adapter: str) -> Found | None:
-    """Find the options of the run that wrote an adapter, stored next to it; None if there are none.
+    """Find the stored options of the run that wrote an adapter, or return None.
 
-    Raises `UsageError` if the file with the adapter's name contains no options of this program.
+    Raises `UsageError` if `NAME.config.yaml` exists but does not contain options of this program.
     """
     bare = adapter.rstrip("/" + os.sep)
     own = os.path.splitext(bare)[0] + ".config.yaml"
@@ -60,14 +60,14 @@ def run_of(adapter: str) -> Found | None:
         except UsageError:
             if path == own:
                 raise
-            continue  # another program's file of the same name
+            continue  # a file of the same name from another program
         if path == own or _names(options, os.path.basename(bare)):
             return Found(path, options)
     return None
 
 
 def _names(options: Options, adapter: str) -> bool:
-    """Return whether a run with these options writes adapters with this name."""
+    """Return whether a run with these options would write an adapter with this name."""
     written = os.path.basename(options.lora_out.rstrip("/" + os.sep))
     parts = map(re.escape, written.split(options.pattern_fn_it))
     return bool(written) and re.fullmatch(".+".join(parts), adapter) is not None
@@ -76,7 +76,7 @@ def _names(options: Options, adapter: str) -> bool:
 def load_samples(
     path: str, options: Options | None, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Dataset:
-    """Read data as a run with `options` does (None: defaults). Raises `DataError`, `UsageError`."""
+    """Read data like a run with `options` (None: defaults). Raises `DataError` and `UsageError`."""
     options = Options() if options is None else options
     return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
 
@@ -84,8 +84,8 @@ def load_samples(
 def draw(data: Dataset, most_tokens: int) -> Sample:
     """Draw samples in a fixed random order until they contain `most_tokens` tokens.
 
-    One sample in `HELD_BACK` is held back, at most `MOST_HELD`, and none if there is only one.
-    Raises `DataError` for data without any sample to calibrate on.
+    One sample in `HELD_BACK` is held back, up to `MOST_HELD` samples, but none if there is only
+    one. Raises `DataError` if the data contain no sample to calibrate on.
     """
     order = permutation(data.n_samples, 0, 0).tolist()
     n_held = min(-(-data.n_samples // HELD_BACK), MOST_HELD) if data.n_samples > 1 else 0
@@ -116,10 +116,11 @@ def _batches(data: Dataset, numbers: Sequence[int]) -> list[Batch]:
 
 
 def find_sample(export: Export, model: Model) -> Sample | None:
-    """Read the sample from `--calibrate` or from the adapters' training data; print which.
+    """Read samples from `--calibrate` or the adapters' training data, and print which is used.
 
-    Returns None with `--nearest`, and, after printing a line, if there are no data. Raises the same
-    errors as `load_samples` and `draw`, plus `UsageError` if the output is one of the data files.
+    Returns None with `--nearest`. If there are no data, prints a line and returns None. Raises the
+    same errors as `load_samples` and `draw`, and `UsageError` if the output is one of the data
+    files.
     """
     asked = export.options
     if asked.nearest:

@@ -1,6 +1,6 @@
 """The checks of `python -m nbllama.verify`, one line each.
 
-A check fails by raising `NbllamaError`, exit code 1.
+A failed check raises `NbllamaError`, which gives exit code 1.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from nbllama.quants import nbytes
 from nbllama.report.log import memory
 from nbllama.system.regular import first_bytes
 
-NOTHING = 1e-7  # nats per token: far below any visible effect on the text
-ROUNDING = 1e-4  # nats per token: llama.cpp rounds activations to 8 bits for quantised weights
-OTHER_BASE = 0.1  # nats per token: above this, the two do not compute the same model
-_PLACES = 64  # positions compared with llama.cpp, one token at a time
+NOTHING = 1e-7  # nats per token; far below any visible effect on the text
+ROUNDING = 1e-4  # nats per token; llama.cpp rounds activations to 8 bits for quantised weights
+OTHER_BASE = 0.1  # nats per token; above this, the two do not compute the same model
+_PLACES = 64  # positions to compare with llama.cpp, one token at a time
 
 Parts = Sequence[tuple[Adapter, float]]
 
 
 def verify(asked: Verify, threads: int) -> None:
-    """Run all checks. Raises `NbllamaError`: at once for no effect, else after the last check."""
+    """Run all checks. Raises `NbllamaError`: immediately if there is no effect, else at the end."""
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
     model = load_model(o.model)
@@ -89,7 +89,7 @@ def why_nothing(parts: Parts) -> str:
 def merged_check(
     model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
-    """Merge as `export_lora` does, and compare the results; return a line if the check failed."""
+    """Merge as in `export_lora`, and compare the results; return a message if the check failed."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
     if not outtype:
         types, lines = dict.fromkeys(types, IDS["F32"]), []
@@ -128,7 +128,7 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 class Peer(NamedTuple):
     """A comparison of llama.cpp with nbllama at several positions.
 
-    The result is the mean divergence, and how often the most likely token is the same.
+    The results are the mean divergence, and how often the most likely token is the same.
     """
 
     kl: float
@@ -142,13 +142,13 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Compare with llama.cpp, with and without the adapter; return a line if the check failed.
+    """Compare with llama.cpp, with and without the adapter; return a message if the check failed.
 
-    llama.cpp's rounding makes a difference without the adapter too. With the adapter, the
+    Even without the adapter, the results differ because llama.cpp rounds. With the adapter, the
     difference may be three times as large, plus a tenth of the adapter's effect.
     """
     few = _few(rows)
-    path = model.gguf.path  # the first of a model in parts
+    path = model.gguf.path  # the first file of a split model
     try:
         letter = model.tokenizer.encode("a", add_special=False)[-1]
         there = llama_cpp.candidates(path, [], few, letter=letter, threads=threads)
@@ -176,7 +176,7 @@ def llama_check(
 
 
 def _few(rows: Rows) -> list[np.ndarray]:
-    """Return the first tokens of each row, `_PLACES` in all."""
+    """Return the first tokens of each row, `_PLACES` in total."""
     each = max(1, _PLACES // len(rows))
     return [row[:each] for row in rows][:_PLACES]
 
@@ -184,7 +184,7 @@ def _few(rows: Rows) -> list[np.ndarray]:
 def _gguf_files(
     files: Sequence[tuple[str, float]], parts: Parts, model: Model, folder: str
 ) -> list[tuple[str, float]]:
-    """Return the adapters as files that llama.cpp reads, if necessary converted into `folder`."""
+    """Return the adapters as files for llama.cpp, converting them into `folder` if necessary."""
     out = []
     for i, ((path, scale), (adapter, _)) in enumerate(zip(files, parts, strict=True)):
         if not _is_gguf(path):
@@ -214,11 +214,12 @@ def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
 def divergence(theirs: Candidates, ours: np.ndarray) -> float:
     """Compute a lower bound of KL(llama.cpp ‖ us) at one position.
 
-    All tokens except llama.cpp's candidates count as one. `ours`: log p float64 `[V]`.
+    All tokens except llama.cpp's candidates count as a single token. `ours` is log p, float64
+    `[V]`.
     """
     p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
     kl = float((p * (theirs.logp - ours[theirs.ids])).sum())
     p_rest, q_rest = 1 - p.sum(), 1 - q.sum()
-    if p_rest > 1e-6 and q_rest > 0:  # anything smaller is float32 rounding
+    if p_rest > 1e-6 and q_rest > 0:  # smaller differences are float32 rounding
         kl += float(p_rest * np.log(p_rest / q_rest))
     return max(kl, 0.0)

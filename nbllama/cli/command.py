@@ -18,7 +18,7 @@ _HELP = ("-h", "--help", "help")
 def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
     """Run the program of a verb; return the exit code (see `nbllama.errors`).
 
-    `name`: the name of this command in help.
+    `name` is the name of this command in help texts.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and len(words) == 2:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
 
 
 def plain(word: str) -> str:
-    """Return a verb as the table spells it, with `-` for `_`, as in option names."""
+    """Return a verb as spelled in the table, replacing `_` with `-` as in option names."""
     return word.replace("_", "-").lower()
 
 

@@ -1,7 +1,7 @@
 """The program `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-It rewrites a model with the keys of a different architecture that computes the same
-(`ArchRow.same_as`). Tensors are copied byte for byte, so a quantised model loses nothing.
+It rewrites a model with the keys of a different architecture that performs the same computation
+(`ArchRow.same_as`). Tensors are copied byte for byte, so quantised models lose no precision.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ cannot be written, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line except for its three words."""
+    """A parsed command line, except for its three positional words."""
 
     debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
-    """Return the conversion, IN, OUT and the options.
+    """Parse the command line into the conversion, IN, OUT and the options.
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
 
 
 def pair_of(conversion: str) -> tuple[str, str]:
-    """Return the (old, new) architecture of a conversion's name. Raises `UsageError`."""
+    """Return the (old, new) architectures that a conversion name refers to. Raises `UsageError`."""
     from nbllama.arch import ARCHS
 
     known = {f"{a.name}-to-{a.same_as}": (a.name, a.same_as) for a in ARCHS.values() if a.same_as}
@@ -64,7 +64,7 @@ def pair_of(conversion: str) -> tuple[str, str]:
 
 
 def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
-    """Raise `GGUFError` unless the model `f` computes the same as a model of architecture `new`."""
+    """Raise `GGUFError` unless model `f` is equivalent to a model of architecture `new`."""
     if hp.arch != old:
         raise f.error(
             "key 'general.architecture'", f"'{hp.arch}', but this conversion is for {old}"
@@ -84,7 +84,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f` in the form for `write_gguf`, with `OLD.x` renamed to `NEW.x`."""
+    """Return all keys of `f` in the form that `write_gguf` takes, renaming `OLD.x` to `NEW.x`."""
     out = []
     for key, value, kind in f.entries():
         if key == "general.architecture":

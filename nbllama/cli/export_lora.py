@@ -1,6 +1,6 @@
 """The program `python -m nbllama.export_lora`, which merges adapters into a model.
 
-Options: `nbllama.options.merge`. Writing: `nbllama.export.rewrite`.
+The options are in `nbllama.options.merge`, and `nbllama.export.rewrite` writes the file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The program `python -m nbllama.finetune`.
 
-It connects the command line and the screen with `nbllama.train.run.run.train`. Options:
+It connects the command line and the screen to `nbllama.train.run.run.train`. The options are in
 `nbllama.options.finetune.table`.
 """
 
@@ -29,7 +29,7 @@ def _run(words: list[str]) -> None:
     options, stop = parse(words), StopFlag()
     with stop.installed():
         run = _train(options, words, stop)
-        if run.interrupted and run.reason != stop.reason:  # no worker is left
+        if run.interrupted and run.reason != stop.reason:  # no workers are left
             raise NbllamaError(f"{run.reason}; {how_to_resume(options, words, run)}")
         if run.interrupted:
             raise Interrupted(how_to_resume(options, words, run), stop.signum)
@@ -47,20 +47,20 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 
 
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
-    """Return a line that says where the run stopped, and the command that continues it."""
+    """Return a message saying where the run stopped, with the command to resume it."""
     seed = ["--seed", str(run.options["seed"])]
     # the requested order is now stored in the checkpoint
     again = ("--force-reshuffle", "--force_reshuffle")
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
     if not run.losses:
-        # nothing new was saved: the newest file may be from a different run
+        # nothing new was saved, so the newest file may be from a different run
         return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
     if "checkpoint" not in run.paths:
         return f"{text}; it cannot be continued because --checkpoint-out is empty"
     left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
     resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
-    words = [word for word in words if word != "--force"]  # the old files are replaced already
+    words = [word for word in words if word != "--force"]  # the old files are already replaced
     return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
 
 

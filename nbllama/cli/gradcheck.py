@@ -52,7 +52,7 @@ def _run(words: list[str]) -> None:
     found = list(
         check(model, adapter, batch, tolerance=o.tolerance, seed=o.seed, tell=losses.append)
     )
-    # the names in the file
+    # names as in the file
     found = [c._replace(name=_old_name(model, c.name)) for c in found]
     _print(o, found, losses[0], layers, batch.n_tokens, time.perf_counter() - start)
     wrong = [c for c in found if c.verdict == "WRONG"]
@@ -89,7 +89,7 @@ def _print(
 
 
 def _check_memory(model: Model, layers: list[int]) -> None:
-    """Raise `NotEnoughMemory` if two copies of the blocks in float64 do not fit."""
+    """Raise `NotEnoughMemory` if there is no room for two float64 copies of the blocks."""
     import math
 
     from nbllama.gradcheck.part import renamed
@@ -105,7 +105,7 @@ def _check_memory(model: Model, layers: list[int]) -> None:
 
 
 def _batch(model: Model, o: GradcheckOptions) -> Batch:
-    """Return the first tokens, as two sequences that do not attend to each other."""
+    """Return the first tokens as two sequences that do not attend to each other."""
     import numpy as np
 
     from nbllama.data.batch import Batch

@@ -1,4 +1,4 @@
-"""The adapters of `--lora` and `--lora-scaled`, read for a base model."""
+"""Load the adapters given by `--lora` and `--lora-scaled` for a base model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def load_adapters(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None],
 ) -> list[tuple[Adapter, float]]:
-    """Return the adapters with their scales; `say` receives a line for each.
+    """Return the adapters with their scales, reporting each of them through `say`.
 
-    `shapes`: shapes of the base model's tensors. Raises `CheckpointError` for an adapter of a
-    different base, `UsageError` for a missing file.
+    `shapes` contains the shapes of the base model's tensors. Raises `CheckpointError` if an adapter
+    belongs to a different base model, and `UsageError` if a file is missing.
     """
     found = []
     for path, scale in files:

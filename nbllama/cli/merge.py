@@ -1,4 +1,4 @@
-"""Shared code for `export_lora` and `quantize`: progress, and the table at the end."""
+"""Code shared by `export_lora` and `quantize`: the progress line and the final table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """Progress by tensors, on standard error: one line that is overwritten, or a line every 10 %.
+    """Per-tensor progress on standard error: one line that is overwritten, or a line every 10 %.
 
-    After the `with` block, `seconds` is the time that the block took.
+    After the `with` block, `seconds` contains the time that the block took.
     """
 
     seconds = 0.0
@@ -26,7 +26,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the tensor's name: on a terminal always, elsewhere once every 10 %."""
+        """Print the name of the tensor: always on a terminal, elsewhere only every 10 %."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:
@@ -47,7 +47,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """Return one line per pair of types: tensors, size, and encoding error."""
+    """Return one line per pair of types, with the number of tensors, size, and encoding error."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):
@@ -61,12 +61,12 @@ def table(changes: Changes) -> list[str]:
 
 
 def note_parts(f: GGUFFile, target: str) -> None:
-    """Print that a model in parts is written as one file."""
+    """Print a note if a split model is written as one file."""
     if len(f.paths) > 1:
         print(f"the model has {len(f.paths)} file parts; {shown(target, 400)} is a single file")
 
 
 def print_result(path: str, changes: Changes, seconds: float) -> None:
-    """Print the table of changes, then the file's size and the time."""
+    """Print the table of changes, then the file size and the time."""
     print("\n".join(table(changes)))
     print(f"{shown(path, 400)}: {os.path.getsize(path) / 2**20:.2f} MiB in {seconds:.1f} s")

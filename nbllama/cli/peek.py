@@ -1,4 +1,4 @@
-"""The program `python -m nbllama.peek FILE [PATTERN ...]`, also with `diff A B [PATTERN ...]`."""
+"""The program `python -m nbllama.peek FILE [PATTERN ...]`, or `... diff A B [PATTERN ...]`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _run(words: list[str]) -> int:
 
 
 def _matching(dump: Dump, patterns: Sequence[str]) -> Dump:
-    """Select names by patterns; a pattern that matches only in the other file is not an error."""
+    """Select names by pattern; a pattern may match only in the other file."""
     from nbllama.peek.dump import Dump
     from nbllama.peek.names import Patterns
 

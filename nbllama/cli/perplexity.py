@@ -1,6 +1,6 @@
 """The program `python -m nbllama.perplexity`.
 
-Options: `nbllama.options.perplexity`. The computation: `nbllama.evaluate`.
+The options are in `nbllama.options.perplexity`, and the computation is in `nbllama.evaluate`.
 """
 
 from __future__ import annotations

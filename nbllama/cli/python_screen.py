@@ -1,4 +1,4 @@
-"""The screen of a run that is started from Python."""
+"""The screen of a run started from Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nbllama.train.run.screen import Pairs, Screen, Silent
 
 
 def screen_for(quiet: bool | None) -> Screen:
-    """Return the screen for a call from Python.
+    """Return the screen to use for a call from Python.
 
-    It shows nothing if `quiet` is True, one line that is rewritten in a notebook, and the program's
-    display on a terminal. Elsewhere it prints the program's plain lines if `quiet` is False, and
-    nothing if it is None.
+    If `quiet` is True, the screen shows nothing. Otherwise, a notebook shows a single line that is
+    rewritten, and a terminal shows the same display as the program. Elsewhere, the screen prints
+    the program's plain lines if `quiet` is False, and nothing if `quiet` is None.
     """
     if quiet:
         return Silent()
@@ -26,12 +26,12 @@ def screen_for(quiet: bool | None) -> Screen:
 
 
 def in_notebook(stream: object) -> bool:
-    """Return whether output goes to a notebook's cell (Jupyter, VS Code, Colab)."""
+    """Return whether output appears in a notebook cell (Jupyter, VS Code, Colab)."""
     return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 class Line(Display):
-    """One line per run, rewritten at each iteration, without widgets; notes stay above it."""
+    """One line per run, rewritten at each iteration without widgets; notes appear above it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -53,7 +53,7 @@ class Line(Display):
         self._width = len(text)
 
     def note(self, text: str) -> None:
-        """Print a line; the current one is erased and printed again at the next iteration."""
+        """Print a note; the current line is erased until the next iteration."""
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
             self._width = 0

@@ -1,7 +1,7 @@
 """The program `python -m nbllama.quantize IN OUT TYPE`.
 
-Options: `nbllama.options.merge`. Types: `nbllama.export.file_types`. Writing:
-`nbllama.export.rewrite`.
+The options are in `nbllama.options.merge` and the types in `nbllama.export.file_types`;
+`nbllama.export.rewrite` writes the file.
 """
 
 from __future__ import annotations

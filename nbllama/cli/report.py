@@ -1,4 +1,4 @@
-"""The program `python -m nbllama.report`, which writes a page about one run or several."""
+"""The program `python -m nbllama.report`, which writes a page about one or more runs."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ from nbllama.text.characters import character_groups
 from nbllama.train.run.data import load_file
 from nbllama.train.run.defaults import context
 
-OPEN, CLOSE = "«", "»"  # around trained tokens, if there are no colours
+OPEN, CLOSE = "«", "»"  # around trained tokens, without colours
 _TRAINED = ("bold green underline", "bold bright_green underline")
 _GIVEN = ("default", "cyan")
 _SPECIAL = "magenta"
-_BARS = 40  # characters of the histogram's longest bar
+_BARS = 40  # characters in the longest bar of the histogram
 
 
 def show(options: ShowOptions, console: Console | None = None) -> None:
-    """Print what `options` ask for. Raises `DataError`, `GGUFError`, `UsageError`."""
+    """Print what `options` request. Raises `DataError`, `GGUFError` and `UsageError`."""
     console = console or Console(highlight=False, stderr=options.json)
 
     def say(line: str) -> None:
@@ -58,14 +58,14 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 
 
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
-    """Return a sample for `--json`.
+    """Return a sample as an object for `--json`.
 
-    "line" of its record (null for plain text; with "file" if there are several), "text", "side" of
-    preferences (chosen or rejected; good or bad if answers are labelled), "trained" (ranges
-    [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
+    The keys are "line" (of the record; null for plain text), "file" (if there are several), "text",
+    "side" (for preferences: chosen or rejected; for labelled answers: good or bad), "trained"
+    (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
     """
     batch = data.batch([i])
-    # The last target comes after the input.
+    # The last target follows the input.
     ids = [*batch.tokens.tolist(), int(batch.targets[-1])]
     trained = np.array([False, *(batch.targets != NOT_TRAINED)])
     if not trained[-1]:
@@ -94,7 +94,7 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
 
 
 def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
-    """Return one sequence, its input and the last target, with the trained tokens marked."""
+    """Return the text of a sequence (its input and last target), with the trained tokens marked."""
     ids = [*batch.tokens.tolist(), int(max(batch.targets[-1], 0))]
     trained = [False, *(batch.targets != NOT_TRAINED).tolist()]
     if not trained[-1]:
@@ -112,7 +112,7 @@ def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
 
 
 def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
-    """Return a token's text and style. Styles alternate, so that token boundaries are visible."""
+    """Return the text and style of a token; styles alternate to make token boundaries visible."""
     style = (_TRAINED if trained else _GIVEN)[n % 2]
     lines = text.replace("\n", "⏎\n")
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
@@ -133,13 +133,13 @@ def _kind(data: Dataset) -> str:
 
 
 def _rows(data: Dataset, n: int) -> int:
-    """Return how many samples are shown for `n` records; a pair has two."""
+    """Return how many samples to show for `n` records; a pair consists of two samples."""
     pairs = isinstance(data, Samples) and data.format == PAIRS
     return min(2 * n if pairs else n, data.n_samples)
 
 
 def _side(data: Dataset, i: int) -> str:
-    """Return the preference side and weight of sample `i`; "" for data without preferences."""
+    """Return the preference side and weight of sample `i`, or "" for data without preferences."""
     if not isinstance(data, Samples) or data.judged is None:
         return ""
     names = ("chosen", "rejected") if data.format == PAIRS else ("good", "bad")

@@ -1,4 +1,4 @@
-"""The output of `python -m nbllama.perplexity`, for each chunk and at the end."""
+"""The output of `python -m nbllama.perplexity`: a line per chunk, and the final result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
 def read_utf8(path: str) -> str:
-    """Read the text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
+    """Read a text file without its byte-order mark. Raises `UsageError` or `DataError`."""
     try:
         raw = read_whole(path, MAX_BYTES)
     except FileNotFoundError:
@@ -45,9 +45,9 @@ def read_utf8(path: str) -> str:
 
 
 class Ticker:
-    """One line on standard error: chunk, result so far, tokens/s, time left.
+    """A progress line on standard error: chunk, result so far, tokens/s, time left.
 
-    On a terminal, it is overwritten; elsewhere, a line is printed every 10 %.
+    On a terminal, the line is overwritten; elsewhere, a line is printed every 10 %.
     """
 
     def __init__(self, total: int, n_ctx: int) -> None:
@@ -58,7 +58,7 @@ class Ticker:
         self._tenth = -1
 
     def __call__(self, done: int, text: str) -> None:
-        """Show that `done` chunks are finished; `text`: the result so far."""
+        """Show that `done` chunks are finished; `text` is the result so far."""
         now = time.monotonic()
         self._times.append(now - self._last)
         self._last = now
@@ -72,7 +72,7 @@ class Ticker:
             print(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Erase the line on a terminal."""
+        """Erase the line if the output is a terminal."""
         if self._terminal:
             print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
 
@@ -109,7 +109,7 @@ def print_perplexity(asked: Perplexity) -> None:
 
 
 def print_divergence(asked: Perplexity) -> None:
-    """Print the model's divergence from the base, token by token."""
+    """Print how far the model diverges from the base, per token."""
     o = asked.options
     model, adapter, found = _prepare(asked)
     other = load_model(o.base_model) if o.base_model else model

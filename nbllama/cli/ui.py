@@ -1,6 +1,6 @@
 """The screen of a run: a live display on a terminal, plain lines elsewhere.
 
-Errors of the screen never stop training.
+Screen errors never stop training.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nbllama.report.log import (
     memory,
 )
 
-SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of an objective that a terminal shows
+SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of the objective to show on a terminal
 
 
 class _Stream:
-    """A text stream that raises no error if its reader closes it."""
+    """A text stream that ignores an error if its reader closes it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -60,7 +60,7 @@ class _Stream:
 
 
 def plain_line(record: StepRecord, seconds_left: float | None) -> str:
-    """Return one iteration as `name=value` words, with the old tool's `iter=` and `loss=`."""
+    """Return an iteration as `name=value` words, including the old tool's `iter=` and `loss=`."""
     eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
     line = (
         f"iter={record.iter:6d} of={record.n_iter} epoch={record.epoch} loss={record.loss:f} "
@@ -76,12 +76,12 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
 
 
 def measured(numbers: Mapping[str, float]) -> str:
-    """Return an objective's additional numbers as ` name=value` words."""
+    """Return the additional numbers from an objective as ` name=value` words."""
     return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 
 def evaluation_line(record: EvaluationRecord) -> str:
-    """Return one evaluation as `name=value` words."""
+    """Return an evaluation as `name=value` words."""
     loss = math.nan if record.val_loss is None else record.val_loss
     ppl = math.nan if record.perplexity is None else record.perplexity
     line = f"validation iter={record.iter:6d} val_loss={loss:f} perplexity={ppl:.4g}"
@@ -92,16 +92,16 @@ def evaluation_line(record: EvaluationRecord) -> str:
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """Return the beginning of a text, with its line breaks shown."""
+    """Return the beginning of a text as one line, with line breaks made visible."""
     flat = text.replace("\\", "\\\\").replace("\n", "\\n")
     return flat if len(flat) <= most else flat[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Display:
-    """Shows a run on `stream`, standard output by default (see `nbllama.train.run.screen`).
+    """A display of a run on `stream`, by default standard output (see `nbllama.train.run.screen`).
 
-    The order of calls is `header`, `compiling` if kernels were compiled, `step` for each iteration,
-    `close`; `note` at any time.
+    Call `header`, then `compiling` if kernels are compiled, `step` for each iteration, and finally
+    `close`. `note` may be called at any time.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -122,7 +122,7 @@ class Display:
         self.close()
 
     def note(self, text: str) -> None:
-        """Print one line for the user."""
+        """Print a message to the user."""
         self._console.print(Text(text), soft_wrap=True)
 
     def header(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -130,7 +130,7 @@ class Display:
         self._pairs(pairs)
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Print that kernels are being compiled, or the time that it took."""
+        """Print that kernels are being compiled, or how long compilation took."""
         if seconds is None:
             self.note("compiling kernels, once for this machine (up to a minute) ...")
         else:
@@ -149,7 +149,7 @@ class Display:
         if record.skipped:
             self.note(f"iteration {record.iter} skipped: loss or gradient not finite")
         if self._live is None:
-            # No separate thread: the kernels use all cores.
+            # No separate thread, because the kernels use all cores.
             self._live = Live(
                 console=self._console,
                 auto_refresh=False,
@@ -168,7 +168,7 @@ class Display:
             self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}{end}")
 
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        """End the display; `pairs` is a summary. Can be called twice, also after an error."""
+        """End the display; `pairs` is the summary. May be called twice, and after an error."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,8 +1,8 @@
-"""The verbs of the `nbllama` command, in the order of their use, and alternative names for them."""
+"""The verbs of the `nbllama` command, in their usual order of use, and alternative names."""
 
 from __future__ import annotations
 
-# For each verb: the module of its program, which has a function `main`, and a description.
+# For each verb: the module of its program, which defines `main`, and a description.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
     "show-data": ("nbllama.cli.show_data", "show which tokens of the training data are trained"),
@@ -20,7 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "gradcheck": ("nbllama.cli.gradcheck", "check the gradients of a model"),
 }
 
-# Names of llama.cpp's programs and of other trainers' commands, by the verb that replaces them.
+# Programs of llama.cpp and commands of other trainers, keyed by the verb that replaces them.
 _ALSO = {
     "finetune": "llama-finetune train lora sft tune fine-tune qlora trainer",
     "show-data": "preprocess data dataset preview tokenize",

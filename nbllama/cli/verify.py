@@ -1,6 +1,6 @@
 """The program `python -m nbllama.verify`, which checks the effect of an adapter.
 
-Options: `nbllama.options.verify`. The checks: `nbllama.cli.checks`.
+The options are in `nbllama.options.verify`, and the checks are in `nbllama.cli.checks`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training data: a file's samples, their order, and batches of them."""
+"""Training data: the samples in a file, their order, and batches of samples."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def load_dataset(
     keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Return the samples of a training file, none longer than `n_ctx` tokens.
+    """Load the samples of a training file, each of at most `n_ctx` tokens.
 
-    `data`: the file, or the result of `open_data`. `data_format` and `skip_bad` are passed to
-    `open_data`, `cutter` and `rules` are for raw text (see `load_raw_text`), the others for records
-    (see `load_samples`).
+    `data` is the file, or the result of `open_data`. `data_format` and `skip_bad` are passed to
+    `open_data`, `cutter` and `rules` apply to raw text (see `load_raw_text`), and all other
+    arguments apply to records (see `load_samples`).
 
-    Raises `DataError` in the same cases as these three functions.
+    Raises `DataError` in the same cases as those three functions.
     """
     if not isinstance(data, DataFile):
         data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)
@@ -112,9 +112,9 @@ def load_dataset(
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """Return a training file's kind, based on its content: "raw" or "chat" (records of any format).
+    """Detect the kind of a training file from its contents: "raw" or "chat" (any kind of records).
 
-    Bad records are reported when the file is loaded. Raises the same errors as `open_data` with
-    `skip_bad`.
+    Bad records are not reported until the file is loaded. Raises the same errors as `open_data`
+    with `skip_bad`.
     """
     return open_data(path, skip_bad=True).kind

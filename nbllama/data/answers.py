@@ -1,4 +1,4 @@
-"""A chat's answer with its prompt, and the reason why it cannot share a later answer's sample."""
+"""An answer in a chat and its prompt, and why it cannot share the sample of a later answer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ OTHERWISE = "earlier answers have different text in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer: its number in the chat, and the prompt and the answer as text and as ids.
+    """An answer: its number in the chat, and both prompt and answer as text and as ids.
 
-    `text` stops at the end of the answer; `own.text` can be longer.
+    `text` ends where the answer ends, whereas `own.text` can be longer.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def begins_empty(answer: Answer) -> bool:
-    """Return whether it begins with an empty thought or with the end of the prompt's thought."""
+    """Return whether an answer begins with an empty thought or closes the prompt's thought."""
     if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
         return False
     own = opening(answer.text)
@@ -50,7 +50,7 @@ def begins_empty(answer: Answer) -> bool:
 
 
 def why_apart(answer: Answer, head: Answer) -> str:
-    """Return the reason why an answer cannot be trained in a later answer's sample."""
+    """Return why an answer cannot be trained as part of a later answer's sample."""
     if head.prompt.startswith(answer.prompt + answer.text):
         return TOKENS
     if opening(answer.text) is not None or at_end(answer.prompt) is not None:
@@ -59,7 +59,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
-    """Create an answer's sample, with its text and character positions if a tokenizer is given."""
+    """Create the sample for an answer, with text and character positions given a tokenizer."""
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)

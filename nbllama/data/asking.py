@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
 
-_CHUNK = 64  # chats that are rendered in one request
+_CHUNK = 64  # chats to render per request
 
 Records = Sequence[Mapping[str, Any] | str]
 _Read = tuple[int, dict[str, Any], Conversation | str]
@@ -32,10 +32,10 @@ _Read = tuple[int, dict[str, Any], Conversation | str]
 class PromptReader:
     """A reader for files of prompts.
 
-    `columns`: the file's names for the keys of a prompt. `style`: how an instruction and its input
-    become one message. `skip_bad`: leave out and count bad records instead of refusing the file.
-    `parse_special`: read control tokens that are spelled out in a text without a template.
-    `system_as_user`: see `ChatReader`.
+    columns: the names that the file uses for the keys of a prompt. style: how an instruction and
+    its input become one message. skip_bad: leave out and count bad records instead of refusing the
+    file. parse_special: parse control tokens that are spelled out in text without a template.
+    system_as_user: see `ChatReader`.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class PromptReader:
     def open(
         self, path: str | os.PathLike[str], records: Records | None = None
     ) -> tuple[DataFile, list[_Read]]:
-        """Return a file's bad records, and the line, record and prompt of each good one.
+        """Return the bad records, and the line, record and prompt of each good record.
 
-        `records`: used instead of the file. Raises `DataError` like `open_data`.
+        If given, `records` replace the file. Raises `DataError` like `open_data`.
         """
         name = os.fspath(path)
         asked = Asked(None, self._columns, self._style, self._skip_bad)
@@ -100,9 +100,9 @@ class PromptReader:
         most: int,
         refuse_long: bool = False,
     ) -> Prompts:
-        """Encode the prompts that, together with an answer of `most` tokens, fit in `n_ctx` tokens.
+        """Encode the prompts that leave room for `most` answer tokens within `n_ctx` tokens.
 
-        A longer prompt is skipped and counted, or, with `refuse_long`, refused. Raises `DataError`.
+        Longer prompts are skipped and counted, or, with `refuse_long`, refused. Raises `DataError`.
         """
         questions, n_long = [], 0
         reader = None
@@ -143,7 +143,7 @@ class PromptReader:
             raise DataError(f"{shown(data.path, 400)} contains no usable prompt"
                             + (f": {notes[-1]}" if notes else ""))  # fmt: skip
         if reader is not None:
-            reader.notices.empty_thoughts = 0  # nothing is learned from the stand-in
+            reader.notices.empty_thoughts = 0  # the stand-in is not trained on
             notes += reader.notes(len(questions), len(questions))
         return Prompts(tuple(questions), group, most, n_ctx, tuple(notes))
 
@@ -174,7 +174,7 @@ class PromptReader:
                 yield line, record, prompt, ids.astype(np.int32)
 
     def _text(self, prompt: str) -> np.ndarray:
-        """Return the ids of a text without a template, encoded as at the start of a sample."""
+        """Encode text without a template, as at the start of a sample."""
         encode = encode_parsed if self._parse_special else encode_plain
         ids, bos = encode(self._tokenizer, prompt).ids, self._tokenizer.bos_id
         if self._tokenizer.add_bos and bos is not None and ids[:1].tolist() != [bos]:
@@ -188,5 +188,5 @@ class PromptReader:
 
 
 def _as_given(prompt: Conversation | str) -> Any:
-    """Return a prompt as the reward receives it: a string, or messages."""
+    """Return a prompt in the form that the reward receives: a string or messages."""
     return prompt if isinstance(prompt, str) else prompt.messages[:-1]

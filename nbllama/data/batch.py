@@ -1,4 +1,4 @@
-"""The batches that the trainer receives from a data set: concatenated sequences, never padded."""
+"""Batches that the trainer receives from a data set: concatenated sequences without padding."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NOT_TRAINED = -1
 
 @dataclass(frozen=True)
 class Tree:
-    """Which rows belong to which samples, in a batch whose samples share beginnings.
+    """The mapping from samples to rows in a batch whose samples share beginnings.
 
-    `nbllama.data.shared` creates it. All arrays are C-contiguous int32. N computed rows in S
-    sequences, n tokens of the samples, P keys.
+    It is created by `nbllama.data.shared`. All arrays are C-contiguous int32. The batch contains N
+    computed rows in S sequences, n sample tokens, and P keys.
 
     samples            the same samples, each complete
     rows [n]           the row of each of their tokens
@@ -46,8 +46,8 @@ class Batch:
     positions [N]      0, 1, 2, ... starting again with every sequence
     seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last one is N
 
-    With a `tree`, a sequence is the part of a sample that it does not share with an earlier one.
-    Its positions continue after the shared part, and targets [n] belong to the tokens of
+    With a `tree`, a sequence is the part of a sample that is not shared with an earlier sample. Its
+    positions continue after the shared part, and targets [n] belong to the tokens of
     `tree.samples`.
     """
 
@@ -59,9 +59,10 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """Join `rows` into a stream, each (tokens [n], targets [n]) of one sequence, n >= 1.
+        """Concatenate `rows`, each of which is (tokens [n], targets [n]) of one sequence, n >= 1.
 
-        Raises `ValueError` for no rows, an empty row, or tokens and targets of different lengths.
+        Raises `ValueError` if there are no rows, a row is empty, or tokens and targets differ in
+        length.
         """
         tokens, targets = [], []
         for row_tokens, row_targets in rows:
@@ -82,7 +83,7 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Number of input tokens of all sequences that are computed."""
+        """Number of computed input tokens in all sequences."""
         return len(self.tokens)
 
     @property
@@ -92,21 +93,21 @@ class Batch:
 
     @property
     def n_trained(self) -> int:
-        """Number of targets that count in the loss."""
+        """Number of targets that contribute to the loss."""
         return int(np.count_nonzero(self.targets != NOT_TRAINED))
 
     def whole(self) -> Batch:
-        """Return the complete samples: the batch itself unless it has a tree."""
+        """Return the complete samples, which is the batch itself unless it has a tree."""
         return self if self.tree is None else self.tree.samples
 
     def trained(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return row and target of each position that counts in the loss, in order, `[M]` each."""
+        """Return the row and target of each position in the loss, in order, each `[M]`."""
         at = np.flatnonzero(self.targets != NOT_TRAINED)
         return at if self.tree is None else self.tree.rows[at], self.targets[at]
 
 
 class Dataset(Protocol):
-    """Samples by number; `batch` is a pure function of the numbers."""
+    """A set of numbered samples; `batch` is a pure function of the numbers."""
 
     @property
     def kind(self) -> str:
@@ -122,22 +123,22 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex sha256 of all samples.
 
-        The fingerprint changes with any edit that changes a token, and with the tokenizer, template
-        and n_ctx, but not with the file's name.
+        The fingerprint changes with every edit that changes a token, and with the tokenizer, the
+        template and n_ctx, but not with the file name.
         """
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for the user about what was truncated or left out; often empty."""
+        """Messages to the user about what was truncated or left out; often empty."""
         ...
 
     def n_tokens(self, i: int) -> int:
-        """Return the length of sample i's sequence."""
+        """Return the sequence length of sample i."""
         ...
 
     def n_trained(self, i: int) -> int:
-        """Return the number of sample i's targets that count in the loss; at least 1."""
+        """Return the number of targets of sample i that contribute to the loss, at least 1."""
         ...
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -145,36 +146,36 @@ class Dataset(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples with these numbers, in this order; `IndexError` if out of range."""
+        """Return a batch of these samples, in this order; `IndexError` if out of range."""
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return at most `n_rows` rows, beginning at position `first` of an epoch's order.
+        """Return at most `n_rows` rows, starting at position `first` in the order of an epoch.
 
-        Also returns the number of samples in them. `wraps`: continue at the order's start after
-        its end, so that the batch is full.
+        Also returns the number of samples in the rows. If `wraps`, the batch is always full, and
+        continues at the start of the order after its end.
         """
         ...
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples `take` would put into the batch."""
+        """Return how many samples `take` would use."""
         ...
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return upper bounds on the tokens and the trained targets of any batch from `take`."""
+        """Return upper bounds on the tokens and trained targets in any batch from `take`."""
         ...
 
     def per_batch(self, n_rows: int) -> float:
-        """Return the average number of samples in a batch, not counting an epoch's last batch."""
+        """Return the average number of samples per batch, excluding the last batch of an epoch."""
         ...
 
 
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """Return `Dataset.largest` for a data set with one sample per row: the sum of the longest rows.
+    """Return `Dataset.largest` for one sample per row, which is the sum of the longest rows.
 
-    `wraps`: the same sample can occur more than once.
+    If `wraps`, the same sample can occur more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)
@@ -184,10 +185,10 @@ def largest_rows(
 
 
 class RowPerSample:
-    """The remaining methods of a `Dataset` in which every sample is one row."""
+    """The remaining methods for a `Dataset` in which every sample is one row."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the length of each sample, as `Dataset.lengths` does."""
+        """Return the lengths of all samples; see `Dataset.lengths`."""
         every = range(self.n_samples)
         counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
         tokens, trained = (np.array(c, np.int64) for c in counts)
@@ -196,13 +197,13 @@ class RowPerSample:
     def take(
         self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool
     ) -> tuple[Batch, int]:
-        """Return the next `n_rows` samples of the order, each as a row."""
+        """Return the next `n_rows` samples in the order, each as a row."""
         places = np.arange(first, first + n_rows)
         places = places % self.n_samples if wraps else places[places < self.n_samples]
         return self.batch(order.order[places].tolist()), len(places)
 
     def used(self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return `n_rows`, or the number of samples left in an order that does not wrap."""
+        """Return `n_rows`, or the number of remaining samples if the order does not wrap."""
         return n_rows if wraps else min(n_rows, int(self.n_samples) - first)
 
     def largest(self: Any, n_rows: int, *, wraps: bool) -> tuple[int, int]:
@@ -210,5 +211,5 @@ class RowPerSample:
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:
-        """Return `n_rows`: one sample is one row."""
+        """Return `n_rows`, because each sample is one row."""
         return n_rows

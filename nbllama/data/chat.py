@@ -1,10 +1,11 @@
-"""Chats as in real use: each answer follows the prompt that a server renders for it.
+"""Chats as in real use, where each answer follows the prompt that a server would render.
 
-The prompt of an answer is the chat before it, rendered for generation. The answer is the text that
-the model must write so that prompt and answer together are this chat (`nbllama.text.answers`); it
-ends with the first token that ends a generation. Both are tokenised separately, as inference does.
-An answer is trained in the sample of a later answer if the ids of its prompt and of the answer are
-the beginning of the later prompt's ids; otherwise it is a separate sample.
+The prompt for an answer is the preceding part of the chat, rendered for generation. The answer is
+the text that the model must write for prompt and answer to make up the chat
+(`nbllama.text.answers`), and it ends with the first token that ends generation. The two are
+tokenised separately, as in inference. If the ids of the prompt and the answer are the beginning of
+a later prompt's ids, the answer is trained as part of that later answer's sample. Otherwise, it
+becomes a separate sample.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
 
 
 class ChatReader:
-    """Turns chats into samples for one tokenizer and template.
+    """A converter from chats to samples, for one tokenizer and template.
 
-    `system_as_user`: if the template has no system messages, put them into the first question.
-    `places`: samples include their text and the token positions in it.
+    system_as_user: if the template has no system messages, put them into the first question.
+    places: include in each sample its text and the positions of the tokens in the text.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class ChatReader:
         return out
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
-        """Return the template's error, with a hint if the template has no system messages."""
+        """Return the template error, with a hint if the template has no system messages."""
         system = chat.messages[0]["role"] == "system" and not self._system_as_user
         if not system or self._traits.knows_system:
             return error
@@ -93,7 +94,7 @@ class ChatReader:
         return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
-        """Tokenise, in one call, the texts that `rows` will need one by one."""
+        """Tokenise in one call all the texts that `rows` will need one by one."""
         texts = []
         for chat in rendered:
             if not isinstance(chat, NbllamaError):
@@ -104,9 +105,9 @@ class ChatReader:
         self._tokenizer.warm(texts)
 
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
-        """Return a chat's samples, in the order of their last answers.
+        """Return the samples of a chat, in the order of their last answers.
 
-        Raises the template's error if it refuses the chat, or `DataError`.
+        Raises `DataError`, or the template error if the template rejects the chat.
         """
         if isinstance(rendered, NbllamaError):
             raise rendered
@@ -140,7 +141,7 @@ class ChatReader:
         return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """Return the prompt for an answer to `messages`, with its tokens. Raises like `rows`."""
+        """Return the tokenised prompt for an answer to `messages`. Raises like `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
         try:
@@ -151,7 +152,7 @@ class ChatReader:
             raise DataError(e.counted(len(messages) - len(prepared))) from None
 
     def notes(self, n_records: int, n_samples: int) -> list[str]:
-        """Return lines for the user about all chats that were read."""
+        """Return messages to the user about all chats that were read."""
         lines = self.notices.lines(n_records, n_samples)
         if self._traits.asks_to_think:
             lines.append(
@@ -169,7 +170,7 @@ class ChatReader:
         messages, more = self._traits.prepare(chat.messages, self._system_as_user)
         found += more
         answers = [i for i, m in enumerate(chat.messages) if m["role"] == ANSWERING_ROLE]
-        shift = len(messages) - len(chat.messages)  # a folded system message is gone
+        shift = len(messages) - len(chat.messages)  # a folded system message no longer exists
         numbers = [i + shift for i in answers if i not in chat.silent]
         if numbers and numbers[0] == 0:
             found["first"] += 1
@@ -232,7 +233,7 @@ class ChatReader:
         why: Counter[str],
         line: int,
     ) -> None:
-        """Count what must be reported about a chat. Raises `DataError` for a lost tool call."""
+        """Count what must be reported about a chat. Raises `DataError` if a tool call is lost."""
         notices, found = self.notices, Counter(chat.found)
         self._lost.of_chat(chat, texts, found)
         empty = 0
@@ -256,7 +257,7 @@ class ChatReader:
 def prompt_ids(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
 ) -> list[int]:
-    """Return the ids of the prompt for the assistant's next message, encoded as in training.
+    """Return the prompt ids for the assistant's next message, encoded as in training.
 
     Raises the same errors as `template.render` and `encode_rendered`.
     """

@@ -1,4 +1,4 @@
-"""Parquet files as records, read with the package pyarrow (the extra `nbllama[data]`)."""
+"""Read Parquet files as records, using the package pyarrow (the extra `nbllama[data]`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, shown
 
 MAGIC = b"PAR1"
-_ROWS = 256  # per batch: these are in memory before their size is known
+_ROWS = 256  # per batch; a batch is in memory before its size is known
 _VALUE_BYTES = 8  # smallest size of a value
 
 
 def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
-    """Yield the rows of a Parquet file, numbered from 1.
+    """Yield the rows of a Parquet file with their numbers, counted from 1.
 
-    Raises `DataError` for a damaged file, for more than `MAX_UNPACKED` bytes of values, and if
-    pyarrow is not installed.
+    Raises `DataError` if the file is damaged, its values exceed `MAX_UNPACKED` bytes, or pyarrow is
+    not installed.
     """
     where = shown(path, 400)
     try:
@@ -38,11 +38,10 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
             raise DataError(f"{where}: two columns have the same name; rename one")
         if metadata.num_rows * metadata.num_columns * _VALUE_BYTES > MAX_UNPACKED:
             raise _too_large(where)
-        # If a column's part of the footer is damaged, asking for the column's numbers makes pyarrow
-        # abort the process. Reading the values, without keeping them, raises an error instead.
+        # If the footer entry of a column is damaged, pyarrow aborts the process when asked for the
+        # column's numbers. Reading and discarding the values raises an error instead.
         pq.ParquetFile(source).scan_contents()
-        # Repeated strings are stored once, and this reader does not copy them. Add up their full
-        # sizes.
+        # Repeated strings are stored once and not copied when read, so add up their full sizes.
         packed = pq.ParquetFile(source, read_dictionary=_text_columns(metadata, where))
         for batch in packed.iter_batches(batch_size=_ROWS, use_threads=False):
             size += sum(_unpacked_size(column) for column in batch.columns)
@@ -65,7 +64,7 @@ def _too_large(where: str) -> DataError:
 
 
 def _text_columns(metadata: Any, where: str) -> list[str]:
-    """Check the number of all values, and return the paths of the columns that contain strings."""
+    """Check the total number of values, and return the paths of the string columns."""
     size = 0
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
@@ -79,7 +78,7 @@ def _text_columns(metadata: Any, where: str) -> list[str]:
 
 
 def _unpacked_size(column: Any) -> int:
-    """Return the size in bytes of an Arrow array with every value written out."""
+    """Return the size in bytes that an Arrow array would have with every value written out."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -95,7 +94,7 @@ def _unpacked_size(column: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as in JSON: without NaN, and without keys that only other rows have."""
+    """Return a value as in JSON, without NaN and without keys that only occur in other rows."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, list):

@@ -15,7 +15,7 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """Return whether the first line is the header of a table.
 
-    A header either names all columns of a format that has at least two, or consists only of common
+    A header names all columns of a format with at least two columns, or consists only of common
     names, including one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
@@ -31,7 +31,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """Replace the file's names in a record with those of a format. Raises `DataError`."""
+    """Rename the keys of a record to the names in its format. Raises `DataError`."""
     if not columns:
         return record
     for name in columns.values():
@@ -44,7 +44,7 @@ def renamed(record: Record, columns: Mapping[str, str]) -> Record:
 def parse_columns(text: str) -> dict[str, str]:
     """Parse `--data-columns`: "prompt=question,completion=answer" to {"prompt": "question", ...}.
 
-    Raises `UsageError` for any other form, and for a key that no format has.
+    Raises `UsageError` for any other form, and for a key that is not in any format.
     """
     keys = {key for f in FORMATS.values() for key in f.keys} | {"input", "system"}
     out = {}

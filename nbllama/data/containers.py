@@ -1,6 +1,6 @@
-"""Tables with named columns (CSV, TSV) as records.
+"""Read tables with named columns (CSV, TSV) as records.
 
-A table with broken syntax is refused as a whole. `nbllama.data.json_values` reads JSON.
+A table with a syntax error is refused as a whole. `nbllama.data.json_values` reads JSON.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ DELIMITERS = (",", "\t", ";")
 
 
 def table_rows(text: str, path: str) -> Iterator[Entry]:
-    """Yield the rows of a table, with the names in its first row as keys.
+    """Yield the rows of a table, using the names in its first row as keys.
 
-    A line `sep=;` before the table, as Excel writes it, gives the delimiter.
+    A line such as `sep=;` before the table, as written by Excel, specifies the delimiter.
     """
     header_line = text.lstrip().splitlines()[0] if text.strip() else ""
     delimiter = max(DELIMITERS, key=header_line.count)

@@ -1,4 +1,4 @@
-"""Counts of the keys that were read under different names, or not read, over all records."""
+"""Counts, over all records, of keys that were read under different names or ignored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _READ = {
 
 
 class Counts(NamedTuple):
-    """Counts of the changes to a file's records."""
+    """Counts of the changes to the records in a file."""
 
     columns: Counter[str]  # "question as instruction"
     roles: Counter[str]  # "human as user"
-    numbers: Counter[str]  # keys with numbers that became text
+    numbers: Counter[str]  # keys whose numbers were converted to text
     unread: Counter[str]  # keys that the format ignores
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Choose where a raw text's samples begin: at every token, or at each occurrence of a given text.
+"""Choose where samples of raw text begin: at every token, or at each occurrence of a string.
 
-A cutter is called with (text, tokenizer, n_ctx) and returns a `Cut`. Its input is the text, not
-tokens, because some cutters tokenise sample by sample. Source: llama.cpp
+A cutter is called with (text, tokenizer, n_ctx) and returns a `Cut`. It receives text instead of
+tokens because some cutters tokenise each sample separately. Source: llama.cpp
 `common/train.cpp:tokenize_file`.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """The samples' positions in the tokens: begins and sizes, int64 [n] (size 0: empty sample)."""
+    """The token ranges of the samples: begins and sizes, int64 [n] (size 0 for an empty sample)."""
 
     begins: np.ndarray
     sizes: np.ndarray
@@ -27,7 +27,7 @@ class Windows(NamedTuple):
 class Cut(NamedTuple):
     """The result of a cutter.
 
-    The file's token ids, int32 [T], the windows in them, and lines for the user.
+    It consists of the token ids of the file, int32 [T], the windows, and messages to the user.
     """
 
     tokens: np.ndarray
@@ -39,11 +39,11 @@ Cutter = Callable[[str, "Tokenizer", int], Cut]
 
 
 def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
-    """Begin a sample at every token, as the old tool does without `--sample-start`.
+    """Begin a sample at every token, like the old tool without `--sample-start`.
 
-    The whole text is tokenised without BOS; special tokens in it are plain text. With n tokens
-    there are max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 ..
-    n - n_ctx - 1. The window that ends with the last token is not used.
+    The whole text is tokenised without BOS, and special tokens are treated as plain text. A text of
+    n tokens gives max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 .. n -
+    n_ctx - 1. The window that ends with the last token is not used.
     """
     parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
     tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
@@ -58,15 +58,15 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
 
 @dataclass(frozen=True)
 class SampleStart:
-    """Begin a sample after every occurrence of `start`, found from the left without overlaps.
+    """Begin a sample after each occurrence of `start`, searching from the left without overlaps.
 
-    Each sample is tokenised separately. Text before the first occurrence belongs to no sample. A
-    sample ends at the next occurrence of `start` (so it can be empty); with `overlapping`, it has
-    as many bytes as n_ctx of the longest tokens, rounded up to a whole character.
+    Each sample is tokenised separately. Text before the first occurrence is not used. A sample ends
+    at the next occurrence of `start`, so it can be empty. With `overlapping`, its size in bytes is
+    n_ctx times the size of the longest token, rounded up to a whole character.
 
-    include: the samples begin with `start`, not after it.
-    old: as in the old tool, a text without `start` loses as many bytes as `start` has (unless
-    `include`); without `old`, the whole text is one sample.
+    include: samples begin with `start` instead of after it. old: as in the old tool, text without
+    `start` loses as many leading bytes as `start` has (unless `include`). Without `old`, such text
+    is one sample.
     """
 
     start: str
@@ -111,20 +111,20 @@ def _occurrences(content: bytes, mark: bytes) -> list[int]:
 
 
 def _longest_token(tokenizer: Tokenizer) -> int:
-    """Return the length in bytes of the longest token, as the vocabulary writes it."""
+    """Return the length in bytes of the longest token, as written in the vocabulary."""
     texts = (tokenizer.token_text(i) for i in range(tokenizer.n_vocab))
     return max(len(text.encode("utf-8", "surrogateescape")) for text in texts)
 
 
 def _whole(content: bytes, place: int) -> int:
-    """Return the first position, from `place` on, that is not inside a UTF-8 character."""
+    """Return the first position from `place` onwards that is not inside a UTF-8 character."""
     while place < len(content) and content[place] & 0xC0 == 0x80:
         place += 1
     return place
 
 
 def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
-    """Return lines about samples that are shorter than a row."""
+    """Return messages about samples that do not fill exactly one row."""
     notes = []
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]

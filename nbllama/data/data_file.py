@@ -1,4 +1,4 @@
-"""Training data that have been read: a text, or samples with their files and lines."""
+"""Training data after reading: a text, or samples with their files and lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Bad(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A file that was read. first: the number of its first line, counted over all files."""
+    """A file that was read; `first` is the number of its first line, counted across all files."""
 
     name: str
     first: int
 
 
 def place_in(parts: Sequence[Part], line: int) -> Part:
-    """Convert a line number that counts through all `parts` to a file and a line number in it."""
+    """Convert a line number across all `parts` to a file and a line number in that file."""
     part = parts[bisect.bisect_right([p.first for p in parts], line) - 1]
     return Part(part.name, line - part.first + 1)
 
@@ -36,9 +36,9 @@ class DataFile(NamedTuple):
     """Training data, read and parsed.
 
     kind: "raw" (then `text` is the whole text, or the first of `texts`) or "chat". format: the name
-    in `FORMATS` of most records' format, or "raw". samples: (line, sample) of each good record;
-    bad: the other records, if they are skipped. Lines are numbered continuously through all files;
-    `place` returns the file and the line in it. notes: lines for the user.
+    of the most common record format in `FORMATS`, or "raw". samples: (line, sample) of each good
+    record. bad: the other records, if they are skipped. notes: messages to the user. Lines are
+    numbered consecutively across all files; `place` returns the file and the line number in it.
     """
 
     path: str
@@ -53,19 +53,19 @@ class DataFile(NamedTuple):
 
     @property
     def has_chats(self) -> bool:
-        """Whether a chat template is needed."""
+        """Whether the data require a chat template."""
         samples = plain_ones(sample for _, sample in self.samples)
         return any(isinstance(sample, Conversation) for sample in samples)
 
     def place(self, line: int) -> tuple[str, int]:
-        """Return the file that contains a line, and the line's number in it."""
+        """Return the file that contains a line, and the line number in that file."""
         if not self.parts:
             return self.path, line
         name, number = place_in(self.parts, line)
         return name, number
 
     def short_place(self, line: int) -> str:
-        """Return "line N", with the file's name if there are several files."""
+        """Return "line N", with the file name if there are several files."""
         return self.where(line) if self.parts else f"line {line}"
 
     def where(self, line: int) -> str:

@@ -1,4 +1,4 @@
-"""Encode records, one after another, as rows of token ids."""
+"""Encode records one by one as rows of token ids."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from nbllama.errors import DataError, NbllamaError, shown
 from nbllama.text.chat_template import ChatTemplate
 from nbllama.text.tokenizer import Tokenizer
 
-_CHUNK = 64  # samples that are rendered in one request
-_AHEAD = 3  # requests that wait or are rendered while samples are created
+_CHUNK = 64  # samples to render per request
+_AHEAD = 3  # requests queued or being rendered while samples are created
 _REPORT_SECONDS = 5.0
 
 Progress = Callable[[str], None]
@@ -39,11 +39,11 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """Encode a prompt and its continuation, which is the part that is trained.
+    """Encode a prompt and its continuation, of which only the continuation is trained.
 
-    BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special
-    tokens in the text are plain characters, unless `parse_special`; then a BOS or an end token that
-    the text already has is not added again.
+    BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special tokens in the
+    text are plain characters unless `parse_special` is set, in which case a BOS or end token that
+    the text already contains is not added again.
     """
     text = sample.prompt + sample.answer
     placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
@@ -64,7 +64,7 @@ def encode_continuation(
 
 
 def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
-    """Return whether the ids end with an end-of-generation token, ignoring white space after it."""
+    """Return whether the ids end with an end-of-generation token, ignoring trailing white space."""
     kept = ids.tolist()
     while kept and not tokenizer.token_bytes(kept[-1]).strip():
         kept.pop()
@@ -79,9 +79,9 @@ def encoded(
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
-    """Yield every record's number, line and rows, in the file's order.
+    """Yield the number, line and rows of every record, in file order.
 
-    The template's process renders the next chats while the current ones are made into samples.
+    The template process renders the next chats while samples are created from the current ones.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} contains chats, but the model has no chat template")
@@ -110,7 +110,7 @@ def encoded(
                 if progress is not None and now - reported >= _REPORT_SECONDS:
                     reported = now
                     progress(_bar(first + len(chunk), len(data.samples), now - start))
-        finally:  # after an error the remaining requests are not needed
+        finally:  # after an error, the remaining requests are no longer needed
             for future in coming:
                 future.cancel()
 
@@ -151,7 +151,7 @@ def _single(rows: list[Row]) -> Found:
 
 
 def _pair(chosen: Found, rejected: Found) -> Found:
-    """Return the rows of both sides, or an error if one of them fails."""
+    """Return the rows for both sides, or an error if either side fails."""
     rows: list[Row] = []
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         found = side if isinstance(side, NbllamaError) else _single(side)
@@ -183,10 +183,10 @@ def _plain(
 def encode_chat(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
 ) -> Encoded:
-    """Encode the last sample of a chat.
+    """Return the last sample of a chat.
 
-    This sample contains the last answer after its prompt, and the earlier answers that can be
-    trained with it. Raises the same errors as `ChatReader.rows`.
+    The sample contains the last answer and its prompt, and earlier answers that can be trained as
+    part of the same sample. Raises the same errors as `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)
     (rendered,) = reader.render([Conversation(list(messages))])

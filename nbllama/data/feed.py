@@ -1,11 +1,12 @@
-"""The source of the trainer's batches.
+"""The source of batches for the trainer.
 
-A feed returns the batches of an iteration that begins at a given position, and the next position.
+A feed returns the batches of an iteration that starts at a given position, and the next position.
 
-`SeedFeed` is nbllama's own: orders are keyed by (seed, epoch), every sample occurs once per epoch,
-and an epoch ends at the end of an iteration. `OldFeed` is that of llama.cpp's `common/train.cpp`
-(`train_opt_callback`, `shuffle_samples`): orders come from one `std::mt19937` that runs through all
-epochs, and batches are always full and wrap around within the old epoch's order.
+nbllama normally uses `SeedFeed`: orders are keyed by (seed, epoch), every sample occurs once per
+epoch, and epochs end at the end of an iteration. `OldFeed` reproduces llama.cpp's
+`common/train.cpp` (`train_opt_callback`, `shuffle_samples`): orders come from a single
+`std::mt19937` for all epochs, and batches are always full, wrapping around within the order of the
+old epoch.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 
 
 class Taken(NamedTuple):
-    """Micro-batches of one iteration, the position after them, and their number of samples.
+    """The micro-batches of one iteration, the next position, and the number of samples.
 
-    Samples can outnumber rows, because a row can continue with the next sample.
+    There can be more samples than rows, because a row can continue with the next sample.
     """
 
     batches: list[Batch]
@@ -31,15 +32,15 @@ class Taken(NamedTuple):
 
 
 class Feed(Protocol):
-    """A source of batches; the result of `take` depends on its arguments, not on earlier calls.
+    """A source of batches; `take` depends only on its arguments, not on earlier calls.
 
-    wraps: batches are always full. Raises `DataError` for a position that is not in the data.
+    If `wraps`, batches are always full. Raises `DataError` for a position outside the data.
     """
 
     wraps: bool
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return the `grad_acc` micro-batches of `batch` rows, beginning at `position`."""
+        """Return `grad_acc` micro-batches of `batch` rows, starting at `position`."""
         ...
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
@@ -47,14 +48,14 @@ class Feed(Protocol):
         ...
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator's state before the epoch of `position` was drawn; "" for none."""
+        """Return the generator state before the epoch of `position` was drawn, or "" for none."""
         ...
 
 
 class SeedFeed:
-    """The `Feed` for a seed: at the end of an epoch, batches can be short or missing.
+    """The `Feed` for a seed; at the end of an epoch, batches can be short or missing.
 
-    `order`: an order to use instead of `Order` of that seed.
+    `order` replaces the default `Order` for the seed.
     """
 
     wraps = False
@@ -64,7 +65,7 @@ class SeedFeed:
         self._order = Order(dataset.n_samples, seed) if order is None else order
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return the micro-batches from `position` on; there are fewer at the end of the epoch."""
+        """Return the micro-batches from `position` onwards, or fewer at the end of the epoch."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, first = position
@@ -88,7 +89,7 @@ class SeedFeed:
         return _place(epoch, at, n)
 
     def rng_state(self, position: Position) -> str:
-        """Return "": orders depend on the seed alone."""
+        """Return "", because orders depend only on the seed."""
         return ""
 
 
@@ -97,21 +98,21 @@ def _place(epoch: int, at: int, n_samples: int) -> Position:
 
 
 class OldFeed:
-    """The old tool's `Feed`, starting from its generator's state at the start of an epoch.
+    """The `Feed` of the old tool, starting from its generator state at the start of an epoch.
 
-    `state`: text, see `MT19937`. Epochs before `epoch` are not available.
+    `state` is text, see `MT19937`. Epochs before `epoch` are not available.
     """
 
     wraps = True
 
     def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
-        """Start before `epoch` with a generator in `state`. Raises `DataError` for a bad state."""
+        """Start before `epoch` with a generator in `state`. Raises `DataError` if invalid."""
         self._dataset = dataset
         self._states = {epoch: MT19937.parse(state).text()}
         self._drawn: tuple[int, Shuffled] | None = None
 
     def epoch(self, epoch: int) -> Shuffled:
-        """Return one epoch's order; rounding can raise `unit` above 1, as in the old tool."""
+        """Return the order of an epoch; as in the old tool, rounding can raise `unit` above 1."""
         while epoch not in self._states:
             self._draw(max(self._states))
         if self._drawn is None or self._drawn[0] != epoch:
@@ -126,7 +127,7 @@ class OldFeed:
         return Shuffled(order, unit)
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return `grad_acc` full micro-batches, which wrap around within the epoch's order."""
+        """Return `grad_acc` full micro-batches, wrapping around within the order of the epoch."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, at = position
@@ -137,22 +138,23 @@ class OldFeed:
             in_all += used
             at += used
             if at >= n:
-                # The next epoch begins at 0: rows beyond the end came from the old order's start.
+                # The next epoch begins at 0, because rows beyond the end came from the start of the
+                # old order.
                 epoch, at = epoch + 1, 0
         return Taken(batches, Position(epoch, at), in_all)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the position after the iteration, which requires building its batches."""
+        """Return the position after the iteration, for which the batches must be built."""
         return self.take(position, batch, grad_acc).after
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator's state from which the epoch's order was drawn."""
+        """Return the generator state from which the order of the epoch was drawn."""
         self.epoch(position.epoch)
         return self._states[position.epoch]
 
 
 def iterations(feed: Feed, position: Position, *, epochs: int, batch: int, grad_acc: int) -> int:
-    """Count the iterations until `epochs` epochs have ended, by walking through them."""
+    """Count the iterations in `epochs` epochs by stepping through them."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:
         position = feed.after(position, batch, grad_acc)

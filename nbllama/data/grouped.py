@@ -1,10 +1,10 @@
 """`--group-prompts`: an order in which samples with the same beginning share a batch.
 
-The samples are sorted by their tokens, so that similar ones are neighbours, and form a circle. An
-epoch starts at a random position in this circle, splits it into groups of `batch` samples, and
-shuffles the groups; the remaining samples come last. So an epoch still contains every sample once,
-the borders of the groups differ between epochs, and the order is a pure function of data, seed,
-epoch and batch.
+The samples are sorted by their tokens, so that similar samples are neighbours, and arranged in a
+circle. An epoch starts at a random position in the circle, splits it into groups of `batch`
+samples, and shuffles the groups; any remaining samples come last. Each epoch still contains every
+sample once, the group boundaries vary between epochs, and the order is a pure function of data,
+seed, epoch and batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.data.shared import sort_key
 
 
 class GroupedOrder(Order):
-    """The epoch orders of a seed, with samples that begin alike in groups of `batch`."""
+    """The epoch orders for a seed, in which groups of `batch` samples have similar beginnings."""
 
     def __init__(self, samples: Samples, seed: int, batch: int) -> None:
         super().__init__(samples.n_samples, seed)
@@ -26,7 +26,7 @@ class GroupedOrder(Order):
         self._batch = batch
 
     def epoch(self, epoch: int) -> Shuffled:
-        """Return one epoch's order."""
+        """Return the order of an epoch."""
         drawn = super().epoch(epoch)
         circle = np.roll(self._sorted, -int(drawn.order[0]))
         whole = self.n_samples // self._batch

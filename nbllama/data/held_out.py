@@ -1,9 +1,9 @@
 """Validation data: a held-out part of the training data, or a separate file.
 
-The held-out part shares nothing with the part that is trained on. For records, copies of one sample
-and all samples of one record stay on the same side. For raw text, one contiguous range of tokens is
-held out: training keeps only the samples completely outside it, so that no overlapping sample
-reveals its content.
+The held-out part shares nothing with the training part. For records, copies of a sample and all
+samples of the same record stay on the same side. For raw text, a contiguous range of tokens is held
+out, and training keeps only samples entirely outside that range, so that no overlapping sample
+reveals the held-out text.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from nbllama.data.raw_text import RawText
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError
 
-_EPOCH = 1 << 48  # no training run reaches this epoch, so its permutation is used only here
+_EPOCH = 1 << 48  # an epoch that no run reaches, so its permutation is unique to this purpose
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split data into a training part and a held-out part.
+    """Split data into a training part and a held-out part for validation.
 
-    The held-out part is about `share` of the samples or tokens, chosen by `seed` alone.
+    The held-out part is about `share` of the samples or tokens, and depends only on `seed`.
 
-    Raises `DataError` if one of the two would be empty.
+    Raises `DataError` if either part would be empty.
     """
     if isinstance(data, Preferences):
         samples: Any = hold_out(data.samples, share, seed)
@@ -46,15 +46,15 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def apart(data: Dataset) -> Dataset:
-    """Return the same data for validation, arranged so that no token counts twice.
+    """Return the data arranged for validation, so that no token counts twice.
 
-    If samples of a text overlap, only the first one is kept.
+    If samples of a text overlap, only the first is kept.
     """
     return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Return the numbers of windows within low..high that do not overlap the previous one."""
+    """Return the numbers of windows within low..high, skipping any that overlap the previous."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])
@@ -96,9 +96,9 @@ def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | No
 
 
 def _groups(data: Any) -> np.ndarray:
-    """Return the group number of each sample, int64 [n].
+    """Return the group number for each sample, int64 [n].
 
-    Samples of one record are in the same group, and so are copies.
+    Samples of the same record share a group, and so do copies.
     """
     parent = list(range(data.n_samples))
 
@@ -122,7 +122,7 @@ def _content(data: Any, i: int) -> bytes:
 
 
 def _rows(data: Any, numbers: np.ndarray) -> Dataset:
-    """Return the samples with these numbers, as a data set of the same kind."""
+    """Return the samples with these numbers as a data set of the same kind."""
     lengths = np.diff(data.offsets)[numbers]
     places = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in numbers])
     part: Dataset = replace(

@@ -1,8 +1,8 @@
-"""Read JSON from record files: one value per line, one over many lines, or several in a row.
+"""Read JSON from record files: one value per line, one value over many lines, or a sequence.
 
-Commas after values and at the end of lists and objects are ignored. A key that appears twice in an
-object is an error, since one of its values would be lost; NaN, which pandas writes for a missing
-value, is null.
+Commas after values and trailing commas in lists and objects are ignored. A duplicate key in an
+object is an error, because one of the values would be lost. NaN, which pandas writes for a missing
+value, is read as null.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Value(NamedTuple):
-    """A value at the top level of a file, or an error instead.
+    """A top-level value in a file, or an error.
 
-    lines: line numbers of a list's items (empty if the list is on one line). at: the value's
-    position in the text, -1 if the value is a line.
+    lines: line numbers of list items (empty if the list is on one line). at: position of the value
+    in the text, or -1 if the value is a line.
     """
 
     line: int
@@ -41,7 +41,7 @@ class Value(NamedTuple):
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers from 1; only a line feed ends a line.
+    """Yield the non-blank lines with their numbers from 1; only a line feed ends a line.
 
     (`str.splitlines` also splits at U+2028 and others, which JSON strings can contain unescaped.)
     """
@@ -51,10 +51,10 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def looks_like_json(text: str) -> bool:
-    """Return whether a text begins like JSON objects, or at least half of its lines look like JSON.
+    """Return whether text begins like JSON objects, or at least half of its lines look like JSON.
 
-    (Half rather than all: a broken line in a file of records must be reported, and must not turn
-    the file into raw text.)
+    (Half instead of all, because a broken line in a file of records must be reported and must not
+    turn the file into raw text.)
     """
     if _BEGIN.match(text):
         return True
@@ -72,11 +72,11 @@ def looks_like_json(text: str) -> bool:
 
 
 def json_values(text: str) -> tuple[list[Value], str]:
-    """Return all values of a text, and the text that their positions `at` refer to.
+    """Return all values in a text, and the text that their positions `at` refer to.
 
-    A broken line does not affect the others: it is one `DataError` among the values. If values
-    span several lines, the text after an error cannot be read reliably: raises `DataError`
-    ("line N: ...").
+    A broken line appears as a `DataError` among the values and does not affect other lines. If
+    values span several lines, the text after an error cannot be read reliably, so this raises
+    `DataError` ("line N: ...").
     """
     lines = list(numbered_lines(text))
     if not text.isascii() and (damage := _BROKEN_BYTE.search(text)) is not None:
@@ -105,13 +105,13 @@ def json_values(text: str) -> tuple[list[Value], str]:
 
 
 def _are_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
-    """Return whether a text with some broken lines has one record per line."""
+    """Return whether text with some broken lines contains one record per line."""
     good = any(isinstance(v.value, dict | list) and v.value for v in values)
     return good and not _reaches_over_lines(lines, values)
 
 
 def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
-    """Return whether broken lines look like parts of lists and objects that span several lines."""
+    """Return whether broken lines look like parts of multi-line lists and objects."""
     bad = {v.line for v in values if isinstance(v.value, DataError)}
     (first, begin), (last, end) = lines[0], lines[-1]
     if (first in bad and begin.startswith("[")) or (
@@ -125,7 +125,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
 
 
 def _of_line(number: int, line: str) -> list[Value]:
-    """Return the value on a line, or all the values if it contains several."""
+    """Return the value on a line, or all values if the line contains several."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
     text = line.strip().removeprefix("\ufeff")
@@ -139,12 +139,12 @@ def _of_line(number: int, line: str) -> list[Value]:
         try:
             return [Value(number, v.value, []) for v in _all_of(text)[0]]
         except DataError:
-            pass  # the first reason is clearer
+            pass  # the first error is clearer
     return [Value(number, DataError(reason), [])]
 
 
 def _all_of(text: str) -> tuple[list[Value], str]:
-    """Return values that follow each other. Raises `DataError`."""
+    """Return a sequence of values. Raises `DataError`."""
     try:
         return list(_sequence(text)), text
     except DataError as e:
@@ -158,7 +158,7 @@ def _all_of(text: str) -> tuple[list[Value], str]:
 
 
 def _blank(found: re.Match[str]) -> str:
-    """Return a space for a comma before the end of a list or object that is not empty."""
+    """Replace a trailing comma in a non-empty list or object with a space."""
     piece = found[0]
     if piece != ",":
         return piece
@@ -188,7 +188,7 @@ def _sequence(text: str) -> Iterator[Value]:
 
 
 def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
-    """Return the items of the list that begins at `at`, their positions, and the list's end."""
+    """Return the items of the list that begins at `at`, their positions, and the end position."""
     begin, items, places = at, [], []
     at = _end(_SPACE, text, at + 1)
     while text[at : at + 1] != "]":
@@ -206,7 +206,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
 
 
 def member_at(text: str, at: int, key: str) -> int:
-    """Return where the value of `key` begins in the object at `at`, which has this key."""
+    """Return where the value of `key` begins in the object at `at`, which must contain the key."""
     at = _end(_SPACE, text, at + 1)
     while True:
         name, at = _decode(text, at)
@@ -218,7 +218,7 @@ def member_at(text: str, at: int, key: str) -> int:
 
 
 class _Lines:
-    """Line numbers from 1, for positions in ascending order."""
+    """A lookup of line numbers, from 1, for positions in ascending order."""
 
     def __init__(self, text: str) -> None:
         self._text, self._line, self._at = text, 1, 0
@@ -231,7 +231,7 @@ class _Lines:
 
 
 def line_numbers(text: str, places: list[int]) -> list[int]:
-    """Return the line numbers, from 1, of `places`, which are in ascending order."""
+    """Return the line numbers, from 1, of the positions `places`, which must be ascending."""
     count = _Lines(text)
     return [count.of(at) for at in places]
 
@@ -279,7 +279,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
 
 
 def broken_byte(text: str) -> DataError | None:
-    """Describe the first byte that is not UTF-8 in text that was decoded from such bytes."""
+    """Describe the first non-UTF-8 byte in text decoded with "surrogateescape"."""
     found = None if text.isascii() else _BROKEN_BYTE.search(text)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Judgements of the answers in preference data: whether each is good, and its weight."""
+"""Judgements of answers in preference data: whether each answer is good, and its weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS, LABELLED = "preference", "labelled"
 
 
 class Judged(NamedTuple):
-    """For each answer: good bool [n] (chosen, or labelled true), weight float64 [n] of its loss."""
+    """For each answer: good, bool [n] (chosen, or labelled true), and loss weight, float64 [n]."""
 
     good: np.ndarray
     weight: np.ndarray
@@ -32,10 +32,10 @@ class Judged(NamedTuple):
 
 
 def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
-    """Return the judgements of the samples of `data`; `records`: the record number of each sample.
+    """Return the judgements of all samples in `data`; `records` maps samples to record numbers.
 
-    A pair is two samples, the chosen one first. Returns None for data without judgements. Raises
-    `DataError` if only some records have judgements.
+    A pair consists of two samples, the chosen one first. Returns None for data without judgements.
+    Raises `DataError` if only some records have judgements.
     """
     if data.format not in (PAIRS, LABELLED):
         if any(isinstance(s, Pair | Labelled) for _, s in data.samples):

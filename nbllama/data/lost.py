@@ -1,4 +1,4 @@
-"""Find the parts of a chat that are in no prompt or answer because the template omits them."""
+"""Find parts of a chat that the template omits, so that no prompt or answer contains them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TAG = "zqmark"
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
-    """Add to `found` a count of the parts of an answer's message that its `text` lacks.
+    """Count in `found` the parts of an answer message that are missing from its `text`.
 
-    The keys are those of `nbllama.data.notices.READ`.
+    The keys come from `nbllama.data.notices.READ`.
 
-    Raises `MessageError` for a missing call, because an empty answer would be trained on.
+    Raises `MessageError` if a call is missing, because an empty answer would be trained on.
     """
     name = missing_in(text, message)
     if name:
@@ -45,11 +45,11 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 
 
 class LostPieces:
-    """Finds the messages and tools that a template leaves out, for chats of any shape.
+    """A search for messages and tools that a template leaves out, for chats of any shape.
 
-    For each shape of chat (its roles and the parts of their messages), one trial with marks instead
-    of the words shows whether a role's messages are written at all. Then the rendered texts are
-    searched for the chat's words.
+    For each shape of chat (its roles and the parts of their messages), a trial with marks instead
+    of words shows whether the messages of each role are written at all. The rendered texts are then
+    searched for the words of the chat.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -57,10 +57,10 @@ class LostPieces:
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
     def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
-        """Add to `found` a count of the messages before the last answer that no prompt contains.
+        """Count in `found` the messages before the last answer that are missing from all prompts.
 
-        The keys are "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`.
-        `texts`: as in `Rendered`.
+        The keys are "role:NAME", and "tools" and "changed" from `nbllama.data.notices.READ`. For
+        `texts`, see `Rendered`.
         """
         lost, lost_tools = self._of_shape(chat)
         if lost_tools:
@@ -98,7 +98,7 @@ class LostPieces:
         return self._shapes[key]
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
-        """Return the messages whose words no prompt contains, and whether the tools are missing."""
+        """Return the messages whose words are in no prompt, and whether the tools are missing."""
         end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
@@ -111,7 +111,7 @@ class LostPieces:
             [(marked, cuts, full), (marked, cuts[:1], bare if chat.tools else full)]
         )
         if isinstance(with_tools, NbllamaError):
-            return frozenset(), False  # the template refuses the marks
+            return frozenset(), False  # the template rejects the marks
         everything = "".join(with_tools)
         lost = frozenset(
             i for i, m in enumerate(marked)
@@ -126,7 +126,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return the range of a text that contains the words, unchanged or as JSON writes them."""
+    """Return the range of text that contains the words, either unchanged or escaped as in JSON."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

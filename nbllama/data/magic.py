@@ -1,4 +1,4 @@
-"""Identify data that are not plain text: a file's kind by its first bytes, or its encoding."""
+"""Identify data that are not plain text, by the first bytes of the file or by its encoding."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ _LOOK = 1 << 16
 
 
 def binary_kind(content: bytes) -> str | None:
-    """Return what the file is and what to do about it; None if the file can be text.
+    """Return what the file is and what to do about it, or None if the file can be text.
 
-    Checks for marks and for bytes that no text contains. UTF-16 and UTF-32 must be decoded first.
+    Checks for marks and for bytes that never occur in text. UTF-16 and UTF-32 must be decoded
+    first.
     """
     head = content[:_LOOK]
     for mark, kind in _STARTS:
@@ -107,7 +108,7 @@ def _is_no_text(head: bytes) -> bool:
 
 
 def _wide_kind(content: bytes) -> str | None:
-    """Detect UTF-16 or UTF-32 without a byte-order mark by the positions of zero bytes."""
+    """Detect UTF-16 or UTF-32 without a byte-order mark from the positions of zero bytes."""
     head = content[: _LOOK // 4 * 4]
     if not (n := len(head) // 4):
         return None
@@ -119,7 +120,7 @@ def _wide_kind(content: bytes) -> str | None:
         h, low_zeros = sum(zeros[i] for i in high), sum(zeros[i] for i in low)
         if h > 0.3 * 2 * n and low_zeros < 0.1 * h:
             return _no_mark(name)
-    # Text without Latin letters has its zeros in line breaks, spaces and digits.
+    # In text without Latin letters, the zeros come from line breaks, spaces and digits.
     wide = len(head) // 2 * 2
     for name in ("utf-16-le", "utf-16-be"):
         try:
@@ -139,7 +140,7 @@ def _no_mark(name: str) -> str:
 
 
 def _plausible(text: str) -> bool:
-    """Return whether most characters are common Latin, Greek, Cyrillic, CJK or Hangul ones."""
+    """Return whether most characters are common in Latin, Greek, Cyrillic, CJK or Hangul text."""
     common = re.findall(r"[\t\n\r -~\u00a0-\u024f\u0370-\u04ff\u2010-\u2026\u3000-\u30ff"
                         r"\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]", text)  # fmt: skip
     return len(common) > 0.97 * len(text) and bool(
@@ -158,7 +159,7 @@ def _zip_kind(content: bytes) -> str:
 
 
 def office_kind(names: list[str]) -> str | None:
-    """Return a document's kind, from the names in its zip archive; None for a plain archive."""
+    """Return the kind of a document from the names in its zip archive, or None if it is plain."""
     for start, kind in (
         ("word/", "a Word document (docx); save it as plain text"),
         ("xl/", "an Excel workbook (xlsx); save the sheet as CSV"),
@@ -178,7 +179,7 @@ def office_kind(names: list[str]) -> str | None:
 
 
 def guessed_encoding(content: bytes) -> str:
-    """Return "; it looks like ..." with a command, for bytes that are not UTF-8; else ""."""
+    """Return "; it looks like ..." with a command for bytes that are not UTF-8, else ""."""
     kind = _wide_kind(content[:_LOOK])
     if kind is not None:
         return "; " + kind.removeprefix("not UTF-8: it contains NUL bytes; ")
@@ -188,9 +189,9 @@ def guessed_encoding(content: bytes) -> str:
 
 
 def _is_gb18030(head: bytes) -> bool:
-    """Return whether it is Chinese in a GBK encoding: nearly all characters in GB 2312's rows.
+    """Return whether the bytes are GBK-encoded Chinese, with nearly all characters in GB 2312.
 
-    Big5 and Shift JIS can be decoded too, but they yield rows and cells that GB 2312 does not have.
+    Big5 and Shift JIS can also be decoded as GBK, but yield rows and cells outside GB 2312.
     """
     try:
         codecs.getincrementaldecoder("gb18030")().decode(head)

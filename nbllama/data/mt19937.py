@@ -1,9 +1,9 @@
-"""The generator for the old tool's sample order: C++'s `std::mt19937`, with its text form.
+"""The generator for the old tool's sample order: C++'s `std::mt19937` and its text form.
 
-A checkpoint of the old tool stores the generator as text, printed by the C++ library: libstdc++
-prints the 624 words of its state and the position in them; libc++ prints the 624 words from that
-position on. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator has the same
-words and position.
+A checkpoint of the old tool stores the generator as text printed by the C++ library. libstdc++
+prints the 624 words of the state and the position within them, whereas libc++ prints 624 words
+starting from that position. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator
+uses the same words and position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MT19937:
     """A generator of 32-bit numbers; `draw` advances it."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """Start with words uint32 [624] at `place`, 0 to 624; 624: all words have been used."""
+        """Start with words, uint32 [624], at `place`, 0 to 624 (624 means that all are used up)."""
         self._bits = np.random.MT19937()
         self._bits.state = {
             "bit_generator": "MT19937",
@@ -29,13 +29,13 @@ class MT19937:
 
     @classmethod
     def seeded(cls, seed: int) -> MT19937:
-        """Return the generator of `std::mt19937(seed)`; only the seed's lowest 32 bits count."""
+        """Return the generator `std::mt19937(seed)`; only the lowest 32 bits of the seed count."""
         state = np.random.RandomState(seed & MOST).get_state(legacy=False)["state"]
         return cls(state["key"], state["pos"])
 
     @classmethod
     def parse(cls, text: str) -> MT19937:
-        """Read the generator that a C++ library printed. Raises `DataError` for anything else."""
+        """Parse a generator printed by a C++ library. Raises `DataError` for anything else."""
         words = text.split()
         if len(words) == _N:
             words.append(str(_N))
@@ -47,7 +47,7 @@ class MT19937:
         return cls(np.array(numbers[:-1], np.uint32), numbers[-1])
 
     def text(self) -> str:
-        """Return the state as libstdc++ prints it."""
+        """Return the state in the text form of libstdc++."""
         state = self._bits.state["state"]
         return " ".join(map(str, [*state["key"].tolist(), int(state["pos"])]))
 

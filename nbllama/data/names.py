@@ -1,7 +1,7 @@
-"""Map common names of columns, keys and speakers to the names of the formats.
+"""Map common names for columns, keys and speakers to the names that the formats use.
 
-A question and its answer can have any of the usual names, in upper or lower case. They are read as
-a format's keys only if there is exactly one way to read them.
+A question and its answer can have any of the usual names, in upper or lower case. The names are
+mapped to the keys of a format only if there is exactly one way to do so.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MORE = {
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
-# Keys that the formats read from a record, besides those that identify it.
+# Keys that the formats read from a record, besides the keys that identify the format.
 _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
 
-# Other names for the roles of messages; names that are not here stay unchanged.
+# Other names for message roles; names not listed here stay unchanged.
 _USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
 _USUAL.pop("function_call", None)
 _USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
@@ -38,7 +38,7 @@ _ROLES = frozenset(_USUAL.values())
 
 
 def format_by_keys(record: Record) -> Format | None:
-    """Return the first format whose keys the record has; a key with null counts as missing."""
+    """Return the first format whose keys the record has; null values count as missing."""
     for found in FORMATS.values():
         if found.knows(record):
             return found
@@ -46,7 +46,7 @@ def format_by_keys(record: Record) -> Format | None:
 
 
 def is_turns(value: Any) -> bool:
-    """Return whether a value is one chat: a list of messages by their keys."""
+    """Return whether a value is a single chat: a list of objects with the keys of messages."""
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
@@ -54,7 +54,7 @@ def _is_turn(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     if value.get("role") is not None and value.get("content") is not None:
-        return True  # most are like this
+        return True  # the most common case
     folded = _folded(value)
     says = any(key in folded for key in ("content", "tool_calls", "function_call", *_WORDS))
     return says and ("role" in folded or any(s in folded for s in _SPEAKER))
@@ -63,10 +63,10 @@ def _is_turn(value: Any) -> bool:
 def known_names(
     record: Record, wanted: Format | None, counts: Counts, *, guess: bool = True
 ) -> Record:
-    """Return the record with a format's names (those of `wanted` if it is given).
+    """Return the record with its keys renamed to those of a format (`wanted`, if given).
 
     Without `guess`, only speakers and numbers are changed. Unknown names stay unchanged. Raises
-    `DataError`, with the option to type, if there are several ways to read the record.
+    `DataError`, which suggests an option to add, if there are several ways to read the record.
     """
     if guess and not _has(record, wanted):
         record = _guessed(record, wanted, counts)
@@ -76,7 +76,7 @@ def known_names(
 
 
 def _has(record: Record, wanted: Format | None) -> bool:
-    """Return whether the record already fits, so that nothing has to be guessed."""
+    """Return whether the record already fits a format, so that no guess is needed."""
     if wanted is not None:
         return all(key in record for key in wanted.keys)
     found = format_by_keys(record)
@@ -132,9 +132,9 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
 
 
 def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
-    """Return the question and the answer by their usual names; None if one of them is missing.
+    """Return the question and answer found by their usual names, or None if either is missing.
 
-    Raises `DataError` if there are several.
+    Raises `DataError` if there are several candidates.
     """
     questions = [name for name in QUESTIONS if name in folded]
     answers = [name for name in ANSWERS if name in folded]
@@ -159,9 +159,9 @@ def _to_type(question: str, answer: str) -> str:
 
 
 def to_type(record: Record) -> str:
-    """Return the option that would name the columns of a record that fits no known format.
+    """Return a suggested option that names the columns of a record in no known format.
 
-    The option uses the record's first and last string as a guess.
+    The suggestion uses the first and the last string in the record.
     """
     texts = [key for key, value in record.items() if isinstance(value, str) and "," not in key]
     if len(texts) < 2:
@@ -170,7 +170,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """Return the keys of a record that have a value, indexed by their lower-case names."""
+    """Return the keys of a record that have a value, indexed by lower-case name."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:
@@ -179,7 +179,7 @@ def _folded(record: Record) -> dict[str, str]:
 
 
 def _renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
-    """Return the record with renamed keys; a key that a new name replaces becomes null."""
+    """Return the record with renamed keys; the old keys become null."""
     for old, new in names.items():
         if old != new:
             counts.columns[f"{shown(old, 40)} as {new}"] += 1
@@ -195,7 +195,7 @@ def _with_numbers(record: Record, counts: Counts) -> Record:
 
 
 def _with_roles(record: Record, counts: Counts) -> Record:
-    """Return the record with the usual names in its chats' turns."""
+    """Return the record with standard names in the turns of its chats."""
     for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
@@ -206,7 +206,7 @@ def _with_roles(record: Record, counts: Counts) -> Record:
 
 
 def _by_turns(record: Record) -> Record:
-    """Move a chat's turns from "messages" to "conversations" if they are ShareGPT's."""
+    """Move chat turns in ShareGPT form from "messages" to "conversations"."""
     turns = record.get("messages")
     if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record
@@ -229,7 +229,7 @@ def _with_system(record: Record, counts: Counts) -> Record:
 
 
 def _turn(turn: Record, counts: Counts) -> Record:
-    """Return a message with the usual names; the same object if nothing has to be changed."""
+    """Return a message with standard names, or the same object if nothing changes."""
     if type(turn.get("role")) is str and "content" in turn:
         turn = _role(turn, counts)
         words = "content"

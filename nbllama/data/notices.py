@@ -1,4 +1,4 @@
-"""Counts of content that was not read as written, reported in a few lines per file."""
+"""Counts of content that was not read exactly as written, reported in a few lines per file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ READ = {
 
 
 class Notices:
-    """Counts, with the line of the first record of each kind."""
+    """The counts, with the line of the first record for each kind."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -65,10 +65,10 @@ class Notices:
         self.more: list[str] = []
 
     def add(self, line: int, found: Counter[str]) -> None:
-        """Add the counts of what was found in the record on a line.
+        """Add the counts found for the record on a line.
 
-        The keys are those of `READ`, and "role:NAME" for messages of a role that the template
-        leaves out.
+        The keys come from `READ`, or are "role:NAME" for a role whose messages the template leaves
+        out.
         """
         for kind, count in found.items():
             self._counts[kind] += count
@@ -76,7 +76,7 @@ class Notices:
             self._first.setdefault(kind, line)
 
     def lines(self, n_records: int, n_samples: int) -> list[str]:
-        """Return the lines for a file of `n_records` good records."""
+        """Return the report lines for a file with `n_records` good records."""
         out = []
         if self.apart:
             why = self.apart.most_common(1)[0][0]

@@ -1,9 +1,9 @@
-"""The sample order: a pure function of (seed, epoch), with two integers of state.
+"""The sample order, a pure function of (seed, epoch) whose state is two integers.
 
-An epoch's permutation sorts the samples by one random 64-bit number each, drawn from numpy's
-Philox 4x64 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al.
-2011). numpy's compatibility policy fixes the raw stream of a bit generator, but not
-`Generator.permutation`; so an order stays the same after a numpy upgrade.
+The permutation for an epoch sorts the samples by random 64-bit numbers from numpy's Philox 4x64,
+keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al. 2011). numpy's
+compatibility policy guarantees the raw stream of a bit generator but not `Generator.permutation`,
+so this order stays the same after a numpy upgrade.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """A position in the stream of samples: completed epochs, and completed samples of this one."""
+    """A position in the stream of samples: completed epochs, and completed samples in this one."""
 
     epoch: int = 0
     next_sample: int = 0
@@ -27,7 +27,7 @@ class Position(NamedTuple):
 class Shuffled(NamedTuple):
     """One epoch: the sample order, int64 [n], and a random number for each position.
 
-    The numbers are in [0, 1], float64 [n]; they give the samples' random offsets.
+    The numbers are in [0, 1], float64 [n], and determine the random offsets of the samples.
     """
 
     order: np.ndarray
@@ -43,22 +43,22 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return one epoch's order: int64 [n_samples], every number from 0 to n_samples - 1 once.
+    """Return the order of an epoch: int64 [n_samples], each number from 0 to n_samples - 1 once.
 
-    Raises `ValueError` if seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
+    Raises `ValueError` if seed or epoch is outside 0 .. 2^64 - 1 or n_samples < 1.
     """
     draws = _draws(n_samples, seed, epoch)
     return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
 
 
 def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
-    """Return the permutation of an epoch and a number in [0, 1) for each of its positions."""
+    """Return the permutation for an epoch, and a number in [0, 1) for each position."""
     tail = _draws(2 * n_samples, seed, epoch)[n_samples:]
     return Shuffled(permutation(n_samples, seed, epoch), (tail >> 11) * 2.0**-53)
 
 
 def check_position(position: Position, n_samples: int) -> None:
-    """Raise `DataError` for a position that is not in data of `n_samples` samples."""
+    """Raise `DataError` if a position is outside data of `n_samples` samples."""
     epoch, first = position
     if not (0 <= epoch < _KEY_LIMIT and 0 <= first < n_samples):
         raise DataError(
@@ -68,7 +68,7 @@ def check_position(position: Position, n_samples: int) -> None:
 
 
 class Order:
-    """The epoch orders of a seed; the one used last is kept."""
+    """The epoch orders for a seed; the most recent order is cached."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
         self.n_samples = n_samples
@@ -77,7 +77,7 @@ class Order:
         self._shuffled = shuffled(n_samples, seed, 0)
 
     def epoch(self, epoch: int) -> Shuffled:
-        """Return one epoch's order."""
+        """Return the order of an epoch."""
         if epoch != self._epoch:
             self._shuffled = shuffled(self.n_samples, self.seed, epoch)
             self._epoch = epoch

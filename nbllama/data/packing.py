@@ -1,16 +1,16 @@
-"""Packing: a batch contains as many whole samples as fit, instead of a fixed number of samples.
+"""Packing: each batch contains as many whole samples as fit, not a fixed number of samples.
 
-Nothing is padded in either case, since a batch is a stream in which attention and positions restart
-with each sample. Packing changes how samples are grouped: batches have about the same number of
-tokens, so that each takes about the same time and memory, and short samples are in batches that are
-large enough for the matrix products.
+Even without packing, nothing is padded, because a batch is a stream in which attention and
+positions restart with each sample. Packing changes how samples are grouped. All batches contain
+about the same number of tokens and therefore take about the same time and memory, and batches of
+short samples are large enough for efficient matrix products.
 
-Samples stay in the epoch's order; a batch ends before the first sample that does not fit. So the
-position in the data is still (epoch, next sample), and unused room costs nothing.
+Samples stay in the order of the epoch, and a batch ends before the first sample that does not fit.
+The position in the data is therefore still (epoch, next sample), and unused room costs nothing.
 
-If samples share their beginnings (`nbllama.data.shared`), only computed tokens count. To limit
-memory, a batch then also ends before its trained targets exceed the room, or its tokens exceed
-`MOST_TOKENS` times the room. A run keeps the rule that it began with, since the rule decides which
+If samples share beginnings (`nbllama.data.shared`), only computed tokens count. To limit memory,
+such a batch also ends before its trained targets exceed the room, or its tokens exceed
+`MOST_TOKENS` times the room. A run keeps its initial rule, because the rule determines which
 samples share a batch.
 """
 
@@ -26,13 +26,13 @@ from nbllama.data.samples import Samples
 from nbllama.data.shared import FEWEST_ROWS, Beginnings, most_rows
 
 MOST_TOKENS = 8
-SEEN = 16  # number of batches that `per_batch` averages over
+SEEN = 16  # number of batches over which `per_batch` averages
 
 
 class Packed:
-    """The `Dataset` of `samples` in which n rows mean n * n_ctx tokens.
+    """A `Dataset` of `samples` in which n rows mean n * n_ctx tokens.
 
-    `shared`: a token that several samples of a batch share is counted once.
+    With `shared`, a token that several samples in a batch share is counted once.
     """
 
     def __init__(self, samples: Samples, shared: bool = False) -> None:
@@ -44,7 +44,7 @@ class Packed:
         self._lengths = samples.lengths()
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lengths of the samples, as in the data set that is packed."""
+        """Return the lengths of the samples, as in the underlying data set."""
         return self._lengths
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -52,12 +52,12 @@ class Packed:
         return self.samples.batch(indices)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the samples from position `first` on that together fit in `n_rows` rows."""
+        """Return as many samples as fit in `n_rows` rows, starting at position `first`."""
         n = self.used(order, first, n_rows, wraps=wraps)
         return self.batch(order.order[first : first + n].tolist()), n
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples fit; `ValueError` for `wraps`, as the old tool has no packing."""
+        """Return how many samples fit; `ValueError` for `wraps`, which is only for the old tool."""
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx
@@ -84,16 +84,16 @@ class Packed:
         most = min(MOST_TOKENS * room, int(tokens.sum()))
         n = self.n_samples
         rows = min(room, most_rows([self.samples.inputs(i) for i in range(n)], n))
-        # a batch with fewer rows is computed without sharing
+        # batches with fewer rows are computed without sharing
         short = int(tokens[tokens < FEWEST_ROWS].sum())
         return max(rows, min(short, most)), most
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return bounds for any batch: full rows of the samples with the largest trained share."""
+        """Return bounds for any batch, from full rows of samples with the largest trained share."""
         room = n_rows * self.n_ctx
         tokens, trained = self._lengths
         # Filling the room in descending order of the trained share gives the most trained targets,
-        # if part of the last sample counts too.
+        # counting part of the last sample.
         by_share = np.argsort(-trained / tokens, kind="stable")
         filled = np.cumsum(tokens[by_share])
         whole = int(np.searchsorted(filled, room, side="right"))
@@ -103,7 +103,7 @@ class Packed:
         return min(room, int(tokens.sum())), min(room, most)
 
     def per_batch(self, n_rows: int) -> float:
-        """Estimate the average from the mean length, minus half a sample that does not fit."""
+        """Estimate the average from the mean length, minus half a sample for the unused room."""
         if self.shared:
             order, sizes = np.arange(self.n_samples), [0]
             while len(sizes) <= SEEN and sum(sizes) < len(order):

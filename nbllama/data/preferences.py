@@ -1,11 +1,11 @@
-"""Preferences as a `Dataset`: a sample is a pair of answers, or one answer with a label.
+"""Preferences as a `Dataset` whose samples are pairs of answers, or answers with labels.
 
-The rows of a batch are the answers with their prompts: for pairs chosen, rejected, chosen, ... Both
-sides of a pair are always in the same micro-batch.
+The rows of a batch are the answers with their prompts; for pairs, the order is chosen, rejected,
+chosen, ... Both sides of a pair are always in the same micro-batch.
 
-For KTO, every answer is also combined with a different record's prompt: the loss needs an estimate
-of how far the model has moved on answers that were not written for the prompt. The answer of sample
-i follows the prompt of sample i - 1, in a separate data set (`others`).
+For KTO, every answer is also combined with the prompt of a different record, because the loss needs
+an estimate of how far the model has moved on answers that do not belong to the prompt. In a
+separate data set (`others`), the answer of sample i follows the prompt of sample i - 1.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from nbllama.data.text_file import sha256_parts
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedBatch(Batch):
-    """A batch, with the numbers of its answers.
+    """A batch and the numbers of its answers.
 
-    rows int64 [S]: the numbers of its sequences among the samples in `source`.
+    rows: the sample number of each sequence in `source`, int64 [S].
     """
 
     source: Preferences
@@ -34,10 +34,10 @@ class JudgedBatch(Batch):
 
 
 class Preferences(RowPerSample):
-    """The `Dataset` of judged `samples`; a sample has `width` rows: 2 for pairs, 1 for labels.
+    """A `Dataset` of judged `samples`, with `width` rows per sample: 2 for pairs, 1 for labels.
 
-    reference, others_reference: log-probabilities of the answers under the reference, float64 `[n]`
-    for the n rows of `samples` and of `others`; None until they are computed.
+    reference, others_reference: log-probabilities of the answers under the reference, float64
+    `[n]`, for the n rows of `samples` and of `others`, or None before they are computed.
     """
 
     kind = "chat"
@@ -54,7 +54,7 @@ class Preferences(RowPerSample):
         self._lengths = samples.lengths()
 
     def of(self, samples: Samples) -> Preferences:
-        """Return a data set of different samples with the same width."""
+        """Return a data set with the same width for other samples."""
         return Preferences(samples, self.width)
 
     @property
@@ -63,11 +63,11 @@ class Preferences(RowPerSample):
         return self.samples.n_samples // self.width
 
     def n_tokens(self, i: int) -> int:
-        """Return the number of input tokens of a sample, both sides together."""
+        """Return the number of input tokens in all rows of a sample."""
         return int(self.lengths()[0][i])
 
     def n_trained(self, i: int) -> int:
-        """Return the number of trained targets of a sample, both sides together."""
+        """Return the number of trained targets in all rows of a sample."""
         return int(self.lengths()[1][i])
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -76,22 +76,22 @@ class Preferences(RowPerSample):
         return tokens, trained
 
     def place(self, i: int) -> str:
-        """Return the place of sample i's record in the data."""
+        """Return the place of the record of sample i in the data."""
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the numbers of the rows of these samples, int64."""
+        """Return the row numbers for these samples, int64."""
         first = np.asarray(indices, np.int64)[:, None] * self.width
         return (first + np.arange(self.width)).reshape(-1)
 
     def batch(self, indices: Sequence[int]) -> JudgedBatch:
-        """Return the rows of these samples, in this order; `IndexError` for one out of range."""
+        """Return a batch of the rows of these samples, in order; `IndexError` if out of range."""
         rows = self.rows(indices)
         return JudgedBatch(**vars(self.samples.batch(rows.tolist())), source=self, rows=rows)
 
     @cached_property
     def others(self) -> Samples:
-        """Samples with row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
+        """Samples combining row i's answer and row i - 1's prompt, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []
@@ -99,7 +99,7 @@ class Preferences(RowPerSample):
             answer = slice(int(begins[i]) + _prompt(s, i), int(ends[i]))
             before = (i - 1) % s.n_samples
             prompt = s.ids[begins[before] :][: _prompt(s, before)]
-            # if both together are too long, the beginning of the prompt is cut off
+            # if the two are too long in total, the beginning of the prompt is removed
             room = s.n_ctx + 1 - (answer.stop - answer.start)
             prompt = prompt[max(0, len(prompt) - room) :]
             ids += [prompt, s.ids[answer]]
@@ -116,6 +116,6 @@ class Preferences(RowPerSample):
 
 
 def _prompt(samples: Samples, i: int) -> int:
-    """Return how many ids of sample i come before its first trained target."""
+    """Return how many ids of sample i precede its first trained target."""
     begin, end = int(samples.offsets[i]), int(samples.offsets[i + 1])
     return 1 + int(np.argmax(samples.trained[begin + 1 : end]))

@@ -1,4 +1,4 @@
-"""A chat in the form that the chat template receives."""
+"""Chats in the form that the chat template receives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat in the form that is rendered, and the numbers of its trained answers.
+    """A chat in the form to be rendered, and the numbers of its trained answers.
 
-    `shift`: difference between a message's number in the record and its number here.
+    `shift` is the difference between the number of a message in the record and in this chat.
     """
 
     messages: list[Message]
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
 
     @property
     def request(self) -> Chat:
-        """The rendering request: the prompt and the end of each trained answer."""
+        """The rendering request, with the prompt and the end of each trained answer."""
         cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
         last = self.numbers[-1] + 1
         return self.messages[:last], cuts, chat_variables(self.tools, self.variables)

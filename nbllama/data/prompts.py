@@ -1,7 +1,8 @@
-"""Prompts without answers as a `Dataset`: the answers are drawn during training.
+"""Prompts without answers as a `Dataset`; the answers are drawn during training.
 
-A sample is a prompt with `group` answers of at most `most` tokens. Until they are drawn, a batch
-contains placeholders of that length, so a data set's sizes are those of the largest possible step.
+A sample is a prompt with `group` answers of at most `most` tokens. Until the answers are drawn, a
+batch contains placeholders of the maximum length, so the sizes of a data set correspond to the
+largest possible step.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import numpy as np
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.text_file import sha256_parts
 
-_SMALL = 32  # a token id in every vocabulary
+_SMALL = 32  # a token id that is valid in every vocabulary
 
 
 class Question(NamedTuple):
-    """A prompt: its ids, its text or messages as in the record, and the record and its place.
+    """A prompt: its ids, its text or messages from the record, and the record and its place.
 
-    `chat`: the answer follows a chat template.
+    `chat` means that the answer follows a chat template.
     """
 
     ids: np.ndarray
@@ -34,7 +35,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch(Batch):
-    """A batch of placeholders. `numbers`: numbers of its prompts in `source`."""
+    """A batch of placeholders; `numbers` are the numbers of its prompts in `source`."""
 
     source: Prompts
     numbers: tuple[int, ...]
@@ -42,7 +43,7 @@ class PromptBatch(Batch):
 
 @dataclass(frozen=True)
 class Prompts(RowPerSample):
-    """The `Dataset` of prompts; see the module docstring."""
+    """A `Dataset` of prompts; see the module docstring."""
 
     questions: tuple[Question, ...]
     group: int
@@ -53,7 +54,7 @@ class Prompts(RowPerSample):
 
     @property
     def format(self) -> str:
-        """Return "chat" if the prompts go through a chat template, else "prompt"."""
+        """Return "chat" if the prompts use a chat template, else "prompt"."""
         return "chat" if self.questions[0].chat else "prompt"
 
     @property
@@ -70,7 +71,7 @@ class Prompts(RowPerSample):
         return len(self.questions)
 
     def n_tokens(self, i: int) -> int:
-        """Return the maximum number of input tokens of prompt i with all its answers."""
+        """Return the maximum number of input tokens for prompt i and all its answers."""
         return self.group * (len(self.questions[i].ids) + self.most - 1)
 
     def n_trained(self, i: int) -> int:
@@ -86,37 +87,37 @@ class Prompts(RowPerSample):
         return tokens, np.full(len(sizes), self.group * self.most, np.int64)
 
     def place(self, i: int) -> str:
-        """Return the place of prompt i's record in the data."""
+        """Return the place of the record of prompt i in the data."""
         return self.questions[i].place
 
     def batch(self, indices: Sequence[int]) -> PromptBatch:
-        """Return placeholders for the answers to these prompts, `group` rows for each."""
+        """Return placeholders for the answers to these prompts, with `group` rows per prompt."""
         made = Batch.from_rows(row for i in indices for row in self._placeholders(i))
         return PromptBatch(**vars(made), source=self, numbers=tuple(indices))
 
     def _placeholders(self, i: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for copy in range(self.group):
-            # they differ in their first tokens, so that only the prompt is shared
+            # the first tokens differ, so that only the prompt is shared
             answer = np.zeros(self.most, np.int32)
             answer[:2] = (copy % _SMALL, copy // _SMALL)[: self.most]
             yield row_of(self.questions[i].ids, answer)
 
     @property
     def width(self) -> int:
-        """Return the number of rows of a sample."""
+        """Return the number of rows per sample."""
         return self.group
 
     def longest_prompt(self) -> int:
-        """Return the number of tokens of the longest prompt."""
+        """Return the number of tokens in the longest prompt."""
         return max(len(q.ids) for q in self.questions)
 
     def shared_tokens(self, n_rows: int) -> int:
-        """Return the maximum number of tokens in `n_rows` prompts, each computed once."""
+        """Return the maximum number of prompt tokens for `n_rows` rows, each computed once."""
         sizes = sorted((len(q.ids) for q in self.questions), reverse=True)[:n_rows]
         return sum(sizes) + len(sizes) * self.group * self.most
 
     def line(self) -> str:
-        """Return one line about the data set's sizes."""
+        """Return a line about the sizes of the data set."""
         sizes = [len(q.ids) for q in self.questions]
         return (
             f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; answers "
@@ -124,7 +125,7 @@ class Prompts(RowPerSample):
         )
 
     def numbers(self) -> dict[str, int | str]:
-        """Return the data set's sizes, for a run's page."""
+        """Return the sizes of the data set for the page of a run."""
         sizes = [len(q.ids) for q in self.questions]
         return {
             "prompts": self.n_samples,
@@ -135,7 +136,7 @@ class Prompts(RowPerSample):
 
 
 def row_of(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and targets of a prompt with an answer, in which the answer is trained."""
+    """Return the tokens and targets of a prompt and an answer, training only the answer."""
     ids = np.concatenate([prompt, answer]).astype(np.int32)
     targets = ids[1:].copy()
     targets[: len(prompt) - 1] = NOT_TRAINED

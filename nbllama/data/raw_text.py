@@ -1,13 +1,13 @@
-"""Raw text: a file that is tokenised and split into samples for rows of at most n_ctx tokens.
+"""Raw text, tokenised and split into samples for rows of at most n_ctx tokens.
 
-A sample is a window (begin, size) of the file's tokens t. A row with (the beginning of) a sample is
-the sequence
+A sample is a window (begin, size) of the tokens t of a file. The row for (the beginning of) a
+sample is the sequence
 
     tokens   BOS       t[begin]     ...  t[begin + n - 2]
     targets  t[begin]  t[begin + 1] ...  t[begin + n - 1]        n = min(size, n_ctx)
 
-as in llama.cpp's `common/train.cpp:get_example_targets_batch`. `Rules` define what happens to a row
-that is not full. A cutter (`nbllama.data.cutters`) defines the windows.
+as in llama.cpp's `common/train.cpp:get_example_targets_batch`. `Rules` specify what happens to a
+row that is not full. A cutter (`nbllama.data.cutters`) chooses the windows.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class Rules(NamedTuple):
-    """How rows are built; the names are those of the options.
+    """How to build rows; the names match the options.
 
-    pad: short rows are filled with EOS, which is trained on, as in the old tool. Otherwise they
-    stay short.
+    pad: fill short rows with EOS, which is trained on, as in the old tool. Otherwise, they stay
+    short.
     """
 
     fill_with_next_samples: bool = False
@@ -45,13 +45,13 @@ class Rules(NamedTuple):
 
 
 def first_token(tokenizer: Tokenizer) -> int:
-    """Return the id that every sequence of raw text begins with: BOS, else EOS.
+    """Return the id that begins every sequence of raw text: BOS, else EOS.
 
-    A vocabulary without BOS (as GPT-2's) has one end-of-text token between documents, so it
-    precedes the start of a text just as BOS does; if llama.cpp names a BOS for such a model, it is
-    the same token.
+    A vocabulary without BOS, such as GPT-2's, has an end-of-text token between documents, which
+    precedes the start of a text just as BOS does. If llama.cpp reports a BOS for such a model, it
+    is the same token.
 
-    Raises `DataError` for a vocabulary with neither.
+    Raises `DataError` if the vocabulary has neither.
     """
     for token in (tokenizer.bos_id, tokenizer.eos_id):
         if token is not None:
@@ -61,10 +61,10 @@ def first_token(tokenizer: Tokenizer) -> int:
 
 @dataclass(frozen=True)
 class RawText:
-    """The `Dataset` of a text file.
+    """A `Dataset` for a text file.
 
-    tokens int32 [T] are the file's ids, `first` is the id before each row, `last` is the id that
-    ends a sample if the rules say so, and that replaces an empty sample.
+    tokens: the ids of the file, int32 [T]. first: the id before each row. last: the id that ends a
+    sample, if the rules require one, and that replaces an empty sample.
     """
 
     tokens: np.ndarray
@@ -84,32 +84,32 @@ class RawText:
 
     @property
     def full_rows(self) -> bool:
-        """Whether all rows have n_ctx tokens, except for an epoch's last row."""
+        """Whether all rows have n_ctx tokens, except for the last row of an epoch."""
         return self.rules.pad or self.rules.fill_with_next_samples
 
     def n_tokens(self, i: int) -> int:
-        """Return the length of the row that begins with sample i."""
+        """Return the length of the row starting with sample i."""
         size = int(self.windows.sizes[self._checked(i)])
         return self.n_ctx if self.full_rows else max(1, min(size, self.n_ctx))
 
     def n_trained(self, i: int) -> int:
-        """Return the length of the row, all of which is trained."""
+        """Return the length of the row, because every target is trained."""
         return self.n_tokens(i)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all lengths twice, as every target is trained."""
+        """Return all lengths twice, because every target is trained."""
         low = self.n_ctx if self.full_rows else 1
         counts = np.clip(self.windows.sizes, low, self.n_ctx)
         return counts, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples with these numbers, each as a row."""
+        """Return a batch of the samples with these numbers, each as a row."""
         order = Shuffled(np.array([self._checked(i) for i in indices]), np.zeros(len(indices)))
         rows = [self._row(order, at, at + 1, wraps=False)[0] for at in range(len(indices))]
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from position `first` on; `Rules` can fill them with further samples."""
+        """Return the rows from position `first` onwards; `Rules` can fill in further samples."""
         at = first
         rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):
@@ -119,7 +119,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples `take` uses: one per row, or as many as fill it."""
+        """Return how many samples `take` uses: one per row, or as many as fill each row."""
         if self.rules.fill_with_next_samples:
             return self.take(order, first, n_rows, wraps=wraps)[1]
         return n_rows if wraps else min(n_rows, self.n_samples - first)
@@ -129,23 +129,23 @@ class RawText:
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:
-        """Return `n_rows`: each row begins with one sample."""
+        """Return `n_rows`, because each row begins with one sample."""
         return n_rows
 
     def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets
 
     def _row(self, order: Shuffled, first: int, end: int, *, wraps: bool) -> tuple[np.ndarray, int]:
-        """Return the targets of one row, int32, and the number of samples in it.
+        """Return the targets of a row, int32, and the number of samples in the row.
 
-        The row begins with the sample at position `first` of the order. Positions from `end` on do
-        not exist, unless the order `wraps`.
+        The row starts with the sample at position `first` in the order. Positions from `end`
+        onwards do not exist unless the order `wraps`.
         """
         rules, room = self.rules, self.n_ctx
         parts: list[np.ndarray] = []
         place = first % len(order.order)
         begin, size = self._window(order, place)
-        # An empty sample has no offset: the product is 0.
+        # An empty sample has no offset, because the product is 0.
         at = int(max(0, size - 1) * order.unit[place]) if rules.sample_random_offsets else 0
         used, separators = 1, self._separators()
         while room:
@@ -196,12 +196,12 @@ def load_raw_text(
     texts: Sequence[str] = (),
     keep_mark: bool = False,
 ) -> RawText:
-    """Return the samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
+    """Load the samples of a UTF-8 text file, for rows of at most `n_ctx` tokens.
 
-    `content` or `text`: the file's content, if it has been read already. `texts`: those of several
-    files, which are split separately, so that no sample extends from one into the next.
-    `keep_mark`: a byte-order mark at the start is part of the text. Raises `DataError` for a file
-    that cannot be read, is empty or is not text.
+    `content` or `text` is the contents of the file, if already read. `texts` are the texts of
+    several files, which are split separately so that no sample crosses from one file into the next.
+    With `keep_mark`, a leading byte-order mark is part of the text. Raises `DataError` if the file
+    cannot be read, is empty or is not text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")

@@ -1,8 +1,8 @@
-"""Read training files: detect their kind of data, and read their records as samples.
+"""Read training files: detect the kind of data, and read records as samples.
 
-A bad record is never guessed at: it is refused, or skipped and counted. If the name or the first
-characters of a file show that it contains records, it is never read as plain text, unless the
-format is set to `raw`.
+A bad record is either refused, or skipped and counted; its meaning is never guessed. If the name or
+the first characters of a file show that it contains records, the file is never read as plain text
+unless the format is set to `raw`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TABLES = (".csv", ".tsv")
 
 
 class FileRecords(NamedTuple):
-    """The content of one file: records or a text, and its number of lines."""
+    """The contents of one file: records or text, and the number of lines."""
 
     entries: list[Entry] | None
     text: str
@@ -50,7 +50,7 @@ class FileRecords(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The requested way of reading files."""
+    """The options for reading files."""
 
     data_format: str | None
     columns: Mapping[str, str]
@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 
     @property
     def wanted(self) -> Format | None:
-        """Return the requested format, or None if it must be detected."""
+        """Return the requested format, or None to detect it."""
         return FORMATS.get(self.data_format or "")
 
 
@@ -73,17 +73,18 @@ def open_data(
     skip_bad: bool = False,
     keep_mark: bool = False,
 ) -> DataFile:
-    """Read the files that `path` names (`data_files`), compressed or not.
+    """Read the files that `path` refers to (`data_files`), compressed or not.
 
-    Without `data_format` (one of `NAMES`), name and content decide: a file contains records if its
-    name has the ending of such files, if the content begins like JSON objects, if at least half of
-    the lines that are not blank look like JSON, or if the first line is the header of a table with
-    the keys of a format; otherwise it is raw text. `columns`: the file's name for a format's key.
-    `keep_mark`: for raw text, the bytes of one file unchanged, including a byte-order mark.
+    `data_format` is one of `NAMES`; if it is not given, the name and contents determine the format.
+    A file contains records if its name has a suitable ending, if its contents begin like JSON
+    objects, if at least half of the non-blank lines look like JSON, or if the first line is a table
+    header with the keys of a format. Otherwise, the file is raw text. `columns` maps the keys of a
+    format to the names in the file. `keep_mark` keeps the bytes of a raw-text file unchanged,
+    including a byte-order mark.
 
-    Raises `DataError` for a file that cannot be read, is empty or is not text, for records whose
-    keys fit no format, and for the first bad record, unless `skip_bad` collects them. Data without
-    a good record are always refused, and so is a mix of files with records and files with text.
+    Raises `DataError` if a file cannot be read, is empty or is not text, if the keys of the records
+    fit no format, and for the first bad record, unless `skip_bad` collects bad records. Data
+    without any good record are always refused, as is a mix of record files and text files.
     """
     if data_format not in (None, *NAMES):
         raise ValueError(f"data format {data_format!r} is not one of {', '.join(NAMES)}")
@@ -109,9 +110,9 @@ def open_data(
 def read_files(
     path: str | os.PathLike[str], asked: Asked
 ) -> tuple[list[tuple[str, FileRecords]], list[str]]:
-    """Return the name and content of each file that `path` names, and lines for the user.
+    """Return the name and contents of each file that `path` refers to, and messages to the user.
 
-    Raises the same errors as `open_data`, except for those about records, which are not read yet.
+    Raises the same errors as `open_data`, except for errors in records, which are not yet read.
     """
     chosen = data_files(path)
     notes = list(chosen.notes)
@@ -126,7 +127,7 @@ def read_files(
 
 
 def entries_in_memory(records: Sequence[Mapping[str, Any] | str]) -> list[Entry]:
-    """Return records in memory, numbered as the lines of a file."""
+    """Return records in memory as entries, numbered like the lines of a file."""
     entries = []
     for number, record in enumerate(records, 1):
         value: Any = {"text": record} if isinstance(record, str) else record
@@ -145,9 +146,9 @@ def open_records(
     style: Style | None = None,
     skip_bad: bool = False,
 ) -> DataFile:
-    """Read records in memory as if each were a line of a file called `name`.
+    """Read records in memory as if each were a line in a file called `name`.
 
-    A string is the record `{"text": string}`. Raises the same errors as `open_data`, plus
+    A string is treated as the record `{"text": string}`. Raises the same errors as `open_data`, and
     `UsageError` for a format that only files can have.
     """
     if data_format in (RAW, CSV):
@@ -158,7 +159,7 @@ def open_records(
 
 
 def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
-    """Return the records or the text of one file."""
+    """Return the records or the text in one file."""
     name, data_format = content.name, asked.data_format
     called = ending(name) == ".parquet"
     is_parquet = content.content.startswith(MAGIC) and (
@@ -190,13 +191,13 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
 
 
 def _begins_with_object(text: str) -> bool:
-    """Return whether a file with the name of a table contains JSON."""
+    """Return whether a file named like a table contains JSON."""
     return text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and looks_like_json(text)
 
 
 def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
     if "\n" not in text and "\r" in text:
-        text = text.replace("\r", "\n")  # JSON strings contain no raw line breaks
+        text = text.replace("\r", "\n")  # JSON strings never contain raw line breaks
 
     def known(record: Record) -> bool:
         try:
@@ -215,7 +216,7 @@ def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
 
 
 def _named(record: Record, asked: Asked, counts: Counts) -> Record:
-    """Return the record with its keys renamed to those of a format. Raises `DataError`."""
+    """Return the record with its keys renamed to the keys of a format. Raises `DataError`."""
     return known_names(
         renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
     )
@@ -224,7 +225,7 @@ def _named(record: Record, asked: Asked, counts: Counts) -> Record:
 def _parsed(
     path: str, found: list[tuple[str, FileRecords]], asked: Asked, notes: list[str]
 ) -> DataFile:
-    """Read the samples of files of records."""
+    """Read the samples from record files."""
     counts = Counts.empty()
     parts, first = [], 1
     entries: list[Entry] = []
@@ -269,14 +270,14 @@ def _parsed(
 
 
 def _format_among(record: Record, format: Format) -> Format:
-    """Return a record's format: `format`, that of most records, if this one has its keys too."""
+    """Return the format of a record, preferring `format` if the record has the keys for it."""
     if format.knows(record):
         return format
     return format_by_keys(record) or format
 
 
 def _format(entries: list[Entry], data: DataFile) -> Format:
-    """Return the format of most of these records. Raises `DataError` if no record has one."""
+    """Return the most common format of these records. Raises `DataError` if none fits a format."""
     votes: Counter[str] = Counter()
     good = [(line, e) for line, e in entries if not isinstance(e, DataError)]
     for _, record in good:

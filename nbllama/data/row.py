@@ -1,4 +1,4 @@
-"""One sample as token ids, with a mask of the ids that are trained."""
+"""A sample as token ids, with a mask of the trained ids."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _NONE = np.zeros(0, np.int64)
 
 
 class Encoded(NamedTuple):
-    """One sample as token ids: ids int32 [n], trained bool [n] (part of an answer)."""
+    """A sample as token ids, int32 [n], and a trained mask, bool [n] (part of an answer)."""
 
     ids: np.ndarray
     trained: np.ndarray
 
 
 class Row(NamedTuple):
-    """One sample: its ids, which of them are trained, and the characters of `text` they cover.
+    """A sample: its ids, which of them are trained, and the characters in `text` that they cover.
 
-    ids int32 [n], trained bool [n], starts and ends int64 [n]: a token's first character and the
-    one after its last. starts, ends and text are optional.
+    ids: int32 [n]. trained: bool [n]. starts, ends: int64 [n], the first character of each token,
+    and the character after its last. starts, ends and text are optional.
     """
 
     ids: np.ndarray
@@ -30,16 +30,16 @@ class Row(NamedTuple):
     text: str = ""
 
     def characters(self) -> list[tuple[int, int]]:
-        """Return the trained characters: (start, end) of each contiguous range of tokens."""
+        """Return the trained characters, as (start, end) for each contiguous range of tokens."""
         edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
         n = len(self.text)
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
 
     def n_useful(self) -> int:
-        """Return the number of ids up to and including the last trained target; 0 for none."""
+        """Return the number of ids up to and including the last trained target, or 0 for none."""
         if len(self.trained) > 1 and self.trained[-1]:
             return len(self.trained)
-        # The first id is not a target: nothing comes before it.
+        # The first id is not a target, because nothing precedes it.
         targets = np.flatnonzero(self.trained[1:]) + 1
         return int(targets[-1]) + 1 if len(targets) else 0
 

@@ -1,8 +1,8 @@
-"""Records as token ids with a mask: the `Dataset` for everything except raw text.
+"""Records as token ids with a mask, the `Dataset` for everything except raw text.
 
-A sequence is a whole sample and ends with its last trained target, since later tokens change
-neither loss nor gradient. A record is one sample, or several if earlier answers of a chat have a
-prompt that differs from the beginning of the later prompts (`nbllama.data.chat`).
+A sequence is a whole sample up to its last trained target, because later tokens change neither loss
+nor gradient. A record gives one sample, or several if the prompt of an earlier answer in a chat
+differs from the beginning of later prompts (`nbllama.data.chat`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ON_LONG = ("cut", "refuse", "skip")
 
 
 class SampleText(NamedTuple):
-    """The text of a sample, and its trained ranges of characters, (start, end) each."""
+    """The text of a sample, and its trained character ranges, each (start, end)."""
 
     text: str
     trained: list[tuple[int, int]]
@@ -40,15 +40,15 @@ class SampleText(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples(RowPerSample):
-    """The `Dataset` for a file of records.
+    """A `Dataset` for a file of records.
 
-    ids and trained are all samples concatenated; sample i is `offsets[i] : offsets[i + 1]` of
-    both; all its ids except for the last are input. `lines[i]` is the line of the file where its
-    record begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut
-    samples were longer than n_ctx tokens, n_dropped had no trained target within n_ctx, n_long were
-    skipped for their length, n_bad records could not be read. `format`: as in the file. `texts`: of
-    each sample, if they are kept. `judged`: the judgement of each answer, if the records are
-    preferences.
+    `ids` and `trained` contain all samples, concatenated. Sample i is `offsets[i] : offsets[i + 1]`
+    in both, and all its ids except the last are input. `lines[i]` is the line of the file where its
+    record begins, and `records[i]` is the number of that record (from 0; None if each sample is one
+    record). n_cut samples were longer than n_ctx tokens, n_dropped had no trained target within
+    n_ctx, n_long were skipped for their length, and n_bad records could not be read. `format` is
+    the format of the file. `texts` contains the text of each sample, if texts are kept. `judged`
+    contains the judgement of each answer, if the records are preferences.
     """
 
     ids: np.ndarray
@@ -70,7 +70,7 @@ class Samples(RowPerSample):
     judged: Judged | None = None
 
     def place(self, i: int) -> str:
-        """Return "line N" for the record of sample i, with the file if there are several."""
+        """Return "line N" for the record of sample i, with the file name if there are several."""
         line = int(self.lines[i])
         if not self.parts:
             return f"line {line}"
@@ -83,17 +83,17 @@ class Samples(RowPerSample):
         return len(self.lines)
 
     def n_tokens(self, i: int) -> int:
-        """Return the number of sample i's input tokens."""
+        """Return the number of input tokens in sample i."""
         part = self._part(i)
         return int(part.stop - part.start - 1)
 
     def n_trained(self, i: int) -> int:
-        """Return how many of sample i's targets are trained."""
+        """Return the number of trained targets in sample i."""
         part = self._part(i)
         return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
 
     def inputs(self, i: int) -> np.ndarray:
-        """Return sample i's input tokens, int32 `[n]`."""
+        """Return the input tokens of sample i, int32 `[n]`."""
         return self.ids[self._part(i)][:-1]
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +105,7 @@ class Samples(RowPerSample):
         return np.diff(self.offsets) - 1, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples with these numbers, in this order."""
+        """Return a batch of the samples with these numbers, in order."""
         return Batch.from_rows(self._row(i) for i in indices)
 
     def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,17 +132,17 @@ def load_samples(
     keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
-    """Return the samples of a file of records, each at most `n_ctx` input tokens.
+    """Load the samples of a file of records, each with at most `n_ctx` input tokens.
 
-    `on_long`: a longer sample is truncated to its first `n_ctx` tokens (and left out if it then has
-    no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
-    `parse_special`: parse control tokens that are spelled out in samples without a template.
-    `template` is needed only for chats. `system_as_user`: see `ChatReader`. `keep_texts`: keep the
-    samples' texts, to show them. `progress` receives a line every few seconds.
+    on_long: whether longer samples are truncated to the first `n_ctx` tokens (and left out if no
+    trained target remains), refused, or skipped. train_on_prompt: train every token. parse_special:
+    parse control tokens that are spelled out in samples without a template. template: needed only
+    for chats. system_as_user: see `ChatReader`. keep_texts: keep the texts of the samples for
+    display. progress: receives a line every few seconds.
 
-    Raises `DataError` for chats without a template, with file and line for a sample that the
-    template refuses (unless `skip_bad`) or that is too long, and if the whole file has no trained
-    target left; and the template's errors, with file and line.
+    Raises `DataError` for chats without a template, for a sample that the template rejects (unless
+    `skip_bad`) or that is too long (with file and line), and if no trained target is left in the
+    whole file. Also raises template errors, with file and line.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
@@ -187,7 +187,7 @@ def load_samples(
                 n_dropped += 1
                 continue
             n_cut += n_tokens > n_ctx
-            if not keep_texts:  # positions and text are large
+            if not keep_texts:  # positions and texts are large
                 cut = Row(cut.ids, cut.trained)
             kept.append((line, number, cut))
         if paired and not _both_sides([row for _, _, row in kept[first:]]):
@@ -236,7 +236,7 @@ def load_samples(
 
 
 def _both_sides(rows: Sequence[Row]) -> bool:
-    """Return whether something remains of both sides of a pair, and the remaining parts differ."""
+    """Return whether both sides of a pair still contain trained parts, and these parts differ."""
     return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 

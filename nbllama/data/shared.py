@@ -1,19 +1,19 @@
-"""Share the beginnings of a micro-batch's samples, so that each common token is computed once.
+"""Share common beginnings of samples in a micro-batch, so that each token is computed once.
 
-Every chat template repeats its system prompt in each record, text-to-SQL repeats a schema, and a
-conversation with one sample per answer repeats all earlier turns. A token of a causal model depends
-only on the tokens before it, so two samples that begin with the same tokens have the same
-activations there. `share` rearranges a micro-batch: a row of a sample is left out if an earlier
-sample of the batch has the same tokens up to it.
+Chat templates repeat the system prompt in each record, text-to-SQL data repeat a schema, and a
+conversation with one sample per answer repeats all earlier turns. In a causal model, a token
+depends only on the tokens before it, so two samples that begin with the same tokens have the same
+activations for those tokens. `share` rearranges a micro-batch by leaving out each row of a sample
+whose tokens so far are the same as in an earlier sample of the batch.
 
     samples            a b c d e    a b c f    a b c d g h
     computed rows      a b c d e    f          g h
     row of each token  0 1 2 3 4    0 1 2 5    0 1 2 3 6 7
 
-Ops that work row by row need no change. Attention reads the keys of a path, which is a sample's
-rows in order (`nbllama.ops.attention.tree`), and the loss reads the rows of the trained positions
-of all samples in the same order as without sharing; a row can occur several times, each time with a
-different target. So the loss has the same bits, and the gradients are the same sums in a different
+Row-wise ops need no change. Attention reads the keys of a path, which consists of the rows of a
+sample in order (`nbllama.ops.attention.tree`). The loss reads the rows of the trained positions of
+all samples in the same order as without sharing; a row can occur several times, with different
+targets. As a result, the loss is bit-identical, and the gradients are the same sums in a different
 order.
 """
 
@@ -27,12 +27,12 @@ import numpy as np
 
 from nbllama.data.batch import Batch, Tree
 
-LEAST = 2  # tokens that two samples must have in common: BOS alone is not worth it
-FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code that rounds differently
+LEAST = 2  # minimum number of common tokens; sharing only BOS is not worthwhile
+FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with different rounding
 
 
 class Beginnings:
-    """A batch's samples so far. Each one shares most with its neighbours in sorted order."""
+    """The samples of a batch so far; each shares most with its neighbours in sorted order."""
 
     def __init__(self) -> None:
         self._keys: list[bytes] = []
@@ -41,8 +41,8 @@ class Beginnings:
     def add(self, tokens: np.ndarray) -> tuple[int, int]:
         """Add a sample, int32 `[n]`.
 
-        Returns the number (from 0) of an earlier sample that shares most tokens with it, and how
-        many they share: 0 if fewer than `LEAST`.
+        Returns the number (from 0) of the earlier sample that shares the most tokens with it, and
+        the number of shared tokens, or 0 if fewer than `LEAST`.
         """
         key = sort_key(tokens)
         at = bisect(self._keys, key)
@@ -61,7 +61,7 @@ def sort_key(tokens: np.ndarray) -> bytes:
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the number of common tokens at the start of both; 0 if fewer than `LEAST`."""
+    """Return the number of common tokens at the start of both, or 0 if fewer than `LEAST`."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = int(different[0]) if len(different) else n
@@ -69,9 +69,9 @@ def common(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def share(batch: Batch) -> Batch:
-    """Return the batch with each shared beginning once; the batch itself if nothing is shared.
+    """Return the batch with each shared beginning once, or the batch itself if nothing is shared.
 
-    The result has a `Tree`. Samples with a common beginning use the rows of the first of them.
+    The result has a `Tree`. Samples with a common beginning use the rows of the first such sample.
     """
     rows = np.empty(batch.n_tokens, np.int32)
     new = np.ones(batch.n_tokens, bool)
@@ -104,13 +104,14 @@ def share(batch: Batch) -> Batch:
 
 
 def most_rows(samples: Sequence[np.ndarray], n: int) -> int:
-    """Return the maximum number of rows of `n` samples (int32 `[n]` each) with sharing.
+    """Return the maximum number of rows for `n` samples (int32 `[n]` each) with sharing.
 
-    The samples are the leaves of a tree of tokens. n paths cover the most of it if each is the
-    longest one left: at every branching the deepest path continues and the others end there.
+    The samples are the leaves of a tree of tokens. n paths cover the largest part of the tree if
+    each is the longest remaining path: at every branch, the deepest path continues and the others
+    end.
     """
     tokens = sorted(samples, key=sort_key)
-    ended: list[int] = []  # lengths of paths, from the branching where they end
+    ended: list[int] = []  # lengths of paths from the branch where they end
     open_: list[tuple[int, int]] = []  # (common with the next, deepest) of subtrees to the left
     for i, sample in enumerate(tokens):
         deepest = len(sample)

@@ -1,11 +1,12 @@
 """Encode a rendered chat without parsing special tokens in the text of messages.
 
-`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. This is
-right in the text of the template, but in a message it would let the message end its turn and begin
-another one. Tokenising the pieces separately would be safe but gives different ids, because tokens
-reach across the border (a line feed of the template, a line feed of the message). So such messages
-are replaced by neutral characters to find the special tokens of the template, the text is split
-only there, and the parts in between are encoded with parse_special=False.
+`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. In the text
+of the template, this is correct, but inside a message, it would let the message end its own turn
+and begin another. Tokenising the pieces separately would be safe but would give different ids,
+because tokens can cross the boundary (a line feed from the template followed by a line feed from
+the message). Such messages are therefore replaced with neutral characters to find the special
+tokens of the template. The text is split only at those tokens, and the parts in between are encoded
+with parse_special=False.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Path = tuple[Any, ...]  # the path to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """Tokens, int32 [n], and the part of the text that each of them covers.
+    """Tokens, int32 [n], and the part of the text that each token covers.
 
     Token i covers `text[start[i]:end[i]]`; both arrays are int64 [n].
     """
@@ -39,12 +40,12 @@ class Placed(NamedTuple):
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> Placed:
-    """Return the tokens of `text`, with special tokens as plain characters."""
+    """Return the tokens of `text`, treating special tokens as plain characters."""
     return _encode(tokenizer, text, parse_special=False)
 
 
 def encode_parsed(tokenizer: Tokenizer, text: str) -> Placed:
-    """Return the tokens of `text`, with special tokens parsed."""
+    """Return the tokens of `text`, parsing special tokens."""
     return _encode(tokenizer, text, parse_special=True)
 
 
@@ -58,14 +59,14 @@ def encode_rendered(
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Placed:
-    """Return the tokens of `text`, to which `template` rendered `messages`.
+    """Return the tokens of `text`, which `template` rendered from `messages`.
 
-    If no message contains a special token's text, the ids are those of `tokenizer.encode(text,
-    parse_special=True)`. BOS is prepended if the tokenizer adds one and the text does not begin
-    with it.
+    If no message contains the text of a special token, the ids are the same as from
+    `tokenizer.encode(text, parse_special=True)`. BOS is prepended if the tokenizer adds BOS and the
+    text does not begin with it.
 
-    Raises `MessageError` if a message contains a special token's text and the template changes the
-    message so that it cannot be found again, and any error that `template.render` raises.
+    Raises the same errors as `template.render`, and `MessageError` if a message contains the text
+    of a special token and the template changes the message so that it cannot be located.
     """
     spans = special_spans(
         tokenizer,
@@ -81,7 +82,7 @@ def encode_rendered(
 
 
 def with_bos(tokenizer: Tokenizer, placed: Placed) -> Placed:
-    """Return `placed` with BOS in front, if the tokenizer adds one and it is missing."""
+    """Prepend BOS to `placed` if the tokenizer adds BOS and it is missing."""
     bos = tokenizer.bos_id
     if tokenizer.add_bos and bos is not None and placed.ids[:1].tolist() != [bos]:
         return Placed(*(np.insert(half, 0, x) for half, x in zip(placed, (bos, 0, 0), strict=True)))
@@ -95,7 +96,7 @@ def encode_marked(
     *,
     continues: bool = False,
 ) -> Placed:
-    """Return the tokens of a rendered text, with special ones parsed except in the ranges `plain`.
+    """Return the tokens of rendered text, parsing special tokens except in the ranges `plain`.
 
     `continues`: as in `Tokenizer.encode_with_starts`.
     """
@@ -114,9 +115,9 @@ def special_spans(
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, int]]:
-    """Find the strings of a chat in the rendered `text` that contain the text of a special token.
+    """Locate, in the rendered `text`, strings of a chat that contain the text of a special token.
 
-    Usually there are none. Raises the same errors as `encode_rendered`.
+    Usually, there are none. Raises the same errors as `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -127,18 +128,18 @@ def special_spans(
 
 def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] | None) -> bool:
     """Return whether any string of a chat, except for roles, would be parsed as a special token."""
-    strings = [m["content"] for m in messages if len(m) == 2]  # role and content alone
+    strings = [m["content"] for m in messages if len(m) == 2]  # only role and content
     others = [m for m in messages if len(m) != 2]
     if others or tools:
         strings += [leaf for _, leaf in _leaves([*others, tools or []], ())]
-    # No special token contains a line break, so one check of all strings is usually enough.
+    # No special token contains a line break, so a single check of all strings usually suffices.
     if not tokenizer.may_hold_special("\n".join(strings)):
         return False
     return any(holds_special(tokenizer, leaf) for leaf in strings)
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the strings of a chat, except for roles, with the path to each."""
+    """Yield the strings of a chat, except for roles, with their paths."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -157,10 +158,10 @@ def encode_around(
     *,
     continues: bool = False,
 ) -> Placed:
-    """Return the tokens of `text`, with special tokens parsed only outside of `plain`.
+    """Return the tokens of `text`, parsing special tokens only outside `plain`.
 
-    `plain`: ranges of characters (start, end) that do not overlap. Tokens can still reach across
-    their borders, as in any text.
+    `plain` contains non-overlapping character ranges (start, end). Tokens can still cross their
+    boundaries, as in any text.
     """
     blotted = list(text)
     for start, end in plain:
@@ -186,14 +187,14 @@ def find_contents(
     *,
     add_generation_prompt: bool,
 ) -> list[tuple[int, int]]:
-    """Find the contents of the messages numbered `which` (from 0) in the rendered `text`.
+    """Locate the contents of the messages numbered `which` (from 0) in the rendered `text`.
 
-    The chat is rendered once more with marks in place of these contents. Between the marks both
-    texts must be the same, and at a mark the content must follow, unchanged or without white space
-    at its ends (many templates trim). Content that the template omits has no range; repeated
-    content has several.
+    The chat is rendered again with marks in place of these contents. Between the marks, both texts
+    must be the same. At each mark, `text` must contain the content, either unchanged or without
+    leading or trailing white space, which many templates trim. Content that the template omits has
+    no range, and repeated content has several ranges.
 
-    Raises `MessageError` if the texts do not agree, and any error that `template.render` raises.
+    Raises the same errors as `template.render`, and `MessageError` if the texts do not match.
     """
     paths: list[Path] = [(i, "content") for i in which]
     return _find(template, [*messages, []], paths, text, add_generation_prompt, None)
@@ -207,7 +208,7 @@ def _find(
     add_generation_prompt: bool,
     variables: Mapping[str, Any] | None,
 ) -> list[tuple[int, int]]:
-    """Find strings as `find_contents` does, in a chat whose last item is its list of tools."""
+    """Locate strings like `find_contents`, in a chat whose last item is the list of tools."""
     tag = "zq"
     while tag in text or tag in template.source:
         tag += "q"
@@ -257,12 +258,12 @@ def _piece(tokenizer: Tokenizer, text: str, offset: int, continues: bool) -> Pla
 
 def _trimmings(content: str) -> list[str]:
     found = [content, content.strip(), content.lstrip(), content.rstrip(), content.strip("\n")]
-    # In calls and lists of tools it can be escaped as in JSON.
+    # In calls and lists of tools, the text can be escaped as in JSON.
     return found + [json.dumps(content, ensure_ascii=e)[1:-1] for e in (False, True)]
 
 
 def _after(text: str, at: int, piece: str) -> int:
-    """Return the position after `piece` if `text` has it at `at`, else -1."""
+    """Return the position after `piece` if `text` contains it at `at`, else -1."""
     return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
 
 

@@ -1,8 +1,8 @@
 """Find the files of `--train-data`, which can be a file, a list, a pattern or a folder.
 
-A folder can have the layout of mlx-lm: `train.jsonl` and optionally `valid.jsonl`, `test.jsonl`
-(also in other formats, and in numbered parts as Hugging Face writes them); otherwise all its data
-files are read.
+A folder can use the layout of mlx-lm: `train.jsonl` and, optionally, `valid.jsonl` and
+`test.jsonl`. Other formats are possible, and so are numbered parts as written by Hugging Face.
+Without this layout, all data files in the folder are read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ RECORD_ENDINGS = (
 TEXT_ENDINGS = (".txt", ".text", ".md")
 MAX_FILES = 100_000
 
-_PART = r"(?:[-_.]\d+(?:-of-\d+)?)?(?:-[0-9a-f]{16})?"  # of the numbered parts of one split
+_PART = r"(?:[-_.]\d+(?:-of-\d+)?)?(?:-[0-9a-f]{16})?"  # for the numbered parts of one split
 _SPLITS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
 
 
 class Splits(NamedTuple):
-    """The names of a training set's parts (see `data_files`); None for a missing part."""
+    """The names of the parts of a training set (see `data_files`), or None for a missing part."""
 
     train: str
     valid: str | None = None
@@ -35,16 +35,16 @@ class Splits(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The files to read, and a line about the files that are not read."""
+    """The files to read, and a message about files that are not read."""
 
     files: list[str]
     notes: list[str]
 
 
 def find_splits(path: str | os.PathLike[str]) -> Splits:
-    """Return the parts of `path`: itself, or `train`, `valid` and `test` of a folder.
+    """Return the parts of `path`: `path` itself, or `train`, `valid` and `test` in a folder.
 
-    Raises `DataError` for a folder with two files of one split, or with validation data but no
+    Raises `DataError` if a folder contains two files for one split, or validation data but no
     training data.
     """
     name = os.fspath(path)
@@ -63,7 +63,7 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
-    """Return all files that training or validation on `path` reads; none if `path` is refused."""
+    """Return all files that training or validation on `path` reads, or none if it is refused."""
     try:
         parts = [part for part in find_splits(path) if part is not None]
         return [file for part in parts for file in data_files(part).files]
@@ -100,11 +100,11 @@ def _of_split(names: Sequence[str], split: str) -> list[str]:
 
 
 def data_files(path: str | os.PathLike[str]) -> Chosen:
-    """Return the files that `path` names.
+    """Return the files that `path` refers to.
 
-    `path` is a file, a folder, a pattern (`*`, `?`, `[...]`), or several of these separated by
-    commas. The name of an existing file is never read as a pattern. Raises `DataError` for a folder
-    without data, a pattern that matches nothing, and a list with a name that does not exist.
+    `path` is a file, a folder, a pattern (`*`, `?`, `[...]`), or a comma-separated list of these.
+    The name of an existing file is never treated as a pattern. Raises `DataError` for a folder
+    without data, a pattern that matches nothing, or a list containing a name that does not exist.
     """
     name = os.fspath(path)
     if os.path.isdir(name):
@@ -143,7 +143,7 @@ def _folder(folder: str) -> Chosen:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yield the names of all files below a folder, relative to it, without hidden ones."""
+    """Yield the names of all non-hidden files below a folder, relative to the folder."""
     count = 0
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not is_hidden(f))
@@ -159,10 +159,10 @@ def _walk(folder: str) -> Iterator[str]:
 def choose(where: str, names: Sequence[str]) -> Chosen:
     """Choose the data files of a folder or archive.
 
-    All record files are chosen, or all text files if there are no record files. If there is a split
-    `train`, only its files are chosen.
+    All record files are chosen, or all text files if there are no record files. If there is a
+    `train` split, only its files are chosen.
 
-    Raises `DataError` if there are none.
+    Raises `DataError` if there are no data files.
     """
     names = sorted(names)
     records = [n for n in names if says_records(n)]
@@ -195,12 +195,12 @@ def is_hidden(name: str) -> bool:
 
 
 def says_records(name: str) -> bool:
-    """Return whether the name of a file has an ending of record files."""
+    """Return whether the ending of a file name indicates records."""
     return ending(name) in RECORD_ENDINGS
 
 
 def ending(name: str) -> str:
-    """Return a name's ending in lower case, ignoring the ending of a compressed file."""
+    """Return the lower-case ending of a name, ignoring any ending for compression."""
     base = os.path.basename(name).lower()
     for packed in PACKED:
         base = base.removesuffix(packed)

@@ -1,4 +1,4 @@
-"""Statistics of a data set: lengths, trained share, and how full rows would be."""
+"""Statistics of a data set: lengths, trained share, and how full the rows would be."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BINS = 10
 
 
 class Statistics(NamedTuple):
-    """Statistics of a data set; lengths are input tokens of a sample.
+    """Statistics of a data set; lengths are in input tokens per sample.
 
-    trained: targets in the loss. histogram: samples with lengths of `edges[i]` up to, but not
-    including, `edges[i + 1]`.
+    trained: number of targets in the loss. histogram: number of samples with lengths from
+    `edges[i]` up to, but not including, `edges[i + 1]`.
     """
 
     n_samples: int
@@ -36,11 +36,11 @@ class Statistics(NamedTuple):
 
 
 class Utilisation(NamedTuple):
-    """Samples' tokens divided by the tokens of an epoch's batches, for three kinds of batches.
+    """The ratio of sample tokens to batch tokens in an epoch, for three kinds of batches.
 
-    to_context: one sample per row, padded to n_ctx. to_longest: padded to the batch's longest
-    sample. packed: batches of `--packing`, divided by their room (unused room is not computed).
-    This package never computes more than the samples' tokens.
+    to_context: one sample per row, padded to n_ctx. to_longest: padded to the longest sample in the
+    batch. packed: batches from `--packing`, relative to their room (unused room is not computed).
+    nbllama itself never computes more tokens than the samples contain.
     """
 
     to_context: float
@@ -69,10 +69,10 @@ def statistics(data: Dataset) -> Statistics:
 
 
 def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
-    """Compute the utilisation of an epoch's rows.
+    """Compute the utilisation of the rows in an epoch.
 
-    The batches have `batch` samples, or `batch * n_ctx` tokens, in the order of a seed's first
-    epoch.
+    Batches contain `batch` samples, or `batch * n_ctx` tokens, in the order of the first epoch for
+    a seed.
     """
     tokens = data.lengths()[0]
     n, total = len(tokens), int(tokens.sum())

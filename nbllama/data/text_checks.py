@@ -1,4 +1,4 @@
-"""Checks on the training texts, with results that a user should read before training."""
+"""Checks of the training texts, whose results the user should read before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _texts_of(found: Plain | str) -> list[str]:
 
 
 def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
-    """Return a line with the number of texts that are not in Unicode's normal form NFC."""
+    """Return a line with the number of texts that are not in Unicode normal form NFC."""
     n = n_all = 0
     for each in found:
         n_all += 1
@@ -44,7 +44,7 @@ def control_token_notes(
 ) -> list[str]:
     """Return a line with the number of texts without a template that contain control tokens.
 
-    In chats such text is always plain: a message must not end its own turn.
+    In chats, such text is always plain, because a message must not end its own turn.
     """
     n = n_all = 0
     first = ""
@@ -65,7 +65,7 @@ def control_token_notes(
 
 
 def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
-    """Return a line about the first control token that is spelled out in plain text."""
+    """Return a line about the first control token spelled out in plain text."""
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (
@@ -76,9 +76,9 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
 
 
 def mostly_lost(data: Any) -> str:
-    """Return a line if more than half of the record samples were cut short or left out; else "".
+    """Return a line if more than half of the record samples were truncated or left out, else "".
 
-    `data`: a data set (`nbllama.data.batch.Dataset`).
+    `data` is a data set (`nbllama.data.batch.Dataset`).
     """
     samples = getattr(data, "samples", data)
     counts = {

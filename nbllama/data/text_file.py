@@ -1,4 +1,4 @@
-"""Read training files as text, or refuse them: which files are read, and how they are decoded."""
+"""Read training files as text, or refuse them: the rules for reading and decoding files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.system.regular import read_whole
 MAX_BYTES = 4 << 30
 """Largest number of bytes that is read from a file or pipe."""
 
-_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
+_MARKS = (  # longer marks first, because the UTF-32 mark begins with the UTF-16 mark
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -22,9 +22,9 @@ _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> bytes:
-    """Read the whole file; `what` describes it in an error message.
+    """Read a whole file; `what` describes the file in error messages.
 
-    Only regular files and pipes of at most `MAX_BYTES` are read; a pipe without a writer is an
+    Only regular files and pipes of at most `MAX_BYTES` are read, and a pipe without a writer is an
     error after 10 seconds. Raises `DataError` if the path is anything else, cannot be read, or is
     an empty file.
     """
@@ -46,13 +46,14 @@ def decode_text(
     keep_mark: bool = False,
     lenient: bool = False,
 ) -> str:
-    """Decode `content`: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+    """Decode `content` as UTF-8, or as UTF-16 or UTF-32 if it has a byte-order mark.
 
-    The mark is removed unless `keep_mark`; nothing else is changed.
+    The mark is removed unless `keep_mark` is set; nothing else is changed.
 
-    `lenient`: bytes that are not UTF-8 become lone surrogates ("surrogateescape").
-    Raises `DataError` for binary files and NUL bytes, with what they look like, and for text that
-    is not UTF-8, with line and offset of the first wrong byte (from 0, with a byte-order mark).
+    With `lenient`, bytes that are not UTF-8 become lone surrogates ("surrogateescape"). Raises
+    `DataError` for binary files and NUL bytes, stating what they look like, and for text that is
+    not UTF-8, stating the line and offset (from 0, including a byte-order mark) of the first wrong
+    byte.
     """
     name = shown(os.fspath(path))
     for mark, encoding in _MARKS:
@@ -76,7 +77,7 @@ def decode_text(
 
 
 def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False) -> str:
-    """Decode `content` as UTF-8, without a leading byte-order mark unless `keep_mark`.
+    """Decode `content` as UTF-8, removing a leading byte-order mark unless `keep_mark` is set.
 
     Raises `DataError` with the offset and line of the first byte that is not UTF-8.
     """
@@ -93,7 +94,7 @@ def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool
 
 
 def sha256_parts(*parts: bytes | str | int) -> str:
-    """Return the hex sha256 of `parts`, each with its length, so that different lists differ."""
+    """Return the hex sha256 of `parts`, including their lengths, so that different lists differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode("utf-8")

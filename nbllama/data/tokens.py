@@ -1,4 +1,4 @@
-"""Token ids of chat prompts and answers; shared beginnings of prompts are tokenised once."""
+"""Token ids for chat prompts and answers; shared beginnings of prompts are tokenised once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Ranges = Sequence[tuple[int, int]]
 
 
 class Tokens(NamedTuple):
-    """The ids of a text; no special tokens are parsed in the character ranges `plain`.
+    """The ids of a text, in which the character ranges `plain` were not parsed for special tokens.
 
-    A prompt begins with BOS if the tokenizer adds it. `continues`: the text continues plain text.
-    A truncated answer has ids for only part of its text.
+    A prompt begins with BOS if the tokenizer adds it. `continues` means that the text continues
+    plain text. A truncated answer has ids for only part of its text.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     continues: bool = False
 
     def placed(self, tokenizer: Tokenizer) -> Placed:
-        """Return the ids with the characters that each of them covers."""
+        """Return the ids with the characters that each id covers."""
         found = encode_marked(tokenizer, self.text, self.plain, continues=self.continues)
         if self.ids[:1] != found.ids[:1].tolist():
             found = with_bos(tokenizer, found)
@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
 class Whole(NamedTuple):
     """A prompt that begins with the text of shorter prompts.
 
-    Its ids have no BOS; its special tokens are (start, end, number of ids before).
+    Its ids do not include BOS. Its special tokens are (start, end, number of ids before).
     """
 
     text: str
@@ -48,9 +48,9 @@ class Whole(NamedTuple):
 
 
 class ChatTokens:
-    """Tokenises the prompts and answers of one chat, from last to first.
+    """A tokenizer for the prompts and answers of one chat, from last to first.
 
-    `tails`: ids of the ends of prompts, from their last special token on; kept for the next chats.
+    `tails` caches, for later chats, the ids of prompt ends from the last special token onwards.
     """
 
     def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:
@@ -62,7 +62,7 @@ class ChatTokens:
         """Tokenise a prompt.
 
         If the previous prompt begins with this one, the common ids are reused up to the last
-        special token, since the tokenizer splits the text there.
+        special token, because the tokenizer splits the text at special tokens.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):
@@ -80,18 +80,18 @@ class ChatTokens:
     def answer(
         self, text: str, words: int, *, plain: Ranges = (), continues: bool = False
     ) -> tuple[Tokens, int]:
-        """Tokenise an answer, and find where it ends.
+        """Tokenise an answer and find its end.
 
-        The answer ends at the first token after its first `words` characters that ends a
-        generation. The position of its end in `text` is returned too. `continues`: the answer
-        continues plain text.
+        The answer ends at the first token after its first `words` characters that ends generation.
+        Also returns the position of this end in `text`. `continues` means that the answer continues
+        plain text.
         """
         eog = self._tokenizer.eog_ids
         ids: list[int] = []
         pieces = [] if plain else self._tokenizer.encode_pieces(text, continues=continues)
         for start, token, of in pieces:
             if token is None and not eog.isdisjoint(of):
-                break  # an end token in plain text: its position is needed
+                break  # an end token in plain text, whose position is needed
             ids += of
             if token is not None and start >= words and token in eog:
                 end = start + len(self._tokenizer.token_text(token))

@@ -1,6 +1,6 @@
-"""Read a file's content: unchanged, decompressed, or as the files of a zip archive.
+"""Read the contents of a file, either unchanged, decompressed, or as members of a zip archive.
 
-Unpacked sizes are counted while unpacking, so that a small file cannot fill the memory.
+Unpacked sizes are tracked during unpacking, so that a small file cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ MAX_MEMBERS = 100_000
 EXTRA = "pip install 'nbllama[data]'"
 _GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _CHUNK = 1 << 20
-_ZSTD_WINDOW = 1 << 27  # zstd's own default for a decoder
-_ZSTD_STEP = 1 << 10  # compressed bytes per step: each can unpack to 32 KiB
+_ZSTD_WINDOW = 1 << 27  # zstd's default for decoders
+_ZSTD_STEP = 1 << 10  # compressed bytes per step; each can unpack to 32 KiB
 
 
 class Content(NamedTuple):
-    """The bytes of one file. name: its path, or "ARCHIVE/MEMBER" for a member of an archive."""
+    """The bytes of one file; `name` is its path, or "ARCHIVE/MEMBER" for a member of an archive."""
 
     name: str
     content: bytes
 
 
 class Unpacked(NamedTuple):
-    """The contents of a file, and lines about the parts that are not read."""
+    """The contents of a file, and messages about parts that are not read."""
 
     contents: list[Content]
     notes: list[str]
 
 
 def read_contents(path: str | os.PathLike[str]) -> Unpacked:
-    """Read a file, and unpack it if it is compressed or an archive.
+    """Read a file, unpacking it if it is compressed or an archive.
 
-    Raises `DataError` for a file that `read_bytes` refuses, and for a compressed file or archive
-    that is damaged, unpacks to more than `MAX_UNPACKED`, or needs a missing package.
+    Raises `DataError` if `read_bytes` refuses the file, or if a compressed file or archive is
+    damaged, unpacks to more than `MAX_UNPACKED`, or requires a missing package.
     """
     return unpack(os.fspath(path), read_bytes(path))
 
@@ -79,7 +79,7 @@ def _parts(stream: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
 
 
 def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> bytes:
-    """Join the unpacked bytes; raise `DataError` above `budget` (default `MAX_UNPACKED`)."""
+    """Join the unpacked bytes. Raises `DataError` above `budget` (default `MAX_UNPACKED`)."""
     out = bytearray()
     budget = MAX_UNPACKED if budget is None else budget
     try:
@@ -98,7 +98,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
 
 
 def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
-    """Yield the content of the frames of a Zstandard file."""
+    """Yield the contents of the frames in a Zstandard file."""
     try:
         from compression.zstd import ZstdError, ZstdFile  # Python 3.14
     except ImportError:
@@ -130,7 +130,7 @@ def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
 
 
 def _archive(name: str, content: bytes) -> Unpacked:
-    """Return the data files of a zip archive, in the order of their names."""
+    """Return the data files in a zip archive, sorted by name."""
     where = shown(name, 400)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -1,6 +1,6 @@
-"""Find the records in the values of a JSON file.
+"""Find records in the values of a JSON file.
 
-Records can be in lists, be bare lists of messages, or be in a list under a key of an object
+Records can be items of a list, bare lists of messages, or items of a list under a key of an object
 ({"data": [...]}).
 """
 
@@ -15,31 +15,31 @@ from nbllama.data.names import is_turns
 from nbllama.errors import DataError, shown
 
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
-_DEPTH = 3  # levels of nested objects that are searched
+_DEPTH = 3  # levels of nested objects to search
 
 Known = Callable[[Record], bool]
 
 
 class Entry(NamedTuple):
-    """A record of a file, or an error instead, and the line on which it begins (from 1)."""
+    """A record in a file, or an error, and the line on which it begins (from 1)."""
 
     line: int
     record: Record | DataError
 
 
 class _Held(NamedTuple):
-    """Records that were found in an object, and the keys that lead to them."""
+    """Records found in an object, and the keys that lead to them."""
 
     keys: tuple[str, ...]
     items: list[Any]
 
 
 def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
-    """Yield the records of a file's values; `known` says whether a record has a format's keys.
+    """Yield the records in the values of a file; `known` checks for the keys of a known format.
 
-    `text`: the text that the positions of `values` refer to. `notes` receives a line if records are
-    read from under a key. Raises `DataError` ("line N: ...") for an object in which several lists
-    can be the records.
+    `text` is the text that the positions of `values` refer to. `notes` receives a message if
+    records are read from under a key. Raises `DataError` ("line N: ...") for an object in which
+    several lists could contain the records.
     """
     single = len(values) == 1
     for value in values:
@@ -58,7 +58,7 @@ def _entry(line: int, value: Any) -> Entry:
 
 
 def as_record(value: Any) -> Record | DataError:
-    """Return a value as a record (it can be a bare list of messages), or the error."""
+    """Return a value (possibly a bare list of messages) as a record, or an error."""
     if isinstance(value, DataError | dict):
         return value
     if is_turns(value):
@@ -68,7 +68,7 @@ def as_record(value: Any) -> Record | DataError:
 
 
 def _held(value: Value, known: Known) -> _Held | None:
-    """Return the records in an object that is not a record itself."""
+    """Return the records in an object that is not itself a record."""
     try:
         return _find(value.value, known, _DEPTH)
     except DataError as e:
@@ -105,12 +105,12 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
         return _Held((key, *deeper.keys), deeper.items)
     objects = list(found.values())
     if objects and all(isinstance(o, dict) and _is_known(o, known) for o in objects):
-        return _Held((), objects)  # records by their names
+        return _Held((), objects)  # records by name
     return None
 
 
 def _is_known(record: Record | DataError, known: Known) -> bool:
-    """Return whether this is a record, not an object with records; a chat must contain messages."""
+    """Return whether an object is a record, not a wrapper; a chat must contain messages."""
     if isinstance(record, DataError):
         return False
     for key in ("messages", "conversations"):
@@ -123,7 +123,7 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
 
 
 def _records(value: Any) -> list[Any] | None:
-    """Return a list of objects or chats; for Hugging Face's viewer, the contents of its rows."""
+    """Return a list of objects or chats, unwrapping rows in the Hugging Face viewer's format."""
     if not isinstance(value, list) or not value or is_turns(value):
         return None
     if not all(isinstance(item, dict) or is_turns(item) for item in value):
@@ -134,7 +134,7 @@ def _records(value: Any) -> list[Any] | None:
 
 
 def _split_table(found: Record) -> list[Record] | None:
-    """Return the rows of pandas' `to_json(orient="split")`."""
+    """Return the rows in the output of pandas' `to_json(orient="split")`."""
     names, rows = found.get("columns"), found.get("data")
     if not (isinstance(names, list) and isinstance(rows, list) and rows):
         return None

@@ -11,11 +11,11 @@ from nbllama.lora.pairs import Adapter, Pair
 
 
 def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
-    """Return one adapter that adds the sum of `parts`, each multiplied by its factor.
+    """Return an adapter that is equivalent to the sum of `parts`, each multiplied by its factor.
 
-    Pairs of the same tensor are stacked, A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...], with the
-    scales in B, so that rounding of s B is the only error. The new rank is the sum of the pairs'
-    ranks. For a single adapter, only alpha changes. Raises ValueError if `parts` is empty.
+    Pairs for the same tensor are stacked as A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...]. The
+    scales are applied to B, so the only error is the rounding of s B. The new rank is the sum of
+    the ranks. For a single adapter, only alpha changes. Raises ValueError if `parts` is empty.
     """
     if not parts:
         raise ValueError("no adapter to mix")

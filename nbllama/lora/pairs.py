@@ -1,9 +1,9 @@
-"""LoRA pairs: their kinds, their initialisation, and what they add to the base tensors.
+"""LoRA pairs: kinds, initialisation, and the values that they add to the base tensors.
 
     y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
 
-with the same scale `s = alpha / lora_r` for every tensor, whatever its rank. All arrays are
-float32. The kinds of base tensors:
+with the same scale `s = alpha / lora_r` for every tensor, regardless of its rank. All arrays are
+float32. There are four kinds of base tensors:
 
 | kind | base | A | B | added to the base |
 |---|---|---|---|---|
@@ -12,8 +12,8 @@ float32. The kinds of base tensors:
 | norm | (n,) | (rank, n) | (1, rank) | `s · (B A)[0]` |
 | experts | (E, n_out, n_in) | (E, rank, n_in) | (E, n_out, rank) | `s · B[e] A[e]` |
 
-"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021; names and tensor order are
-those of llama.cpp's `finetune.cpp:init_lora`.
+"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021; names and tensor order follow
+llama.cpp's `finetune.cpp:init_lora`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
 
 NO_LAYER = 1 << 30
-_INIT_STREAM = 1 << 32  # makes these Philox keys differ from those of the data order
+_INIT_STREAM = 1 << 32  # makes these Philox keys differ from the keys for the data order
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of one base tensor: a (rank, n_in), b (n_out, rank), float32.
+    """The two factors for one base tensor: a (rank, n_in) and b (n_out, rank), float32.
 
-    For a tensor of experts, both shapes begin with the number of experts.
+    For expert tensors, both shapes begin with the number of experts.
     """
 
     a: np.ndarray
@@ -65,7 +65,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: the number of rows of A and of columns of B."""
+        """Rank of the pair: the number of rows in A and of columns in B."""
         return int(self.a.shape[-2])
 
     @property
@@ -76,7 +76,7 @@ class Pair:
 
 @dataclass
 class Adapter:
-    """All pairs of a run, keyed by base tensor name, in the old tool's order."""
+    """All pairs of an adapter, keyed by base tensor name, in the old tool's order."""
 
     arch: str
     alpha: float
@@ -88,7 +88,7 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """The factor of every pair, alpha / lora_r."""
+        """The factor for every pair, alpha / lora_r."""
         return self.alpha / self.lora_r
 
     @property
@@ -97,7 +97,7 @@ class Adapter:
         return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Return the trained arrays (no copies) as NAME.lora_a, NAME.lora_b, in order."""
+        """Return the trained arrays, without copying, as NAME.lora_a and NAME.lora_b, in order."""
         out = {}
         for name, pair in self.pairs.items():
             out[f"{name}.lora_a"] = pair.a
@@ -105,7 +105,7 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Describe the first pair that does not match a base model with these tensor shapes."""
+        """Describe the first pair that does not fit a base model with these tensor shapes."""
         for name, pair in self.pairs.items():
             if name not in shapes:
                 return f"{name} has a pair, but the base model has no such tensor"
@@ -114,10 +114,10 @@ class Adapter:
         return None
 
     def lowest_layer(self) -> int:
-        """Return the block at which the backward pass can stop: the lowest one with a pair.
+        """Return the lowest block with a pair, at which the backward pass can stop.
 
-        Returns 0 if the embedding has a pair (the gradient must pass through every block),
-        `NO_LAYER` if no block has a pair.
+        Returns 0 if the embedding has a pair, because the gradient must then pass through every
+        block, and `NO_LAYER` if no block has a pair.
         """
         if "token_embd.weight" in self.pairs:
             return 0
@@ -126,7 +126,7 @@ class Adapter:
 
 
 def block_of(name: str) -> int:
-    """Return the block of a base tensor, -1 outside the blocks; `KeyError` if it has no slot."""
+    """Return the block of a base tensor, or -1 outside the blocks; `KeyError` if it has no slot."""
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -134,7 +134,7 @@ def block_of(name: str) -> int:
 
 
 def delta(pair: Pair, scale: float) -> np.ndarray:
-    """Compute what the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
+    """Compute the update to the base tensor: `scale · B A`, float32 (n_out, n_in)."""
     added: np.ndarray = np.float32(scale) * (pair.b @ pair.a)
     return added
 
@@ -149,18 +149,18 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """Create an adapter that has no effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Create an adapter without effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
-    The distribution is that of `finetune.cpp:randomize_lora`, but the values are drawn from a
-    different stream: numpy's Philox keyed by (seed, tensor index), so that a tensor's values do not
-    depend on the other pairs.
+    The distribution is the same as in `finetune.cpp:randomize_lora`, but the values come from a
+    different random stream: numpy's Philox, keyed by (seed, tensor index), so that the values for a
+    tensor do not depend on the other pairs.
 
-    `ranks`: rank by slot name; if it is missing or 0, there is no pair. A rank above min(n_out,
-    n_in) is allowed, as in the old tool; it costs time and has no benefit over the full rank.
-    `shapes`: numpy shapes of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 -
-    1. `layers`: the blocks that have pairs; None means all.
+    `ranks` maps slot names to ranks; a missing rank or 0 means no pair. A rank above min(n_out,
+    n_in) is allowed, as in the old tool, but costs time without any benefit over the full rank.
+    `shapes` contains the numpy shapes of the base tensors, (n_out, n_in) or (n,). `seed` is from 0
+    to 2^64 - 1. `layers` lists the blocks that receive pairs, or is None for all.
 
-    Raises `UsageError` for a rank of a tensor that is not in this model.
+    Raises `UsageError` if a rank is given for a tensor that is not in the model.
     """
     pairs = {}
     used = set()

@@ -1,17 +1,16 @@
 """The table of slots: which tensors of a base model can have a LoRA pair, and all their names.
 
-All code that handles every slot (options, ranks, checkpoint keys, initialisation, the linear layers
-of a block) reads this table. A matrix has four names:
+All code that deals with every slot (options, ranks, checkpoint keys, initialisation, the linear
+layers of a block) uses this table. A matrix has four names:
 
 | example | name of | |
 |---|---|---|
 | `wq` | slot | `--rank-wq`, as in llama.cpp's old `finetune` |
 | `attn_q` | tensor | in GGUF files: `blk.3.attn_q.weight` |
-| `q` | linear | a block's linear layer, in the code of the passes |
+| `q` | linear | a block's linear layer, in the code for the passes |
 | `Qcur` | node | the layer's output, in llama.cpp's graph and in `nbllama.peek` |
 
-This module imports nothing large, so that the command line can read the table before numpy is
-loaded.
+This module imports nothing large, so that the command line can use the table without loading numpy.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ class Slot(NamedTuple):
     """One kind of base tensor that can have a pair."""
 
     name: str  # as in `--rank-NAME`, with `_` for `-`
-    tensor: str  # GGUF name without block number and ".weight"
+    tensor: str  # GGUF name, without block number and ".weight"
     kind: str  # "linear", "embedding", "norm" or "experts"
     in_block: bool
-    linear: str = ""  # name of the block's linear layer
+    linear: str = ""  # name of the linear layer in the block
     node: str = ""  # name of that layer's output
-    source: int = -1  # number of the block's input that the layer reads
+    source: int = -1  # index of the block input that the layer reads
 
     def base_name(self, layer: int = 0) -> str:
         """Return the GGUF name of the base tensor in block `layer`."""
         return f"blk.{layer}.{self.tensor}.weight" if self.in_block else f"{self.tensor}.weight"
 
 
-# In the order in which the old tool writes its tensors.
+# In the order in which the old tool writes tensors.
 SLOTS = (
     Slot("tok_embd", "token_embd", "embedding", False),
     Slot("out_norm", "output_norm", "norm", False),
@@ -54,8 +53,8 @@ SLOTS = (
     Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
-# Fused matrices; tensors of all routed experts, and of the shared expert; tensors of blocks without
-# attention; tensors for the embeddings of each block. The old tool had none of these.
+# Tensors that the old tool did not support: fused matrices, tensors of all routed experts and of
+# the shared expert, tensors of blocks without attention, and tensors for per-block embeddings.
 FUSED_SLOTS = (
     Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
     Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
@@ -84,7 +83,7 @@ _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.wei
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
-    """Return a base tensor's slot and block number (-1 outside the blocks), or None."""
+    """Return the slot and block number (-1 outside the blocks) of a base tensor, or None."""
     found = _NAME.fullmatch(name)
     slot = _BY_TENSOR.get(found[2]) if found else None
     if found is None or slot is None or slot.in_block != (found[1] is not None):
@@ -96,8 +95,9 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 def tensor_index(name: str) -> int:
     """Return the index of a base tensor in the old tool's order.
 
-    The three tensors outside the blocks come first, then nine per block, then, for each of
-    `FUSED_SLOTS`, the tensors of all blocks. Raises `KeyError` for a tensor without a slot.
+    The three tensors outside the blocks come first, then the nine tensors of each block, and
+    finally, for each of `FUSED_SLOTS`, the tensors of all blocks. Raises `KeyError` for a tensor
+    without a slot.
     """
     found = slot_of(name)
     if found is None:
@@ -112,9 +112,9 @@ def tensor_index(name: str) -> int:
 
 
 def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[Slot, str]]:
-    """Yield every (slot, base tensor name) of a model with `n_layer` blocks.
+    """Yield every (slot, base tensor name) pair of a model with `n_layer` blocks.
 
-    Tensors outside the blocks come first; within a block, tensors are in the order of `slots`.
+    Tensors outside the blocks come first; within a block, tensors follow the order of `slots`.
     """
     yield from ((slot, slot.base_name()) for slot in slots if not slot.in_block)
     for layer in range(n_layer):
@@ -122,14 +122,14 @@ def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[
 
 
 def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return (n_out, n_in) for a base tensor's numpy shape; a vector (n,) counts as (1, n).
+    """Return (n_out, n_in) for the numpy shape of a base tensor; (n,) is treated as (1, n).
 
-    A tensor of experts is (n_expert, n_out, n_in).
+    For expert tensors, the result is (n_expert, n_out, n_in).
     """
     return (1, shape[0]) if len(shape) == 1 else tuple(shape)
 
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names of the slots for which a model with these tensors has no tensor."""
+    """Return the names of the slots for which none of these tensors exists."""
     present = {of[0].name for of in map(slot_of, shapes) if of is not None}
     return {slot.name for slot in EVERY_SLOT} - present

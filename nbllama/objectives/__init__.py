@@ -1,11 +1,11 @@
-"""Preference losses, one per page, computed from the log-probabilities of whole answers.
+"""Preference losses, one per module, computed from the log-probabilities of whole answers.
 
-Each page contains the formula, its derivative, a function in plain numpy, and the source. All
-functions use float64 and one number per answer; nothing here depends on a model.
+Each module contains the formula, its derivative, a function in plain numpy, and the source. All
+functions work in float64 with one number per answer, and none of them depends on a model.
 
-A loss is a function of log pi(y|x), the sum of the log-probabilities of an answer's tokens, of the
-same sum under the reference model, and of the number of tokens. It also returns its derivative with
-respect to log pi(y|x). Since log pi(y|x) is a sum over tokens, the derivative with respect to each
-token's log-probability is the same number. With the opposite sign, this number is the token's
-weight in the cross-entropy's gradient.
+A loss depends on log pi(y|x), which is the sum of the log-probabilities of an answer's tokens, on
+the same sum under the reference model, and on the number of tokens. Each function also returns the
+derivative with respect to log pi(y|x). Since log pi(y|x) is a sum over tokens, the derivative with
+respect to each token's log-probability is the same number. With the opposite sign, this number is
+the weight of the token in the gradient of the cross-entropy.
 """

@@ -3,9 +3,9 @@
     h = (log pi(w) - log ref(w)) - (log pi(l) - log ref(l))
     loss = -(1 - e) log sigmoid(b h) - e log sigmoid(-b h)
 
-w is the chosen answer, l the rejected one, b is `beta`, e is `label_smoothing`: the assumed share
-of pairs whose sides are swapped (0 in the paper; e > 0 gives Mitchell's conservative DPO). Since d
-log sigmoid(x) / dx = sigmoid(-x),
+Here w is the chosen answer, l is the rejected answer, and b is `beta`. e is `label_smoothing`, the
+assumed share of pairs whose sides are swapped (0 in the paper; e > 0 gives Mitchell's conservative
+DPO). Since d log sigmoid(x) / dx = sigmoid(-x),
 
     d loss / dh = b (e sigmoid(b h) - (1 - e) sigmoid(-b h))
 
@@ -23,7 +23,7 @@ from nbllama.objectives.sides import PairLoss, Sides, log_sigmoid, sigmoid
 
 
 def dpo(sides: Sides, *, beta: float, label_smoothing: float = 0.0) -> PairLoss:
-    """Return each pair's loss and derivatives."""
+    """Return the loss and derivatives for each pair."""
     chosen = beta * (sides.chosen - sides.ref_chosen)
     rejected = beta * (sides.rejected - sides.ref_rejected)
     x, e = chosen - rejected, label_smoothing

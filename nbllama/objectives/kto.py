@@ -1,17 +1,17 @@
-"""KTO, Kahneman-Tversky optimisation: single answers that are good or bad, no pairs.
+"""KTO, Kahneman-Tversky optimisation, which uses single good or bad answers instead of pairs.
 
     r = log pi(y|x) - log ref(y|x)
     good:  loss = 1 - sigmoid(b (r - z))        d loss / d log pi = -b s (1 - s)
     bad:   loss = 1 - sigmoid(b (z - r))        d loss / d log pi = +b s (1 - s)
 
-where s is the sigmoid in the loss, and b is `beta`. z is the reference point: how far the model has
-moved from the reference in general, an estimate of the divergence KL(pi || ref). z is the mean of
-log pi(y'|x) - log ref(y'|x) over answers y' that were written for other prompts, or 0 if this mean
-is negative; no gradient goes through z. (The factors lambda_D and lambda_U of the paper are the
-weights of records.) The reward of an answer is b r.
+where s is the sigmoid in the loss, and b is `beta`. The reference point z is an estimate of the
+divergence KL(pi || ref), which shows how far the model has moved from the reference overall. z is
+the mean of log pi(y'|x) - log ref(y'|x) over answers y' that belong to other prompts, or 0 if this
+mean is negative. No gradient flows through z. (The factors lambda_D and lambda_U in the paper
+correspond to the record weights.) The reward of an answer is b r.
 
 Source: Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization" (2024),
-equations 7 and 8, and the estimate of section 4.1.
+equations 7 and 8, and the estimate in section 4.1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nbllama.objectives.sides import sigmoid
 
 
 class LabelLoss(NamedTuple):
-    """Loss of n answers, its derivative with respect to log pi, and rewards: float64 `[n]` each."""
+    """The loss of n answers, its derivative with respect to log pi, and rewards, float64 `[n]`."""
 
     loss: np.ndarray
     d_answer: np.ndarray
@@ -32,16 +32,16 @@ class LabelLoss(NamedTuple):
 
 
 def kto_reference_point(policy: np.ndarray, reference: np.ndarray) -> float:
-    """Return z from the log-probabilities `[n]` of answers after the wrong prompts."""
+    """Estimate z from the log-probabilities `[n]` of answers after mismatched prompts."""
     return max(0.0, float((policy - reference).mean()))
 
 
 def kto(
     policy: np.ndarray, reference: np.ndarray, good: np.ndarray, *, beta: float, z: float
 ) -> LabelLoss:
-    """Return each answer's loss and derivative.
+    """Return the loss and derivative for each answer.
 
-    policy, reference: log-probabilities float64 `[n]`, good: bool `[n]`, z: the reference point.
+    policy, reference: log-probabilities, float64 `[n]`. good: bool `[n]`. z: the reference point.
     """
     r = policy - reference
     sign = np.where(good, 1.0, -1.0)

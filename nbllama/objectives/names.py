@@ -1,4 +1,4 @@
-"""The objectives by name, with their options and defaults. This module does not import numpy."""
+"""The objectives by name, with their options and defaults; this module does not import numpy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
-    """One objective. `data`: the kind of sample, "" for answers without a judgement.
+    """An objective; `data` is the kind of sample, or "" for answers without a judgement.
 
-    beta, sft_weight: the defaults. refers: whether the loss uses a reference. smooths: whether it
-    has label smoothing. has_margin: whether it has a target margin. rate_divisor: divisor of the
-    default learning rate.
+    beta, sft_weight: default values. refers: whether the loss uses a reference. smooths: whether
+    the loss supports label smoothing. has_margin: whether the loss has a target margin.
+    rate_divisor: divisor for the default learning rate.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The arguments and results of pairwise losses."""
+"""Arguments and results of pairwise losses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 class Sides(NamedTuple):
-    """Both answers of n pairs; all arrays are float64 `[n]`.
+    """Both answers of n pairs, as float64 arrays `[n]`.
 
-    chosen, rejected: log pi(y|x), nats, the sum over the tokens of an answer. ref_chosen,
-    ref_rejected: the same under the reference. n_chosen, n_rejected: the number of tokens in the
-    answers.
+    chosen, rejected: log pi(y|x) in nats, summed over the tokens of an answer. ref_chosen,
+    ref_rejected: the same values under the reference. n_chosen, n_rejected: the number of tokens in
+    each answer.
     """
 
     chosen: np.ndarray
@@ -24,10 +24,10 @@ class Sides(NamedTuple):
 
 
 class PairLoss(NamedTuple):
-    """Loss of n pairs and its derivatives, float64 `[n]` each.
+    """The loss of n pairs and its derivatives, each float64 `[n]`.
 
-    d_chosen, d_rejected: with respect to log pi of the two answers. reward_chosen, reward_rejected:
-    what the method defines as an answer's reward; their difference is the margin.
+    d_chosen, d_rejected: derivatives with respect to log pi of each answer. reward_chosen,
+    reward_rejected: rewards as defined by the method; their difference is the margin.
     """
 
     loss: np.ndarray
@@ -38,12 +38,12 @@ class PairLoss(NamedTuple):
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Compute 1 / (1 + exp(-x)), without overflow."""
+    """Compute 1 / (1 + exp(-x)) without overflow."""
     small: np.ndarray = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    """Compute the logarithm of `sigmoid`, without overflow."""
+    """Compute the logarithm of `sigmoid` without overflow."""
     found: np.ndarray = np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
     return found

@@ -3,8 +3,9 @@
     r = b log pi(w) / |w| - b log pi(l) / |l|
     loss = -(1 - e) log sigmoid(r - g) - e log sigmoid(g - r)
 
-w is the chosen answer, l the rejected one, |y| is the number of an answer's tokens, b is `beta`, g
-is `margin`, by which the chosen answer should win, and e is `label_smoothing` (0 in the paper).
+Here w is the chosen answer, l is the rejected answer, |y| is the number of tokens in an answer, and
+b is `beta`. g is `margin`, by which the chosen answer should win, and e is `label_smoothing` (0 in
+the paper).
 
     d loss / dr = e sigmoid(r - g) - (1 - e) sigmoid(g - r)
     d loss / d log pi(w) = (d loss / dr) b / |w|       d loss / d log pi(l) = -(d loss / dr) b / |l|
@@ -12,7 +13,7 @@ is `margin`, by which the chosen answer should win, and e is `label_smoothing` (
 The reward of an answer is b log pi / |y|.
 
 Source: Meng, Xia and Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward"
-(2024), equation 6. Label smoothing is as in `dpo`.
+(2024), equation 6. Label smoothing works as in `dpo`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nbllama.objectives.sides import PairLoss, Sides, log_sigmoid, sigmoid
 
 
 def simpo(sides: Sides, *, beta: float, margin: float, label_smoothing: float = 0.0) -> PairLoss:
-    """Return each pair's loss and derivatives."""
+    """Return the loss and derivatives for each pair."""
     chosen = beta * sides.chosen / sides.n_chosen
     rejected = beta * sides.rejected / sides.n_rejected
     x, e = chosen - rejected - margin, label_smoothing

@@ -2,11 +2,12 @@
 
     loss = -a log pi(w) / |w|           d loss / d log pi(w) = -a / |w|
 
-w is the chosen answer, |w| is the number of its tokens, a is `weight` (`--sft-weight`). The term
-keeps the probability of the chosen answers from falling along with that of the rejected ones.
+Here w is the chosen answer, |w| is its number of tokens, and a is `weight` (`--sft-weight`). The
+term prevents the probability of the chosen answers from falling along with the probability of the
+rejected answers.
 
-Source: with a = 1 the first term of ORPO (Hong, Lee and Thorne 2024, equation 6); with DPO: Pang et
-al., "Iterative Reasoning Preference Optimization" (2024), equation 1.
+Source: with a = 1, this is the first term of ORPO (Hong, Lee and Thorne 2024, equation 6). In
+combination with DPO: Pang et al., "Iterative Reasoning Preference Optimization" (2024), equation 1.
 """
 
 from __future__ import annotations

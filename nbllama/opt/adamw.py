@@ -1,8 +1,8 @@
 """AdamW.
 
-Update number `it` (the first is 1), with the clipped gradient g and the learning rate `rate` of
-`nbllama.opt.optimiser`, as in llama.cpp's `ggml.c:ggml_opt_adam` of July 2024 ("Decoupled Weight
-Decay Regularization", Loshchilov and Hutter 2019):
+Update number `it`, counted from 1, uses the clipped gradient g and the learning rate `rate` from
+`nbllama.opt.optimiser`. It is the same as in llama.cpp's `ggml.c:ggml_opt_adam` of July 2024
+("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019):
 
     m ← β1 m + (1 - β1) g                  v ← β2 v + (1 - β2) g²
     x ← x (1 - decay rate) - (m rate / (1 - β1^it)) / (√(v / (1 - β2^it)) + ε)
@@ -16,7 +16,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class AdamW(Optimiser):
-    """AdamW (see the module's docstring); `m` and `v` are the moments."""
+    """AdamW (see the module docstring); `m` and `v` are the moments."""
 
     has_second_moment = True
 

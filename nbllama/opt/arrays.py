@@ -1,4 +1,4 @@
-"""Operations on whole arrays, in pieces that stay in the cache, without large copies."""
+"""Operations on whole arrays, in chunks that stay in the cache, without large copies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ CHUNK = 32768  # elements; three float32 arrays of this size and two scratch arr
 
 
 def n_dims(name: str, shape: tuple[int, ...]) -> int:
-    """Return a LoRA array's number of dimensions as in llama.cpp (`ggml_n_dims`): no trailing 1s.
+    """Return the number of dimensions as in llama.cpp's `ggml_n_dims`, ignoring trailing 1s.
 
-    The old tool stores both halves as ne = [rank, n]. So only the `lora_b` of a norm vector,
-    ne = [rank, 1], has one dimension; a rank-1 `lora_a`, ne = [1, n], has two.
+    The old tool stores both arrays of a LoRA pair as ne = [rank, n]. Only the `lora_b` of a norm
+    vector, ne = [rank, 1], therefore has one dimension, whereas a rank-1 `lora_a`, ne = [1, n], has
+    two.
     """
     ne = list(shape[::-1] if name.endswith(".lora_b") else shape)
     while len(ne) > 1 and ne[-1] == 1:
@@ -23,9 +24,9 @@ def n_dims(name: str, shape: tuple[int, ...]) -> int:
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Return the name of the first array with a NaN or an infinity; None if there is none."""
+    """Return the name of the first array that contains a NaN or an infinity, or None."""
     for name, x in arrays.items():
-        # min and max propagate a NaN, and need no mask as large as the array
+        # min and max propagate NaN, and do not need a mask as large as the array
         if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
             return name
     return None
@@ -38,7 +39,7 @@ def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """Return √ of the sum of squares, in float64 and in order; finite only if all values are."""
+    """Return √ of the sum of squares, in float64 and in order; finite only if every value is."""
     wide = np.empty(CHUNK, np.float64)
     total = 0.0
     for x in arrays.values():

@@ -1,7 +1,6 @@
-"""The table of optimisers. A new optimiser needs a file in this folder and a row in this table.
+"""The table of optimisers; a new optimiser requires a file in this folder and a row in the table.
 
-This module imports nothing large, so that the command line can read the table before numpy is
-loaded.
+This module imports nothing large, so that the command line can use the table without loading numpy.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimiserRow:
-    """One optimiser: its name, and its defaults that differ from AdamW's."""
+    """One optimiser: its names, and how its defaults differ from AdamW's."""
 
-    name: str  # name of its module in this folder, and value of `--optimizer`
-    label: str  # name of its class, also shown on the screen
-    rate_divisor: float = 1.0  # the default learning rate is that of AdamW divided by this
+    name: str  # module name in this folder, and value of `--optimizer`
+    label: str  # class name, also shown on the screen
+    rate_divisor: float = 1.0  # divides AdamW's default learning rate
     beta2: float = 0.999
-    has_beta2: bool = True  # otherwise, beta1 is its momentum, and beta2 has no effect
+    has_beta2: bool = True  # if False, beta1 is the momentum, and beta2 has no effect
 
     def load(self) -> type[Optimiser]:
-        """Import and return the optimiser's class."""
+        """Import and return the class of the optimiser."""
         cls: type[Optimiser] = getattr(import_module(f"nbllama.opt.{self.name}"), self.label)
         return cls
 

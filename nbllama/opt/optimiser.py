@@ -1,15 +1,15 @@
-"""The common part of all optimisers: parameters, moments, clipping, decay and learning rates.
+"""The code shared by all optimisers: parameters, moments, clipping, decay and learning rates.
 
     norm = √Σ g²  over all arrays          c = gclip / norm if norm > gclip > 0, else 1
     x ← x (1 - decay rate) - (the optimiser's own step with c g and rate)
 
-with rate = α · schedule, and `b_ratio` times that for every B of a LoRA pair: if A and B had the
-same learning rate, B would learn too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation
+where rate = α · schedule, multiplied by `b_ratio` for the B matrix of each LoRA pair: with the same
+learning rate as A, B would learn too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation
 of Large Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and proportional
 to the learning rate ("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays
-with fewer than `decay_min_ndim` dimensions are not decayed. Everything is elementwise float32,
-except for the norm, which is summed in float64 in a fixed order. So the bits are the same with any
-number of threads.
+with fewer than `decay_min_ndim` dimensions are not decayed. All operations are elementwise in
+float32, except for the norm, which is summed in float64 in a fixed order. The results are therefore
+bit-identical for any number of threads.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class StepInfo(NamedTuple):
 
 
 class Optimiser(ABC):
-    """Optimiser state of `params` (name -> float32 C-contiguous array, updated in place).
+    """Optimiser state for `params` (name -> float32 C-contiguous array, updated in place).
 
-    `m`: first moments, with the same names and shapes; `v`: second moments, empty if the optimiser
-    has none. `iteration`: number of completed updates. `alpha`: learning rate; `decay` is
-    multiplied by it; `gclip` 0: no clipping.
+    m: first moments, with the same names and shapes as the parameters. v: second moments, empty if
+    the optimiser has none. iteration: number of completed updates. alpha: learning rate, which also
+    multiplies `decay`. gclip: maximum gradient norm, 0 for no clipping.
     """
 
     has_second_moment: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class Optimiser(ABC):
     def restore(
         self, m: Mapping[str, np.ndarray], v: Mapping[str, np.ndarray], iteration: int
     ) -> None:
-        """Copy stored moments. Raises `ValueError` unless names and shapes are the parameters'."""
+        """Restore stored moments. Raises `ValueError` if names or shapes do not match."""
         self._check(m)
         if self.has_second_moment:
             self._check(v)
@@ -94,11 +94,11 @@ class Optimiser(ABC):
 
     @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
-        """Run one update with learning rate `alpha * schedule`. `grads` are not changed.
+        """Perform one update with learning rate `alpha * schedule`, without modifying `grads`.
 
-        Raises, before anything changes, `FloatingPointError` with the name of the array if a
-        gradient is NaN or infinite, and `ValueError` if names or shapes differ from the
-        parameters'.
+        Raises `FloatingPointError`, naming the array, if a gradient is NaN or infinite, and
+        `ValueError` if names or shapes do not match the parameters. In both cases, nothing has been
+        changed.
         """
         self._check(grads)
         norm = global_norm({name: grads[name] for name in self.params})
@@ -127,7 +127,7 @@ class Optimiser(ABC):
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float
     ) -> None:
-        """Update a piece's moments with its clipped gradient `g`, and write `step`.
+        """Update the moments of one chunk with its clipped gradient `g`, and write `step`.
 
-        `step` will be subtracted from the parameters. `g` can be overwritten.
+        `step` will be subtracted from the parameters. `g` may be overwritten.
         """

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor per update. A new one needs a function and a table row."""
+"""Learning-rate schedules; to add a schedule, write a function and add a row to the table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The factor on the learning rate (see `factor`).
+    """A schedule for the learning rate (see `factor`).
 
-    `kind`: a name in `SCHEDULES`. `warmup`: number of updates in which the factor rises.
-    `cos_decay_steps`: the update T at which the decay, of any kind, ends at `cos_decay_min`. With
-    `enable_restart`, the cosine starts again, `cos_decay_restart` times as long. `min_ratio`:
-    smallest factor. `wsd_decay`: share of T in which "wsd" falls. `begin`: the update after which
-    the schedule starts; T and `warmup` are counted from there.
+    kind: a name in `SCHEDULES`. warmup: number of updates over which the factor rises.
+    cos_decay_steps: the update T at which any kind of decay reaches `cos_decay_min`.
+    enable_restart: whether the cosine then starts again, `cos_decay_restart` times as long.
+    min_ratio: smallest factor. wsd_decay: share of T over which "wsd" falls. begin: the update
+    after which the schedule starts, and from which T and `warmup` are counted.
     """
 
     kind: str = "cosine"
@@ -33,13 +33,14 @@ class Schedule:
             raise ValueError(f"schedule {self.kind!r} is not one of {', '.join(SCHEDULES)}")
 
     def factor(self, step: int) -> float:
-        """Return the factor on the learning rate of update `step` (the first is 1).
+        """Return the learning-rate factor for update number `step`, counted from 1.
 
             r = step / warmup      while step < warmup, then by the kind
             factor = min_ratio + r (1 - min_ratio)
 
-        As in llama.cpp's `common/train.cpp:learning_schedule`, evaluated at this update. (The old
-        tool evaluates it one update late, so that its first update in the warm-up does nothing.)
+        The formula comes from llama.cpp's `common/train.cpp:learning_schedule`, evaluated at this
+        update. (The old tool evaluates it one update late, so its first update with warm-up does
+        nothing.)
         """
         step -= self.begin
         r = step / self.warmup if step < self.warmup else SCHEDULES[self.kind](self, step)
@@ -52,7 +53,7 @@ def _constant(s: Schedule, step: int) -> float:
 
 
 def _linear(s: Schedule, step: int) -> float:
-    """Return a straight line from 1 at `warmup` down to `cos_decay_min` at T."""
+    """Return the value of a straight line from 1 at `warmup` down to `cos_decay_min` at T."""
     return _line(step, s.warmup, s.cos_decay_steps, s.cos_decay_min)
 
 
@@ -66,19 +67,19 @@ def _wsd(s: Schedule, step: int) -> float:
 
 
 def _cosine(s: Schedule, step: int) -> float:
-    """Return half a cosine from 1 at 0 (with restarts: at `warmup`) down to `cos_decay_min`.
+    """Return a half cosine from 1 at 0 (at `warmup` with restarts) down to `cos_decay_min`.
 
-    If the decay lasts 0 steps (as given, or after restarts), the factor is the minimum.
+    If the decay lasts 0 steps, either as given or after restarts, the factor is the minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:
         step -= s.warmup
         while 0 < length < step:
             before, length = length, int(s.cos_decay_restart * length)
-            # skips all decays of equal length at once
+            # skips all decays of equal length in one go
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
-        return s.cos_decay_min  # the limit of ever shorter decays; the formula itself is 0 / 0
+        return s.cos_decay_min  # the limit for ever shorter decays; the formula itself is 0 / 0
     t = min(step, length) / length
     return (1.0 - s.cos_decay_min) * 0.5 * (1.0 + math.cos(math.pi * t)) + s.cos_decay_min
 

@@ -1,4 +1,4 @@
-"""SGD with momentum β1 (0: none) and decoupled weight decay.
+"""SGD with momentum β1 (0 for none) and decoupled weight decay.
 
     m ← β1 m + g
     x ← x (1 - decay rate) - rate m
@@ -15,7 +15,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class SGD(Optimiser):
-    """SGD (see the module's docstring); `m` is the momentum, `v` is empty."""
+    """SGD (see the module docstring); `m` is the momentum, and `v` is empty."""
 
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float

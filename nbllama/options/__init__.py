@@ -1,4 +1,4 @@
-"""Tables of each program's options; the parser, help, docs and config files are based on them.
+"""Tables of program options, from which the parser, help, docs and config files are derived.
 
-Nothing here needs numpy or Numba.
+This package requires neither numpy nor Numba.
 """

@@ -1,7 +1,7 @@
 """`--lora` and `--lora-scaled`, for every program that accepts adapters.
 
-Both options can be given several times and accept lists. `--lora-scaled FILE SCALE` has two words,
-which the parser of one-value options cannot read, so both options are removed before it reads the
+Both options can be repeated and accept lists. `--lora-scaled FILE SCALE` takes two words, but the
+parser handles only options with one value, so both options are removed before the parser reads the
 rest.
 """
 
@@ -22,12 +22,12 @@ _LARGEST = 3.4e38  # largest float32
 
 
 def lora_option(*also: str) -> Any:
-    """Declare the field `lora` of a program's options; `also`: its short name."""
+    """Declare the option field `lora`; `also` is its short name."""
     return _files(Text("FILE,..."), "", "adapters at scale 1", also=also, shown_default="none")
 
 
 def lora_scaled_option(*also: str) -> Any:
-    """Declare the field `lora_scaled`."""
+    """Declare the option field `lora_scaled`."""
     text = (
         f"adapters with other scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` takes one adapter"
     )
@@ -37,10 +37,10 @@ def lora_scaled_option(*also: str) -> Any:
 def take_adapters(
     argv: Sequence[str], options: Sequence[Option]
 ) -> tuple[list[tuple[str, float]], list[str]]:
-    """Return the adapters with their scales, in order, and the remaining words of a command line.
+    """Return the adapters with their scales, in order, and the remaining command-line words.
 
-    `options`: all options of the program; those with the fields `lora` and `lora_scaled` are read.
-    Raises `UsageError` for a malformed list and for a scale that is not a number.
+    `options` contains all options of the program; the fields `lora` and `lora_scaled` are read.
+    Raises `UsageError` for a malformed list, or for a scale that is not a number.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     adapters: list[tuple[str, float]] = []
@@ -76,7 +76,7 @@ def take_adapters(
 
 
 def _list(name: str, text: str) -> list[str]:
-    """Split at commas, unless a file has the whole text as its name."""
+    """Split at commas, unless the whole text is the name of an existing file."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
         raise UsageError(f"{name} '{shown(text)}': the file name is empty")
@@ -96,14 +96,14 @@ def _scale(name: str, text: str) -> float:
 
 
 def _scaled_list(text: str) -> list[tuple[str, float]] | None:
-    """Return the pairs of FILE:SCALE,...; None for a file name whose scale is the next word."""
+    """Return the pairs in FILE:SCALE,..., or None for a file name whose scale is the next word."""
     if os.path.lexists(text):
         return None
     items = [item.rpartition(":") for item in text.split(",")]
     if not any(colon for _, colon, _ in items):
         return None
     if len(items) == 1 and len(items[0][0]) == 1 and items[0][2][:1] in ("\\", "/"):
-        return None  # a drive letter, not a file with a scale
+        return None  # a drive letter, not a file and a scale
     for file, colon, _ in items:
         if not colon or not file:
             raise UsageError(f"--lora-scaled '{shown(text)}': each item must be FILE:SCALE")

@@ -1,7 +1,7 @@
 """The command line of `python -m nbllama.main`: one table for the parser, the help and the docs.
 
-Names, meanings and defaults are those of llama.cpp's completion program (its `main` of 2023),
-except for the differences that docs/main.md lists.
+Names, meanings and defaults follow llama.cpp's completion program (`main` in 2023), except for the
+differences listed in docs/main.md.
 """
 
 from __future__ import annotations
@@ -194,21 +194,21 @@ class MainOptions:
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
-        """Return the samplers' settings; `seed` replaces -1."""
+        """Return the sampler settings, with `seed` replacing a seed of -1."""
         values = {f.name: getattr(self, f.name) for f in fields(SamplingParams)}
         return SamplingParams(**values | {"seed": self.seed if self.seed >= 0 else seed})
 
 
 @dataclass(frozen=True)
 class Main:
-    """A task for `main`: the options, and the adapters as (file, scale) in order."""
+    """A task for `main`: the options, and the adapters as (file, scale) pairs in order."""
 
     options: MainOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[str]:
-        """Return all files and folders that are read."""
+        """Return all input files and folders."""
         o = self.options
         names = [o.model, o.file, o.chat_template, *(path for path, _ in self.adapters)]
         return [name for name in names if name]
@@ -234,10 +234,11 @@ def parse_main(
     epilog: str = _EPILOG,
     conversation: bool | None = None,
 ) -> Main:
-    """Read the command line (without the program's name).
+    """Parse the command line (without the program name).
 
-    `kind`, `about`, `epilog`: the options and the help texts. `conversation`: its default.
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    `kind` contains the options, `about` and `epilog` are help texts, and `conversation` is the
+    default for that option. Raises `UsageError`; `--help` and `--version` print and raise
+    `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(kind))
     o = parse_into(kind, rest, prog=PROG, about=about, epilog=epilog, familiar=CHAT)
@@ -267,7 +268,7 @@ def parse_main(
 
 
 def read_escapes(options: MainOptions, text: str, name: str) -> str:
-    """Return `text`, with its escapes replaced if `--escape` is on. Raises `UsageError`."""
+    """Return `text`, replacing escapes if `--escape` is on. Raises `UsageError`."""
     return unescape(text, name) if options.escape else text
 
 

@@ -1,6 +1,6 @@
 """The command lines of `nbllama chat` and `nbllama generate`.
 
-They have the same options as `nbllama.main`; the verb selects conversation or completion.
+Both accept the same options as `nbllama.main`; the verb selects conversation or completion.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ def _conversation(default: str) -> Any:
 
 @dataclass(frozen=True)
 class ChatOptions(MainOptions):
-    """A parsed command line of `nbllama chat`, except for the adapters."""
+    """A parsed `nbllama chat` command line, except for the adapters."""
 
     conversation: bool | None = _conversation("on")
 
 
 @dataclass(frozen=True)
 class GenerateOptions(MainOptions):
-    """A parsed command line of `nbllama generate`, except for the adapters."""
+    """A parsed `nbllama generate` command line, except for the adapters."""
 
     conversation: bool | None = _conversation("off")
 
 
 def parse_chat(argv: Sequence[str]) -> Main:
-    """Parse like `nbllama.options.chat.parse_main`; the default is a conversation."""
+    """Parse like `nbllama.options.chat.parse_main`, with conversation as the default."""
     return parse_main(argv, ChatOptions, about=_CHAT, epilog=_CHAT_END, conversation=True)
 
 
 def parse_generate(argv: Sequence[str]) -> Main:
-    """Parse like `nbllama.options.chat.parse_main`; the default is a completion.
+    """Parse like `nbllama.options.chat.parse_main`, with completion as the default.
 
     Also raises `UsageError` if there is no text to complete.
     """

@@ -1,4 +1,4 @@
-"""Options that nearly every program has, with shared help texts."""
+"""Options shared by nearly all programs, with common help texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ THREADS = Whole(1, 4096)
 
 
 def model_option(what: str, *also: str) -> Any:
-    """Declare the field for the model, such as "base model"; `also`: its other names."""
+    """Declare the field for a model, described as e.g. "base model"; `also` lists other names."""
     return option(
         "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="none; required"
     )

@@ -1,8 +1,8 @@
-"""`--config`: options from a YAML file, and the file that records the options of a run.
+"""`--config`: reading options from a YAML file, and writing the options of a run to such a file.
 
-A key is an option's name without its dashes (`_` counts as `-`). Each option parses its value from
-the text in the file. So `1e-4`, which is a string in YAML 1.1, is read as a number if the option
-expects a number, and `no` as a word if it expects a word.
+A key is the name of an option without the leading dashes (`_` counts as `-`). Each option parses
+its value from the text in the file. As a result, `1e-4`, which is a string in YAML 1.1, is read as
+a number if the option expects a number, and `no` is read as a word if the option expects a word.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
 def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
-    """Return the options of a file as words of a command line.
+    """Return the options in a file as command-line words.
 
-    Raises `UsageError` with file and line for a file that is not a flat mapping, an unknown or
-    repeated key, and a value that the option does not allow.
+    Raises `UsageError`, with file and line, if the file is not a flat mapping, a key is unknown or
+    repeated, or a value is not valid for its option.
     """
     import yaml
 
@@ -80,7 +80,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return the words of one key; none for a switch that keeps its default."""
+    """Return the words for one key, or none for a switch that keeps its default."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
@@ -113,21 +113,21 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 
 def _is_default(options: Any) -> bool:
-    """Return whether `--checkpoint-in` is its default, the newest file of `--checkpoint-out`."""
+    """Return whether `--checkpoint-in` has its default, the newest file of `--checkpoint-out`."""
     newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
     return bool(newest) and options.checkpoint_in == newest
 
 
-# Options that do not affect the adapter, or that apply only once.
+# Options that do not affect the adapter or that apply only once.
 _NOT_OF_THE_RUN = {
     "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "live", "only_write_lora",
 }  # fmt: skip
 
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
-    """Return the options of a run by name: the given value, else the default that the run used.
+    """Return the options of a run by name, with the given values or the defaults that were used.
 
-    `table`: all options; `settings`: `nbllama.train.run.settings.Settings`.
+    `table` contains all options. `settings` is a `nbllama.train.run.settings.Settings`.
     """
     taken = {
         "lora_alpha": settings.alpha,
@@ -141,14 +141,14 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
             continue
         value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):
-            value = getattr(options, o.dest)  # the settings use a different value for "none"
+            value = getattr(options, o.dest)  # the settings represent "none" differently
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
     return rows
 
 
 def config_text(rows: Mapping[str, Any], version: str) -> str:
-    """Return `taken_options` as a file that `--config` reads."""
+    """Return `taken_options` as a file that `--config` can read."""
     import yaml
 
     body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)
@@ -156,7 +156,7 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
 
 
 def is_own_config(path: str) -> bool:
-    """Return whether a run, not a person, wrote this file."""
+    """Return whether this file was written by a run rather than by a person."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(_MARK)

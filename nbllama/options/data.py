@@ -1,6 +1,6 @@
-"""Options about the records of a training file, for every program that reads such a file.
+"""Options for the records in a training file, for every program that reads such a file.
 
-The choices are repeated here rather than imported from `nbllama.data`, which needs numpy.
+The choices are duplicated here because `nbllama.data`, which defines them, requires numpy.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ class DataOptions(Protocol):
 
     @property
     def ctx(self) -> int | None:
-        """Context length in tokens; None for the default."""
+        """Context length in tokens, or None for the default."""
         ...
 
     @property
     def data_format(self) -> str | None:
-        """Format of the file; None to detect it from the content."""
+        """Format of the file, or None to detect it from the contents."""
         ...
 
     @property
     def data_columns(self) -> str:
-        """The file's own names for a format's keys."""
+        """The names that the file uses for the keys of its format."""
         ...
 
     @property
     def chat_template(self) -> str:
-        """Name or file of a chat template; "" means the model's own."""
+        """Name or file of a chat template, or "" for the model's own template."""
         ...
 
     @property
     def template_date(self) -> str | None:
-        """The date that is passed to templates, YYYY-MM-DD; None for today."""
+        """The date passed to templates, as YYYY-MM-DD, or None for today."""
         ...
 
     @property
     def train_on_prompt(self) -> bool:
-        """Whether prompts are trained on too."""
+        """Whether to train on prompts as well."""
         ...
 
     @property
     def parse_special(self) -> bool:
-        """Whether the text of a control token is read as that token."""
+        """Whether to read the text of a control token as that token."""
         ...
 
     @property
     def skip_bad(self) -> bool:
-        """Whether bad records are left out."""
+        """Whether to leave out bad records."""
         ...
 
     @property
@@ -71,18 +71,18 @@ class DataOptions(Protocol):
 
     @property
     def template_vars(self) -> str:
-        """The template's variables, as `parse_variables` reads them."""
+        """The template variables, in the syntax of `parse_variables`."""
         ...
 
     @property
     def system_as_user(self) -> bool:
-        """Whether a system message goes into the first question if the template has none."""
+        """Whether to put a system message into the first question if the template has none."""
         ...
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """How records are read."""
+    """The options that control how records are read."""
 
     data_format: str | None = record_option(
         Choice(FORMATS),

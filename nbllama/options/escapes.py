@@ -1,4 +1,4 @@
-"""Characters that are written with a backslash on the command line (`--escape`)."""
+"""Backslash escapes on the command line (`--escape`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
 def unescape(text: str, option: str = "--sample-start") -> str:
     r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8); other backslashes are kept.
 
-    Raises `UsageError` if the bytes are not UTF-8; `option` is where the text was given.
+    Raises `UsageError` if the bytes are not UTF-8; `option` names the option with the text.
     """
 
     def byte(found: re.Match[str]) -> str:

@@ -56,7 +56,7 @@ class GradcheckOptions:
 
 
 def parse(argv: Sequence[str]) -> GradcheckOptions:
-    """Read a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     options = parse_into(
         GradcheckOptions, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=GRADCHECK
     )

@@ -42,7 +42,7 @@ class InspectOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:
-    """Return the options and the file. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse the options and the file. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     words, rest = take_words(argv, table(InspectOptions))
     options = parse_into(
         InspectOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG,

@@ -1,6 +1,7 @@
 """Options as keyword arguments of a Python function.
 
-Names, values and messages are those of the command line; keywords are converted to its words.
+Names, values and messages are the same as on the command line: keywords are converted to
+command-line words.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from nbllama.options.values import Text
 def keyword_words(
     options: Sequence[Option], given: Mapping[str, Any], familiar: Mapping[str, str]
 ) -> list[str]:
-    """Return the words of a command line for the options of `given`, by their Python names.
+    """Convert the options in `given`, keyed by Python name, to command-line words.
 
-    A name is the option's, or one of its other long names, with `_` for `-` and without the dashes.
-    None means "not given". Switches take True and False. Options that can be given several times,
-    and options whose value is a list with commas, take a list.
+    A key is any long name of an option, without the leading dashes and with `_` for `-`. None means
+    "not given". Switches take True or False. Options that can be repeated, and options whose value
+    is a comma-separated list, take a list.
 
-    Raises `UsageError` for an unknown name (with a suggestion), for two names of one option, and
-    for a value of a type that a command line cannot give. The values themselves are checked by the
-    parser of the words.
+    Raises `UsageError` for an unknown name (with a suggestion), for two names of the same option,
+    and for a value whose type has no command-line form. The values themselves are checked later,
+    when the words are parsed.
     """
     by_name = {_python(n): o for o in options for n in o.names if n.startswith("--")}
     words: list[str] = []
@@ -46,7 +47,7 @@ def keyword_words(
 
 def _words(name: str, option: Option, value: Any) -> list[str]:
     if option.value is None:
-        # numpy has its own bool
+        # numpy has a separate bool type
         if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
             raise UsageError(f"{name}: '{shown(value)}' is not allowed; use True or False")
         return [option.names[0]] if value else [*option.off[:1]]
@@ -61,11 +62,11 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Return a value as it would be typed; numbers keep every bit."""
+    """Return a value as it would be typed; numbers keep their full precision."""
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
     if isinstance(value, bool):
-        return str(value)  # every parser of numbers refuses it
+        return str(value)  # rejected by every number parser
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):
@@ -78,7 +79,7 @@ def _python(name: str) -> str:
 
 
 def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) -> UsageError:
-    """Return the command line's error for an unknown option, with Python names."""
+    """Return the same error as the command line for an unknown option, but with Python names."""
     for o in options:
         if f"--{name.replace('_', '-')}" in o.off:
             return UsageError(f"unknown option '{shown(name)}'; pass {o.dest}=False")

@@ -37,7 +37,7 @@ interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A parsed command line of `export_lora`, except for the adapters."""
+    """A parsed `export_lora` command line, except for the adapters."""
 
     model_base: str = model_option("base model", "-m", "--model")
     model_out: str = _files(
@@ -74,14 +74,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Export:
-    """A task for `export_lora`: the options, and the adapters as (file, scale) in order."""
+    """A task for `export_lora`: the options, and the adapters as (file, scale) pairs in order."""
 
     options: ExportOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[str]:
-        """Return all files and folders that are read."""
+        """Return all input files and folders."""
         options = self.options
         names = [options.model_base, options.sample, options.calibrate]
         names += [adapter for adapter, _ in self.adapters]
@@ -89,7 +89,7 @@ class Export:
 
 
 def parse_export(argv: Sequence[str]) -> Export:
-    """Read the command line (without the program's name).
+    """Parse the command line (without the program name).
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
@@ -130,7 +130,7 @@ memory, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """The options of `quantize`, except for IN, OUT and TYPE."""
+    """The options for `quantize`, except for IN, OUT and TYPE."""
 
     pure: bool = _run(None, False, "use one type for all matrices instead of a mix")
     allow_requantize: bool = _run(
@@ -152,7 +152,7 @@ class Quantize:
 
 
 def parse_quantize(argv: Sequence[str]) -> Quantize:
-    """Read the command line (without the program's name). Raises like `parse_export`."""
+    """Parse the command line (without the program name). Raises like `parse_export`."""
     words, rest = take_words(argv, table(QuantizeOptions))
     options = parse_into(
         QuantizeOptions, rest, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG,

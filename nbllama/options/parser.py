@@ -1,10 +1,10 @@
-"""A command line generated from one table: the fields of a dataclass, each with its option.
+"""A command-line parser generated from one table: the fields of a dataclass, each an option.
 
-The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
-occurrence wins, no abbreviations) plus `--option=value`. Every error in a command line is one
-`UsageError` (exit 2) that names the option, the value and what is allowed. argparse formats the
-help, but does not read the command line, because it mistakes values that begin with `-` for
-options.
+The rules follow the old llama.cpp `finetune` (`_` in an option name counts as `-`, the last
+occurrence wins, no abbreviations), and `--option=value` also works. Every error in a command line
+raises a `UsageError` (exit code 2) that states the option, the value and what is allowed. argparse
+formats the help but does not parse the command line, because it would mistake values that begin
+with `-` for options.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 
 
 class Saved(NamedTuple):
-    """How a checkpoint stores an option that affects the computation.
+    """How an option that affects the computation is stored in a checkpoint.
 
-    `place`: position of its key among those of all options, never reused; a new option uses the
-    next one. `key`: "" for the field's own name. `taken`: whether a run that continues the
-    checkpoint uses its value if the option is not given. `may_change`: whether the continued run
-    may have a different value.
+    place: position of the key among the keys of all options; a new option uses the next free
+    position, and positions are never reused. key: "" for the field name. taken: whether a run that
+    resumes from the checkpoint uses the stored value if the option is not given. may_change:
+    whether the resumed run may use a different value.
     """
 
     place: int
@@ -41,20 +41,20 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """An option: `names` as typed, the usual one first; `off`: the names that switch it off.
+    """An option: `names` as typed, the usual name first; `off` contains names that switch it off.
 
-    `only`, `file`, `saved` and `without`: see `option`.
+    For `only`, `file`, `saved` and `without`, see `option`.
     """
 
     dest: str
     names: tuple[str, ...]
     off: tuple[str, ...]
     group: str
-    value: Value | None  # None: a switch, which has no value
+    value: Value | None  # None for a switch, which takes no value
     default: Any
     shown_default: str
     help: str
-    many: bool = False  # can be given several times; the field is a tuple of all values
+    many: bool = False  # can be repeated; the field is a tuple of all values
     only: str = ""
     file: str = ""
     saved: Saved | None = None
@@ -77,17 +77,17 @@ def option(
     saved: Saved | None = None,
     without: Any = None,
 ) -> Any:
-    """Declare a dataclass field that is an option, named as the field with `_` written as `-`.
+    """Declare a dataclass field as an option, named after the field with `_` replaced by `-`.
 
-    `also`: additional names. `first`: the name that help shows first. `shown_default`: the
-    default as help prints it, None for the value itself. `many`: the field is a tuple of all values
-    that are given, instead of the last one.
+    also: additional names. first: the name that help lists first. shown_default: the default as
+    shown in help; None shows the value itself. many: the field is a tuple of all given values,
+    instead of the last one.
 
-    `only`: "text" or "records", the kind of training data to which the option applies.
-    `file`: "reads" or "writes" for the name of a file or folder; no output may be an input.
-    `saved`: how a checkpoint stores the option, None if it does not change the computation.
-    `without`: for an option that the old llama.cpp `finetune` or checkpoints of an earlier version
-    did not have, the value that gives the same run as without the option.
+    only: "text" or "records", the kind of training data to which the option applies. file: "reads"
+    or "writes" for the name of a file or folder; no output may also be an input. saved: how a
+    checkpoint stores the option, or None if the option does not affect the computation. without:
+    for an option that is missing from the old llama.cpp `finetune` or from older checkpoints, the
+    value that reproduces the behaviour without the option.
     """
     made = dict(
         group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many,
@@ -99,7 +99,7 @@ def option(
 def table(kind: type) -> tuple[Option, ...]:
     """Return the options of a dataclass.
 
-    The options of its bases come first, in the order of the bases.
+    The options of base classes come first, in the order of the bases.
     """
     by_name = {f.name: f for f in fields(kind)}
     rows = []
@@ -111,7 +111,7 @@ def table(kind: type) -> tuple[Option, ...]:
         rows.append(
             Option(
                 name,
-                tuple(sorted(names, key=lambda n: n != made["first"])),  # else as they are
+                tuple(sorted(names, key=lambda n: n != made["first"])),  # otherwise unchanged
                 tuple(made["off"]),
                 made["group"],
                 made["value"],
@@ -129,7 +129,7 @@ def table(kind: type) -> tuple[Option, ...]:
 
 
 def _field_names(kind: type) -> list[str]:
-    """Return the names of all fields; `dataclasses.fields` begins with those of the last base."""
+    """Return all field names in order; `dataclasses.fields` would begin with the last base."""
     if not is_dataclass(kind):
         return []
     names = [name for base in kind.__bases__ for name in _field_names(base)]
@@ -137,7 +137,7 @@ def _field_names(kind: type) -> list[str]:
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):
-    """argparse's layout, without line breaks at the hyphens of option names."""
+    """The argparse help layout, without line breaks at hyphens in option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -149,7 +149,7 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
 def help_text(
     prog: str, about: str, epilog: str, options: Sequence[Option], *, forms: Sequence[str] = ("",)
 ) -> str:
-    """List the options in argparse's layout; `forms` as for `parse_into`."""
+    """List the options in the argparse layout; for `forms`, see `parse_into`."""
     usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -176,10 +176,10 @@ def help_text(
 def read(
     options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the given values by field name, or only "help" or "version" if `argv` has that option.
+    """Return the given values by field name, or just "help" or "version" if `argv` contains it.
 
-    A value may begin with `-`, as the old parser allowed, unless it is an option's name.
-    Raises `UsageError`.
+    As in the old parser, a value may begin with `-` unless it is the name of an option. Raises
+    `UsageError`.
     """
     by_name: dict[str, Option | None] = dict.fromkeys(_ABOUT)
     for o in options:
@@ -223,7 +223,7 @@ def read(
 
 
 def plain(name: str) -> str:
-    """Return an option's name as it is in the table: `_` counts as `-`."""
+    """Return an option name as spelled in the table, replacing `_` with `-`."""
     return name.replace("_", "-") if name.startswith("--") else name
 
 
@@ -240,12 +240,12 @@ def parse_into(
     familiar: Mapping[str, str] | None = None,
     forms: Sequence[str] = ("",),
 ) -> T:
-    """Create a `kind` (a dataclass) from a command line (without the program's name).
+    """Create an instance of the dataclass `kind` from a command line (without the program name).
 
-    `prog`: the program's name if it was not started as a verb of `nbllama`. `familiar`: names that
-    other programs use, with the hint (see `nbllama.options.unknown`). `forms`: for the usage line,
-    the words that belong to no option, such as "IN OUT".
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    `prog` is the name of the program, unless it was started as a verb of `nbllama`. `familiar` maps
+    names from other programs to hints (see `nbllama.options.unknown`). `forms` lists the positional
+    words, such as "IN OUT", for the usage line. Raises `UsageError`; `--help` and `--version` print
+    and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})
@@ -259,7 +259,7 @@ def parse_into(
 
 
 def markdown(options: Sequence[Option]) -> str:
-    """Write the options as Markdown tables, one per group."""
+    """Format the options as Markdown tables, one per group."""
     lines: list[str] = []
     group = None
     for o in options:

@@ -29,7 +29,7 @@ exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 ad
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """A parsed command line of `perplexity`, except for the adapters."""
+    """A parsed `perplexity` command line, except for the adapters."""
 
     model: str = model_option("model", "-m", "--model-base")
     file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="none; required")
@@ -52,14 +52,14 @@ class PerplexityOptions:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A task for `perplexity`: the options, and the adapters as (file, scale) in order."""
+    """A task for `perplexity`: the options, and the adapters as (file, scale) pairs in order."""
 
     options: PerplexityOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
 
 def parse_perplexity(argv: Sequence[str]) -> Perplexity:
-    """Read the command line (without the program's name).
+    """Parse the command line (without the program name).
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """

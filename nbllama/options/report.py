@@ -24,13 +24,13 @@ _FAMILIAR = dict.fromkeys(("--log", "--output", "-o", "--out", "--report", "--in
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A parsed command line, except for its words."""
+    """A parsed command line, except for its positional words."""
 
     debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[str], str]:
-    """Return the logs and the page's name. Raises `UsageError`; `--help`: `SystemExit(0)`."""
+    """Parse the logs and the page name. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     names, rest = take_words(argv, table(ReportOptions))
     parse_into(
         ReportOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=_FAMILIAR,
@@ -49,12 +49,12 @@ def parse(argv: Sequence[str]) -> tuple[list[str], str]:
 
 
 def is_page(name: str) -> bool:
-    """Return whether a word is the name of a page."""
+    """Return whether a word names a page."""
     return name.lower().endswith((".html", ".htm"))
 
 
 def _new_page(logs: Sequence[str]) -> str:
-    """Return a name next to the first log. Raises `UsageError` if the file exists."""
+    """Return a page name next to the first log. Raises `UsageError` if the file exists."""
     stems = [os.path.splitext(os.path.basename(log))[0] for log in logs]
     name = os.path.join(os.path.dirname(logs[0]), f"{'-vs-'.join(stems)[:200]}.html")
     if os.path.lexists(name):

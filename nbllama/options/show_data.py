@@ -22,7 +22,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class _ShowOptions:
-    """The files to read, and the parts of them to show."""
+    """The files to read, and what to show."""
 
     model_base: str = _show(
         Text(), "", "GGUF model whose tokenizer and chat template are used", also=["-m"],
@@ -48,11 +48,11 @@ class _ShowOptions:
 
 @dataclass(frozen=True)
 class ShowOptions(_ShowOptions, RecordOptions):
-    """A parsed command line; the options about records are those of `nbllama.finetune`."""
+    """A parsed command line, which shares the options for records with `nbllama.finetune`."""
 
 
 def parse(argv: Sequence[str]) -> ShowOptions:
-    """Return a command line's options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
     for name in ("model_base", "train_data"):
         if not getattr(options, name):

@@ -1,4 +1,4 @@
-"""Parse `STEP:PATTERN`: iterations, and the arrays to dump from them (`nbllama.peek`)."""
+"""Parse `STEP:PATTERN`: iterations, and the arrays to dump in each (`nbllama.peek`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ STEPS = "an iteration (12), several (1,10,100), or a range (1-5), then a colon a
 
 
 def parse_steps(text: str) -> tuple[frozenset[int], str]:
-    """Return the iterations and the pattern of `STEP:PATTERN`. Raises `ValueError`."""
+    """Return the iterations and the pattern in `STEP:PATTERN`. Raises `ValueError`."""
     steps, colon, pattern = text.partition(":")
     if not colon or not pattern.strip(", "):
         raise ValueError(text)

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from nbllama.errors import UsageError, shown
 
-# Below this, names are similar only by chance: --device and --escape have 0.63, --data and
-# --val-data 0.75.
+# Below this ratio, names are similar only by chance: it is 0.63 for --device and --escape, and 0.75
+# for --data and --val-data.
 _ALIKE = 0.76
 
 
 def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
     """Return the error for `name`, which is not among the options `names`.
 
-    `familiar`: for names from other programs, the option to use instead, or a sentence that says
-    what to do.
+    `familiar` maps names from other programs to the option to use instead, or to a sentence that
+    says what to do.
     """
     if not name.startswith("-"):
         model = next((n for n in ("--model", "--model-base") if n in names), "")

@@ -1,4 +1,4 @@
-"""Kinds of option values: how each is parsed, and how help and errors describe it."""
+"""Types of option values: how each is parsed, and described in help and errors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nbllama.options.steps import STEPS, parse_steps
 SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 """Smallest and largest positive normal float32."""
 
-# Variables that the program itself passes to a chat template.
+# Variables that the program itself passes to chat templates.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Any text, such as a file name; it may be empty."""
+    """Any text, such as a file name; may be empty."""
 
     metavar: str = "FILE"
 
     def parse(self, text: str) -> str:
-        """Return the text as it is."""
+        """Return the text unchanged."""
         return text
 
     def allowed(self) -> str:
@@ -37,14 +37,14 @@ class Text:
 class Words(Text):
     """Text that is used directly, not as a file name.
 
-    It must be UTF-8, whatever the locale of the command line.
+    The text must be UTF-8, regardless of the locale.
     """
 
     metavar: str = "TEXT"
 
     def parse(self, text: str) -> str:
-        """Return the text; `ValueError` if it is not UTF-8."""
-        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale cannot decode
+        """Return the text. Raises `ValueError` if it is not UTF-8."""
+        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes the locale could not decode
             return os.fsencode(text).decode("utf-8")
         return text
 
@@ -55,14 +55,14 @@ class Words(Text):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `low` to `high`, inclusive."""
+    """An integer from `low` to `high`, inclusive."""
 
     low: int = 0
     high: int = 2**31 - 1
     metavar: str = "N"
 
     def parse(self, text: str) -> int:
-        """Return the number; `ValueError` if it is not a number or out of range."""
+        """Return the number. Raises `ValueError` if it is not a number or is out of range."""
         number = int(text)
         if not self.low <= number <= self.high:
             raise ValueError(text)
@@ -76,26 +76,26 @@ class Whole:
 
 
 class NotInFloat32(ValueError):
-    """A number that is infinite or not normal in float32, the type of all computation."""
+    """Raised for a number that is infinite or not normal in float32, which all code computes in."""
 
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high]; `above` / `below` exclude the end.
+    """A finite number in [low, high]; `above` and `below` exclude the respective end.
 
-    It must be 0 or a normal number of float32, in which it will be used.
+    It must be 0 or a normal float32 number, because it will be used as float32.
     """
 
     low: float = 0.0
     high: float = math.inf
-    above: bool = False  # low itself is not allowed
-    below: bool = False  # high itself is not allowed
+    above: bool = False  # exclude low itself
+    below: bool = False  # exclude high itself
     metavar: str = "X"
 
     def parse(self, text: str) -> float:
         """Return the number.
 
-        Raises `ValueError` if it is not a number, not finite or out of range, and `NotInFloat32`.
+        Raises `NotInFloat32`, and `ValueError` if it is not a number, not finite or out of range.
         """
         number = float(text)
         over = number > self.low if self.above else number >= self.low
@@ -118,13 +118,13 @@ class Real:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few words."""
+    """One of a fixed set of words."""
 
     words: tuple[str, ...]
     metavar: str = "WORD"
 
     def parse(self, text: str) -> str:
-        """Return the word; `ValueError` for any other word."""
+        """Return the word. Raises `ValueError` for any other word."""
         if text not in self.words:
             raise ValueError(text)
         return text
@@ -136,13 +136,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Size:
-    """A number of bytes, plain or in units of 10^3, 10^6 or 10^9: `750M`, `1.5G`."""
+    """A number of bytes, optionally in units of 10^3, 10^6 or 10^9: `750M`, `1.5G`."""
 
     metavar: str = "SIZE"
     least: int = 1
 
     def parse(self, text: str) -> int:
-        """Return the bytes; `ValueError` for anything else."""
+        """Return the number of bytes. Raises `ValueError` for anything else."""
         unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
         number = float(text[:-1] if unit else text) * (unit or 1.0)
         if not self.least <= number < 2**62:
@@ -156,13 +156,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """A port of this machine, 0 for any free one; "on" (also true, yes) is 0, "off" is None."""
+    """A local port, 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
 
     metavar: str = "[PORT]"
-    alone: str = "on"  # the value if nothing follows the option
+    alone: str = "on"  # the value if the option is given without one
 
     def parse(self, text: str) -> int | None:
-        """Return the port; raises `ValueError` for anything else, and for system ports."""
+        """Return the port. Raises `ValueError` for a system port or anything else."""
         word = text.lower()
         if word in ("on", "true", "yes"):
             return 0
@@ -185,7 +185,7 @@ class Day:
     metavar: str = "DATE"
 
     def parse(self, text: str) -> str:
-        """Return the day as it was written; `ValueError` for anything else."""
+        """Return the day unchanged. Raises `ValueError` for anything else."""
         return date.fromisoformat(text).isoformat()
 
     def allowed(self) -> str:
@@ -195,7 +195,7 @@ class Day:
 
 @dataclass(frozen=True)
 class Variables:
-    """Variables of a chat template, as `parse_variables` reads them."""
+    """Variables for a chat template, in the syntax of `parse_variables`."""
 
     metavar: str = "NAME=VALUE,..."
 
@@ -210,10 +210,10 @@ class Variables:
 
 
 def parse_variables(text: str) -> dict[str, Any]:
-    """Parse the variables of `--template-vars`: "a=false,b=[1, 2],c=high".
+    """Parse the value of `--template-vars`, such as "a=false,b=[1, 2],c=high".
 
-    A value is JSON; anything that is not JSON is text up to the next comma. Raises `ValueError` for
-    any other form, a repeated name, and a name that the program itself passes to a template.
+    A value is JSON or, if it is not valid JSON, text up to the next comma. Raises `ValueError` for
+    any other form, for a repeated name, and for a name that the program itself passes to templates.
     """
     decoder, out, at = json.JSONDecoder(), {}, 0
     while at < len(text.rstrip()):
@@ -241,7 +241,7 @@ def parse_variables(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Dumped:
-    """Iterations and a pattern of names, as `nbllama.options.steps` reads them."""
+    """Iterations and a name pattern, in the syntax of `nbllama.options.steps`."""
 
     metavar: str = "STEP:PATTERN"
 

@@ -29,7 +29,7 @@ written, 4 out of memory, 5 adapter does not fit, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """A parsed command line of `verify`, except for the adapters."""
+    """A parsed `verify` command line, except for the adapters."""
 
     model: str = model_option("base model", "-m", "--model-base")
     lora: str = lora_option()
@@ -56,14 +56,14 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Verify:
-    """A task for `verify`: the options, and the adapters as (file, scale) in order."""
+    """A task for `verify`: the options, and the adapters as (file, scale) pairs in order."""
 
     options: VerifyOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
 
 def parse_verify(argv: Sequence[str]) -> Verify:
-    """Read the command line (without the program's name).
+    """Parse the command line (without the program name).
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """

@@ -1,4 +1,4 @@
-"""Words on a command line that belong to no option, such as file names."""
+"""Positional words on a command line, such as file names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from nbllama.options.parser import Option, plain
 
 
 def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str], list[str]]:
-    """Return the words that belong to no option, and the rest for `parser.parse_into`.
+    """Return the positional words, and the remaining words for `parser.parse_into`.
 
-    Everything after `--` is a word.
+    Everything after `--` is positional.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     words: list[str] = []

@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates of GGUF files."""
+"""Tokenizers and chat templates from GGUF files."""
 
 from __future__ import annotations
 

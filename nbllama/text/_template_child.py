@@ -1,6 +1,6 @@
-"""The child process that renders chat templates: `sandbox` starts it and sends it requests.
+"""The child process that renders chat templates; `sandbox` starts it and sends requests.
 
-One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
+The protocol is one UTF-8 JSON object per line, with requests on stdin and replies on stdout:
 
     {"op": "compile", "source": str}                          -> {"ok": true}
     {"op": "render",
@@ -9,11 +9,11 @@ One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
      "variables": {...}, "now": str|null}                     -> {"ok": [texts or error...]}
     any failure                                               -> {"error": kind, "message": str}
 
-A cut renders the first n messages; `texts` contains one string per cut. If the template refuses a
-chat or fails on it, that chat has an error instead of texts. `tools` is a variable of the chat,
-undefined if there are none, as in llama.cpp's server. Kinds: syntax, security, raised, memory,
-recursion, size, failed. This module imports nothing from nbllama, so that the child starts quickly
-and contains no data of the program.
+A cut renders the first n messages, and `texts` contains one string per cut. If the template rejects
+a chat or fails on it, the reply for that chat contains an error instead of texts. `tools` is a
+variable of the chat and, as in llama.cpp's server, undefined if there are none. The kinds of errors
+are syntax, security, raised, memory, recursion, size and failed. This module imports nothing from
+nbllama, so that the child starts quickly and contains none of the program's data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jinja2.exceptions import SecurityError  # noqa: E402
 from jinja2.ext import Extension  # noqa: E402
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
 
-MAX_TEXT = 16 << 20  # characters of one rendered text
+MAX_TEXT = 16 << 20  # characters per rendered text
 
 
 class Raised(jinja2.TemplateError):
@@ -85,7 +85,7 @@ def _no_other(name: str) -> str:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Return the jinja2 environment that templates are written for, as Hugging Face defines it."""
+    """Return the jinja2 environment that templates expect, as defined by Hugging Face."""
     env = ImmutableSandboxedEnvironment(
         loader=jinja2.FunctionLoader(_no_other),
         trim_blocks=True,
@@ -98,7 +98,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str] | dict[str, str]]:
-    """Render every cut of every chat of a request, or return the chat's error."""
+    """Render every cut of every chat in a request; a chat that fails returns its error."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
 
@@ -132,14 +132,14 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str]
         try:
             out.append(texts(chat))
         except (MemoryError, RecursionError, TooLong, SecurityError):
-            raise  # a limit of the process, which is then restarted
+            raise  # a process limit, after which the process is restarted
         except Exception as e:
             out.append(failure(e))
     return out
 
 
 def failure(error: BaseException) -> dict[str, str]:
-    """Return the answer that describes `error`."""
+    """Return the reply that describes `error`."""
     kinds: list[tuple[type[BaseException], str]] = [
         (Raised, "raised"),
         (SecurityError, "security"),
@@ -158,8 +158,8 @@ def failure(error: BaseException) -> dict[str, str]:
 def limit_memory(extra: int) -> None:
     """Prevent this process from writing files and from growing by more than `extra` bytes.
 
-    The memory limit needs the current size of the process, which only Linux reports. Windows has
-    neither limit; the time limit works everywhere.
+    The memory limit depends on the current size of the process, which only Linux reports. Windows
+    supports neither limit. The time limit works everywhere.
     """
     try:
         import resource
@@ -175,9 +175,9 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm() -> Callable[[float], object]:
-    """Return a function that ends this process after a number of seconds; 0 cancels this.
+    """Return a function that ends this process after a number of seconds; 0 cancels the alarm.
 
-    The parent kills a child that is late; this is for a child whose parent has ended.
+    The parent kills a child that takes too long; the alarm ends a child whose parent is gone.
     """
     if not hasattr(signal, "setitimer"):
         return lambda seconds: None
@@ -187,7 +187,7 @@ def set_alarm() -> Callable[[float], object]:
 
 def main(memory: int, seconds: float) -> None:
     """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     env = environment()
     template = env.from_string("{{ strftime_now('%Y') }}{{ [1]|tojson }}")

@@ -1,10 +1,10 @@
-"""Find the text that a model must write after a prompt, so that both together are a given chat.
+"""Find the text that a model must write after a prompt to produce a given chat.
 
-As a server renders them, P is the chat before an answer, with the prompt for the answer, and F is
-the chat including the answer. If F begins with P, the answer is the rest of F. Many templates are
-different: the prompt opens a thought that the history does not show, or contains a closed one; the
-history has a different system message. The differences listed here are accepted; all others are
-refused.
+Let P be the chat before an answer, including the prompt for the answer, and F the chat including
+the answer, both as rendered by a server. If F begins with P, the answer is the rest of F. With many
+templates, F does not begin with P: the prompt opens a thought that the history does not show, or
+contains a closed thought, or the history has a different system message. These differences are
+accepted, and all others are refused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _FEW = 2  # minimum length of a matching tail, in characters
 class Part(NamedTuple):
     """An answer as `head + through[at:]`.
 
-    head: a thought and its closer, if the prompt opens a thought that F does not show; its first
-    `n_thought` characters come from the data.
+    `head` is a thought and its closer, if the prompt opens a thought that F does not show. The
+    first `n_thought` characters of `head` come from the data.
     """
 
     head: str
@@ -34,18 +34,18 @@ class Part(NamedTuple):
     n_thought: int = 0
 
     def text(self, through: str) -> str:
-        """Return the text of the answer; `through`: F."""
+        """Return the text of the answer; `through` is F."""
         return self.head + through[self.at :]
 
 
 def split_answer(
     prompt: str, through: str, messages: list[dict[str, Any]], number: int, *, closer: str = ""
 ) -> Part:
-    """Return the answer (message `number`, from 0) with the text that the template writes after it.
+    """Return the answer (message `number`, from 0) and the text that the template adds after it.
 
-    prompt: P. through: F. closer: the text that the template writes between a thought and the words
-    after it, if known. Raises `MessageError` if it is unclear which part of F the model writes, or
-    if the prompt closes the thought but the data have one.
+    prompt: P. through: F. closer: the text that the template writes between a thought and the
+    following words, if known. Raises `MessageError` if it is unclear which part of F the model
+    writes, or if the prompt closes the thought but the data contain one.
     """
     if through.startswith(prompt):
         return Part("", len(prompt))
@@ -53,7 +53,7 @@ def split_answer(
     base = prompt if held is None else prompt[: held.start]
     at = _aligned(base, through, messages, number)
     if at is None and held is not None and held.closed:
-        # A template that continues an answer's turn: the header is missing in F too.
+        # The template continues the turn of an answer, so the header is also missing from F.
         common = len(os.path.commonprefix([base, through]))
         words = _words_at(through, messages[number])
         at = common if words is not None and not through[common:words].strip() else None
@@ -73,7 +73,7 @@ def split_answer(
 
 
 def _after_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
-    """Return an answer whose prompt has a closed thought."""
+    """Return an answer whose prompt contains a closed thought."""
     if thought:
         raise MessageError(
             [number],
@@ -88,12 +88,12 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
         at += mark.end()
     else:
         return Part("", at)
-    # The prompt already has white space after the closer.
+    # The prompt already contains the white space after the closer.
     return Part("", at + held_tail(held, through, at))
 
 
 def held_tail(held: Thought, through: str, at: int) -> int:
-    """Return how much of the white space at `through[at:]` the prompt's end already contains."""
+    """Return how much of the white space at `through[at:]` is already at the end of the prompt."""
     n_space = len(through[at:]) - len(through[at:].lstrip())
     return min(n_space, held.end - held.start - len(held.opener + held.inner + held.closer))
 
@@ -134,7 +134,7 @@ def _after_open(
 
 
 def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: int) -> int | None:
-    """Return the position in F at which `base` ends; None if it is unknown."""
+    """Return the position in F at which `base` ends, or None if unknown."""
     if through.startswith(base):
         return len(base)
     common = len(os.path.commonprefix([base, through]))
@@ -144,7 +144,7 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
     if words is None:
         return None
     # Find the longest tail of `base` directly before the words.
-    calls = bool(messages[number].get("tool_calls"))  # the template can write text before calls
+    calls = bool(messages[number].get("tool_calls"))  # the template may write text before calls
     best, place = 0, -1
     for at in range(words, max(-1, words - 200), -1):
         if not calls and not _MARKS.fullmatch(through, at, words):
@@ -157,7 +157,7 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
 
 
 def _words_at(through: str, message: dict[str, Any]) -> int | None:
-    """Return the position in F of the message's words, or of its thought or first call."""
+    """Return the position in F of the words in the message, or of its thought or first call."""
     pieces = [visible(message)] + [
         str(call["function"]["name"]) for call in message.get("tool_calls") or []
     ]
@@ -171,15 +171,15 @@ def _words_at(through: str, message: dict[str, Any]) -> int | None:
 
 
 def _rest(prompt: str, through: str) -> str:
-    """Return the part of the prompt that differs from F, for an error message."""
+    """Return the part of the prompt that differs from F, for error messages."""
     return prompt[len(os.path.commonprefix([prompt, through])) :]
 
 
 def words_end(text: str, message: dict[str, Any]) -> int:
-    """Return the position in an answer's text after the words of the message.
+    """Return the position after the words of the message in the text of an answer.
 
-    The words are its thought, content and calls. The first token after them that ends a generation
-    ends the answer.
+    The words are the thought, content and calls. The answer ends with the first token after the
+    words that ends generation.
     """
     end = 0
     pieces = [thought_of(message), visible(message)]

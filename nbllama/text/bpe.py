@@ -1,11 +1,11 @@
 """Byte-level BPE on Hugging Face `tokenizers`.
 
-The tokenizer is built from a GGUF's tokens and merges and its row of `pretokenizers`.
+The tokenizer is built from the tokens and merges in a GGUF file and a row of `pretokenizers`.
 
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
-exceptions. Both drop a byte whose character is not in the vocabulary, but only in llama.cpp does
-this byte still separate its neighbours; here it receives an id past the vocabulary, which is then
-dropped. And a merge that is listed twice keeps its first rank (`vocab`).
+exceptions. First, both drop a byte whose character is not in the vocabulary, but only in llama.cpp
+does such a byte still separate its neighbours. This module gives the byte an id past the vocabulary
+and drops the id afterwards. Second, a merge that is listed twice keeps its first rank (`vocab`).
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def byte_characters() -> dict[int, str]:
-    """Return GPT-2's character for each byte: printable Latin-1 as it is, others from U+0100 on."""
+    """Return GPT-2's character for each byte: printable Latin-1 unchanged, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -35,13 +35,13 @@ def byte_characters() -> dict[int, str]:
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
 _ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the vocabulary, for bytes
-# Every pre-tokenizer splits after a line feed between a character that is not white space and a
-# letter, and none of their patterns extends across this position.
+# Every pre-tokenizer splits after a line feed that follows a non-white-space character and precedes
+# a letter, and no pattern extends across this position.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
 
-# Words with the characters in front of them. Every pre-tokenizer splits between an ASCII letter or
-# digit and a space or line feed, before a space that follows no white space and precedes such a
-# letter, and at a line feed as above. Text without such a position, such as Chinese, is one word.
+# Words with their preceding characters. Every pre-tokenizer splits between an ASCII letter or digit
+# and a space or line feed, before a space that follows no white space and precedes such a letter,
+# and at a line feed as above. Text without such positions, such as Chinese, is one word.
 _WORDS = re.compile(
     r"""
     (?s: . ) [^ \t\r\n]*
@@ -50,7 +50,7 @@ _WORDS = re.compile(
     """.replace("[ ", "[\\ "),
     re.VERBOSE,
 )
-_KEPT = 500_000  # characters of words whose ids are kept
+_KEPT = 500_000  # characters in words whose ids are cached
 
 
 class BpeTokenizer(Tokenizer):
@@ -62,15 +62,15 @@ class BpeTokenizer(Tokenizer):
         self._pre = vocab.pre
         self._merges = vocab.merges
         self._is_whole = all(c in self._ids for c in BYTE_CHARACTERS.values())
-        self._words: dict[str, tuple[int, ...]] = {}  # the library's ids of words
-        self._n_characters = 0  # of these words
+        self._words: dict[str, tuple[int, ...]] = {}  # library ids of words
+        self._n_characters = 0  # in these words
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        # Imported at the first use: it takes 0.1 s, which commands without text do not need.
+        # Imported on first use, because the import takes 0.1 s and not every command needs it.
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-        # Tokens that are not UTF-8 cannot be a piece of any text.
+        # Tokens that are not UTF-8 cannot occur in any text.
         ids = {t: i for t, i in self._ids.items() if not any("\ud800" <= c <= "\udfff" for c in t)}
         for c in BYTE_CHARACTERS.values():
             ids.setdefault(c, len(self._texts) + ord(c))
@@ -90,10 +90,10 @@ class BpeTokenizer(Tokenizer):
         return [self._known(ids) for ids in self._library_ids(texts)]
 
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the library's ids of each text.
+        """Return the library ids of each text.
 
-        Words repeat often, and a lookup is much faster than the library. So texts are split into
-        words, and the library tokenises only the new ones.
+        Words are often repeated, and a lookup is much faster than the library. Texts are therefore
+        split into words, and only new words are passed to the library.
         """
         cut = [_WORDS.findall(text) for text in texts]
         words = self._words
@@ -106,7 +106,7 @@ class BpeTokenizer(Tokenizer):
                 new = list(dict.fromkeys(chain.from_iterable(cut)))
                 n_characters = sum(map(len, new))
             self._n_characters += n_characters
-            # One call for all words: the library needs less time per word and uses all cores.
+            # A single call for all words takes less time per word and uses all cores.
             encodings = self._library.encode_batch_fast(new, add_special_tokens=False)
             words.update((word, tuple(e.ids)) for word, e in zip(new, encodings, strict=True))
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
@@ -126,13 +126,13 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _n_bytes(self) -> np.ndarray:
-        """Number of bytes for each of the library's ids, int64."""
+        """Number of bytes for each library id, int64."""
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids, except those past the vocabulary, and the characters at which they start.
+        """Return the ids, except for any past the vocabulary, and the characters where they start.
 
-        The library can return these positions too, but that takes longer than the tokenising.
+        The library can also return these positions, but that takes longer than tokenising.
         """
         ids = np.array(library_ids, np.int32)
         sizes = self._n_bytes[ids]
@@ -146,9 +146,9 @@ class BpeTokenizer(Tokenizer):
         return ids, places
 
     def _normal_piece(self, text: str) -> bytes:
-        """Return the bytes of the token's characters.
+        """Return the bytes that the characters of a token represent.
 
-        llama.cpp writes a character that represents no byte as [UNK_BYTE_0x...].
+        As in llama.cpp, a character that represents no byte is written as [UNK_BYTE_0x...].
         """
         out = bytearray()
         for c in text:

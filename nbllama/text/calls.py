@@ -1,8 +1,9 @@
-"""Tool calls: the form that a chat template accepts, and a form for templates without calls.
+"""Tool calls: the form that a chat template accepts, and a form for templates without support.
 
-Most templates expect a call's arguments as an object, some as a string; the wrong form raises an
-error, is printed as Python, or is encoded twice. Some templates write calls only in a message whose
-content is null. A small chat shows once which form a template needs.
+Most templates expect the arguments of a call as an object, but some expect a string; the wrong form
+raises an error, is printed as Python, or is encoded twice. Some templates write calls only in
+messages whose content is null. The form that a template needs is determined once, by rendering a
+small chat.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 
 
 class Form(NamedTuple):
-    """How a template accepts tool calls: arguments as "object" or "text", or "none" for no calls.
+    """How a template accepts tool calls: with arguments as "object" or "text", or "none" at all.
 
-    null: whether it writes calls only if the content is null, so that empty content must be null.
+    `null` means that calls are written only if the content is null, so empty content must be null.
     """
 
     arguments: str
@@ -50,8 +51,8 @@ def _tool() -> Message:
 def form_of_calls(render: Render) -> Form:
     """Return the form in which a template accepts tool calls.
 
-    The form is also "object" if the template refuses every call, so that a record's call is refused
-    with the template's message.
+    The form is also "object" if the template rejects every call, so that calls in records are
+    rejected with the message from the template.
     """
     failed = 0
     contents = ("", None, "zqcontent")
@@ -68,7 +69,7 @@ def form_of_calls(render: Render) -> Form:
 
 
 def _is_whole(text: str | None) -> bool:
-    """Return whether a text contains the probe's call intact: not as Python, not encoded twice."""
+    """Return whether text contains the probe call intact, not as Python or encoded twice."""
     if text is None:
         return False
     at = text.rfind("zqquestion")
@@ -79,7 +80,7 @@ def _is_whole(text: str | None) -> bool:
 
 
 def with_arguments(messages: list[Message], form: Form) -> list[Message]:
-    """Return `messages` with their tool calls in the form that a template accepts."""
+    """Return `messages`, converting tool calls to the form that a template accepts."""
     return [_in_form(m, form) if m.get("tool_calls") else m for m in messages]
 
 
@@ -102,7 +103,7 @@ def _in_form(message: Message, form: Form) -> Message:
 
 
 def hermes(call: Message) -> str:
-    """Return a call in the form of Hermes and Qwen models: a line of JSON between two marks."""
+    """Return a call in the form used by Hermes and Qwen models: one line of JSON between marks."""
     function = call["function"]
     line = json.dumps(
         {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False
@@ -111,9 +112,9 @@ def hermes(call: Message) -> str:
 
 
 def missing_in(text: str, message: Message) -> str:
-    """Return the name of a message's first call that is missing from the text; "" if none is.
+    """Return the name of the first call in a message that is missing from the text, or "".
 
-    A call is in the text if its name and all keys and values of its arguments are.
+    A call is present if its name and all keys and values of its arguments are in the text.
     """
     for call in message.get("tool_calls") or []:
         function = call["function"]

@@ -1,4 +1,4 @@
-"""Group tokens so that every group consists of whole characters."""
+"""Group tokens so that each group consists of whole characters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    r"""Tokens `first` to `last` (included) of a sequence, and their text.
+    r"""Tokens `first` to `last` (inclusive) of a sequence, and their text.
 
     A byte that is not part of a character is written as `\xHH`.
     """
@@ -23,10 +23,10 @@ class Group(NamedTuple):
 def character_groups(
     tokenizer: Tokenizer, ids: Sequence[int], apart: Sequence[bool] | None = None
 ) -> list[Group]:
-    """Return the smallest groups of neighbouring tokens that form whole characters.
+    """Return the smallest groups of adjacent tokens that form whole characters.
 
-    A byte-level vocabulary can split one character, such as a Chinese one, into several tokens. No
-    group contains a change of `apart` (one flag per token).
+    A byte-level vocabulary can split a single character, for example in Chinese, into several
+    tokens. `apart` (one flag per token) never changes within a group.
     """
     groups: list[Group] = []
     held, first = b"", 0
@@ -41,7 +41,7 @@ def character_groups(
             text = held.decode("utf-8")
         except UnicodeDecodeError as e:
             if e.reason == "unexpected end of data":
-                continue  # the next token can complete the character
+                continue  # the next token may complete the character
             text = _escaped(held)
         groups.append(Group(first, n, text))
         held = b""

@@ -1,6 +1,6 @@
-"""Chat templates: messages to text, as a server renders them.
+"""Chat templates, which render messages as text in the same way as a server.
 
-The template of a model file is untrusted code: it runs in a sandbox in a child process with time
+A template from a model file is untrusted code, so it runs in a sandbox in a child process with time
 and memory limits (`sandbox`).
 """
 
@@ -32,13 +32,13 @@ Cuts = Sequence[tuple[int, bool]]
 
 
 class ChatTemplate:
-    """A Jinja chat template. Use it as a context manager or call `close`.
+    """A Jinja chat template; use it as a context manager or call `close`.
 
-    `bos_token`, `eos_token`: texts for the template's variables of these names. `variables`:
-    additional variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
-    that the same data give the same text on another day. `where` and `error`: the source and the
-    class of errors. `memory_bytes`: memory that the child can use in addition to its memory at the
-    start. Raises `error` if the template is larger than 256 KB or cannot be compiled in
+    bos_token, eos_token: values of the template variables of these names. variables: additional
+    variables, such as `enable_thinking`. now: the time that `strftime_now` returns, so that the
+    same data give the same text on a different day. where, error: the source to name in errors, and
+    their class. memory_bytes: memory that the child may use in addition to its initial memory.
+    Raises `error` if the template is larger than 256 KB or cannot be compiled within
     `compile_seconds`.
     """
 
@@ -80,13 +80,13 @@ class ChatTemplate:
         tools: list[Any] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text of `messages`, as a server renders it.
+        """Render `messages` as a server would, and return the text.
 
-        With `add_generation_prompt` it ends where the next answer begins. Without `tools` the
-        template's variable of that name is undefined. `variables` are for this chat only.
+        With `add_generation_prompt`, the text ends where the next answer begins. Without `tools`,
+        the template variable of that name is undefined. `variables` apply to this chat only.
 
-        Raises DataError if the template refuses the messages (`raise_exception`), and the
-        template's error if it fails or exceeds a limit.
+        Raises DataError if the template rejects the messages (`raise_exception`), and `error` if
+        the template fails or exceeds a limit.
         """
         more = chat_variables(tools, variables)
         (texts,) = self.render_chats([(messages, [(len(messages), add_generation_prompt)], more)])
@@ -95,22 +95,22 @@ class ChatTemplate:
         return texts[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
-        """Return, for each (messages, cuts, variables), the texts of its cuts, or a `render` error.
+        """Return the texts of the cuts, or a `render` error, for each (messages, cuts, variables).
 
-        All chats are one request to the child, which is much faster. A cut (n, prompt) is the first
-        n messages, with or without a prompt for an answer.
+        All chats are sent to the child in a single request, which is much faster. A cut (n, prompt)
+        is the first n messages, with or without a prompt for an answer.
         """
         try:
             results = self._sandbox.render(chats, self._variables, self._now)
         except TemplateFailed as e:
             if len(chats) == 1:
                 return [self._refusal(e)]
-            # The whole request failed; render the chats one by one to find the cause.
+            # The whole request failed, so render the chats one by one to find the cause.
             return [result for chat in chats for result in self.render_chats([chat])]
         return [self._refusal(r) if isinstance(r, TemplateFailed) else r for r in results]
 
     def close(self) -> None:
-        """End the child process; it can be called twice."""
+        """End the child process; may be called more than once."""
         self._sandbox.close()
 
     def __enter__(self) -> ChatTemplate:
@@ -128,7 +128,7 @@ class ChatTemplate:
 
 
 def chat_variables(tools: list[Any] | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the template's variables for one chat; without tools, "tools" is not among them."""
+    """Return the template variables for one chat, omitting "tools" if there are none."""
     return {**(variables or {}), **({"tools": tools} if tools else {})}
 
 
@@ -139,13 +139,13 @@ def chat_template_for(
     now: datetime | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """Return the template to use with `tokenizer`: `source` if given, else that of the model file.
+    """Return the template to use with `tokenizer`: `source` if given, else from the model file.
 
-    Without both, it is ChatML if the vocabulary has its tokens. `variables`: see
+    If neither exists, ChatML is used if the vocabulary contains its tokens. For `variables`, see
     `ChatTemplate`.
 
-    Raises UsageError if there is no template or the given one is bad, GGUFError if the file's is
-    bad.
+    Raises UsageError if there is no template or the given template is invalid, and GGUFError if the
+    template in the file is invalid.
     """
 
     def text(token_id: int | None) -> str:

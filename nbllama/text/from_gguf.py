@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, by the kind of its vocabulary."""
+"""Create the tokenizer for a GGUF file, depending on the kind of vocabulary."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nbllama.text.vocab import read_vocab
 
 
 def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
-    """Return the tokenizer of `f`: SentencePiece for the model "llama", BPE for the others.
+    """Return the tokenizer for `f`: SentencePiece for the model "llama", BPE for all others.
 
-    The model is the value of `tokenizer.ggml.model`. `pre`: the pre-tokenizer's name instead of the
-    file's. Raises GGUFError for a vocabulary that is damaged or not supported, and UsageError for
-    an invalid `pre` (see `read_vocab`).
+    The model is the value of `tokenizer.ggml.model`. `pre` overrides the pre-tokenizer name in the
+    file. Raises GGUFError if the vocabulary is damaged or not supported, and UsageError if `pre` is
+    invalid (see `read_vocab`).
     """
     vocab = read_vocab(f, pre)
     if vocab.model == "llama":

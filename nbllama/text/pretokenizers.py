@@ -1,13 +1,13 @@
 r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is split.
 
-A row is a tuple of regular expressions. Each one in turn splits every piece that the previous ones
-left into its matches and the gaps between them, and is matched within that piece only. BPE merges
-never cross the boundary of a piece. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`,
-`impl::load`) and src/unicode.cpp, which is the reason for differences from the original expressions
-of tokenizers.
+A row is a tuple of regular expressions, applied one after the other. Each expression splits every
+remaining piece into its matches and the gaps between them, and is matched only within that piece.
+BPE merges never cross the boundary of a piece. The facts come from llama.cpp, src/llama-vocab.cpp
+(`llm_tokenizer_bpe`, `impl::load`) and src/unicode.cpp. The latter causes differences from the
+original expressions of tokenizers.
 
-The expressions are written for Oniguruma, the engine of Hugging Face `tokenizers`: `\z` is the end
-of the piece and `&&` intersects character classes.
+The expressions are written for Oniguruma, the regex engine in Hugging Face `tokenizers`: `\z` is
+the end of the piece and `&&` intersects character classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PreTokenizer(NamedTuple):
     """The rules for splitting a text before BPE merges."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a whole piece that is a token needs no merges
+    ignore_merges: bool = False  # a piece that is itself a token needs no merges
     add_bos: bool = False  # if `tokenizer.ggml.add_bos_token` is missing
     has_bos: bool = True  # if `tokenizer.ggml.bos_token_id` is missing
 
@@ -31,7 +31,7 @@ class PreTokenizer(NamedTuple):
         return [_CATEGORY.sub(rf"[\g<0>&&[^{_UNICODE_16}]]", p) for p in self.patterns]
 
 
-# Oniguruma of `tokenizers` 0.23 has the new characters of Unicode 16.0.
+# Oniguruma in `tokenizers` 0.23 includes the new characters of Unicode 16.0.
 _UNICODE_16 = (
     "\u0897\u1b4e\u1b4f\u1b7f\u1c89\u1c8a\u2427-\u2429\u31e4\u31e5\ua7cb-\ua7cd\ua7da-\ua7dc"
     "\U000105c0-\U000105f3\U00010d40-\U00010d65\U00010d69-\U00010d85\U00010d8e\U00010d8f"
@@ -50,7 +50,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(numbers: str) -> str:
-    """Return the expression for the cl100k family, whose members group digits differently."""
+    """Return the expression for the cl100k family, whose members differ in grouping digits."""
     return (
         rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -60,8 +60,8 @@ def _words(numbers: str) -> str:
 def _cased_words(numbers: str, contraction: str) -> str:
     """Return the expression for the o200k family.
 
-    llama.cpp treats every letter except a-z as "not small", and every letter except A-Z as "not
-    capital": letters outside ASCII are both.
+    llama.cpp treats every letter except a-z as "not small" and every letter except A-Z as "not
+    capital", so letters outside ASCII are both.
     """
     lead, not_small, not_capital = r"[^\r\n\p{L}\p{N}]?", r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
     return (
@@ -90,8 +90,8 @@ _DEEPSEEK_LETTERS = (
     "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df"
     "\U0001e900-\U0001e943"
 )
-# llama.cpp replaces every space outside ASCII before it matches these classes, hence `&&[^\s]` and
-# the missing U+3000.
+# llama.cpp replaces every non-ASCII space before matching these classes, hence `&&[^\s]` and the
+# missing U+3000.
 _DEEPSEEK_MARKS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+"
 _DEEPSEEK_CJK = "[[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]&&[^\\s]]+"
 _KANA_HAN = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
@@ -197,7 +197,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 def pre_tokenizer(name: str) -> PreTokenizer:
     """Return the row called `name`.
 
-    Raises GGUFError with the name if there is no such row, as a guess would give wrong tokens.
+    Raises GGUFError with the name if there is no such row, because a guess would give wrong tokens.
     """
     row = PRE_TOKENIZERS.get(name)
     if row is None:

@@ -1,7 +1,7 @@
 """A child process that renders one untrusted chat template within time and memory limits.
 
 A template is code from the model file. The child runs it in jinja2's immutable sandbox, which
-prevents access to Python; this module also stops endless loops and large strings.
+prevents access to Python. This module also stops endless loops and limits large strings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nbllama.system.child import Child
 
 MAX_SOURCE_BYTES = 256 * 1024
 _MAX_ANSWER_BYTES = 256 << 20
-_START_SECONDS = 60.0  # an interpreter and jinja2, on a machine that can be busy
+_START_SECONDS = 60.0  # time to start Python and import jinja2 on a busy machine
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_template_child.py")
 _ENV = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
@@ -28,7 +28,7 @@ Chat = tuple[Sequence[dict[str, Any]], Sequence[tuple[int, bool]], dict[str, Any
 
 
 class TemplateFailed(Exception):
-    """Raised if a template fails; `kind` is one of the child's kinds, or "time" or "died"."""
+    """Raised if a template fails; `kind` is an error kind from the child, or "time" or "died"."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -36,9 +36,9 @@ class TemplateFailed(Exception):
 
 
 class TemplateSandbox:
-    """A compiled template in its own process, which is restarted if it exceeds a limit.
+    """A compiled template in a separate process, which is restarted if it exceeds a limit.
 
-    Every method raises TemplateFailed. Not safe for use after `close`.
+    Every method may raise TemplateFailed. Do not use after `close`.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class TemplateSandbox:
     def render(
         self, chats: Sequence[Chat], variables: dict[str, Any], now: datetime | None
     ) -> list[list[str] | TemplateFailed]:
-        """Render `chats`; return, for each of them, its texts or the template's error.
+        """Render `chats`; return the texts or the template error for each chat.
 
-        The texts are, for each (messages, cuts, variables) of `chats` and each
-        (n, add_generation_prompt) of its cuts, those of the first n messages.
+        Each chat is (messages, cuts, variables). For each cut (n, add_generation_prompt), the first
+        n messages are rendered.
 
-        Raises TemplateFailed if the whole request failed.
+        Raises TemplateFailed if the whole request fails.
         """
         request = {
             "op": "render",
@@ -87,7 +87,7 @@ class TemplateSandbox:
         ]
 
     def close(self) -> None:
-        """End the child; it can be called twice."""
+        """End the child; may be called more than once."""
         if self._child is not None:
             self._child.close()
         self._child = None

@@ -1,9 +1,10 @@
-r"""BPE over whole lines, with spaces as U+2581 (`tokenizer.ggml.model` = "gemma4").
+r"""BPE over whole lines, with spaces written as U+2581 (`tokenizer.ggml.model` = "gemma4").
 
-The text is split into runs of line feeds and the text between them. A run of line feeds that is a
-token is not merged. Everything else is merged by rank, as in byte-level BPE, but over characters; a
-character without a token becomes the tokens of its UTF-8 bytes, `<0x00>` to `<0xFF>`.
-Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session` (LLAMA_VOCAB_PRE_TYPE_GEMMA4).
+Text is split into runs of line feeds and the text between them. A run of line feeds that is itself
+a token is not merged. Everything else is merged by rank, as in byte-level BPE, but in terms of
+characters instead of bytes. A character without a token is represented by tokens for its UTF-8
+bytes, `<0x00>` to `<0xFF>`. Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`
+(LLAMA_VOCAB_PRE_TYPE_GEMMA4).
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class SpacedBpeTokenizer(Tokenizer):
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        # Imported at the first use, since commands without text do not need it.
+        # Imported on first use, because commands without text do not need it.
         from tokenizers import Tokenizer, models
 
-        # Tokens that are not UTF-8 cannot be a piece of any text.
+        # Tokens that are not UTF-8 cannot occur in any text.
         ids = {t: i for t, i in self._ids.items() if not any("\ud800" <= c <= "\udfff" for c in t)}
         return Tokenizer(models.BPE(vocab=ids, merges=self._merges, byte_fallback=True))
 

@@ -1,8 +1,8 @@
-"""Split a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
+"""Split text at special tokens, like llama.cpp's `tokenizer_st_partition`.
 
-The special tokens are searched for one after another, longest first, from left to right in the
-remaining plain text. In most vocabularies no special token can begin inside another one and end
-after it; then one search for all of them has the same result and is several times faster.
+The special tokens are searched for one by one, longest first, from left to right in the remaining
+plain text. In most vocabularies, no special token can begin inside another and end after it. In
+that case, a single search for all tokens gives the same result and is several times faster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ for plain text).
 
 
 class Special(NamedTuple):
-    """A special token; `strips`: it includes the white space after it."""
+    """A special token; `strips` means that it absorbs the white space that follows."""
 
     id: int
     text: str
@@ -29,7 +29,7 @@ class Special(NamedTuple):
 
 
 class SpecialCuts:
-    """Splits texts at special tokens, which are given longest first."""
+    """A splitter for text at special tokens, which are given longest first."""
 
     def __init__(self, tokens: Sequence[Special]) -> None:
         self._tokens = [token for token in tokens if token.text]
@@ -40,7 +40,7 @@ class SpecialCuts:
 
     @cached_property
     def _any(self) -> re.Pattern[str] | None:
-        """The pattern for a single search for all tokens; None if its result could differ."""
+        """The pattern for a single search for all tokens, or None if the result could differ."""
         texts = list(self._ids)
         if any(token.strips for token in self._tokens):
             return None

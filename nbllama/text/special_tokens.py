@@ -1,9 +1,9 @@
-"""Tokens that llama.cpp identifies by their text, as data, and how it handles them.
+"""Tokens that llama.cpp identifies by their text, as data, and how they are handled.
 
-Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary has several names
-of one role and no key gives the id, llama.cpp uses the first one in its hash table; this module
-uses the first one in the list. For the end of a turn this changes only `eot_id`: every name of that
-role ends a generation anyway.
+Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary contains several
+names for a role and no key specifies the id, llama.cpp uses the first match in its hash table,
+whereas this module uses the first match in the list. For the end of a turn, this affects only
+`eot_id`, because every name with that role ends generation anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ATTR_OF_TYPE = (0, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 
 _END = "<\uff5cend\u2581of\u2581sentence\uff5c>"
 
-# role -> (keys of its id, texts that have the role without a key)
+# role -> (keys for its id, texts with this role if there is no key)
 ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "eot": (
         ("eot_token_id",),
@@ -114,7 +114,7 @@ RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> dict[str, int]:
-    """Return ids by role: from `given` (keys), else by text; the latter become control tokens."""
+    """Return ids by role, from `given` (keys) or by text; tokens found by text become control."""
     roles = dict(given)
     for role, (_, texts) in ROLES.items():
         if role in roles:
@@ -130,7 +130,7 @@ def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> 
 def end_of_generation(
     roles: dict[str, int], eos_id: int | None, ids: dict[str, int], attrs: list[int]
 ) -> frozenset[int]:
-    """Return the ids that end a generation, as in llama.cpp, and correct `attrs` in place."""
+    """Return the ids that end generation, as in llama.cpp, and correct `attrs` in place."""
     eog = {roles[r] for r in ("fim_pad", "fim_rep", "fim_sep") if r in roles}
     for text in EOG_TEXTS:
         if text in ids:

@@ -1,16 +1,17 @@
 """SentencePiece vocabularies (`tokenizer.ggml.model` = "llama") on the `sentencepiece` library.
 
-The library reads a ModelProto that is built from the GGUF's tokens and scores: BPE, byte fallback,
-identity normaliser; spaces are escaped here. It merges as llama.cpp does (best score, leftmost on
-ties), but it distinguishes kinds of tokens, while llama.cpp merges all kinds in the same way. So
-every token is a normal piece for the library, except for
+The library loads a ModelProto built from the tokens and scores in the GGUF file, with BPE, byte
+fallback and the identity normaliser; this module escapes the spaces. The library merges like
+llama.cpp (best score, leftmost on ties), but distinguishes kinds of tokens, whereas llama.cpp
+merges all kinds in the same way. Every token is therefore declared as a normal piece, except for
 
-- the 256 byte tokens, which must have the type byte in the library and so are never merged;
+- the 256 byte tokens, which must have the type byte and are therefore never merged;
 - an additional unknown token, past the vocabulary.
 
-A vocabulary in which merges could build the text of a byte token, such as "<0x0A>" from "<0x0A" and
-">", is merged by `merge_pieces`, which has llama.cpp's rules and is about 15 times slower.
-Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`, `llama_vocab::byte_to_token`.
+If merges could produce the text of a byte token, such as "<0x0A>" from "<0x0A" and ">", the
+vocabulary is merged by `merge_pieces` instead, which follows llama.cpp's rules but is about 15
+times slower. Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`,
+`llama_vocab::byte_to_token`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class SpmTokenizer(Tokenizer):
 
     @cached_property
     def _library(self) -> sentencepiece.SentencePieceProcessor | None:
-        """The library's model, or None if it would merge differently from llama.cpp."""
+        """The library model, or None if it would merge differently from llama.cpp."""
         if any(
             byte[:i] in self._ids and byte[i:] in self._ids
             for byte in BYTE_TEXTS
@@ -78,11 +79,11 @@ class SpmTokenizer(Tokenizer):
 
     @cached_property
     def _inner_pairs(self) -> set[str]:
-        """The pairs of characters that are neighbours in at least one token."""
+        """The pairs of characters that are adjacent in at least one token."""
         return {a + b for text in self._texts for a, b in pairwise(text)}
 
     def _safe_cut(self, text: str, at: int) -> int:
-        # Merges never join two characters that are neighbours in no token.
+        # Merges never join two characters that are not adjacent in any token.
         for i in range(max(at, 1), len(text)):
             if text[i - 1 : i + 1].replace(" ", SPACE) not in self._inner_pairs:
                 return i
@@ -118,10 +119,10 @@ class SpmTokenizer(Tokenizer):
 
 
 def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
-    """Merge `text` into the tokens of `ids`.
+    """Merge `text` into the tokens in `ids`.
 
-    Each step merges the adjacent pair whose joined text has the best score, the leftmost on ties.
-    Characters that are in no token stay single.
+    Each step merges the adjacent pair whose combined text has the best score, choosing the leftmost
+    on ties. Characters that are not in any token stay single.
     """
     pieces: list[str] = list(text)  # "" once merged into the left neighbour
     left = list(range(-1, len(pieces) - 1))
@@ -140,7 +141,7 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
     while heap:
         _, i, j, size = heapq.heappop(heap)
         if not pieces[i] or not pieces[j] or len(pieces[i]) + len(pieces[j]) != size:
-            continue  # one of them has changed in the meantime
+            continue  # one of the pair has changed in the meantime
         pieces[i] += pieces[j]
         pieces[j] = ""
         right[i] = right[j]
@@ -154,15 +155,15 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
 def model_proto(texts: list[str], scores: list[float]) -> bytes:
     """Return a serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
 
-    Ids past them: len(texts) is the unknown token, len(texts) + 1 + b the byte b if it is not in
-    `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
+    Additional ids: len(texts) is the unknown token, and len(texts) + 1 + b is byte b, if it is not
+    in `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
     """
     out = bytearray()
     known = set(texts)
     for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
         kind = _BYTE if text in BYTE_TEXTS else _NORMAL
         if any(c == " " or "\ud800" <= c <= "\udfff" for c in text):
-            text = f" {i}"  # never matches: the library's input is UTF-8 without spaces
+            text = f" {i}"  # never matches, because the input is UTF-8 without spaces
         out += _piece(text, score, kind)
     out += _piece(" unknown", 0.0, _UNKNOWN)
     for text in BYTE_TEXTS:
@@ -181,7 +182,7 @@ def _piece(text: str, score: float, kind: int) -> bytes:
 
 
 def _field(number: int, value: int | bytes) -> bytes:
-    """Return a protobuf field: a varint, or bytes with their length."""
+    """Encode a protobuf field: a varint, or bytes prefixed with their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     return _varint(number << 3 | 2) + _varint(len(value)) + value

@@ -1,4 +1,4 @@
-"""Decode tokens one by one to text that consists of whole characters."""
+"""Decode tokens one by one into whole characters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 
 class StreamDecoder:
-    """Decodes tokens as they are generated.
+    """A decoder for tokens as they are generated.
 
-    A character whose bytes are spread over several tokens is returned with the last of them.
+    A character whose bytes span several tokens is returned with the last token.
 
-    `at_start`: whether the first token begins a text. If so, a space that the model puts there is
-    left out, and all parts together equal `Tokenizer.decode`. A continuation keeps the space.
+    `at_start` means that the first token begins a text. In that case, a space that the model adds
+    at the start is removed, and the concatenated parts equal the result of `Tokenizer.decode`. A
+    continuation keeps the space.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Return the characters that `token_id` completes, if any.
+        """Add a token, and return the characters that it completes, if any.
 
         Raises ValueError for an id outside the vocabulary.
         """
@@ -38,5 +39,5 @@ class StreamDecoder:
         return self._utf8.decode(piece)
 
     def flush(self) -> str:
-        """Return the remaining text at the end: U+FFFD for an incomplete character."""
+        """Return the remaining text at the end, with U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", True)

@@ -1,8 +1,8 @@
-"""Chat templates by name, for model files without a template or with an unsuitable one.
+"""Named chat templates, for model files whose template is missing or unsuitable.
 
-Each template is the layout that its family publishes, in Jinja: the text around the
-messages, and the tokens that end a turn. In all of them the token that ends an answer follows it,
-so that a trained model learns to stop.
+Each template is a Jinja version of the layout published for a model family: the text around the
+messages, and the tokens that end a turn. In all templates, an answer is followed by the token that
+ends it, so that a trained model learns to stop.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from nbllama.text.sandbox import MAX_SOURCE_BYTES
 
 
 class Layout(NamedTuple):
-    """A chat template, and how an instruction with an input (Alpaca's data) becomes one message.
+    """A chat template, and how to combine an instruction and an input (Alpaca data).
 
-    The input follows the instruction after `joint`. `with_input` is the system message for a chat
-    that has an input but no system message; empty: none.
+    The input follows the instruction, separated by `joint`. `with_input` is the system message, or
+    "" for none, of a chat that has an input but no system message.
     """
 
     source: str
@@ -77,7 +77,7 @@ _ALPACA = (
     "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
 
-# Two reserved tokens of Baichuan's vocabulary mark the role.
+# Two reserved tokens in Baichuan's vocabulary mark the role.
 _BAICHUAN = (
     "{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'] }}"
@@ -102,10 +102,10 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str) -> Layout:
-    """Return the layout called `name` in `LAYOUTS` (hyphens are optional), or a template file's.
+    """Return the layout called `name` in `LAYOUTS` (hyphens are optional), or from a template file.
 
-    Raises `UsageError` for a name that is neither, and for a file that cannot be read, is not UTF-8
-    or is too large for a template.
+    Raises `UsageError` if `name` is neither, or if the file cannot be read, is not UTF-8 or is too
+    large for a template.
     """
     for known, layout in LAYOUTS.items():
         if name.lower().replace("-", "") == known.replace("-", ""):

@@ -1,6 +1,6 @@
-"""Thoughts (reasoning) in chats: the marks that templates put around them, and their positions.
+"""Thoughts (reasoning) in chats: the marks around them in templates, and their positions.
 
-Templates use different marks, but only a few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
+Templates use different marks, but in only a few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
 `<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of gpt-oss and Gemma 4.
 """
 
@@ -44,13 +44,13 @@ _CLOSER = (
 )
 _ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
 _CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
-_LONGEST_IN_PROMPT = 400  # characters of a thought at the end of a prompt
+_LONGEST_IN_PROMPT = 400  # characters in a thought at the end of a prompt
 
 
 class Thought(NamedTuple):
-    """A thought in a text: `text[start:end]` is the whole thought with its marks.
+    """A thought in a text; `text[start:end]` is the whole thought, including its marks.
 
-    `inner` is the text between the marks; `closed` is whether the closing mark exists.
+    `inner` is the text between the marks, and `closed` is whether the closing mark is present.
     """
 
     start: int
@@ -66,13 +66,13 @@ def _may_hold_marks(text: str) -> bool:
 
 
 def opening(text: str, at: int = 0) -> Thought | None:
-    """Return the thought that begins at `text[at:]`, ignoring white space before it."""
+    """Return the thought that begins at `text[at:]`, ignoring leading white space."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
     return None if match is None else _thought(text, match)
 
 
 def first_thought(text: str) -> Thought | None:
-    """Return the first closed thought of a text."""
+    """Return the first closed thought in a text."""
     if not _may_hold_marks(text):
         return None
     match = _ANY_OPENER.search(text)
@@ -85,9 +85,9 @@ def first_thought(text: str) -> Thought | None:
 
 
 def at_end(prompt: str) -> Thought | None:
-    """Return the thought at a prompt's end, open or closed, with the white space after it.
+    """Return the open or closed thought at the end of a prompt, with any trailing white space.
 
-    Returns None if there is none. A closer alone counts as a closed thought.
+    Returns None if there is none. A closer on its own counts as a closed thought.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
     openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
@@ -122,7 +122,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return a message's thought, from its key or between marks in its content; "" for none."""
+    """Return the thought in a message, from its key or from marks in its content, or ""."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
@@ -131,7 +131,7 @@ def thought_of(message: dict[str, Any]) -> str:
 
 
 def visible(message: dict[str, Any]) -> str:
-    """Return a message's content without its thought and without white space at its ends."""
+    """Return the content of a message without its thought and surrounding white space."""
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]

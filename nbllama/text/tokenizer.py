@@ -1,9 +1,8 @@
-"""Convert text to token ids and back, with the same ids as llama.cpp.
+"""Convert text to token ids and back, using the same ids as llama.cpp.
 
-`Tokenizer` splits a text at its special tokens, adds bos and eos, and turns ids back into bytes;
-its two subclasses (`spm`, `bpe`) tokenize the plain text between special tokens.
-Sources: llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`,
-`detokenize`.
+`Tokenizer` splits text at special tokens, adds bos and eos, and converts ids back to bytes. Its
+subclasses (`spm`, `bpe`) tokenise the plain text between special tokens. Sources: llama.cpp,
+src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`, `detokenize`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from nbllama.text.special_cuts import Special, SpecialCuts
 from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, USER_DEFINED
 from nbllama.text.vocab import Vocab, byte_value
 
-_KEPT = 1_000_000  # characters of texts whose ids are kept
+_KEPT = 1_000_000  # characters in texts whose ids are cached
 
 
 Piece = tuple[int, int | None, list[int]]
@@ -30,10 +29,10 @@ the token's id (None: plain text), and the ids.
 
 
 class Tokenizer(ABC):
-    """The tokenizer of one GGUF file; `from_gguf.tokenizer_from_gguf` creates it.
+    """The tokenizer for one GGUF file, created by `from_gguf.tokenizer_from_gguf`.
 
     `path` is the model file. An id is None if the file has no such token. `eog_ids` are the ids
-    that end an answer, `special_ids` those of the tokens at which a text is split.
+    that end an answer, and `special_ids` are the ids of tokens at which text is split.
     """
 
     CHUNK = 1 << 18
@@ -67,26 +66,26 @@ class Tokenizer(ABC):
         self._pieces: dict[int, bytes] = {}
         self._kept: dict[str, list[int]] = {}  # ids of plain text
         self._kept_size = 0
-        self._warm: dict[str, list[Piece]] = {}  # the texts of the last call of `warm`
+        self._warm: dict[str, list[Piece]] = {}  # texts from the last call of `warm`
         self._prefix = ""  # of plain text at the beginning and after a special token
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> list[int]:
-        """Return the ids of `text`, equal to `llama_tokenize`.
+        """Return the ids of `text`, the same as from `llama_tokenize`.
 
-        `add_special` puts bos before and eos after the ids if the model asks for them;
-        `parse_special` parses the texts of control tokens (user-defined tokens are always parsed).
+        `add_special` adds bos before and eos after the ids if the model requires them, and
+        `parse_special` parses the text of control tokens (user-defined tokens are always parsed).
         Raises DataError if `text` contains lone surrogates, which are not valid UTF-8.
         """
         ids = [i for part in self.encode_parts(text, parse_special=parse_special) for i in part]
         return self._with_bos_eos(ids) if add_special else ids
 
     def encode_parts(self, text: str, *, parse_special: bool = False) -> Iterator[list[int]]:
-        """Yield the ids of `encode` without bos and eos, in parts.
+        """Yield the ids from `encode`, without bos and eos, in parts.
 
-        A part has at most about `CHUNK` characters of text, so that the libraries' working memory
-        (about 100 bytes per character) stays small.
+        Each part covers at most about `CHUNK` characters, to limit the working memory of the
+        libraries (about 100 bytes per character).
         """
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
@@ -108,11 +107,11 @@ class Tokenizer(ABC):
         parse_special: bool = False,
         continues: bool = False,
     ) -> tuple[list[int], list[int]]:
-        """Return the ids of `encode`, and for each the index in `text` of its first character.
+        """Return the ids from `encode`, with the index in `text` of the first character of each.
 
-        A token that starts inside a character has that character's index; bos has 0, eos
-        `len(text)`. Starts never decrease. `continues`: there is plain text before `text`, so no
-        space is prepended.
+        A token that starts inside a character has the index of that character; bos has 0, and eos
+        has `len(text)`. Starts never decrease. `continues` means that `text` follows other plain
+        text, so no space is prepended.
         """
         ids, starts = self.encode_arrays(text, parse_special=parse_special, continues=continues)
         if add_special:
@@ -125,7 +124,7 @@ class Tokenizer(ABC):
     def encode_arrays(
         self, text: str, *, parse_special: bool = False, continues: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `encode_with_starts` without bos and eos, int32 [n] and int64 [n]."""
+        """Return `encode_with_starts` without bos and eos, as int32 [n] and int64 [n] arrays."""
         parts: list[np.ndarray] = []
         places: list[np.ndarray] = []
         for token_id, prefix, start, end in self._fragments(text, parse_special):
@@ -143,10 +142,10 @@ class Tokenizer(ABC):
         return np.concatenate(parts), np.concatenate(places)
 
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
-        """Return the ids of `text` with special tokens parsed, split at these tokens.
+        """Return the ids of `text`, parsing special tokens and splitting at them.
 
-        `continues`: as in `encode_with_starts`. Ids of the last texts are cached, because the next
-        prompts repeat them.
+        For `continues`, see `encode_with_starts`. Ids of recent texts are cached, because later
+        prompts repeat the texts.
         """
         if not (continues and self._prefix) and (found := self._warm.get(text)) is not None:
             return found
@@ -154,9 +153,9 @@ class Tokenizer(ABC):
         return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise, in one batch, the texts of the next calls of `encode_pieces`.
+        """Tokenise in one batch the texts for the next calls of `encode_pieces`.
 
-        One call for all texts is faster than one call for each.
+        A single call for all texts is faster than one call per text.
         """
         good = [text for text in dict.fromkeys(texts) if _is_unicode(text)]
         self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))
@@ -198,16 +197,16 @@ class Tokenizer(ABC):
         self._kept[text] = ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
+        """Return the text of `ids`, replacing invalid UTF-8 with U+FFFD. See `decode_bytes`."""
         return self.decode_bytes(ids, special=special).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], *, special: bool = False) -> bytes:
         """Return the bytes of `ids`, including control and unknown tokens only if `special`.
 
-        If the model puts a space before a text, one space at the start of the first token is
-        removed. Equal to `llama_detokenize`, except that llama.cpp drops spaces before punctuation
-        for some vocabularies; nothing is dropped here.
-        Raises ValueError for an id outside the vocabulary.
+        If the model adds a space before a text, one space at the start of the first token is
+        removed. The result is the same as from `llama_detokenize`, except that llama.cpp drops
+        spaces before punctuation for some vocabularies, whereas this method drops nothing. Raises
+        ValueError for an id outside the vocabulary.
         """
         pieces = [self.token_bytes(i, special=special) for i in ids]
         if self.add_space_prefix and pieces and pieces[0].startswith(b" "):
@@ -215,7 +214,7 @@ class Tokenizer(ABC):
         return b"".join(pieces)
 
     def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
-        """Return the bytes of one token, as `llama_token_to_piece` does.
+        """Return the bytes of one token, like `llama_token_to_piece`.
 
         Control and unknown tokens are empty unless `special`. Raises ValueError for an id outside
         the vocabulary.
@@ -230,11 +229,11 @@ class Tokenizer(ABC):
         return piece
 
     def token_text(self, token_id: int) -> str:
-        """Return the token as the vocabulary writes it ("<|im_end|>", "Ġthe")."""
+        """Return a token as written in the vocabulary ("<|im_end|>", "Ġthe")."""
         return self._texts[token_id]
 
     def token_id(self, text: str) -> int | None:
-        """Return the id of the token that the vocabulary writes as `text`."""
+        """Return the id of the token that is written as `text` in the vocabulary."""
         return self._ids.get(text)
 
     @cached_property
@@ -245,11 +244,11 @@ class Tokenizer(ABC):
         return re.compile("|".join(filter(None, texts)) or r"(?!)")
 
     def may_hold_special(self, text: str) -> bool:
-        """Return False only if `parse_special` makes no difference to the ids of `text`."""
+        """Return False only if `parse_special` has no effect on the ids of `text`."""
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
-        """Return the first text of a control or unknown token in `text`; None if there is none."""
+        """Return the first text of a control or unknown token in `text`, or None."""
         found = self._on_request.search(text)
         return None if found is None else found[0]
 
@@ -259,11 +258,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Return the first position from `at` where a split does not change the ids, or the end."""
+        """Return the first position from `at` where a split keeps the same ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of `_encode_plain`, int32 [n], and their positions in `text`, int64."""
+        """Return the ids from `_encode_plain`, int32 [n], and their positions in `text`, int64."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:
@@ -289,7 +288,7 @@ class Tokenizer(ABC):
     def _fragments(
         self, text: str, parse_special: bool
     ) -> Iterator[tuple[int | None, str, int, int]]:
-        """Split `text` at its special tokens.
+        """Split `text` at special tokens.
 
         Yields (id or None for plain text, prefix of the plain text, start, end).
         """

@@ -1,4 +1,4 @@
-"""The features of a chat template, found by rendering small chats once."""
+"""The features of a chat template, determined by rendering small chats once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUESTION = {"role": "user", "content": "zqquestion"}
 
 
 class Traits:
-    """The traits of one template; each trait is determined when it is first used."""
+    """The traits of one template, each determined on first use."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
@@ -31,9 +31,9 @@ class Traits:
     ) -> tuple[list[Message], Counter[str]]:
         """Return `messages` with roles that the template supports, and counts of the changes.
 
-        `developer` becomes `system` if the template does not support it, as in llama.cpp's server.
+        As in llama.cpp's server, `developer` becomes `system` if the template does not support it.
         With `system_as_user`, a system message is put before the first question if the template
-        does not support that role.
+        does not support the system role.
         """
         found: Counter[str] = Counter()
         developers = sum(m["role"] == "developer" for m in messages)
@@ -52,7 +52,7 @@ class Traits:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All words in the template's source; a variable that is not among them is not used."""
+        """All words in the template source; a variable that is not among them is not used."""
         return frozenset(re.findall(r"\w+", self._template.source))
 
     @cached_property
@@ -68,7 +68,7 @@ class Traits:
 
     @cached_property
     def closer(self) -> str:
-        """The text that the template writes between a thought and the words; "" for no thought."""
+        """The text that the template writes between a thought and the words; "" if no thoughts."""
         answer = {"role": "assistant", "content": "zqwords"} | dict.fromkeys(KEYS, "zqthought")
         text = self._render([_QUESTION, answer]) or ""
         begin = text.rfind("zqthought")
@@ -77,7 +77,7 @@ class Traits:
 
     @cached_property
     def switch(self) -> str:
-        """The variable that, if false, makes the prompt close the thought; "" if there is none."""
+        """The variable that makes the prompt close the thought if it is false, or ""."""
         for name in _SWITCHES:
             if name in self._template.source:
                 text = self._render([_QUESTION], prompt=True, variables={name: False})
@@ -88,9 +88,9 @@ class Traits:
 
     @cached_property
     def asks_to_think(self) -> bool:
-        """Whether `enable_thinking=true` changes how the prompt begins the answer's thought.
+        """Whether `enable_thinking=true` changes how the prompt begins the thought of the answer.
 
-        llama.cpp's server sets it for such templates.
+        llama.cpp's server sets the variable for such templates.
         """
         if "enable_thinking" not in self._template.source or (
             "enable_thinking" in self._template.variables
@@ -111,7 +111,7 @@ class Traits:
         tools: Any = None,
         variables: dict[str, Any] | None = None,
     ) -> str | None:
-        """Return the text of a small chat; None if the template fails on it."""
+        """Return the text of a small chat, or None if the template fails on it."""
         try:
             return self._template.render(messages, prompt, tools=tools, variables=variables)
         except NbllamaError:

@@ -1,7 +1,8 @@
 """The vocabulary of a GGUF file: its `tokenizer.*` keys, read and checked once.
 
-All values that later code uses as an index are checked here: lengths, ranges, uniqueness, tokens of
-merges. Defaults are llama.cpp's (src/llama-vocab.cpp, `llama_vocab::impl::load`).
+This module checks all values that later code uses as an index: lengths, ranges, uniqueness, and the
+tokens in merges. Defaults are the same as in llama.cpp (src/llama-vocab.cpp,
+`llama_vocab::impl::load`).
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
 class Vocab:
     """A checked vocabulary.
 
-    `texts[i]` is the text of token i (bytes that are not UTF-8 as lone surrogates), `attrs[i]` its
-    attribute bits (`special_tokens`), `ids` the inverse of `texts`; `scores` float32 [V], SPM only;
-    `merges` pairs of token texts, best first, BPE only; `roles` ids by role ("bos", "eot", ...).
+    `texts[i]` is the text of token i (with lone surrogates for bytes that are not UTF-8),
+    `attrs[i]` contains its attribute bits (`special_tokens`), and `ids` is the inverse of `texts`.
+    `scores` is float32 [V], for SPM only. `merges` contains pairs of token texts, best first, for
+    BPE only. `roles` maps roles ("bos", "eot", ...) to ids.
     """
 
     model: str
@@ -71,11 +73,11 @@ class Vocab:
 
 
 def read_vocab(f: GGUFFile, pre: str | None = None) -> Vocab:
-    """Read the vocabulary of `f`; `pre` replaces the file's pre-tokenizer name.
+    """Read the vocabulary of `f`; `pre` overrides the pre-tokenizer name in the file.
 
-    Raises GGUFError if a key is missing, has a wrong type or length, contains an id outside the
-    vocabulary, or names a tokenizer or pre-tokenizer that is not supported; UsageError if `pre` is
-    given for a vocabulary that has no pre-tokenizer.
+    Raises GGUFError if a key is missing, has the wrong type or length, contains an id outside the
+    vocabulary, or names a tokenizer or pre-tokenizer that is not supported. Raises UsageError if
+    `pre` is given for a vocabulary without a pre-tokenizer.
     """
     try:
         return _read(f, pre)
@@ -115,7 +117,7 @@ def _read(f: GGUFFile, pre: str | None) -> Vocab:
         v.merges = _merges(f, ids)
     v.add_space_prefix = f.get("tokenizer.ggml.add_space_prefix", "bool", v.add_space_prefix)
     v.add_bos = f.get("tokenizer.ggml.add_bos_token", "bool", v.add_bos)
-    v.add_bos = v.add_bos or model == "gemma4"  # whatever the key says, as in llama.cpp
+    v.add_bos = v.add_bos or model == "gemma4"  # regardless of the key, as in llama.cpp
     v.add_eos = f.get("tokenizer.ggml.add_eos_token", "bool", v.add_eos)
     v.roles = find_roles(_given_roles(f, v), ids, v.attrs)
     for role, on in (("bos", v.add_bos), ("eos", v.add_eos)):
@@ -133,7 +135,7 @@ def _read(f: GGUFFile, pre: str | None) -> Vocab:
 
 
 def _texts(f: GGUFFile) -> list[str]:
-    # llama.cpp's strings end at a zero byte.
+    # Strings in llama.cpp end at a zero byte.
     texts = [t.partition("\0")[0] for t in f.get("tokenizer.ggml.tokens", "strings")]
     if not texts:
         raise GGUFError("tokenizer.ggml.tokens: empty")
@@ -171,12 +173,12 @@ def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
 
 
 def byte_value(text: str) -> int | None:
-    """Return 0..255 for the text of a byte token, <0x00> to <0xFF>, or None for any other text."""
+    """Return 0..255 for the text of a byte token, <0x00> to <0xFF>, or None for other text."""
     return int(text[3:5], 16) if _BYTE_TEXT.fullmatch(text) else None
 
 
 def _scores(f: GGUFFile, n: int) -> np.ndarray:
-    with np.errstate(over="ignore"):  # values that are infinite in float32 are refused below
+    with np.errstate(over="ignore"):  # values that are infinite in float32 are rejected below
         scores = np.asarray(f.get("tokenizer.ggml.scores", "floats"), np.float32)
     if len(scores) != n:
         raise GGUFError(f"tokenizer.ggml.scores: {len(scores)} elements for {n} tokens")
@@ -205,14 +207,14 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _check_bytes(ids: dict[str, int]) -> None:
-    """Check that every byte has a token, for characters that have none."""
+    """Check that every byte has a token, to represent characters without a token."""
     missing = [text for text in (f"<0x{b:02X}>" for b in range(256)) if text not in ids]
     if missing:
         raise GGUFError(f"tokenizer.ggml.tokens: '{missing[0]}' is missing, but gemma4 requires it")
 
 
 def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
-    """Return ids from keys, and the default bos, eos and unk ids that are in the vocabulary."""
+    """Return the ids from keys, and any default bos, eos and unk ids in the vocabulary."""
     n = len(v.texts)
     roles = {r: i for r, i in _DEFAULT_IDS[v.model].items() if i < n}
     if v.pre is not None and not v.pre.has_bos:
@@ -232,7 +234,7 @@ def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
 def _strip_rules(f: GGUFFile, v: Vocab) -> None:
     """Mark the special tokens of Phi-3 that include the spaces after them.
 
-    As in llama.cpp, the model's name decides, since there is no key for it.
+    As in llama.cpp, this depends on the model name, because there is no key for it.
     """
     name = f.get("general.name", "str", "").lower()
     if "phi-3" not in name and "phi3" not in name:

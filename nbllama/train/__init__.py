@@ -1,1 +1,1 @@
-"""Training: a single step (`trainer`), the modules that it uses, and a whole run (`run`)."""
+"""Training: a single step (`trainer`), the modules it uses, and complete runs (`run`)."""

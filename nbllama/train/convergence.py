@@ -1,7 +1,7 @@
-"""Three convergence tests that are applied to the loss after each evaluation and can end a run.
+"""Three convergence tests, applied to the loss after each evaluation, that can end a run.
 
-The tests are those of llama.cpp's `ggml.c:ggml_opt_adam`, in this order. f is the loss; the value 0
-turns a test off:
+The tests come from llama.cpp's `ggml.c:ggml_opt_adam` and are applied in this order. f is the loss;
+setting an option to 0 disables its test:
 
     |f - f of the previous evaluation| / f < epsf
     |f `past` evaluations ago - f| / f < delta
@@ -23,7 +23,7 @@ import numpy as np
 class Convergence:
     """The convergence tests and their state.
 
-    `past_losses` is a ring buffer: evaluation e (counted from 0 since the very first run) is stored
+    `past_losses` is a ring buffer. Evaluation e, counted from 0 since the very first run, is stored
     at index e % past, as in the old tool's file.
     """
 
@@ -41,7 +41,7 @@ class Convergence:
             self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
-        """Test the loss of an evaluation; return the reason for ending the run, or "".
+        """Test the loss of an evaluation, and return the reason to end the run, or "".
 
         The first evaluation is only stored.
         """

@@ -1,9 +1,9 @@
-"""A forecast of a run's memory and time, printed at its start and checked at its end.
+"""A forecast of a run's memory and time, printed at the start and checked at the end.
 
-The memory figure is exact: it is the sum of the memory that the process uses once its kernels are
-compiled, every array that the trainer has allocated but not yet touched, and the model file. The
-system maps the file's pages as they are read (and can drop them again, as they are not private).
-Time is measured for one block and one loss with the run's sizes.
+The memory figure is exact. It is the sum of the memory that the process uses once its kernels are
+compiled, all arrays that the trainer has allocated but not yet touched, and the model file. The
+system maps the file's pages as they are read, and can drop them again because they are not private.
+The time is measured on one block and one loss with the run's sizes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nbllama.train.trainer import Trainer
 
 
 class Forecast(NamedTuple):
-    """A run's memory in bytes, and its seconds per iteration."""
+    """The memory of a run in bytes, and its seconds per iteration."""
 
     held: int  # already resident, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
@@ -37,15 +37,15 @@ class Forecast(NamedTuple):
     chosen: int  # activations of this run
     loss: int  # logits of one chunk of positions
     scratch: int  # tiles and score rows of all threads
-    saving: int  # the copy of the adapter and its moments that a save makes
+    saving: int  # the copy of the adapter and its moments during a save
     weights: int  # the mapped file
     seconds: float
     stored_seconds: float  # for an iteration that uses the stored output of the frozen blocks
-    more: int = 0  # memory of the objective, such as for drawing answers
+    more: int = 0  # memory for the objective, for example to draw answers
 
     @property
     def untouched(self) -> int:
-        """Memory that the run will need in addition to `held`, and that the system cannot drop."""
+        """Memory that the run will use in addition to `held`, and that the system cannot drop."""
         return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property
@@ -55,9 +55,9 @@ class Forecast(NamedTuple):
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """Return a forecast of memory alone, before anything is compiled.
+    """Return a forecast of the memory only, before anything is compiled.
 
-    Raises `NotEnoughMemory` if the run needs more memory than the system has available.
+    Raises `NotEnoughMemory` if the run needs more memory than is available.
     """
     needs = _memory(trainer, threads)
     available = available_memory()
@@ -76,8 +76,8 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
-    """Return the forecast for a trainer with compiled kernels and untouched activations."""
-    needs = _memory(trainer, threads)  # first: timing touches the activations
+    """Return the forecast for a trainer whose kernels are compiled and activations untouched."""
+    needs = _memory(trainer, threads)  # must come first, because timing touches the activations
     seconds, stored = step_seconds(trainer)
     return needs._replace(seconds=seconds, stored_seconds=stored)
 
@@ -132,5 +132,5 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def _touch(array: np.ndarray) -> None:
-    """Write to an array of zeros, without changing a bit, so that the system allocates it."""
+    """Write zeros to an array of zeros so that the system allocates its memory."""
     np.multiply(array, 1, out=array)

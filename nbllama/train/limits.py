@@ -1,4 +1,4 @@
-"""Limits on the size of a run's micro-batches, and on the blocks that memory can keep."""
+"""Limits on the size of micro-batches, and on the number of blocks whose activations are kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch (tokens, trained positions), longest sequence, and per-sample means.
+    """The largest micro-batch (tokens, trained positions), longest sequence, and per-sample means.
 
-    If samples share beginnings, `computed` counts computed rows, `keys` the tokens they attend to.
+    If samples share beginnings, `computed` is the number of computed rows, and `keys` is the number
+    of tokens that those rows attend to.
     """
 
     tokens: int
@@ -29,7 +30,7 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps`: every row is full."""
+    """Return bounds for micro-batches of `batch` rows; `wraps` means that every row is full."""
     lengths = dataset.lengths()
     means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)
@@ -39,9 +40,9 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = Fal
 
 
 def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
-    """Return how many blocks can keep their activations within `nbytes` in total.
+    """Return how many blocks can keep their activations in `nbytes` of memory.
 
-    Raises `UsageError` if not even the inputs of all blocks fit.
+    Raises `UsageError` if even the inputs of all blocks do not fit.
     """
     sizes = layout(model, adapter, most.computed, most.trained, dropout=dropout)
     least = activation_bytes(sizes, checkpointing=True)

@@ -1,4 +1,4 @@
-"""What a step minimises: a sum over the tokens or answers in its micro-batches."""
+"""The objective of a step: a sum over the tokens or answers in its micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """The parts of a trainer that an objective uses: model, trained adapter, and their memory."""
+    """The parts of a trainer that an objective uses: the model, the adapter, and their memory."""
 
     model: Model
     adapter: Adapter
@@ -29,34 +29,34 @@ class Passes(Protocol):
     batch: int
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Return the batches in the form for computing: with shared beginnings, if enabled."""
+        """Lay out the batches for the passes, with shared beginnings if enabled."""
         ...
 
 
 class Computing(Passes, Protocol):
-    """What computes tasks: a trainer, or a worker's model and memory."""
+    """An object that computes tasks: a trainer, or a worker with its model and memory."""
 
     objective: Objective
 
 
 class Task(Protocol):
-    """Work in a step besides its gradients, such as drawing an answer. It can be pickled.
+    """Work in a step other than computing gradients, such as drawing an answer.
 
-    It can be computed in another process, with the same model and adapter.
+    A task can be pickled, and computed in another process with the same model and adapter.
     """
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens that are computed, at most."""
+        """Return an upper bound on the number of tokens that are computed."""
         ...
 
     def run(self, work: Computing, check: Check) -> Any:
-        """Compute the task; `check` is called often, and may raise."""
+        """Compute the task; `check` is called often and may raise."""
         ...
 
 
 class Drawing(Passes, Protocol):
-    """The parts of a trainer that an objective needs for drawing answers, such as the seed."""
+    """The parts of a trainer that an objective needs to draw answers, such as the seed."""
 
     seed: int
     iteration: int
@@ -64,16 +64,16 @@ class Drawing(Passes, Protocol):
     grad_acc: int
 
     def each(self, tasks: Sequence[Task], check: Check) -> list[Any]:
-        """Compute tasks, possibly on other machines; return their results in the same order."""
+        """Compute tasks, possibly on other machines, and return their results in the same order."""
         ...
 
 
 class Objective(Protocol):
-    """A loss that is computed for micro-batches after their forward pass.
+    """A loss that is computed for each micro-batch after its forward pass.
 
-    `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
-    divided by that of its forward and backward passes. `point`: a number that all micro-batches of
-    a step need, set by `before`.
+    `data`: additional data, of which each sample must fit in the run's memory. `work`: the time of
+    a step divided by the time of its forward and backward passes. `point`: a number shared by all
+    micro-batches of a step, set by `before`.
     """
 
     data: Sequence[Dataset]
@@ -81,38 +81,38 @@ class Objective(Protocol):
     point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: those of the data, or batches built from them."""
+        """Return the micro-batches of a step: `batches` unchanged, or batches built from them."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number of items that its loss averages."""
+        """Begin a step or an evaluation; return the number of items for averaging its loss."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
-        """Return the sum of a micro-batch's losses, after its forward pass.
+        """Return the sum of losses of a micro-batch after its forward pass.
 
-        With `gradient`, the gradient of `weight` times that sum is written to the activations.
+        With `gradient`, also write the gradient of `weight` times this sum to the activations.
         """
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return additional numbers about the step (or evaluation) so far."""
+        """Return additional numbers about the current step or evaluation."""
         ...
 
     def take_part(self) -> Any:
-        """Return the sums of `loss` that the measures consist of, and set them to 0."""
+        """Return the sums collected by `loss` for the measures, and reset them to 0."""
         ...
 
     def add_part(self, part: Any) -> None:
-        """Add the sums that `take_part` returned, possibly in another process."""
+        """Add sums returned by `take_part`, possibly in another process."""
         ...
 
     def sent(self, batch: Batch) -> Batch:
-        """Return a batch without its data set, with what `loss` needs of it."""
+        """Return a batch with the values that `loss` needs, but without its data set."""
         ...
 
     def copied(self) -> Objective:
-        """Return an objective without data, for the batches of `sent` in another process."""
+        """Return a copy without data, for batches from `sent` in another process."""
         ...
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
@@ -120,7 +120,7 @@ class Objective(Protocol):
         ...
 
     def done(self, say: Say) -> None:
-        """Record a finished step; `say` is called with lines for the user."""
+        """Record a finished step; `say` is called with messages for the user."""
         ...
 
     def samples(self) -> tuple[dict[str, str], ...]:
@@ -128,19 +128,19 @@ class Objective(Protocol):
         ...
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes that a step needs in addition to those of the passes."""
+        """Return the bytes of memory that a step needs in addition to its passes."""
         ...
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Return the time of a step in addition to that of the passes. Changes nothing."""
+        """Return the seconds that a step takes in addition to its passes, without side effects."""
         ...
 
 
 class TakesData:
-    """Methods shared by every `Objective` that uses the data's own micro-batches."""
+    """The methods common to all objectives that use the micro-batches of the data unchanged."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches as they are."""
+        """Return the micro-batches unchanged."""
         return batches
 
     def samples(self) -> tuple[dict[str, str], ...]:
@@ -157,7 +157,7 @@ class TakesData:
 
 
 class TokenLoss(TakesData):
-    """The cross-entropy of each trained token. `floor`: see `ops.cross_entropy`."""
+    """The cross-entropy of each trained token; for `floor`, see `ops.cross_entropy`."""
 
     data: Sequence[Dataset] = ()
     work = 1.0
@@ -171,7 +171,7 @@ class TokenLoss(TakesData):
         return sum(batch.n_trained for batch in batches)
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
-        """Return the sum of the tokens' losses, in nats."""
+        """Return the sum of per-token losses, in nats."""
         return trainer.model.loss(
             trainer.bound, trainer.acts, trainer.buffers, batch, weight=weight, gradient=gradient,
             floor=self.floor,
@@ -188,7 +188,7 @@ class TokenLoss(TakesData):
         """Do nothing."""
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch: it has no data set."""
+        """Return the batch unchanged, because it has no data set."""
         return batch
 
     def copied(self) -> TokenLoss:

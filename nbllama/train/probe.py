@@ -1,4 +1,4 @@
-"""A few passes before a run, to compile its kernels and to measure the time of a step."""
+"""Passes before a run that compile its kernels and measure the time of a step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
-ROUNDS = 3  # rounds of timing; the first one touches new memory and is not counted
-TOKENS = 8  # too many for the few-token path, so that the packed kernels are compiled
+ROUNDS = 3  # timing rounds; the first one touches new memory and is not counted
+TOKENS = 8  # too many for the few-token path, so the packed kernels are compiled
 
 
 @one_at_a_time
 def compile_kernels(trainer: Trainer) -> float:
-    """Compile every kernel that the run needs, on a few tokens; return the seconds it took."""
+    """Compile every kernel that the run needs by using a few tokens; return the seconds it took."""
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
     read = (tokens[:6], np.full(6, NOT_TRAINED, np.int32))
     batch = Batch.from_rows([read, (tokens, tokens)] if trainer.shares else [(tokens, tokens)])
-    batch = trainer.laid_out([batch])[0]  # of `n` rows
+    batch = trainer.laid_out([batch])[0]  # for `n` rows
     acts = trainer.model.activations(
         trainer.adapter, n, n, checkpointing=True, dropout=trainer.dropout > 0
     )
@@ -52,7 +52,7 @@ def compile_kernels(trainer: Trainer) -> float:
 
 
 def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
-    """Clear the keys, values and gradients that blocks read from other blocks, which do not run."""
+    """Clear the keys, values and gradients that blocks would read from blocks that do not run."""
     for layer in layers:
         for name in ("k", "v", "dk", "dv"):
             acts.shared(f"{name}_of_{layer}", n).fill(0)
@@ -63,8 +63,8 @@ def _one_block(
 ) -> None:
     """Run a block forward and backward.
 
-    Under checkpointing, `first` is the block that runs forward, and `layer` is the one that runs
-    forward again and then backward. If they differ, its weights are not in the cache, as in a step.
+    With checkpointing, block `first` runs forward, and block `layer` runs forward again and then
+    backward. If the two differ, the weights of `layer` are not in the cache, as in a real step.
     """
     if first is not None:
         block_forward(trainer.model, first, trainer.bound, acts, batch=batch)
@@ -76,7 +76,7 @@ def _one_block(
 
 
 def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
-    """Group the blocks by mixer (such as attention), experts and sizes."""
+    """Group the blocks by mixer (such as attention), presence of experts, and sizes."""
     hp = trainer.model.hp
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
@@ -89,7 +89,7 @@ def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
 
 
 def _mean(rounds: list[float]) -> float:
-    """Return the mean of all rounds but the first."""
+    """Return the mean over all rounds except the first."""
     return sum(rounds[1:]) / (len(rounds) - 1)
 
 
@@ -97,7 +97,7 @@ def _mean(rounds: list[float]) -> float:
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
     """Return the expected mean seconds per iteration, with and without the frozen blocks.
 
-    Two blocks of each kind and two losses are timed with the run's sizes. Changes nothing.
+    Times two blocks of each kind and two losses with the run's sizes, without side effects.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
@@ -110,8 +110,8 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     heads = []
     for repetition in range(ROUNDS):
         for kind, of in kinds.items():
-            # Each round uses a different block: weights still in the cache would be read faster
-            # than in a step.
+            # Use a different block in each round: weights that are still in the cache would be read
+            # faster than in a real step.
             of = [i for i in of if i >= lowest] or of
             at = repetition * (len(of) - 1) // (ROUNDS - 1)
             layer, first = of[at], of[at - len(of) // 2]
@@ -125,9 +125,9 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
             again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
             share = again / max(1, layers - lowest)
             blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
-        # A tied output layer would give each token's own embedding a probability of 1. The denormal
-        # probabilities of the other tokens would take many times as long, so the channels are
-        # moved.
+        # With a tied output layer, each token's own embedding would have a probability of 1. The
+        # denormal probabilities of all other tokens would be many times slower to compute, so the
+        # channels are shifted.
         x = trainer.acts.x(0, batch.n_tokens)
         trainer.acts.x(layers, batch.n_tokens)[:] = np.roll(x, 1, axis=1)
         start = time.perf_counter()
@@ -135,7 +135,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
         heads.append(time.perf_counter() - start)
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
-    # Blocks below the lowest pair need only the forward pass: about a third of the work.
+    # Blocks below the lowest pair run only forward, which is about a third of the work.
     block = {kind: _mean(spent) for kind, spent in blocks.items()}
     above = sum(block[k] * sum(i >= lowest for i in of) for k, of in kinds.items())
     below = sum(block[k] * sum(i < lowest for i in of) / 3 for k, of in kinds.items())

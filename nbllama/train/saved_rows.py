@@ -1,4 +1,4 @@
-"""The number of rows that shared beginnings (`nbllama.data.shared`) save per epoch."""
+"""The number of rows per epoch that shared beginnings (`nbllama.data.shared`) save."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from nbllama.data.order import Position
 from nbllama.data.shared import share
 from nbllama.train.trainer import Trainer
 
-MOST_BATCHES = 1000  # batches that are laid out to measure the saving
+MOST_BATCHES = 1000  # batches to lay out when measuring the saving
 
 
 class Counted(NamedTuple):
-    """Tokens in the first batches of an epoch, and how many of them are computed.
+    """Token counts for the first batches of an epoch: all tokens, and computed tokens.
 
-    `whole`: the counted batches are the whole epoch.
+    `whole` means that the counted batches cover the whole epoch.
     """
 
     tokens: int
@@ -24,12 +24,12 @@ class Counted(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Computed tokens divided by tokens."""
+        """The ratio of computed tokens to all tokens."""
         return self.computed / self.tokens
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return a line about the rows saved in an epoch, for the screen."""
+    """Return a line to display about the rows saved per epoch."""
     if not trainer.shares:
         return f"prefixes are not shared, because blocks of {trainer.model.hp.arch} carry a state"
     found = counted(trainer)
@@ -42,7 +42,7 @@ def saved_line(trainer: Trainer) -> str:
 
 
 def counted(trainer: Trainer) -> Counted:
-    """Lay out the batches of the current epoch, at most `MOST_BATCHES`. Changes nothing."""
+    """Lay out at most `MOST_BATCHES` batches of the current epoch, without side effects."""
     epoch = trainer.position.epoch
     place, tokens, computed, n = Position(epoch), 0, 0, 0
     while place.epoch == epoch and n < MOST_BATCHES:

@@ -1,4 +1,4 @@
-"""Sizes of batches whose samples share beginnings (`nbllama.data.shared`)."""
+"""The sizes of batches whose samples share beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """Sizes of the largest micro-batch: computed rows, and tokens of its samples."""
+    """The sizes of the largest micro-batch: computed rows, and tokens in its samples."""
 
     computed: int
     keys: int
 
 
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
-    """Return bounds for batches of `n_rows` rows with sharing; `tokens`: the bound without it.
+    """Return bounds for shared batches of `n_rows` rows; `tokens` is the bound without sharing.
 
-    For data other than records, the saving is not known in advance.
+    If the data are not records, the saving is unknown in advance.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))

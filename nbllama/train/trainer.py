@@ -1,11 +1,11 @@
 """One training step: batch -> forward -> loss -> backward -> optimiser.
 
-`nbllama.train.run.loop` runs the steps of a run, and logs and saves.
+`nbllama.train.run.loop` performs all the steps of a run, including logging and saving.
 
-The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
+The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m).
 `nbllama.train.blocks.compute` defines the order in which gradients are summed. The loss of an
-iteration is its sum over the trained tokens of all micro-batches, divided by the number of those
-tokens: batch 4 with one accumulation equals batch 1 with four.
+iteration is the mean over the trained tokens of all its micro-batches, so batch size 4 with one
+accumulation step is equivalent to batch size 1 with four.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from nbllama.train.limits import kept_blocks, limits
 from nbllama.train.objective import Objective, Task, TokenLoss
 from nbllama.train.validation import batches
 
-MOST_SKIPPED = 3  # a run ends after this many steps in a row without a finite loss and gradient
+MOST_SKIPPED = 3  # a run ends after this many consecutive steps without a finite loss and gradient
 
 
 class StopRequested(Exception):
-    """Raised between layers if the run should stop; the unfinished step is dropped."""
+    """Raised between layers if the run should stop; the unfinished step is discarded."""
 
 
 class Evaluation(NamedTuple):
-    """Loss and gradient of one iteration's samples; the gradient itself is `Trainer.gradients`.
+    """The evaluation of one iteration's samples; the gradient itself is in `Trainer.gradients`.
 
-    `trained`: the number of trained tokens or answers over which the loss is averaged
-    (`Objective.before`). `after`: the position in the data after the samples; `n_samples`: the
-    number of samples.
+    trained: the number of trained tokens or answers over which the loss is averaged
+    (`Objective.before`). after: the position in the data after the samples. n_samples: the number
+    of samples.
     """
 
     loss: float
@@ -58,13 +58,13 @@ class Evaluation(NamedTuple):
     n_samples: int
     after: Position
     seconds: float
-    computed: int  # without tokens that a sample shares with an earlier one in its batch
+    computed: int  # excluding tokens that a sample shares with an earlier one in its batch
 
 
 class StepResult(NamedTuple):
-    """The result of one iteration. `loss` is in nats per trained token; `lr` is the learning rate.
+    """The result of one iteration: `loss` is in nats per trained token, `lr` is the learning rate.
 
-    `skipped`: no parameter was changed.
+    `skipped` means that no parameter was changed.
     """
 
     iteration: int
@@ -80,11 +80,11 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """A model, an adapter, its optimiser, and a position in the data; `step` is one iteration.
+    """A model, an adapter, its optimiser, and a position in the data; `step` runs one iteration.
 
-    `bound` is the adapter in the model; `acts` and `buffers` are the memory of the passes. `trunk`,
-    if it is set, stores the output of the frozen blocks below the lowest pair
-    (`nbllama.train.trunk`). Several threads can call one trainer: their calls take turns.
+    `bound` is the adapter bound to the model, and `acts` and `buffers` are the memory for the
+    passes. If set, `trunk` stores the output of the frozen blocks below the lowest pair
+    (`nbllama.train.trunk`). Several threads can share a trainer: their calls are serialised.
     """
 
     def __init__(
@@ -111,15 +111,16 @@ class Trainer:
         share_prompts: bool = False,
         block: int = 0,
     ) -> None:
-        """Allocate the memory of training.
+        """Allocate the memory for training.
 
-        `old_schedule`: an update uses the learning rate of the previous update, as in the old tool.
-        `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: the bytes that
-        determine how many blocks are computed twice; 0: `checkpointing` decides (all or none).
-        `dropout`: see `ops.dropout`; its masks are derived from `seed`. `validation`: data for
-        `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
-        `share_prompts`: common beginnings of the samples of a micro-batch are computed once
-        (`data.shared`), unless there is dropout. `block`: `size` of `train.blocks.compute.split`.
+        old_schedule: use the learning rate of the previous update, as in the old tool.
+        probability_floor: `floor` for `ops.cross_entropy`. activation_memory: bytes available for
+        activations, which determine how many blocks are computed twice; with 0, `checkpointing`
+        decides (all or none). dropout: see `ops.dropout`; the masks are derived from `seed`.
+        validation: data for `validation_loss`. objective: the loss to minimise; None means the
+        cross-entropy of each token. share_prompts: compute common beginnings of the samples of a
+        micro-batch only once (`data.shared`), unless there is dropout. block: `size` for
+        `train.blocks.compute.split`.
 
         Raises `UsageError` if checkpointing of every block needs more than `activation_memory`.
         """
@@ -140,7 +141,7 @@ class Trainer:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
-            # such data are not laid out again
+            # drawn batches are not laid out again
             most = max(self.limits.tokens, self.limits.computed)
             self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
@@ -163,7 +164,7 @@ class Trainer:
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """Return the gradients of the last evaluation by parameter name, before clipping."""
+        """The gradients of the last evaluation, by parameter name and before clipping."""
         return self.bound.grads
 
     @one_at_a_time
@@ -174,7 +175,7 @@ class Trainer:
     ) -> StepResult:
         """Perform one iteration: `evaluate`, then `update`.
 
-        `seen` is called with the evaluation before the update; if it raises, there is no update.
+        `seen` is called with the evaluation before the update, which is skipped if `seen` raises.
         """
         found = self.evaluate(check)
         if seen is not None:
@@ -183,7 +184,7 @@ class Trainer:
 
     @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
-        """Compute the next samples' loss and gradient; `check` can stop it between layers."""
+        """Compute the loss and gradient of the next samples; `check` may raise between layers."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         batches = self.objective.drawn(self, batches, check)
@@ -196,11 +197,11 @@ class Trainer:
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Return the batches in the form for computing: with shared beginnings, if enabled."""
+        """Lay out the batches for the passes, with shared beginnings if enabled."""
         return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
-        """Add batches of all samples in `data`, any of which must fit in the run's memory."""
+        """Add validation batches of all samples in `data`, and make room for each sample."""
         self._make_room(data)
         numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
         self._validation = self.laid_out([data.batch(part) for part in numbers])
@@ -211,7 +212,7 @@ class Trainer:
         )
 
     def _make_room(self, data: Dataset) -> None:
-        """Raise the limits, if necessary, so that any single sample of `data` fits."""
+        """Raise the limits, if necessary, so that every single sample in `data` fits."""
         own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),
@@ -221,29 +222,29 @@ class Trainer:
 
     @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
-        """Return the mean loss of the validation data, nats per trained token. Changes nothing."""
+        """Return the mean validation loss, in nats per trained token, without side effects."""
         trained = self.objective.before(self, self._validation, check)
         return sum_of(self.steps.losses(self, self._validation, check)) / trained
 
     def each(self, tasks: Sequence[Task], check: Callable[[], None] | None) -> list[Any]:
-        """Compute tasks, possibly on other machines; return their results in the same order."""
+        """Compute tasks, possibly on other machines, and return their results in the same order."""
         return self.steps.each(self, tasks, check)
 
     def set_dropout(self, micro: int) -> None:
-        """If there is dropout, set the masks of micro-batch `micro` of the next iteration."""
+        """Set the dropout masks, if any, for micro-batch `micro` of the next iteration."""
         if self.dropout:
             self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
-        """Return the factor on the learning rate for update `iteration` (counted from 1)."""
+        """Return the learning-rate factor for update number `iteration`, counted from 1."""
         return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
 
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Perform one optimiser step with the gradient of `found`, the last evaluation.
+        """Perform one optimiser step with the gradient of the last evaluation, `found`.
 
-        A loss or gradient that is not finite changes no parameter, but counts as an iteration.
+        If the loss or gradient is not finite, no parameter is changed, but the iteration counts.
         """
         start = time.perf_counter()
         factor = self.factor(self.iteration + 1)
@@ -254,7 +255,7 @@ class Trainer:
                 grad_norm = self.opt.step(self.bound.grads, factor).grad_norm
                 skipped = False
         if skipped:
-            self.opt.iteration += 1  # it remains the number of iterations
+            self.opt.iteration += 1  # stays equal to the number of iterations
         else:
             self.bound.refresh()
         epoch = self.position.epoch
@@ -276,7 +277,7 @@ class Trainer:
         self.samples_seen += taken.n_samples
 
     def raise_if_diverged(self) -> None:
-        """Raise `Diverged` if the last MOST_SKIPPED steps were all skipped."""
+        """Raise `Diverged` if all of the last MOST_SKIPPED steps were skipped."""
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
                 f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row (last: "

@@ -1,14 +1,15 @@
-"""The output of the frozen blocks below the lowest pair, stored from one epoch to the next.
+"""A cache, kept from epoch to epoch, of the output of the frozen blocks below the lowest pair.
 
-With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. So the input of block L
-at a token depends only on the base model and on the tokens up to that token. This input has the
-same bits whether the sample is computed alone, in a batch, or as the beginning of another sample
-(`tests/train/test_trunk.py`). The first pass over a sample stores these vectors, float32 `[n, C]`,
-and later passes begin at block L.
+With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. The input of block L at
+a token therefore depends only on the base model and the tokens up to that token. This input is
+bit-identical whether the sample is computed alone, in a batch, or as the beginning of another
+sample (`tests/train/test_trunk.py`). The first pass over a sample stores these vectors, float32
+`[n, C]`, and later passes start at block L.
 
-The file, which only grows, begins with `_MAGIC`, the key and C, followed by a record for each
-sample: a digest of its tokens, their number, a checksum, and the vectors. Reading ends at a record
-that a crash has truncated; a record whose checksum differs is computed again.
+The file begins with `_MAGIC`, the key and C, followed by one record per sample: a digest of its
+tokens, the number of tokens, a checksum, and the vectors. Records are only appended. Reading stops
+at a record that a crash has truncated, and a record whose checksum does not match is computed
+again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from nbllama.system.run_lock import lock_or_refuse
 
 _MAGIC = b"nbllama trunk 1\n"
 _HEAD = struct.Struct("<16s64sI")  # magic, key, width
-_RECORD = struct.Struct("<16sII")  # digest of the tokens, their number, checksum of the vectors
+_RECORD = struct.Struct("<16sII")  # digest and number of tokens, checksum of vectors
 
 
 class _Place(NamedTuple):
@@ -46,26 +47,26 @@ class _Place(NamedTuple):
 
 
 def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
-    """Return the size of the file for samples with `n_tokens` tokens in total."""
+    """Return the size of a file for samples with `n_tokens` tokens in total."""
     return _HEAD.size + n_samples * _RECORD.size + 4 * width * n_tokens
 
 
 class TrunkCache:
-    """A file that stores the input of block `layer` for each sample, found by the sample's tokens.
+    """A file that stores the input of block `layer` for each sample, indexed by the tokens.
 
-    Use as a context manager, or call `close`. Reading and writing never raise: a file that cannot
-    be read or written is reported once through `say`, and training computes what it needs.
+    Use as a context manager, or call `close`. Reading and writing never raise: an error is reported
+    once through `say`, and training computes the vectors instead.
     """
 
     def __init__(
         self, path: str, key: str, *, layer: int, width: int, say: Callable[[str], None]
     ) -> None:
-        """Open the file, or create it.
+        """Open or create the file.
 
         Parameters
         ----------
         key : str
-            64 hex digits: a digest of everything that the vectors depend on besides the tokens.
+            64 hex digits: a digest of everything besides the tokens that the vectors depend on.
         layer : int
             Number of frozen blocks at the bottom of the model.
         width : int
@@ -99,7 +100,7 @@ class TrunkCache:
             raise
 
     def _open(self) -> int:
-        """Read the records' headers; return the offset at which the next record begins."""
+        """Read the record headers, and return the offset of the next record."""
         size = self._file.seek(0, os.SEEK_END)
         head = self._read(0, min(size, _HEAD.size))
         if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
@@ -136,7 +137,7 @@ class TrunkCache:
         return len(self._places)
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
-        """Fill x `[N, C]`, the input of block `layer`; False if a sample is missing."""
+        """Fill x `[N, C]` with the input of block `layer`; return False if a sample is missing."""
         if batch.n_tokens < FEWEST_ROWS:  # the bits would differ, see `FEWEST_ROWS`
             return False
         places = [self._places.get(digest) for digest in digests(batch)]
@@ -153,7 +154,7 @@ class TrunkCache:
         return True
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
-        """Append the samples of `batch` that are not yet in the file; x `[N, C]` as for `load`."""
+        """Append any samples of `batch` that are not yet stored; x is `[N, C]`, as for `load`."""
         if self._full or batch.n_tokens < FEWEST_ROWS:
             return
         whole, rows = batch.whole(), _rows(batch)
@@ -182,7 +183,7 @@ class TrunkCache:
             self._end = place.offset + len(raw)
 
     def _values(self, place: _Place, n: int) -> np.ndarray | None:
-        """Read a sample's vectors `[n, C]`; if they are damaged, report it and return None."""
+        """Read the vectors `[n, C]` of a sample; if they are damaged, report it and return None."""
         try:
             raw = self._read(place.offset, 4 * self.width * place.n)
             reason = "is damaged"
@@ -209,7 +210,7 @@ class TrunkCache:
             left = left[self._file.write(left) :]
 
     def close(self) -> None:
-        """Close the file, without removing it."""
+        """Close the file without removing it."""
         self._file.close()
 
     def remove(self) -> None:
@@ -238,5 +239,5 @@ def digests(batch: Batch) -> list[bytes]:
 
 
 def _rows(batch: Batch) -> np.ndarray:
-    """Return the index of the computed row for each token of the samples."""
+    """Return, for each token of the samples, the index of its computed row."""
     return np.arange(batch.n_tokens) if batch.tree is None else batch.tree.rows

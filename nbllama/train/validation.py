@@ -1,4 +1,4 @@
-"""The validation state of a run: the lowest loss, patience, and signs of overfitting."""
+"""The validation state of a run: the lowest loss, the patience, and signs of overfitting."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-OVERFITTING = 2  # evaluations in a row with a falling training loss and a rising validation loss
+OVERFITTING = 2  # consecutive evaluations with falling training loss and rising validation loss
 
 
 @dataclass
 class Validation:
-    """State between evaluations; it is part of a checkpoint, so all fields are numbers.
+    """The state between evaluations; all fields are numbers, so that a checkpoint can store them.
 
-    `last`: iteration of the last evaluation, -1 before the first. `best`: lowest validation loss,
-    found at iteration `best_at` (-1: none yet); `since`: evaluations since then. `previous`,
-    `previous_trained`: validation loss of the last evaluation and mean training loss before it.
-    `sum`, `tokens`: training loss since then, weighted by trained tokens. `rises`: see
-    `OVERFITTING`.
+    last: iteration of the last evaluation, -1 before the first. best: lowest validation loss.
+    best_at: its iteration, -1 if there is none yet. since: evaluations since the best one.
+    previous, previous_trained: validation loss of the last evaluation, and the mean training loss
+    that preceded it. sum, tokens: training loss since the last evaluation, weighted by trained
+    tokens. rises: see `OVERFITTING`.
     """
 
     last: int = -1
@@ -34,7 +34,7 @@ class Validation:
 
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Validation:
-        """Return a state from the `numbers` of an earlier one."""
+        """Restore a state from its `numbers`."""
         made = cls()
         for f in fields(cls):
             kind = type(getattr(made, f.name))
@@ -46,14 +46,14 @@ class Validation:
         return {k: float(v) for k, v in asdict(self).items()}
 
     def trained(self, loss: float, tokens: int) -> None:
-        """Add a training step's loss per trained token."""
+        """Add the per-token loss of a training step."""
         if math.isfinite(loss):
             self.sum += loss * tokens
             self.tokens += tokens
 
     @property
     def training_loss(self) -> float:
-        """Return the mean training loss since the last evaluation; NaN if there was no step."""
+        """Return the mean training loss since the last evaluation, or NaN if there was no step."""
         return self.sum / self.tokens if self.tokens else math.nan
 
     def improves(self, loss: float) -> bool:
@@ -61,7 +61,7 @@ class Validation:
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Add an evaluation (`best`: its adapter was kept); return whether two in a row overfit."""
+        """Add an evaluation (`best` if its adapter was kept); return whether the run overfits."""
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0
@@ -76,21 +76,21 @@ class Validation:
         return self.rises == OVERFITTING
 
     def ended(self, patience: int) -> str:
-        """Return why the run should end, or ""."""
+        """Return the reason to end the run, or ""."""
         if 0 < patience <= self.since:
             return f"no lower validation loss in {self.since} evaluations (--early-stop)"
         return ""
 
 
 def perplexity(loss: float) -> float:
-    """Return e^loss; infinite if it is too large for a float."""
+    """Return e^loss, or infinity if it is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Yield sample numbers in order, in the largest groups that respect both bounds."""
+    """Yield the sample numbers in order, in the largest groups within both bounds."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

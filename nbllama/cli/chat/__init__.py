@@ -1,1 +1,1 @@
-"""`nbllama chat`, `nbllama generate` and `python -m nbllama.main`: completion and conversations."""
+"""`nbllama chat`, `nbllama generate` and `python -m nbllama.main`: completion and conversation."""

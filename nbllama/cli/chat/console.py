@@ -1,7 +1,7 @@
-"""The terminal of a chat: streamed text, input lines, and Ctrl-C.
+"""The terminal for a chat: streamed text, input lines, and Ctrl-C.
 
-The model's text goes to standard output, everything else to standard error. Input is always UTF-8,
-regardless of the locale; `cli.run` sets the encoding of the output.
+The model's text is written to standard output, and everything else to standard error. Input is
+always UTF-8, regardless of the locale; `cli.run` sets the output encoding.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _PLAIN = "\n\t"
 
 
 class Stopped(Exception):
-    """Raised by Ctrl-C during an answer."""
+    """Raised on Ctrl-C during an answer."""
 
 
 class Console:
-    """A terminal; with `color`, prompts and input differ in colour from answers."""
+    """A terminal; with `color`, prompts and input are coloured differently from answers."""
 
     def __init__(self, color: bool) -> None:
         self._color = color
@@ -38,10 +38,10 @@ class Console:
             reconfigure(encoding="utf-8", errors="surrogateescape")
         if self.typed and _utf8_locale():
             with suppress(ImportError):
-                import readline  # noqa: F401  # lines can be edited
+                import readline  # noqa: F401  # enables line editing
 
     def write(self, text: str, style: str = "") -> None:
-        """Write text of an answer or a prompt, without buffering.
+        """Write part of an answer or a prompt, without buffering.
 
         On a terminal, control characters are written as escapes.
         """
@@ -55,12 +55,12 @@ class Console:
         self._clean = text.endswith("\n")
 
     def note(self, line: str) -> None:
-        """Write a line about the run."""
+        """Write a status line."""
         self.end_line()
         print(line, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
-        """End the current line if it is not empty, and reset the colours."""
+        """End the current line unless it is empty, and reset the colours."""
         self._set("")
         if not self._clean:
             sys.stdout.write("\n")
@@ -68,9 +68,9 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: one line, or several lines that all end with a backslash except the last.
+        """Read a message: one line, or several lines, where all but the last end with a backslash.
 
-        Returns None at the end of the input. `prompt` is written only on a terminal.
+        Returns None at the end of the input. `prompt` is only written to a terminal.
         """
         lines: list[str] = []
         while True:
@@ -96,7 +96,7 @@ class Console:
 
 
 def _utf8_locale() -> bool:
-    """Return whether the C locale is UTF-8; otherwise readline reads Chinese as commands."""
+    """Return whether the C locale is UTF-8; if not, readline would read Chinese as commands."""
     name = getattr(locale, "CODESET", None)
     return name is not None and locale.nl_langinfo(name).upper() == "UTF-8"
 
@@ -119,7 +119,7 @@ class Interrupt:
 
     @contextmanager
     def stops_answer(self) -> Iterator[None]:
-        """Make `check` raise `Stopped` after the first Ctrl-C; the second one ends the program."""
+        """Make `check` raise `Stopped` after the first Ctrl-C; a second Ctrl-C ends the program."""
         self._answering = True
         try:
             yield
@@ -127,7 +127,7 @@ class Interrupt:
             self._answering = self._asked = False
 
     def check(self) -> None:
-        """Raise `Stopped` if Ctrl-C was pressed."""
+        """Raise `Stopped` if Ctrl-C has been pressed."""
         if self._asked:
             raise Stopped
 

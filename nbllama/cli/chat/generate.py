@@ -1,4 +1,4 @@
-"""The program of `nbllama generate`. Options: `nbllama.options.chat_verbs`."""
+"""The program `nbllama generate`, whose options are in `nbllama.options.chat_verbs`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The program `python -m nbllama.main`, which completes a text or chats.
 
-Options: `nbllama.options.chat`. The work: `nbllama.cli.chat.run`.
+The options are in `nbllama.options.chat`, and the work is done in `nbllama.cli.chat.run`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nbllama.system.program import run_program
 
 
 def run(words: list[str], parse: Callable[[Sequence[str]], Main] = parse_main) -> None:
-    """Run the program with the words of a command line, which `parse` reads."""
+    """Run the program with command-line arguments, which `parse` reads."""
     asked = parse(words)
     threads = use_threads(asked.options.threads)
     from nbllama.cli.chat import run as main_run

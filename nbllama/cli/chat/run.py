@@ -1,4 +1,4 @@
-"""The work of `python -m nbllama.main`: set up the model, adapters, context, samplers and mode."""
+"""The work of `python -m nbllama.main`: setting up model, adapters, context, samplers and mode."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from nbllama.train.run.settings import fresh_seed
 
 _SHORTEST = 8  # as in llama.cpp
 _USUAL = 4096
-_QUIET = 2.0  # seconds without output before a line is printed
+_QUIET = 2.0  # seconds without output before a note is printed
 
 
 def run(main: Main, threads: int) -> None:
-    """Run the task that the command line describes."""
+    """Run the task that the command line specifies."""
     o = main.options
     text = read_text(o)
     if o.dump:
@@ -88,7 +88,7 @@ def run(main: Main, threads: int) -> None:
 
 @contextmanager
 def saved(path: str, console: Console) -> Iterator[list[Dump]]:
-    """Write the dumps that the caller put into the list, at the end or after Ctrl-C."""
+    """On exit, even after Ctrl-C, write the dumps that the caller has added to the list."""
     seen: list[Dump] = []
     try:
         yield seen
@@ -99,12 +99,12 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 
 
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
-    """Return the template that `--chat-template` names, or else the model's own.
+    """Return the template that `--chat-template` names, or else the model's own template.
 
-    For a model without a template, it is ChatML if the vocabulary has its tokens, and otherwise
-    Alpaca's plain text. `variables`: those of `--template-vars`.
+    A model without a template uses ChatML if its vocabulary contains the ChatML tokens, else
+    Alpaca's plain text. `variables` come from `--template-vars`.
 
-    Raises `UsageError` or `GGUFError` for a template that cannot be used.
+    Raises `UsageError` or `GGUFError` if the template cannot be used.
     """
     tokens = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
     if not (name or tokenizer.chat_template) and None in tokens:
@@ -115,7 +115,7 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
-    """Return the context in tokens. If `strict`, `UsageError` if it exceeds the trained one."""
+    """Return the context in tokens; if `strict`, raise `UsageError` above the trained length."""
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
     for line in context_warnings(hp, n_ctx):
@@ -128,8 +128,8 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 
 
 def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) -> list[str]:
-    """Return the table of `--dry-run`. The program's memory is measured, the rest is computed."""
-    model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
+    """Return the `--dry-run` table; the program's own memory is measured, the rest calculated."""
+    model.tokenizer  # noqa: B018  # the vocabulary is large once it has been read
     held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped, so they are not counted"
     rows = [
@@ -144,7 +144,7 @@ def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) 
 
 
 def check_memory(needed: SessionMemory, n_ctx: int) -> None:
-    """Raise `NotEnoughMemory` if a session needs more memory than the system has available."""
+    """Raise `NotEnoughMemory` if a session needs more memory than is available."""
     available = available_memory()
     if needed.private > available:
         raise NotEnoughMemory(
@@ -154,9 +154,9 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
-    """Compute a few tokens, to compile the kernels and read the weights before the text begins.
+    """Process a few tokens to compile the kernels and read the weights before the text begins.
 
-    A line is printed if the computation takes long.
+    A note is printed if this takes long.
     """
     said = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Shared code for the modes of `python -m nbllama.main`: prompts and streamed answers."""
+"""Code shared by the modes of `python -m nbllama.main`: prompts and streamed answers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from nbllama.generation.predictor import ContextFull, Predictor
 from nbllama.options.chat import MainOptions, read_escapes
 from nbllama.text import StreamDecoder, Tokenizer
 
-_WINDOW = 32  # number of last tokens that are searched for a reverse prompt, as in llama.cpp
+_WINDOW = 32  # number of trailing tokens searched for a reverse prompt, as in llama.cpp
 
 
 class Stops:
     """Reverse prompts: strings that end an answer.
 
-    `slack`: number of bytes that may follow a reverse prompt, as a token can extend beyond it.
+    `slack` is the number of bytes that may follow a reverse prompt, because the last token can
+    extend beyond its end.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], slack: int) -> None:
@@ -41,9 +42,9 @@ class Stops:
 
 
 def read_text(options: MainOptions) -> str:
-    """Return the text of `--prompt` or `--file`, without the line break at the end of the file.
+    """Return the text from `--prompt` or `--file`, without a trailing line break in the file.
 
-    Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
+    Raises `DataError` if the file cannot be read, is empty or is not UTF-8.
     """
     if not options.file:
         return read_escapes(options, options.prompt, "--prompt")
@@ -61,21 +62,21 @@ class Talk:
     console: Console
     interrupt: Interrupt
     n_ctx: int
-    text: str  # of --prompt or --file
-    seed: int | None = None  # of the random draws, if there are any
+    text: str  # from --prompt or --file
+    seed: int | None = None  # of the random draws, if any
 
     def stops(self, slack: int, more: Sequence[str] = ()) -> Stops:
-        """Return the reverse prompts from the command line and those in `more`."""
+        """Return the reverse prompts from the command line plus those in `more`."""
         o = self.options
         texts = [read_escapes(o, text, "--reverse-prompt") for text in o.reverse_prompt]
         return Stops(self.tokenizer, [*texts, *more], slack)
 
     def ids(self, text: str) -> list[int]:
-        """Return the tokens of a string from the command line, which may name special tokens."""
+        """Return the tokens of a command-line string, which may contain special tokens."""
         return self.tokenizer.encode(text, parse_special=True)
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Check the first prompt, set how much of it context shifts keep, and print the seed.
+        """Check the first prompt, set how much of it a context shift keeps, and print the seed.
 
         Raises `UsageError` if the prompt does not fit.
         """
@@ -91,7 +92,7 @@ class Talk:
             self.console.note(f"seed {self.seed}")
 
     def open(self, ids: Sequence[int]) -> None:
-        """Start the text with `ids`, and print this beginning."""
+        """Start the text with `ids`, and print them."""
         if not ids:
             raise UsageError("the prompt is empty; pass --prompt TEXT or --file FILE")
         self.begin(ids)
@@ -102,11 +103,11 @@ class Talk:
             self.console.write("".join(map(decoder.push, plain)) + decoder.flush(), "prompt")
 
     def speak(self, stops: Stops, *, stoppable: bool) -> tuple[str, str]:
-        """Print an answer while it is generated; return the answer, and why it ended.
+        """Print an answer while it is being generated; return the answer and why it ended.
 
         The reason is "eog", "stop" (a reverse prompt), "length", "interrupt" or "full".
 
-        `stoppable`: Ctrl-C ends the answer, not the program.
+        If `stoppable`, Ctrl-C ends the answer instead of the program.
         """
         decoder, parts, ending = StreamDecoder(self.tokenizer), [], "length"
         eog = self.tokenizer.eog_ids
@@ -132,6 +133,6 @@ class Talk:
         return "".join(parts), ending
 
     def tell(self, e: ContextFull) -> None:
-        """Tell the user that the context is full, and what to do."""
+        """Explain that the context is full, and what to do."""
         more = "" if self.options.context_shift else ", or --context-shift"
         self.console.note(f"{e}; pass a larger --ctx-size{more}")

@@ -1,4 +1,4 @@
-"""A chat: messages in turns, rendered with a template and encoded as in training."""
+"""A chat: alternating messages, rendered with a template and encoded as in training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nbllama.text.chat_template import ChatTemplate
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    Each turn renders the whole chat again, but the model reads only the tokens after those that did
-    not change. A message that the template refuses or that does not fit into the context is left
+    Each turn renders the whole chat again, but the model reads only the tokens after the unchanged
+    beginning. A message that the template rejects, or that does not fit into the context, is left
     out.
     """
     o, console = talk.options, talk.console
@@ -23,7 +23,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
         system = read_escapes(o, o.system_prompt, "--system-prompt")
         messages.append({"role": "system", "content": system})
     stops = talk.stops(slack=0)
-    # Errors of the template are reported before the user types.
+    # Template errors are reported before the user types anything.
     template.render([*messages, {"role": "user", "content": "x"}], True)
     first = talk.text
     if first and o.display_prompt:
@@ -56,10 +56,10 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
 
 
 def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]]) -> None:
-    """Set the predictor's text to the chat.
+    """Set the text of the predictor to the rendered chat.
 
-    Raises `DataError` for a message that the template refuses, `UsageError` for one that does not
-    fit into the context.
+    Raises `DataError` if the template rejects a message, and `UsageError` if a message does not fit
+    into the context.
     """
     predictor = talk.predictor
     ids = prompt_ids(talk.tokenizer, template, messages)

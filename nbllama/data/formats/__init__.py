@@ -1,4 +1,4 @@
-"""Record formats, one per module; a record's keys determine its format."""
+"""Record formats, one per module; the keys of a record determine its format."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
     "plain_ones",
 ]
 
-# If a record has the keys of several formats, the first of these formats is used.
+# If a record has the keys of several formats, the first such format is used.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (messages, sharegpt, preference, labelled, completion, alpaca, text)
@@ -52,9 +52,9 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(records: Iterable[Record]) -> Format | None:
-    """Return the format whose keys most of `records` have; None if no record fits a format.
+    """Return the format that most of `records` fit, or None if no record fits a format.
 
-    A key with null counts as missing: merged tables have such keys.
+    A null value counts as a missing key, because merged tables contain such values.
     """
     votes: Counter[str] = Counter()
     for record in records:

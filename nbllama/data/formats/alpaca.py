@@ -1,8 +1,8 @@
 """Instructions in the format of Stanford Alpaca: {"instruction", "input", "output"}.
 
-The records go through the chat template as a question and its answer. "input" can be empty or
-missing; otherwise it follows the instruction as the template's layout defines. "system" (a text)
-and "history" (a list of [question, answer]) are optional, as in LLaMA-Factory's variant.
+Records are passed to the chat template as a question and an answer. "input" can be empty or
+missing; otherwise, it follows the instruction as defined by the layout of the template. "system"
+(text) and "history" (a list of [question, answer]) are optional, as in LLaMA-Factory's variant.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nbllama.errors import DataError
 
 
 def read(record: Record, style: Style) -> Conversation:
-    """Read the instruction and its answer as messages. Raises `DataError`."""
+    """Read the instruction and the answer as messages. Raises `DataError`."""
     question = filled(text_of(record, "instruction"), "the instruction")
     more = text_of(record, "input", default="")
     answer = filled(text_of(record, "output"), "the answer (output)")

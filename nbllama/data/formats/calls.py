@@ -13,10 +13,10 @@ _OTHER = ("name", "id", "type", "index", "function", "description", "strict")
 
 
 def calls_of(message: Record, where: str) -> list[Message]:
-    """Return a message's tool calls.
+    """Return the tool calls of a message.
 
-    Each is {"id", "type", "function": {"name", "arguments", "text"}}: "arguments" is an object,
-    "text" is their JSON string if they were given as a string.
+    Each call is {"id", "type", "function": {"name", "arguments", "text"}}, where "arguments" is an
+    object, and "text" is the original JSON string if the arguments were given as a string.
 
     Raises `DataError` with a message that begins with `where`.
     """
@@ -60,7 +60,7 @@ def _call(call: Any, where: str) -> Message:
 
 
 def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
-    """Return the key with a call's arguments; None for a call without arguments."""
+    """Return the key that contains the arguments of a call, or None if there are none."""
     given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
     if len(given) > 1:
         raise DataError(
@@ -80,10 +80,10 @@ def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
 
 
 def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
-    """Return the arguments as an object, and their JSON string if they were given as one."""
+    """Return the arguments as an object, and as a JSON string if given in that form."""
     what = f"{where}the arguments of a tool call"
     text = ""
-    for _ in range(3):  # an object, JSON of it, and JSON of that
+    for _ in range(3):  # an object, its JSON, or the JSON of that string
         if not isinstance(value, str):
             break
         text = value

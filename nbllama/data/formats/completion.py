@@ -1,6 +1,6 @@
 """A prompt and its continuation: {"prompt", "completion"}.
 
-Two strings are joined unchanged, without a template and without a space between them. Two lists of
+Two strings are concatenated unchanged, without a template or a space in between. Two lists of
 messages form one chat, in which the answers in "completion" are trained.
 """
 

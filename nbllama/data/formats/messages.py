@@ -1,8 +1,8 @@
-"""Chats in OpenAI's format: {"messages": [{"role": ..., "content": ...}, ...]}.
+"""Chats in the OpenAI format: {"messages": [{"role": ..., "content": ...}, ...]}.
 
-A message's content is text, or a list of {"type": "text", "text": ...} parts. An assistant message
-can have tool calls, a thought, and a key that excludes it from training. The chat can have "tools"
-and "chat_template_kwargs". Other keys are ignored.
+The content of a message is text, or a list of {"type": "text", "text": ...} parts. An assistant
+message can contain tool calls, a thought, and a key that excludes it from training. The record can
+also contain "tools" and "chat_template_kwargs". Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def read(record: Record, style: Style) -> Conversation:
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
     """Return the messages under `key`.
 
-    Also returns the numbers (from 0) of the answers that are not trained, and kinds of notices
-    (see `Conversation`).
+    Also returns the numbers (from 0) of untrained answers, and kinds of notices (see
+    `Conversation`).
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
@@ -67,9 +67,9 @@ def _message(message: Any, where: str) -> Message:
 
 
 def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
-    """Return what a message has in addition to role and content.
+    """Return the parts of a message other than role and content.
 
-    The extras are its thought, its calls and the id of the call that it answers. Raises
+    These are its thought, its tool calls, and the id of the call that it answers. Raises
     `DataError`.
     """
     out: Message = {}
@@ -109,10 +109,10 @@ def _parts(parts: list[Any], where: str) -> str:
 
 
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the numbers of the answers that a key excludes from training, and kinds of notices.
+    """Return the numbers of answers excluded from training by a key, and kinds of notices.
 
-    Raises `DataError` for a key whose value is not yes or no, for keys that contradict each other,
-    and for a key that asks to train a message that is not an answer.
+    Raises `DataError` if the value of such a key is neither yes nor no, if keys contradict each
+    other, and if a key requests training on a message that is not an answer.
     """
     silent = set()
     notices: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
 
 
 def wanted_by(message: Record, where: str) -> dict[str, bool]:
-    """Return, for each mask key of a message, whether it asks for training. Raises `DataError`."""
+    """Return, for each mask key in a message, whether it requests training. Raises `DataError`."""
     wanted: dict[str, bool] = {}
     if message.keys().isdisjoint(MASK_KEYS):
         return wanted

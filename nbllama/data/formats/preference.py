@@ -1,10 +1,10 @@
 """Two answers to one prompt: {"prompt", "chosen", "rejected"}.
 
-"prompt" is text or a list of messages, and each side is text or a list of messages (or one
-message). Strings are joined unchanged, without a template; messages form one chat, in which the
-answers of the side are trained. Without "prompt", both sides contain the whole chat or text, and
-their common beginning is the prompt. With "instruction" or "question" instead of "prompt", the
-strings go through the chat template as in the format `alpaca`.
+"prompt" is text or a list of messages, and each side is text, a list of messages, or a single
+message. Strings are concatenated unchanged, without a template. Messages form one chat, in which
+the answers on that side are trained. Without "prompt", both sides contain the whole chat or text,
+and the common beginning is the prompt. With "instruction" or "question" instead of "prompt", the
+strings are passed to the chat template as in the `alpaca` format.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nbllama.errors import DataError
 
 SIDES = ("chosen", "rejected")
 _QUESTIONS = ("instruction", "question")
-# A string under one of these keys is part of the prompt, but the way to join it is unknown.
+# A string under one of these keys is part of the prompt, but it is unclear how to join it.
 _UNKNOWN = ("input", "inputs", "query", "human", "user", "q")
 
 
@@ -78,7 +78,7 @@ def _asked(record: Record, question: str, side: str, style: Style) -> Conversati
 
 
 def _side(record: Record, side: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
-    """Return the messages of a side, which ends with an answer; see `messages_of`."""
+    """Return the messages of a side, which must end with an answer; see `messages_of`."""
     value = record[side]
     if isinstance(value, str):
         value = [{"role": ANSWERING_ROLE, "content": value}]
@@ -104,7 +104,7 @@ def _chat(
     notices: tuple[str, ...],
     side: str,
 ) -> Conversation:
-    """Build a chat in which the answers in `answered` are trained, except for those in `silent`."""
+    """Build a chat in which the answers in `answered` but not in `silent` are trained."""
     n = len(asked)
     quiet = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
     try:
@@ -182,7 +182,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         n += 1
     prompt = chosen[:n]
     words = prompt.split()
-    # only whole words; the space belongs to the answer, as in tokens
+    # whole words only; as in tokens, the space belongs to the answer
     whole = len(prompt.rstrip())
     if prompt == prompt.rstrip() and words:
         whole = len(prompt) - len(words[-1])

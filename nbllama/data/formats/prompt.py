@@ -1,10 +1,11 @@
-"""A prompt alone: {"prompt": text or messages}, or a question under another key.
+"""A prompt without an answer: {"prompt": text or messages}, or a question under another key.
 
-"messages" is a chat; if it ends with an answer, the answer is left out of the prompt. "instruction"
-or "question" go through the chat template as in the format `alpaca`. A text under "prompt" is used
-as it is, without a template. All other keys of the record are for the reward.
+"messages" is a chat; if it ends with an answer, that answer is left out of the prompt. A string
+under "instruction" or "question" is passed to the chat template as in the `alpaca` format. Text
+under "prompt" is used unchanged, without a template. All other keys of the record are for the
+reward.
 
-This format is not in `FORMATS`: without an answer, there is nothing to train by likelihood.
+This format is not in `FORMATS` because it has no answer to train on by likelihood.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from nbllama.data.formats.record import (
 )
 from nbllama.errors import DataError
 
-STAND_IN = "1"  # placeholder for the answer, which the rendering of a chat needs
+STAND_IN = "1"  # placeholder answer, required to render a chat
 _QUESTIONS = ("instruction", "question")
 
 
 def read(record: Record, style: Style) -> Conversation | str:
-    """Read the prompt: a text, or a chat that ends with a stand-in for the answer.
+    """Read the prompt, which is text, or a chat that ends with a stand-in for the answer.
 
-    Only this answer is treated as a training target. Raises `DataError`.
+    Only the stand-in is treated as a training target. Raises `DataError`.
     """
     if record.get("messages") is not None:
         return _chat(record, "messages")
@@ -63,7 +64,7 @@ def _chat(record: Record, key: str) -> Conversation:
 
 
 def _ended(messages: list[Message], record: Record, notices: tuple[str, ...]) -> Conversation:
-    """Return the chat with the stand-in appended; earlier answers are not trained."""
+    """Append the stand-in to a chat in which earlier answers are not trained."""
     silent = {i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE}
     whole = [*messages, {"role": ANSWERING_ROLE, "content": STAND_IN}]
     return conversation(whole, frozenset(silent), record, notices)

@@ -1,7 +1,7 @@
-"""The kinds of samples that records are turned into, and the checks that all formats share.
+"""The kinds of samples that records are converted to, and checks shared by all formats.
 
-A format is a function from a record (a JSON object, or a row of a table by its column names) to a
-`Sample`. It raises `DataError` with the reason alone; the caller adds file and line.
+A format is a function that converts a record (a JSON object, or a table row keyed by column name)
+to a `Sample`. It raises `DataError` with only the reason; the caller adds the file and line.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ ANSWERING_ROLE = "assistant"
 
 _DEEPEST = 64  # levels of lists and objects
 
-# Variables that the program passes to a template; a record must not set them.
+# Variables that the program passes to templates; records must not set them.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
 class Conversation(NamedTuple):
     """Messages for a chat template.
 
-    `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
-    server receives them, or None. `variables`: the template's variables for this chat. `notices`:
-    what was read differently from how it is written, as keys of `nbllama.data.notices.READ`.
-    `n_first`: how many of the first messages are not in the record's list of messages.
+    silent: numbers (from 0) of assistant messages that are read but not trained. tools: tools in
+    the form that a server receives, or None. variables: template variables for this chat. notices:
+    what was not read exactly as written, as keys of `nbllama.data.notices.READ`. n_first: how many
+    of the first messages do not come from the record's list of messages.
     """
 
     messages: list[Message]
@@ -47,7 +47,7 @@ class Conversation(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """Plain text without a template: a prompt, which can be empty, and the text to be written."""
+    """Plain text without a template: a prompt, which can be empty, and the text to generate."""
 
     prompt: str
     answer: str
@@ -57,7 +57,7 @@ Plain = Conversation | Continuation
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt; `chosen` is preferred. `weight`: weight of the pair's loss."""
+    """Two answers to one prompt, of which `chosen` is preferred; `weight` scales the loss."""
 
     chosen: Plain
     rejected: Plain
@@ -65,7 +65,7 @@ class Pair(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """An answer that is `good` or bad. `weight`: weight of its loss."""
+    """An answer that is `good` or bad; `weight` scales the loss."""
 
     answer: Plain
     good: bool
@@ -76,7 +76,7 @@ Sample = Plain | Pair | Labelled
 
 
 def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
-    """Yield every prompt with its answer, for all samples: two per pair, one per other sample."""
+    """Yield every prompt with its answer: two for each pair, and one for any other sample."""
     for sample in samples:
         if isinstance(sample, Pair):
             yield sample.chosen
@@ -86,16 +86,16 @@ def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
 
 
 class Style(NamedTuple):
-    """How an instruction with an input becomes one message: see `nbllama.text.templates.Layout`."""
+    """How to combine an instruction and an input; see `nbllama.text.templates.Layout`."""
 
     joint: str = "\n\n"
     with_input: str = ""
 
 
 class Format(NamedTuple):
-    """A format: its name, the keys that identify its records, and the function that reads a record.
+    """A format: its name, the keys that identify its records, and a function to read a record.
 
-    `suits`: an additional condition that a record of this format must meet.
+    `suits` is an additional condition that records of this format must meet.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Format(NamedTuple):
     suits: Callable[[Record], bool] = bool
 
     def knows(self, record: Record) -> bool:
-        """Return whether a record has all keys of the format; a key with null counts as missing."""
+        """Return whether a record has all keys of the format; null values count as missing."""
         return all(record.get(key) is not None for key in self.keys) and self.suits(record)
 
 
@@ -116,7 +116,7 @@ def conversation(
     *,
     n_first: int = 0,
 ) -> Conversation:
-    """Create a conversation with the tools and template variables of its record.
+    """Create a conversation with the tools and template variables from its record.
 
     Raises `DataError` if it contains nothing to train on.
     """
@@ -134,7 +134,7 @@ def conversation(
 
 
 def tools_of(record: Record) -> list[Any] | None:
-    """Return a record's tools, from "tools" or the older "functions" (a list, or its JSON text).
+    """Return the tools under "tools" or the older "functions" (a list, or a list as JSON text).
 
     A bare function is wrapped in {"type": "function", "function": ...}, as servers require.
     Raises `DataError`.
@@ -166,7 +166,7 @@ def tools_of(record: Record) -> list[Any] | None:
 
 
 def variables_of(record: Record) -> dict[str, Any] | None:
-    """Return a record's template variables, from "chat_template_kwargs". Raises `DataError`."""
+    """Return the template variables under "chat_template_kwargs". Raises `DataError`."""
     value = record.get("chat_template_kwargs")
     if isinstance(value, str) and value.strip():
         try:
@@ -185,7 +185,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
 
 
 def weight_of(record: Record) -> float:
-    """Return the weight of a record's loss, 1 if it gives none. Raises `DataError`."""
+    """Return the loss weight of a record, by default 1. Raises `DataError`."""
     value = record.get("weight")
     if value is None:
         return 1.0
@@ -196,9 +196,9 @@ def weight_of(record: Record) -> float:
 
 
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
-    """Return the text under `key`; null or a missing key counts as `default` if there is one.
+    """Return the text under `key`, or `default`, if given, for null or a missing key.
 
-    Raises `DataError` for a missing key, a value that is not text, or half a surrogate pair.
+    Raises `DataError` for a missing key, a value that is not text, or an unpaired surrogate.
     """
     value = record.get(key)
     if value is None and default is not None:
@@ -213,14 +213,14 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
 
 
 def filled(value: str, what: str) -> str:
-    """Return `value`; raise `DataError` "`what` is empty" if it is only white space."""
+    """Return `value`, or raise `DataError` "`what` is empty" if it contains only white space."""
     if not value.strip():
         raise DataError(f"{what} is empty")
     return value
 
 
 def check_unicode(value: str, what: str) -> None:
-    """Raise `DataError` for half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    """Raise `DataError` for an unpaired surrogate, which JSON can represent but UTF-8 cannot."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -228,7 +228,7 @@ def check_unicode(value: str, what: str) -> None:
 
 
 def check_json(value: Any, what: str) -> None:
-    """Raise `DataError` for a value that is nested too deeply or contains half a surrogate pair."""
+    """Raise `DataError` if a value is nested too deeply or contains an unpaired surrogate."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -245,7 +245,7 @@ def check_json(value: Any, what: str) -> None:
 
 
 def kind_of(value: object) -> str:
-    """Return the JSON name of a value's type."""
+    """Return the JSON name for the type of a value."""
     if value is None:
         return "null"
     names: dict[type, str] = {
@@ -260,5 +260,5 @@ def kind_of(value: object) -> str:
 
 
 def keys_of(record: Record) -> str:
-    """List a record's keys for an error message."""
+    """List the keys of a record for an error message."""
     return shown(", ".join(record) or "none", 80)

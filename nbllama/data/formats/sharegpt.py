@@ -1,7 +1,7 @@
-"""Chats as ShareGPT exports them: {"conversations": [{"from": "human", "value": ...}, ...]}.
+"""Chats in ShareGPT's format: {"conversations": [{"from": "human", "value": ...}, ...]}.
 
-The record can have a system message under "system" and tools under "tools"; the value of a turn
-from "function_call" is a call as JSON. Records with "role" and "content" under "conversations" are
+The record can contain a system message under "system" and tools under "tools". The value of a
+"function_call" turn is a call in JSON. Records whose "conversations" use "role" and "content" are
 read as chats.
 """
 
@@ -79,7 +79,7 @@ def _turn(turn: Any, where: str) -> Message:
 def _calls(value: str, where: str) -> tuple[list[Message], str]:
     """Return the tool calls and the text of a "function_call" turn.
 
-    A value that begins like JSON is one call or a list of calls; any other value is a plain answer.
+    A value that begins like JSON is a call or a list of calls; any other value is a plain answer.
     """
     if not value.lstrip().startswith(("{", "[")):
         return [], value

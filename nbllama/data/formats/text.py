@@ -1,4 +1,4 @@
-"""Documents: {"text"}. The whole text is trained on, and also the token that ends it."""
+"""Documents: {"text"}, trained on as a whole, including the token that ends the text."""
 
 from __future__ import annotations
 

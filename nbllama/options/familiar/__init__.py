@@ -1,8 +1,8 @@
-"""Option names of other programs, and the hint that is printed for each.
+"""Option names from other programs, and the hint to print for each.
 
-A row of a table contains a hint and the names that it applies to. A hint is the option to use
-instead, or a sentence if the value takes a different form or no option is needed. Names are written
-with `-`; `_` counts as `-` on a command line and in a `--config` file.
+Each table row contains a hint and the names that it applies to. A hint is the option to use
+instead, or a sentence if the value has a different form or no option is needed. Names are written
+with `-`; `_` counts as `-` on the command line and in `--config` files.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ Rows = tuple[tuple[str, str], ...]
 
 
 def answers(*tables: Rows) -> dict[str, str]:
-    """Return the hints by name; each name has one hint."""
+    """Return a mapping from names to hints, with one hint per name."""
     rows = [(name, answer) for rows in tables for answer, names in rows for name in names.split()]
     found = dict(rows)
     assert len(found) == len(rows), sorted(name for name, _ in rows)
     return found
 
 
-# For every program: what other tools need because of their hardware or their kind of model file.
+# For every program: options that other tools need because of their hardware or model format.
 _CPU = "leave it out: everything runs on the CPU; --threads sets the number of cores"
 _AS_IT_IS = "leave it out: weights keep the types of the GGUF file"
 _LOCAL = "leave it out: the model is a GGUF file on this machine, and nothing is downloaded"

@@ -1,4 +1,4 @@
-"""Option names of other trainers, and the hints that `nbllama finetune` prints for them.
+"""Option names from other trainers, and the hints that `nbllama finetune` prints for them.
 
 The trainers are mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp.
 """

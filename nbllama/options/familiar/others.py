@@ -1,4 +1,4 @@
-"""Option names of other programs for chat, merging, quantising, scoring and inspecting."""
+"""Option names from other programs for chat, merging, quantising, scoring and inspecting."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ _CONVERT_LORA: Rows = (
     ("leave it out: values are not rounded if OUT can store them", "--outtype --type"),
 )
 
-# A hint does not name --threads if the program has no such option.
+# Hints never mention --threads if the program has no such option.
 _NO_THREADS: Rows = tuple((a, names) for a, names in ANYWHERE if "--threads" not in a)
 
 CHAT = answers(ANYWHERE, _CHAT)

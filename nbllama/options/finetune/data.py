@@ -1,4 +1,4 @@
-"""Options about batches of records and samples of plain text; see `options/data.py` for reading."""
+"""Options for batches of records and for plain-text samples; for reading, see `options/data.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _text = partial(option, "Plain-text samples")
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How records share batches, and where samples of plain text begin and end."""
+    """Options for how records share batches, and where plain-text samples begin and end."""
 
     packing: bool = record_option(
         None,

@@ -1,4 +1,4 @@
-"""Validation, early stopping, and options that only the old finetune had."""
+"""Options for validation and early stopping, and options from the old finetune."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _old = partial(option, "Compatibility with the old finetune")
 
 @dataclass(frozen=True)
 class EndOptions:
-    """Evaluations, early stopping, and options that only the old finetune had."""
+    """Options for evaluations and early stopping, and options from the old finetune."""
 
     val_data: str = _val(
         Text(),

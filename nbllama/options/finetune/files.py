@@ -1,4 +1,4 @@
-"""Options about the files that a run reads and writes."""
+"""Options for the files that a run reads and writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _files = partial(option, "Files")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """File names, and when the files are saved."""
+    """File names, and when to save the files."""
 
     model_base: str = _files(
         Text(),

@@ -1,4 +1,4 @@
-"""Checks that the options of a run fit its objective."""
+"""Check that the options of a run are compatible with its objective."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NOT_WITH_REWARDS = (
 
 
 def check_objective(options: Any) -> None:
-    """Raise `UsageError` for options that the objective does not use, or that exclude it.
+    """Raise `UsageError` for options that the objective does not use or does not work with.
 
-    `options`: `nbllama.options.finetune.table.Options`.
+    `options` is a `nbllama.options.finetune.table.Options`.
     """
     row = OBJECTIVES[options.objective]
     draws = row.data == PROMPTS

@@ -1,4 +1,4 @@
-"""One run on many machines."""
+"""Options for a run on several machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _many = partial(option, "Many machines")
 
 @dataclass(frozen=True)
 class ManyOptions:
-    """Blocks of micro-batches, and the machines that compute them."""
+    """Options for blocks of micro-batches, and for the machines that compute them."""
 
     block: int | None = _many(
         Whole(),
@@ -59,7 +59,7 @@ class ManyOptions:
 
 
 def check_many(options: ManyOptions, dumps: bool) -> None:
-    """Raise `UsageError` for values that are not possible. `dumps`: `--dump` is given."""
+    """Raise `UsageError` for invalid combinations; `dumps` means that `--dump` is given."""
     block = options.block or 0
     if block & (block - 1):
         near = 1 << (block.bit_length() - 1)

@@ -1,4 +1,4 @@
-"""Options about the base model: arrays to inspect, and constants that replace the model file's."""
+"""Options for the base model: arrays to inspect, and constants that override the model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _model = partial(option, "Model")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Arrays of an iteration to dump, and constants that replace the model file's."""
+    """Arrays to dump from an iteration, and constants that override the model file."""
 
     dump: tuple[str, ...] = _inside(
         Dumped(), (), "write arrays by iteration and name, such as 1:kq_soft_max-*, 10-12:*.grad;"
@@ -48,7 +48,7 @@ class ModelOptions:
     )
 
     def constants(self) -> dict[str, Any]:
-        """Return the constants that are given, named as in `nbllama.model.load_model`."""
+        """Return the given constants, named as in `nbllama.model.load_model`."""
         values = {
             "rms_eps": self.norm_rms_eps,
             "rope_freq_base": self.rope_freq_base,

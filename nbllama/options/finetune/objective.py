@@ -1,4 +1,4 @@
-"""The training objective: likelihood of answers, or a loss on preferences."""
+"""Options for the training objective: the likelihood of answers, or a loss on preferences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _defaults(name: str) -> str:
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """The objective and its numeric options."""
+    """The objective, and its numeric options."""
 
     objective: str = _objective(
         Choice(tuple(OBJECTIVES)),

@@ -1,4 +1,4 @@
-"""The options of `--objective grpo`: answers are drawn, and a program scores them."""
+"""Options for `--objective grpo`, which draws answers and lets a program score them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _rewards = partial(option, "Objective")
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """The reward, and how answers are drawn."""
+    """The reward, and how to draw answers."""
 
     reward: str = _rewards(
         Words("REWARD"),

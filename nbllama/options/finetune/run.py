@@ -1,4 +1,4 @@
-"""Options about the run as a whole: machine, length and batches."""
+"""Options for the run as a whole: machine, length and batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _data = partial(option, "Run length and batches")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The machine, the length of the run, and the samples of an iteration."""
+    """The machine, the length of the run, and the samples per iteration."""
 
     threads: int | None = threads_option()
     seed: int = _run(

@@ -1,4 +1,4 @@
-"""Options about a training step: learning rate and optimiser."""
+"""Options for a training step: learning rate and optimiser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BETA2 = "".join(f"; {row.beta2:g} with {row.name}" for row in _OTHERS)
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The learning-rate schedule, and the way in which a gradient becomes a step."""
+    """The learning-rate schedule, and how a gradient is turned into an update."""
 
     adam_alpha: float | None = _rate(
         Real(0, 1e3, above=True),

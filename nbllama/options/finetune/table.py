@@ -1,7 +1,7 @@
 """The options of `python -m nbllama.finetune`: one table for the parser, the help and the docs.
 
-Names and meanings are those of the old llama.cpp `finetune`. A default of None means "not given":
-`nbllama.train.run.settings.resolve` fills it in from the kind of training data.
+Names and meanings follow the old llama.cpp `finetune`. A default of None means "not given";
+`nbllama.train.run.settings.resolve` then chooses a value based on the kind of training data.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ class Options(
     EndOptions,
     ManyOptions,
 ):
-    """A parsed command line; None if an option was not given and has no fixed default."""
+    """A parsed command line; options that were not given and have no fixed default are None."""
 
 
 OPTIONS = table(Options)
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Return the options of a command line, without the program's name.
+    """Parse a command line (without the program name).
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
     given = read(OPTIONS, argv, FAMILIAR)
     if path := given.get("config"):
-        # the last occurrence of an option wins, so these come first
+        # the last occurrence of an option wins, so the file's words come first
         argv = [*config_words(path, OPTIONS, FAMILIAR), *argv]
     options = parse_into(Options, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=FAMILIAR)
     if not options.model_base:

@@ -1,1 +1,1 @@
-"""A step's micro-batches in blocks, which can be computed on many machines."""
+"""Blocks of micro-batches, which can be computed on several machines."""

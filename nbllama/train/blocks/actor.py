@@ -1,4 +1,4 @@
-"""The object in a worker's process, whose methods the driver calls from another process."""
+"""The object in a worker process whose methods the driver calls remotely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer, Plan, Worker, facts, find_model
 
 
 class Actor:
-    """The process of a worker."""
+    """A worker process, as a remote object."""
 
     def __init__(self, threads: int) -> None:
         use_threads(threads or physical_cores())
@@ -22,18 +22,18 @@ class Actor:
         self._copy: Copy | None = None
 
     def facts(self) -> dict[str, str]:
-        """Return what must be the same everywhere, and the process's number."""
+        """Return the facts that must be the same on all machines, and the process id."""
         return {**facts(), "pid": str(os.getpid())}
 
     def open(self, plan: Plan, folder: str, same_machine: bool) -> bool:
-        """Open the base model; False if this machine does not have it."""
+        """Open the base model; return False if this machine does not have it."""
         path = plan.path if same_machine else find_model(plan, folder)
         if path:
             self._worker = Worker(plan, path, say=_ignore)
         return bool(path)
 
     def receive(self, plan: Plan, folder: str, piece: bytes) -> None:
-        """Append a piece of the base model to the copy in `folder`."""
+        """Append a chunk of the base model to the copy in `folder`."""
         if self._copy is None:
             self._copy = Copy(folder, plan.sha256, plan.size)
         self._copy.append(piece)
@@ -46,10 +46,10 @@ class Actor:
     def compute(
         self, unit: Unit, attempt: int, point: float, params: Mapping[str, np.ndarray]
     ) -> Answer:
-        """Compute a unit."""
+        """Compute one unit."""
         assert self._worker is not None
         return self._worker.compute(unit, attempt, point, params)
 
 
 def _ignore(text: str) -> None:
-    """Ignore a line about the trunk cache: the run without it is the same."""
+    """Ignore a message about the trunk cache, which does not affect the result."""

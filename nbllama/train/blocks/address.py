@@ -1,4 +1,4 @@
-"""`--ray ADDRESS`: where the workers are, and whether the connection is protected."""
+"""`--ray ADDRESS`: where the workers run, and whether the connection is protected."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _HOST = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1
 
 
 class Address(NamedTuple):
-    """`local`: number of workers to start on this machine, 0 for those of a cluster."""
+    """A parsed address; `local` is the number of workers to start here, 0 to use a cluster."""
 
     text: str
     local: int = 0
 
 
 def parse_address(text: str) -> Address:
-    """Read `auto`, `local:N` or `HOST:PORT`. Raises `UsageError` for anything else."""
+    """Parse `auto`, `local:N` or `HOST:PORT`. Raises `UsageError` for anything else."""
     if text == "auto":
         return Address(text)
     if text.startswith("local:") or text == "local":
@@ -43,9 +43,9 @@ def parse_address(text: str) -> Address:
 
 
 def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
-    """Raise `UsageError` for a cluster without Ray's token authentication.
+    """Raise `UsageError` if the cluster does not use Ray's token authentication.
 
-    Whoever reaches the ports of a cluster without it can run code on its machines.
+    Without authentication, anyone who can reach the cluster's ports can run code on its machines.
     """
     if address.local:
         return
@@ -79,6 +79,6 @@ def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
 
 
 def check_address(text: str) -> None:
-    """Raise `UsageError` for an address that cannot be used; "" is none."""
+    """Raise `UsageError` if the address cannot be used; "" means no address."""
     if text:
         check_token(parse_address(text))

@@ -1,18 +1,19 @@
-"""Blocks of micro-batches: how the gradient of a step is summed.
+"""Blocks of micro-batches, and the order in which the gradient of a step is summed.
 
-A step has the micro-batches 0 ... n-1. With a block size B, block b is the micro-batches b B, b B +
-1, ... (b + 1) B - 1; the last block can be shorter. B = 0: all of them are one block. With g(m) the
-gradient of micro-batch m, and every addition in float32 and elementwise, in the order written:
+A step consists of the micro-batches 0 ... n-1. With a block size B, block b contains the
+micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. B = 0 puts all
+micro-batches into one block. With g(m) denoting the gradient of micro-batch m, and all additions
+elementwise in float32 and in the order written, the sums are
 
     G(b) = ((0 + g(bB)) + g(bB + 1)) + ... + g(bB + B - 1)
     G    = ((G(0) + G(1)) + G(2)) + ...
 
-(The kernels of micro-batch m add to the sum of the micro-batches before it in its block.) The loss
-of a step is summed in the same way in float64. Both depend on B, and on nothing else: not on the
-number of threads, and not on the machine that computes a block. With a single block they are those
-of a run without blocks.
+(The kernels add the gradient of micro-batch m to the sum over the earlier micro-batches of its
+block.) The loss of a step is summed in the same order, in float64. Both sums depend only on B, not
+on the number of threads or on the machine that computes a block. With a single block, both sums are
+the same as in a run without blocks.
 
-A loss that is not finite ends its block and the sum. No later block is added then.
+A loss that is not finite ends its block and the sum: no later block is added.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ Check = Callable[[], None] | None
 
 
 class Work(Computing, Protocol):
-    """What computes blocks: a trainer, or a worker's model and memory."""
+    """An object that computes blocks: a trainer, or a worker with its model and memory."""
 
     trunk: Trunk | None
 
     def set_dropout(self, micro: int) -> None:
-        """Set the masks of a micro-batch of the current step, if there is dropout."""
+        """Set the dropout masks for a micro-batch of the current step, if dropout is enabled."""
         ...
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive micro-batches of a step, in the form for computing.
+    """Consecutive micro-batches of a step, laid out for the passes.
 
-    step: iterations before this one. number: of the block in its step; `first`: of its first
-    micro-batch. trained: the number that the loss of the step is the mean over. gradient: False
-    for validation, which needs the losses only.
+    step: number of earlier iterations. number: index of the block in its step. first: index of its
+    first micro-batch. trained: number of items over which the step's loss is averaged. gradient:
+    False for validation, which needs only the losses.
     """
 
     step: int
@@ -66,13 +67,13 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """Return a name for blocks that take a similar time."""
+        """Return a name shared by blocks that take a similar time."""
         return "gradient" if self.gradient else "loss"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A task with its number among those of a step."""
+    """A task and its index among the tasks of a step."""
 
     step: int
     number: int
@@ -81,12 +82,12 @@ class Job:
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens that are computed, at most."""
+        """Upper bound on the number of tokens that are computed."""
         return self.task.n_tokens
 
     @property
     def kind(self) -> str:
-        """Return a name for jobs that take a similar time."""
+        """Return a name shared by jobs that take a similar time."""
         return type(self.task).__name__
 
 
@@ -96,7 +97,7 @@ Unit = Block | Job
 def split(
     batches: Sequence[Batch], size: int, *, step: int, trained: int, gradient: bool = True
 ) -> list[Block]:
-    """Return the blocks of a step: `size` micro-batches each, 0: all of them."""
+    """Split a step into blocks of `size` micro-batches; 0 puts all of them into one block."""
     size = size or max(1, len(batches))
     return [
         Block(step, at // size, at, batches[at : at + size], trained, gradient)
@@ -105,7 +106,7 @@ def split(
 
 
 def too_few(n: int, size: int, workers: int) -> str:
-    """Return a line about n micro-batches that do not give each worker a block; "" if they do."""
+    """Return a message if n micro-batches are too few to give each worker a block, else ""."""
     own = size or n
     blocks = -(-n // own) if n else 0
     if not 0 < blocks < workers:
@@ -123,10 +124,10 @@ def too_few(n: int, size: int, workers: int) -> str:
 def compute(
     work: Work, block: Block, check: Check = None, after: Callable[[], None] | None = None
 ) -> list[float]:
-    """Compute a block; its gradient is in `work.bound.grads` afterwards.
+    """Compute a block, leaving its gradient in `work.bound.grads`.
 
-    Returns the sum of losses of each micro-batch, up to the first that is not finite. `check` runs
-    between layers, `after` after each micro-batch.
+    Returns the sum of losses of each micro-batch, up to the first sum that is not finite. `check`
+    runs between layers, and `after` runs after each micro-batch.
     """
     if block.gradient:
         work.bound.zero_grads()
@@ -154,13 +155,13 @@ def compute(
 def sum_of(losses: Sequence[float]) -> float:
     """Add losses in ascending order, in float64."""
     total = 0.0
-    for loss in losses:  # sum() of Python 3.12 rounds in another way
+    for loss in losses:  # Python 3.12's sum() rounds differently
         total += loss
     return total
 
 
 class Total:
-    """The sum over blocks, which must be added in ascending order."""
+    """The running sum over blocks, which must be added in ascending order."""
 
     def __init__(self) -> None:
         self.loss, self.n = 0.0, 0
@@ -169,13 +170,13 @@ class Total:
 
     @property
     def ended(self) -> bool:
-        """Return whether the loss is not finite, so that nothing more is added."""
+        """Return whether the loss is no longer finite, so that no more blocks are added."""
         return not math.isfinite(self.loss)
 
     def add(self, loss: float, grads: Mapping[str, np.ndarray], load: np.ndarray | None) -> None:
-        """Add the next block: its loss, gradient, and tokens by expert."""
+        """Add the loss, gradient and tokens per expert of the next block."""
         if self.n == 0:
-            # the loss too begins with the first block: -0 stays -0
+            # the sum starts from the first block, not from 0, so that -0 stays -0
             self.loss = loss
             self._sums = {name: np.array(g) for name, g in grads.items()}
             self._load = None if load is None else np.array(load)
@@ -188,7 +189,7 @@ class Total:
         self.n += 1
 
     def put(self, bound: Bound) -> None:
-        """Copy the sums into `bound`; they are 0 if no block was added."""
+        """Copy the sums into `bound`; the sums are 0 if no block was added."""
         if not self.n:
             bound.zero_grads()
         for name, total in self._sums.items():
@@ -198,16 +199,16 @@ class Total:
 
 
 class Steps(Protocol):
-    """What computes the loss and the gradient of a step, from its micro-batches."""
+    """An object that computes the loss and the gradient of a step from its micro-batches."""
 
     def evaluate(
         self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
     ) -> float:
-        """Return the sum of losses; the gradient is in `work.bound.grads` afterwards."""
+        """Return the sum of losses, leaving the gradient in `work.bound.grads`."""
         ...
 
     def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
-        """Return the sum of losses of each batch, without a gradient."""
+        """Return the sum of losses of each batch, without computing a gradient."""
         ...
 
     def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
@@ -220,13 +221,13 @@ class Steps(Protocol):
 
 
 class StepWork(Work, Protocol):
-    """A trainer: it computes blocks, and knows which step is next."""
+    """A trainer, which computes blocks and keeps track of the next step."""
 
     iteration: int
 
 
 class Here:
-    """`Steps` in this process; `size`: see `split`."""
+    """`Steps` computed in this process; for `size`, see `split`."""
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
@@ -234,7 +235,7 @@ class Here:
     def evaluate(
         self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
     ) -> float:
-        """Compute the blocks one after the other; see `Steps.evaluate`."""
+        """Compute the blocks one by one; see `Steps.evaluate`."""
         blocks = split(batches, self.size, step=work.iteration, trained=trained)
         if len(blocks) == 1:
             return sum_of(compute(work, blocks[0], check))
@@ -253,7 +254,7 @@ class Here:
         return [loss for block in blocks for loss in compute(work, block, check)]
 
     def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
-        """Compute the tasks one after the other."""
+        """Compute the tasks one by one."""
         return [task.run(work, check) for task in tasks]
 
     def report(self) -> Sequence[WorkerRow]:

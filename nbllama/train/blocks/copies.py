@@ -1,4 +1,4 @@
-"""A copy of the base model on a worker's machine, received in pieces and checked."""
+"""A copy of the base model on a worker's machine, received in chunks and verified."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _HEX = re.compile("[0-9a-f]{64}")
 
 
 class Copy:
-    """The file SHA256.gguf in `folder`; it has this name only when it is complete."""
+    """The file SHA256.gguf in `folder`, which receives this name only once it is complete."""
 
     def __init__(self, folder: str, sha256: str, size: int) -> None:
-        """Begin a copy. Raises `NbllamaError` if the folder cannot hold it."""
+        """Begin a copy. Raises `NbllamaError` if `folder` cannot store the file."""
         if not _HEX.fullmatch(sha256):
             raise ValueError(f"not a sha256: {sha256!r}")
         folder = os.path.expanduser(folder)
@@ -32,7 +32,7 @@ class Copy:
             raise NbllamaError(f"the base model cannot be stored in {folder}: {e}") from e
 
     def append(self, piece: bytes) -> None:
-        """Write the next piece. Raises `NbllamaError` if it cannot be written."""
+        """Write the next chunk. Raises `NbllamaError` if writing fails."""
         self._left -= len(piece)
         self._sum.update(piece)
         try:
@@ -44,9 +44,9 @@ class Copy:
             raise NbllamaError(f"{self._part}: {e}") from e
 
     def finish(self) -> str:
-        """Check the copy and give it its name; return its path.
+        """Check the copy, rename it to its final name, and return its path.
 
-        Raises `NbllamaError` if its sha256 is another one; nothing is kept then.
+        If the sha256 does not match, deletes the copy and raises `NbllamaError`.
         """
         if self._sum.hexdigest() != self._wanted:
             self._remove()

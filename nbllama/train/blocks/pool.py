@@ -1,4 +1,4 @@
-"""What a group of workers offers to a run, whatever connects them."""
+"""The interface of a group of workers, independent of how they are connected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass(frozen=True)
 class Event:
-    """News of a worker: the answer to its unit, or None with the reason why it is lost."""
+    """News from a worker: the answer for its unit, or None and the reason why it was lost."""
 
     worker: str
     answer: Answer | None
@@ -22,31 +22,31 @@ class Event:
 
 
 class Pool(Protocol):
-    """Workers by name. A worker computes one unit (a block or a task) at a time."""
+    """A group of named workers, each of which computes one unit (a block or a task) at a time."""
 
-    others: set[str]  # workers with another CPU, whose first block is compared
+    others: set[str]  # workers with a different CPU, whose first block is compared
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
-        """Begin with these parameters; return lines about machines that joined or left.
+        """Use these parameters from now on; return messages about machines that joined or left.
 
-        None: the parameters are those of the last call.
+        None keeps the parameters of the previous call.
         """
         ...
 
     def workers(self) -> list[str]:
-        """Return the names of the workers that can be used."""
+        """Return the names of the available workers."""
         ...
 
     def start(self, worker: str, unit: Unit, attempt: int, point: float) -> None:
-        """Send a unit to a worker that has none."""
+        """Send a unit to an idle worker."""
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """Return news, after at most `seconds`."""
+        """Wait at most `seconds` for news, and return it."""
         ...
 
     def ban(self, worker: str) -> None:
-        """Never use this worker's machine again; there is no news of the worker afterwards."""
+        """Never use this worker's machine again, and report no more news from the worker."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The state of one step (or evaluation) that workers compute."""
+"""The state of one step (or evaluation) that the workers are computing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass
 class Running:
-    """A unit that a worker computes; `late`: another worker has it too."""
+    """A unit assigned to a worker; `late` means that it was also queued for another worker."""
 
     unit: Unit
     attempt: int
@@ -23,10 +23,10 @@ class Running:
 
 @dataclass
 class Progress:
-    """Units to compute, their answers, and who computed them; the keys are numbers of units.
+    """Units to compute, their answers, and who computed them, keyed by unit number.
 
-    todo: each unit with whether it is an audit. wanted: units to audit. again: a worker has
-    computed other bits, so the whole step is computed again.
+    todo: the queued units, each with a flag that marks an audit. wanted: units to audit. again:
+    whether a worker's bits differed, so that the whole step must be computed again.
     """
 
     todo: deque[tuple[Unit, bool]]
@@ -40,16 +40,16 @@ class Progress:
 
     @staticmethod
     def of(units: Sequence[Unit]) -> Progress:
-        """Return the state in which nothing is computed yet."""
+        """Return the initial state, in which all units are still queued."""
         return Progress(deque((unit, False) for unit in units), {u.number: u for u in units})
 
     @property
     def complete(self) -> bool:
-        """Return whether all answers are there, those of audits too."""
+        """Return whether all answers have arrived, including those from audits."""
         return len(self.done) == len(self.units) and self.wanted <= self.audits.keys()
 
     def has(self, unit: Unit) -> bool:
-        """Return whether a unit is one of this step, not of an earlier one."""
+        """Return whether a unit belongs to this step rather than to an earlier one."""
         return self.units.get(unit.number) is unit
 
     def needs(self, unit: Unit, audit: bool) -> bool:
@@ -62,7 +62,7 @@ class Progress:
             self.todo.appendleft((unit, audit))
 
     def next_for(self, worker: str) -> tuple[Unit, bool] | None:
-        """Take the next unit that this worker may compute: not its own one as an audit."""
+        """Take the next unit that this worker may compute; a worker never audits its own units."""
         for _ in range(len(self.todo)):
             unit, audit = self.todo.popleft()
             if not self.needs(unit, audit):
@@ -74,7 +74,7 @@ class Progress:
         return None
 
     def next_here(self) -> tuple[Unit, bool] | None:
-        """Take the next unit for this process, which may audit every worker."""
+        """Take the next unit for this process, which may audit any worker."""
         while self.todo:
             unit, audit = self.todo.popleft()
             if self.needs(unit, audit):
@@ -82,7 +82,7 @@ class Progress:
         return None
 
     def keep(self, unit: Unit, answer: Answer, *, worker: str, audit: bool) -> bool:
-        """Keep an answer; return False if there is one already."""
+        """Store an answer; return False if the unit already has one."""
         if not self.needs(unit, audit):
             return False
         answers, names = (self.audits, self.audited_by) if audit else (self.done, self.by)

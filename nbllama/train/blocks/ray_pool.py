@@ -1,12 +1,13 @@
-"""Workers on other machines through Ray. Only this module imports Ray, and only `--ray` imports it.
+"""Workers on other machines, via Ray. Ray is imported only here, and only with `--ray`.
 
-A worker is a Ray actor: one per machine of the cluster, or N on this machine. The parameters go
-through the object store once per step, so a machine fetches them once. A block is an argument of a
-call, an answer is its result. An actor keeps a model in memory, and nothing else that a run needs.
+A worker is a Ray actor: one per machine of the cluster, or N on this machine. The parameters are
+put into the object store once per step, and each machine fetches them once. A block is the argument
+of a remote call, and an answer is its result. An actor keeps a model in memory, but no state that
+would be lost with it.
 
-A new actor is checked in a thread, so training does not wait for it: it must have the same
-packages, kernels and CPU, and it opens the base model in the same path, or finds it by its sha256,
-or gets a copy in pieces.
+A new actor is checked in a separate thread, so that training does not wait. The actor must have the
+same packages, kernels and CPU as this machine. It opens the base model at the same path, finds it
+by its sha256, or receives a copy in chunks.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from nbllama.train.blocks.pool import Event
 from nbllama.train.blocks.worker import Plan, misfit, other_cpu
 
 PIECE = 32 << 20  # bytes of the base model per message
-JOIN_SECONDS = 300.0  # a first worker must be ready by then
+JOIN_SECONDS = 300.0  # time limit for the first worker
 
 
 @dataclass
 class _Member:
-    """An actor: `name` is that of its machine; node: Ray's id of it."""
+    """An actor: `name` is the name of its machine, and `node` is Ray's id of that machine."""
 
     name: str
     node: str
@@ -51,9 +52,10 @@ class RayPool:
     def __init__(
         self, address: Address, plan: Plan, *, model_dir: str = "", mixed_cpu: bool = False
     ) -> None:
-        """Connect, and wait for the first worker.
+        """Connect to the cluster and wait for the first worker.
 
-        Raises `UsageError` if the cluster cannot be used, and `NbllamaError` if no worker fits.
+        Raises `UsageError` if the cluster cannot be used, and `NbllamaError` if no worker is
+        suitable.
         """
         self.address, self.plan, self.mixed_cpu = address, plan, mixed_cpu
         self.model_dir = model_dir
@@ -62,7 +64,7 @@ class RayPool:
         self._refused: set[str] = set()  # machines
         self.others: set[str] = set()
         self._lines: list[str] = []
-        self._calls: dict[Any, str] = {}  # worker of each result that is awaited
+        self._calls: dict[Any, str] = {}  # the worker that computes each pending result
         self._params: Any = None
         self._number = 0
         self._plan_ref: Any = None
@@ -83,7 +85,7 @@ class RayPool:
                 raise NbllamaError("; ".join(self._lines) or "the cluster has no machines")
 
     def wait_for_joining(self, seconds: float = JOIN_SECONDS) -> None:
-        """Wait until all workers that were started are ready or refused.
+        """Wait until every started worker is either ready or rejected.
 
         Raises `NbllamaError` if none is ready in time.
         """
@@ -96,7 +98,7 @@ class RayPool:
             time.sleep(0.05)
 
     def node_of(self, worker: str) -> str:
-        """Return Ray's id of a worker's machine."""
+        """Return Ray's node id of a worker's machine."""
         return self._members[worker].node
 
     def _all(self) -> list[_Member]:
@@ -104,7 +106,7 @@ class RayPool:
             return list(self._members.values())
 
     def _start_missing(self) -> None:
-        """Start an actor on each machine that has none (on this one: until there are N)."""
+        """Start an actor on each machine without one, or up to N actors on this machine."""
         alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
         running = [m.node for m in self._all() if not m.gone]
         wanted: list[str] = []
@@ -134,7 +136,7 @@ class RayPool:
             threading.Thread(target=self._join, args=(member,), daemon=True).start()
 
     def _join(self, member: _Member) -> None:
-        """Check a new worker and open its model; runs in a separate thread."""
+        """Check a new worker and open its model, in a separate thread."""
         handle, plan = member.handle, self.plan
         try:
             theirs = ray.get(handle.facts.remote())
@@ -159,7 +161,7 @@ class RayPool:
             self._refuse(member, _reason(e))
 
     def _send_model(self, handle: Any) -> None:
-        """Copy the base model to the worker's machine, piece by piece."""
+        """Copy the base model to the worker's machine in chunks."""
         folder = self.model_dir or os.path.join("~", ".cache", "nbllama", "models")
         with open(self.plan.path, "rb") as file:
             while piece := file.read(PIECE):
@@ -177,7 +179,7 @@ class RayPool:
         ray.kill(member.handle)
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
-        """Put the parameters into the object store, if they are new, and take in new machines."""
+        """Put any new parameters into the object store, and add machines that have joined."""
         self._start_missing()
         if params is not None:
             self._params = ray.put(dict(params))
@@ -195,7 +197,7 @@ class RayPool:
         self._calls[handle.compute.remote(unit, attempt, point, self._params)] = worker
 
     def wait(self, seconds: float) -> list[Event]:
-        """Return answers and lost workers, after at most `seconds`."""
+        """Wait at most `seconds` for answers and lost workers, and return them."""
         if not self._calls:
             time.sleep(seconds)
             return []
@@ -211,7 +213,7 @@ class RayPool:
             return Event(worker, None, _reason(e))
 
     def lose(self, worker: str) -> None:
-        """End a worker, and expect nothing of it; its machine can get a new one."""
+        """End a worker and forget its unit; a new worker may be started on its machine."""
         self._calls = {ref: name for ref, name in self._calls.items() if name != worker}
         member = self._members[worker]
         with self._lock:
@@ -239,22 +241,22 @@ def _connect(address: Address) -> None:
     try:
         if address.local:
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15
-            # without "local" it would join a cluster that runs on this machine
+            # without "local", Ray would join a cluster that is running on this machine
             ray.init(address="local", num_cpus=address.local, **quiet)
         else:
             quiet.pop("include_dashboard")
             ray.init(address=address.text, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
         raise UsageError(f"--ray {address.text}: cannot connect: {_reason(e)}") from e
-    except Exception as e:  # a node that takes longer than Ray's 30 s is a plain Exception
+    except Exception as e:  # Ray raises a plain Exception if a node takes longer than 30 s
         raise NbllamaError(f"--ray {address.text}: Ray did not start: {_reason(e)}") from e
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's one would end the run without a save
+            signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the run without saving
 
 
 def _reason(e: BaseException) -> str:
-    """Return the last line of a message, which in Ray's errors is the cause."""
+    """Return the last line of a message, which is the cause in Ray's errors."""
     cause = getattr(e, "cause", None)
     text = str(cause if isinstance(cause, Exception) else e).strip()
     lines = text.splitlines() or [type(e).__name__]

@@ -1,4 +1,4 @@
-"""What each worker of a run has computed: units, tokens per second, share of the time."""
+"""The work of each worker in a run: units, tokens per second, and share of the time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nbllama.report.log import WorkerRow
 
 @dataclass
 class Share:
-    """The work of one worker; `seconds`: in which it computed."""
+    """The work of one worker; `seconds` is the time that it spent computing."""
 
     blocks: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers for the display; `wall`: seconds in which it could have computed."""
+        """Return the numbers to display; `wall` is the time in seconds with work available."""
         return WorkerRow(
             worker,
             self.blocks,
@@ -27,14 +27,14 @@ class Share:
 
 
 class Shares:
-    """The work of all workers since a moment; `wall`: seconds in which there was work."""
+    """The work of all workers over a period; `wall` is the time in seconds with work to do."""
 
     def __init__(self) -> None:
         self.wall = 0.0
         self._of: dict[str, Share] = {}
 
     def add(self, worker: str, n_tokens: int, seconds: float) -> None:
-        """Add a block, or another piece of work, that a worker has computed."""
+        """Add a block or other unit that a worker has computed."""
         share = self._of.setdefault(worker, Share())
         share.blocks += 1
         share.tokens += n_tokens

@@ -1,18 +1,19 @@
-"""The steps of a run whose blocks are computed by a `Pool` of workers.
+"""Training steps whose blocks are computed by a `Pool` of workers.
 
-Validation batches, answers to sample prompts, and the answers and reference of a run on rewards
-are computed by the workers too.
+The workers also compute validation batches, answers to sample prompts, and the answers and
+reference values of a run on rewards.
 
-The driver adds blocks in ascending order, whichever worker computed them and whenever they arrived,
-so the bits are those of `compute.Here`. It computes a block itself if no worker is left.
+The driver adds blocks in ascending order, regardless of which worker computed them and when they
+arrived, so the results are bit-identical to those from `compute.Here`. If no worker is left, the
+driver computes the blocks itself.
 
 | event | what happens |
 |---|---|
-| a worker is lost | its block goes to another one |
-| no answer within max(60 s, 5 x the median time of a block) | another worker gets the block too; the first answer counts, a later one is dropped by (step, block, attempt) |
-| no worker is left | this process computes, or waits `worker_timeout` and raises `NoWorkers` |
+| a worker is lost | another worker computes its block |
+| no answer within max(60 s, 5 x the median time of a block) | another worker also receives the block; the first answer counts, and later ones are dropped by (step, block, attempt) |
+| no worker is left | this process computes the blocks, or waits `worker_timeout` and raises `NoWorkers` |
 | a loss or gradient is not finite | the step is skipped, as on a single machine |
-| an audit finds other bits | this process computes the block; the machine that differs is not used any more, and the step begins again |
+| an audit finds different bits | this process computes the block; the machine whose bits differ is no longer used, and the step starts again |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ HERE = "this process"
 
 
 class NoWorkers(NbllamaError):
-    """No worker could be used for `--worker-timeout` seconds; nothing of the step is kept."""
+    """Raised if no worker was available for `--worker-timeout` seconds; the step is discarded."""
 
 
 class Spread:
-    """`Steps` by the workers of `pool`."""
+    """`Steps` computed by the workers of `pool`."""
 
     def __init__(
         self,
@@ -57,19 +58,20 @@ class Spread:
         least_wait: float = LEAST_WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the workers of `pool`; `size`: micro-batches per block, 0 for all of a step.
+        """Use the workers of `pool`, with `size` micro-batches per block (0 for a whole step).
 
-        `audit` N: one block in N is computed by a second worker too. `worker_timeout`: seconds to
-        wait for a worker if none is left; 0: compute here at once.
+        With `audit` N, one block in N is also computed by a second worker. `worker_timeout` is the
+        time in seconds to wait for a worker if none is left; with 0, this process computes
+        immediately.
         """
         self.pool, self.size, self.say = pool, size, say
         self.audit, self.worker_timeout, self.least_wait = audit, worker_timeout, least_wait
         self.clock = clock
-        self.dropped = 0  # answers that came too late
+        self.dropped = 0  # answers that arrived too late
         self._running: dict[str, Running] = {}
         self._attempts = 0
         self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
-        self._count = 0  # blocks so far, for the audit
+        self._count = 0  # blocks so far, to choose which to audit
         self._alone = self._told_few = False
         self._sent = -1  # the iteration whose parameters the pool has
         self._all, self._recent = Shares(), Shares()
@@ -94,7 +96,7 @@ class Spread:
         return total.loss
 
     def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
-        """Compute losses, a batch per block; see `Steps.losses`."""
+        """Compute losses, one batch per block; see `Steps.losses`."""
         sent = [work.objective.sent(batch) for batch in batches]
         blocks = split(sent, 1, step=work.iteration, trained=1, gradient=False)
         answers = self._answers(work, blocks, check)
@@ -151,7 +153,7 @@ class Spread:
                 self._queue_overdue(step)
             if not step.again:
                 break
-            # copies: what workers still compute for the first try does not count
+            # copies, because late answers to the first attempt must not count
             units = [replace(unit) for unit in units]
         seconds = time.perf_counter() - start
         self._all.wall += seconds
@@ -159,14 +161,14 @@ class Spread:
         return step.done
 
     def _begin(self, work: StepWork) -> None:
-        """Take in new workers; give the parameters to the pool, once per iteration."""
+        """Add new workers, and pass the parameters to the pool once per iteration."""
         new = self._sent != work.iteration
         self._sent = work.iteration
         for line in self.pool.begin(work.adapter.parameters() if new else None):
             self.say(line)
 
     def _assign(self, work: StepWork, step: Progress, check: Check) -> None:
-        """Give units to the workers that have none."""
+        """Assign units to idle workers."""
         workers = self.pool.workers()
         if not workers:
             self._without_workers(work, step, check)
@@ -182,12 +184,12 @@ class Spread:
             self._running[worker] = Running(unit, self._attempts, self.clock(), audit)
             self.pool.start(worker, unit, self._attempts, work.objective.point)
         if step.todo and all(running.late for running in self._running.values()):
-            # nothing that is computed elsewhere can finish the step: an audit needs a second
-            # worker, or all of them are late
+            # no worker can finish the step: an audit requires a second worker, or all workers are
+            # late
             self._compute_here(work, step, check)
 
     def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
-        """Compute a unit here, or wait for a worker."""
+        """Compute a unit in this process, or wait for a worker."""
         if self.worker_timeout:
             self.say(f"no worker is left; waiting {self.worker_timeout:g} s for one")
             end = self.clock() + self.worker_timeout
@@ -215,7 +217,7 @@ class Spread:
             self._store(work, step, unit, HERE, answer=answer, audit=audit)
 
     def _here(self, work: StepWork, unit: Unit, check: Check) -> Answer:
-        """Compute a unit in this process; the measures so far are not changed."""
+        """Compute a unit in this process without changing the measures so far."""
         before = work.objective.take_part()
         try:
             return computed(work, unit, Key(unit.step, unit.number, self._attempts), check)
@@ -224,7 +226,7 @@ class Spread:
             work.objective.add_part(before)
 
     def _take(self, work: StepWork, step: Progress, event: Event) -> None:
-        """Take note of news: an answer, or a lost worker."""
+        """Handle news from a worker: an answer, or the loss of the worker."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:
@@ -255,14 +257,14 @@ class Spread:
         answer: Answer,
         audit: bool,
     ) -> None:
-        """Keep an answer, if it is the first; compare the two of an audit."""
+        """Store the first answer for a unit; for an audit, compare the two answers."""
         if not step.keep(unit, answer, worker=worker, audit=audit):
             self.dropped += 1
         elif audit and not step.again:
             self._compare(work, step, unit)
 
     def _compare(self, work: StepWork, step: Progress, unit: Unit) -> None:
-        """Compare the two answers of an audit; if they differ, ban the worker that is wrong."""
+        """Compare the two answers of an audit, and ban the worker that is wrong if they differ."""
         n = unit.number
         pair = ((step.by[n], step.done[n]), (step.audited_by[n], step.audits[n]))
         digests = {name: answer.digest() for name, answer in pair}
@@ -283,7 +285,7 @@ class Spread:
         step.again = True
 
     def _queue_overdue(self, step: Progress) -> None:
-        """Queue units again whose workers take too long."""
+        """Queue a unit again if its worker takes too long."""
         now = self.clock()
         for worker, running in self._running.items():
             known = self._seconds[running.unit.kind]

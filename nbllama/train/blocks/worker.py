@@ -1,7 +1,7 @@
-"""A worker: the model, the memory of the passes, and nothing that a run must keep.
+"""A worker: a model and the memory for its passes, but no state that a run depends on.
 
-A worker gets a `Plan` once, the parameters once per step, and blocks. It returns the gradients of a
-block (`Answer`). Nothing in here knows how these travel.
+A worker receives a `Plan` once, the parameters once per step, and blocks to compute. It returns the
+gradients of each block (`Answer`). This module does not depend on how these objects are sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PIECE = 1 << 24
 
 
 class Key(NamedTuple):
-    """What an answer is for; a block that is computed again has a higher attempt."""
+    """The unit that an answer is for; each recomputation of a block has a higher `attempt`."""
 
     step: int
     number: int
@@ -44,11 +44,11 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A computed unit.
+    """The result of a computed unit.
 
-    losses: see `compute`. parts: the objective's sums of each of them. grads: by parameter,
-    float32, empty for validation. load: tokens by expert, int64 `[n_layer, E]`, or None. seconds:
-    time on the worker. value: the result of a task.
+    losses: see `compute`. parts: the objective's sums for each micro-batch. grads: the float32
+    gradient of each parameter, empty for validation. load: tokens per expert, int64 `[n_layer, E]`,
+    or None. seconds: computing time on the worker. value: the result of a task.
     """
 
     key: Key
@@ -60,7 +60,7 @@ class Answer:
     value: Any = None
 
     def digest(self) -> str:
-        """Return the hex sha256 of all bits that a run uses."""
+        """Return the hex sha256 of all the numbers that a run uses."""
         h = hashlib.sha256(np.array(self.losses, "<f8").tobytes())
         for name in sorted(self.grads):
             h.update(name.encode())
@@ -72,12 +72,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker needs to know of a run.
+    """The information about a run that a worker needs.
 
-    path, sha256, size: the base model's file, absolute. constants: arguments of `load_model`.
-    fingerprint: see `model_fingerprint`. hp: repr of the model's. shapes: of A and B by base
-    tensor. trunk: key and layer of the cache of frozen blocks, or None. threads: 0 for all cores
-    of the machine.
+    path, sha256, size: the base model file, with an absolute path. constants: arguments of
+    `load_model`. fingerprint: see `model_fingerprint`. hp: repr of the model's `hp`. shapes: the
+    shapes of A and B for each base tensor. trunk: key and layer of the cache of frozen blocks, or
+    None. threads: number of threads, 0 for all cores of the machine.
     """
 
     path: str
@@ -102,7 +102,7 @@ class Plan:
 
 
 def mixed_line(name: str, here: Answer, there: Answer) -> str:
-    """Return a line about a worker with another CPU: by how much its block differs from ours."""
+    """Return a message saying by how much the block of a worker with a different CPU differs."""
     loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
     ours, theirs = (
         np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)
@@ -118,9 +118,9 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
 
 
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
-    """Compute a unit; the arrays of the answer are copies.
+    """Compute a unit, and return an answer whose arrays are copies.
 
-    The objective's sums are those of this unit only, if they were 0 before.
+    The objective's sums must be 0 beforehand, so that the answer covers only this unit.
     """
     start = time.perf_counter()
     if isinstance(unit, Job):
@@ -137,10 +137,10 @@ def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
 
 
 class Worker:
-    """The `Work` of one machine, after `open`."""
+    """The `Work` of one machine."""
 
     def __init__(self, plan: Plan, path: str, say: Callable[[str], None] = print) -> None:
-        """Open the model in `path`. Raises `NbllamaError` if it cannot be opened, or differs."""
+        """Open the model at `path`. Raises `NbllamaError` if it cannot be opened or differs."""
         self.plan, self.iteration = plan, 0
         self.model: Model = load_model(path, **plan.constants)
         if model_fingerprint(self.model.gguf) != plan.fingerprint:
@@ -170,15 +170,15 @@ class Worker:
             os.close(fd)
             width = self.model.hp.n_embd
             self.trunk = TrunkCache(name, key, layer=layer, width=width, say=say)
-            with suppress(OSError):  # the open file stays, and no file is left
+            with suppress(OSError):  # the file stays open, but nothing is left on the disk
                 os.unlink(name)
 
     def laid_out(self, batches: list[Any]) -> list[Any]:
-        """Return the batches: they arrive in the form for computing."""
+        """Return the batches unchanged, because they arrive already laid out."""
         return batches
 
     def set_dropout(self, micro: int) -> None:
-        """Set the masks of micro-batch `micro` of the step, if there is dropout."""
+        """Set the dropout masks for micro-batch `micro` of the step, if dropout is enabled."""
         if self.plan.dropout:
             self.bound.dropout = dropout_for(
                 self.plan.dropout, self.plan.seed, self.iteration, micro
@@ -189,7 +189,7 @@ class Worker:
     ) -> Answer:
         """Compute a unit with these parameters.
 
-        `point`: the objective's reference point. The arrays of the answer belong to the caller.
+        `point` is the objective's reference point. The caller owns the arrays of the answer.
         """
         own = self.adapter.parameters()
         if own.keys() != params.keys():
@@ -204,7 +204,7 @@ class Worker:
 
 
 def facts() -> dict[str, str]:
-    """Return what must be the same on every machine for the same bits."""
+    """Return the facts that must match on all machines to produce the same bits."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"nbllama": __version__, "python": python, **environment(), **more_of_environment()}
 
@@ -213,7 +213,7 @@ _OF_CPU = ("cpu", "cpu features")
 
 
 def misfit(mine: Mapping[str, str], theirs: Mapping[str, str], *, mixed_cpu: bool) -> str:
-    """Return why a worker cannot join, "" if it can; `mixed_cpu`: other CPUs are allowed."""
+    """Return why a worker cannot join, or ""; `mixed_cpu` allows different CPUs."""
     for name, value in mine.items():
         other = theirs.get(name, "none")
         if value == other or (mixed_cpu and name in _OF_CPU):
@@ -242,10 +242,10 @@ def file_sha256(path: str) -> str:
 
 
 def find_model(plan: Plan, folder: str) -> str:
-    """Return the base model's file on this machine; "" if it must be copied.
+    """Return the path of the base model on this machine, or "" if it must be copied.
 
-    It is looked for in the same path, and by size and sha256 among the files of `folder` and its
-    sub-folders.
+    The file is looked up at the same path first, then by size and sha256 in `folder` and its
+    subfolders.
     """
     candidates = [plan.path]
     if folder:

@@ -1,1 +1,1 @@
-"""Measurements, answers and the page of a run with `--live`; none of them changes its result."""
+"""Measurements, answers and the web page for `--live`, none of which affects the run's result."""

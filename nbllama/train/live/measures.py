@@ -1,4 +1,4 @@
-"""Measurements before and after a run's iterations, within a time budget."""
+"""Measurements before and after iterations, within a time budget."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # share of the run's time
-CREDIT = 30.0  # seconds of the run that later work can still use
-MOST_COLUMNS = 400  # rows of norms in a run
-MOST_PASSING = 20  # logged texts of a run, besides the followed ones
+CREDIT = 30.0  # seconds of unused time that can be carried over
+MOST_COLUMNS = 400  # rows of norms per run
+MOST_PASSING = 20  # logged texts per run, besides the followed ones
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """A time budget that allows work while its total time is at most `share` of the run so far.
+    """A budget that allows work as long as it takes at most `share` of the run's time so far.
 
-    Only the CPU time of the working thread counts, not that of other programs.
+    Only the CPU time of the working thread counts, so other programs have no effect.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -33,19 +33,19 @@ class Budget:
 
     @property
     def allows(self) -> bool:
-        """Return whether enough time has passed."""
+        """Return whether the budget allows more work."""
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Record the time of finished work; at most `CREDIT` seconds of unused time are kept."""
+        """Charge the time of finished work; at most `CREDIT` seconds of unused time carry over."""
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
 class Measures:
-    """Measure a trainer between its iterations, without changing its passes or updates.
+    """Measure a trainer between iterations, without changing its passes or updates.
 
-    `keep` is called with rows for the log and the page, `show` with rows for the page alone.
-    `n_iter`: total number of iterations.
+    `keep` is called with rows for both the log and the page, and `show` with rows for the page
+    only. `n_iter` is the total number of iterations.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Measures:
         self.budget = Budget(SHARE)
 
     def before(self) -> None:
-        """Take measurements before an iteration, while nothing else in the run uses the trainer."""
+        """Measure before an iteration, while nothing else uses the trainer."""
         start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []
@@ -78,7 +78,7 @@ class Measures:
             self.budget.took(time.thread_time() - start)
 
     def after(self) -> None:
-        """Take the measurements after the iteration."""
+        """Measure after the iteration."""
         trainer, start = self._trainer, time.thread_time()
         seen, trainer.buffers.seen = trainer.buffers.seen, None
         if seen is None or trainer.iteration != self._iteration + 1:
@@ -94,11 +94,11 @@ class Measures:
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
-        if isinstance(trainer.dataset, Prompts):  # its batches are placeholders
+        if isinstance(trainer.dataset, Prompts):  # the batches of such a run are placeholders
             return
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):
-            return  # a step that was interrupted because its loss was not finite
+            return  # the step was interrupted because its loss was not finite
         found = list(sequences(taken.batches, losses))
         rows = list(self._texts.followed(trainer.iteration, found))
         for row in rows:

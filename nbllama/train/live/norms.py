@@ -1,4 +1,4 @@
-"""Norms of the gradient and the update, for each kind of tensor and each block."""
+"""Gradient and update norms, for each kind of tensor and each block."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from nbllama.lora.slots import slot_of
 
 def _square(x: np.ndarray) -> float:
     flat = x.reshape(-1)
-    # in one thread and without a copy; float32 is precise enough for a colour
+    # one thread and no copy; float32 is precise enough for a colour
     return float(np.einsum("i,i->", flat, flat))
 
 
 class Norms:
-    """Measure how the adapter's pairs change between two points in time.
+    """Measure how the adapter's pairs change from one moment to the next.
 
-    `take_before` copies the parameters into the same memory each time; `row` compares the current
-    parameters with the copies.
+    `take_before` copies the parameters, always into the same memory, and `row` compares the current
+    parameters with these copies.
     """
 
     def __init__(self, adapter: Adapter, n_layer: int) -> None:
@@ -38,11 +38,11 @@ class Norms:
                 self._before[name] = x.copy()
 
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Build the `norms` row of an iteration; `take_before` must have been called before it.
+        """Build the `norms` row of an iteration; call `take_before` before the iteration.
 
-        For each kind of tensor, the row contains a list of L2 norms, one per block, each over both
-        halves of a pair. A tensor outside the blocks is the last of `blocks` + 1. The gradient is
-        the one before clipping.
+        For each kind of tensor, the row contains a list of L2 norms, one per block, each over A and
+        B of a pair. A tensor outside the blocks has the last of the `blocks` + 1 entries. Gradient
+        norms are measured before clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}
@@ -64,7 +64,7 @@ class Norms:
         }  # fmt: skip
 
     def _place(self, base: str) -> tuple[str, int]:
-        """Return the kind of a tensor, such as attn_q, and its row."""
+        """Return the kind of a tensor, such as attn_q, and its row index."""
         found = slot_of(base)
         bare = base.removesuffix(".weight")
         if found is not None and found[0].in_block:

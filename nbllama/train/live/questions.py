@@ -1,4 +1,4 @@
-"""Questions that a reader of the page asks the current adapter, answered between iterations."""
+"""Questions asked on the page, which the current adapter answers between iterations."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from nbllama.train.run.prompts import Prompt
 
 MOST_TOKENS = 200  # of an answer
 MOST_SECONDS = 60.0
-_SHOWN_EVERY = 0.5  # seconds between two pieces of an answer on the page
+_SHOWN_EVERY = 0.5  # seconds between two updates of an answer on the page
 
 Row = dict[str, Any]
 
 
 class Questions:
-    """Answer the questions of a `LiveState` greedily, in separate memory.
+    """Answer the questions in a `LiveState` greedily, using separate memory.
 
-    `encode`: returns the ids of a question, as for `--sample-prompts`. `stopped`: returns whether
-    the run should stop, which ends an answer. `keep` is called with the row `question` of a
+    `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
+    the run should stop, which also ends an answer. `keep` is called with the `question` row of each
     finished answer.
     """
 
@@ -45,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions. If one cannot be answered, the answer is the reason."""
+        """Answer all waiting questions; if one cannot be answered, its answer states the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

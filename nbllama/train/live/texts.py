@@ -1,4 +1,4 @@
-"""The training text with its per-token losses, which a step computes anyway."""
+"""The training text and its per-token losses, which each step computes anyway."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.text.characters import character_groups
 from nbllama.text.tokenizer import Tokenizer
 
-MOST_TOKENS = 700  # limit for a text that is shown
+MOST_TOKENS = 700  # limit per displayed text
 FOLLOWED = 4  # samples that are shown each time they occur
 MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """One sequence of a step: tokens, targets and losses `[n]`; NaN for untrained tokens."""
+    """The tokens, targets and losses `[n]` of one sequence; untrained tokens have loss NaN."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -26,7 +26,7 @@ class Scored(NamedTuple):
 
 
 def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
-    """Split a step's micro-batches into sequences, with the losses of all trained tokens in order.
+    """Split micro-batches into sequences; `losses` lists the losses of all trained tokens in order.
 
     Raises `ValueError` if the number of losses differs from the number of trained tokens.
     """
@@ -43,10 +43,10 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Choose sequences and create the rows `tokens` of a log.
+    """Choose sequences and create the `tokens` rows of a log.
 
-    The first sequences of the first steps are followed: a row is created each time one occurs
-    again.
+    The first sequences of the first steps are followed: each time one of them recurs, a row is
+    created.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -55,7 +55,7 @@ class Texts:
         self._turn = 0
 
     def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:
-        """Create a row for each followed sample among the sequences of a step."""
+        """Create a row for each followed sequence in a step."""
         for i, one in enumerate(found):
             name = one.tokens.tobytes()
             if i == 0 and len(self._followed) < FOLLOWED:
@@ -66,12 +66,12 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Create the row for one sequence of a step, at a varying position in the step."""
+        """Create a row for one sequence, chosen at a different position in each step."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 
     def _row(self, iteration: int, one: Scored, sample: int) -> dict[str, Any]:
-        # the last target comes after the input
+        # the last target follows the input
         ids = [*one.tokens.tolist(), int(max(one.targets[-1], 0))]
         losses = np.array([np.nan, *one.losses])
         if one.targets[-1] == NOT_TRAINED:

@@ -1,4 +1,4 @@
-"""The page of a run, served from start to end and updated by the run's `Recorder`."""
+"""The web page of a run, served for its whole duration and updated by its `Recorder`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Row = dict[str, Any]
 
 
 class Watching:
-    """The page's interface for a `Recorder`, which calls every method from the run's thread."""
+    """The `Recorder`'s interface to the page; all methods are called from the run's thread."""
 
     def __init__(self, stop: StopFlag, port: int) -> None:
-        """Start serving. Raises `OSError` if the port is not available."""
+        """Start the server. Raises `OSError` if the port is not available."""
         self._stop = stop
         self.state = LiveState(stop.from_page)
         self.server = LiveServer(self.state, port)
@@ -36,7 +36,7 @@ class Watching:
         self._questions: Questions | None = None
 
     def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
-        """Attach the loaded session. `keep` writes rows to the log and passes them to `row`."""
+        """Attach the loaded session; `keep` writes rows to the log and passes them to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
             with suppress(DataError):  # a new log has no earlier iterations
@@ -59,7 +59,7 @@ class Watching:
             self.measures.before()
 
     def note(self, text: str) -> None:
-        """Show a line for the user."""
+        """Show a message to the user."""
         self.state.note(text)
 
     def step_done(self, iteration: int) -> None:
@@ -76,17 +76,16 @@ class Watching:
             self._questions.answer(iteration)
 
     def close(self) -> None:
-        """Stop measuring and serving."""
+        """Stop the measurements and the server."""
         if self.measures is not None:
             self.measures.close()
         self.server.close()
 
 
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
-    """Serve the page for `--live`, and show its address once.
+    """Serve the `--live` page, and show its address once.
 
-    The value is None without `--live`, or if the page cannot be served (which does not stop the
-    run).
+    Yields None without `--live`, or if the page cannot be served, which does not stop the run.
     """
     if options.live is None:
         return None

@@ -33,12 +33,12 @@ def answer_tokens(batch: Batch) -> np.ndarray:
 def token_log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi of each trained token, float64 `[M]`, after the forward pass of `batch`.
+    """Return log pi of each trained token, float64 `[M]`; the forward pass must have run.
 
     The last block's output is not changed.
     """
     losses = np.empty(batch.n_trained, np.float32)
-    # a watcher sees only the pass that computes the gradient
+    # watchers observe only the pass that computes the gradient
     watch, model.watch, buffers.kept = model.watch, None, losses
     try:
         model.loss(bound, acts, buffers, batch, weight=1.0, gradient=False)
@@ -50,10 +50,10 @@ def token_log_probabilities(
 def log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi(y|x) of each sample, float64 `[S]`, after the forward pass of `batch`.
+    """Return log pi(y|x) of each sample, float64 `[S]`; the forward pass must have run.
 
     Each value is the sum over a sample's trained tokens, of which there must be at least one. The
-    last block's output is not changed.
+    output of the last block is not modified.
     """
     counts = answer_tokens(batch)
     of_tokens = token_log_probabilities(model, bound, acts, buffers, batch=batch)
@@ -74,7 +74,7 @@ def of_samples(
 ) -> Iterator[np.ndarray]:
     """Yield the log-probabilities of the samples numbered `rows`, float64, batch by batch.
 
-    The batches are as large as `most` allows. `check` is called between layers.
+    Batches are as large as `most` permits. `check` is called between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
     for part in batches((tokens, trained), most.computed, most.trained):
@@ -94,7 +94,7 @@ def of_preferences(
 ) -> Iterator[np.ndarray]:
     """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
 
-    A prompt shared by several answers is computed once, if sharing is enabled. Each single sample
+    If sharing is enabled, a prompt with several answers is computed once. Each individual sample
     must fit in the memory. `check` is called between layers.
     """
     most = trainer.limits

@@ -1,12 +1,12 @@
 """A preference loss as a trainer's objective.
 
-After the forward pass of a micro-batch, the log-probabilities of each answer's tokens are summed.
-The derivative of the loss with respect to each sum is the weight of the answer's tokens in a second
-pass through the output, which computes the gradient. So the output product is computed twice, but
-the blocks only once. No logits are kept.
+After the forward pass of a micro-batch, the token log-probabilities of each answer are summed. The
+derivative of the loss with respect to this sum is then used to weight the answer's tokens in a
+second pass through the output layer, which computes the gradient. The output layer is therefore
+computed twice, but the blocks only once, and no logits are kept.
 
-The loss of a step is the sum over its pairs (or labelled answers), each multiplied by its weight,
-divided by their number.
+The loss of a step is the weighted sum over its pairs (or labelled answers), divided by their
+number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(NamedTuple):
-    """The numeric options of an objective; see `nbllama.options.finetune.objective`."""
+    """The numeric options for an objective; see `nbllama.options.finetune.objective`."""
 
     objective: str
     beta: float
@@ -61,7 +61,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss of each sample, float64, and the derivative and reward of each answer, `[S]`."""
+    """The loss of each sample (float64), and the derivative and reward of each answer `[S]`."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -69,7 +69,7 @@ class Found(NamedTuple):
 
 
 def loss_of(numbers: Numbers, answers: Answers, z: float = 0.0) -> Found:
-    """Return the loss of a micro-batch. `z`: the reference point of KTO."""
+    """Return the loss of a micro-batch; `z` is the reference point for KTO."""
     a, x = answers, numbers
     if OBJECTIVES[x.objective].data == LABELS:
         single = kto(a.policy, a.reference, a.good, beta=x.beta, z=z)
@@ -109,9 +109,9 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 
 
 class SentAnswers(NamedTuple):
-    """What `PreferenceLoss.loss` needs of the data set of a batch, for its own n answers.
+    """The values that `PreferenceLoss.loss` needs for the n answers of a batch.
 
-    judged: their judgements. reference: log-probabilities float64 `[n]`, or None.
+    judged: the judgements of the answers. reference: log-probabilities, float64 `[n]`, or None.
     """
 
     judged: Judged
@@ -121,8 +121,8 @@ class SentAnswers(NamedTuple):
 class PreferenceLoss(TakesData):
     """The `Objective` of a run on preferences.
 
-    `reference`: if None, all reference log-probabilities count as 0. history: the measures of each
-    step. point: the reference point of KTO.
+    reference: None treats all reference log-probabilities as 0. history: the measures of each step.
+    point: the reference point for KTO.
     """
 
     def __init__(
@@ -132,18 +132,18 @@ class PreferenceLoss(TakesData):
         self.history: list[dict[str, float]] = []
         self._labels = OBJECTIVES[numbers.objective].data == LABELS
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
-        # other answers need only the forward pass
+        # other answers require only a forward pass
         self.work = 4 / 3 if self._moves else 1.0
         self.point = 0.0
         self._seen, self._measured = Seen(self._refers), Measured(self._labels)
 
     @property
     def _moves(self) -> bool:
-        """Return whether the loss has a reference point that must be estimated."""
+        """Return whether the loss uses a reference point that must be estimated."""
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Estimate KTO's reference point, and return the number of samples."""
+        """Estimate the reference point for KTO, and return the number of samples."""
         self._measured = Measured(self._labels)
         judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
         if self._moves:
@@ -166,8 +166,8 @@ class PreferenceLoss(TakesData):
         return kto_reference_point(np.concatenate(policy), np.concatenate(reference))
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
-        """Return the sum of the samples' losses; see `Objective.loss`."""
-        # shared beginnings are computed once, but the targets are in the samples' order
+        """Return the sum of per-sample losses; see `Objective.loss`."""
+        # shared beginnings are computed once, but the targets are in sample order
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         policy = log_probabilities(
@@ -185,7 +185,7 @@ class PreferenceLoss(TakesData):
             answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self.point
         )
         if gradient:
-            # each token has the weight d loss / d log pi; the kernel has the sign of -log pi
+            # each token's weight is d loss / d log pi, negated because the kernel's loss is -log pi
             of_tokens = np.repeat(-weight * found.slope, answers.n)
             trainer.model.loss(
                 trainer.bound, trainer.acts, trainer.buffers, batch, weight=of_tokens,
@@ -194,7 +194,7 @@ class PreferenceLoss(TakesData):
         return float(found.loss.sum())
 
     def measures(self) -> dict[str, float]:
-        """Return margin, accuracy, log-probabilities and lengths; see `Measured`."""
+        """Return the margin, accuracy, log-probabilities and lengths; see `Measured`."""
         return self._measured.numbers()
 
     def take_part(self) -> Measured:
@@ -203,11 +203,11 @@ class PreferenceLoss(TakesData):
         return part
 
     def add_part(self, part: Measured) -> None:
-        """Add measures; those of single micro-batches in order give the same bits as `loss`."""
+        """Add measures; adding each micro-batch in order gives the same bits as `loss`."""
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch with the judgements and the reference of only these answers."""
+        """Return the batch with the judgements and reference values for only these answers."""
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         reference = source.reference
@@ -236,5 +236,5 @@ class PreferenceLoss(TakesData):
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference's values; zeros while only the time of a step is measured."""
+    """Return the reference values, or zeros while only the time of a step is measured."""
     return np.zeros(len(rows)) if values is None else values[rows]

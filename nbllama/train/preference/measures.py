@@ -9,11 +9,11 @@ import numpy as np
 
 STEPS = 10  # number of recent steps that a warning is based on
 FALLEN = 0.1  # nats per token, for both sides
-RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so such a pair has almost no gradient
+RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so the gradient of such a pair is almost 0
 
 
 class Measured:
-    """Sums over the answers of a step or an evaluation, separately for good (chosen) and bad."""
+    """Sums over the good (chosen) and the bad answers of a step or an evaluation."""
 
     def __init__(self, labels: bool) -> None:
         self._labels = labels
@@ -31,7 +31,7 @@ class Measured:
         reward: np.ndarray,
         z: float,
     ) -> None:
-        """Add the answers of a micro-batch, `[S]` each; `z`: KTO's reference point."""
+        """Add the answers of a micro-batch, `[S]` each; `z` is the reference point for KTO."""
         for side, on in enumerate((good, ~good)):
             self.count[side] += np.count_nonzero(on)
             self.policy[side] += policy[on].sum()
@@ -47,7 +47,7 @@ class Measured:
             self._judged += len(good) // 2
 
     def plus(self, part: Measured) -> None:
-        """Add the sums of another one."""
+        """Add the sums from another `Measured`."""
         self.count += part.count
         self.policy += part.policy
         self.change += part.change
@@ -57,12 +57,12 @@ class Measured:
         self._judged += part._judged
 
     def numbers(self) -> dict[str, float]:
-        """Return the means; a side without answers is left out.
+        """Return the means, leaving out a side without answers.
 
-        margin: reward of the chosen answers minus that of the rejected ones. accuracy: share of the
-        pairs whose chosen answer has the higher reward; for labelled answers, the share of those on
-        the right side of the reference point. logp_chosen, logp_rejected: nats, sums over an
-        answer's tokens. tokens_chosen, tokens_rejected: length of an answer.
+        margin: reward of the chosen answers minus reward of the rejected answers. accuracy: share
+        of pairs whose chosen answer has the higher reward; for labelled answers, the share on the
+        right side of the reference point. logp_chosen, logp_rejected: sums over the tokens of an
+        answer, in nats. tokens_chosen, tokens_rejected: lengths of the answers.
         """
         found: dict[str, float] = {}
         if not self._judged:
@@ -79,9 +79,9 @@ class Measured:
 
 
 class Seen:
-    """The most recent steps of a run, and warnings about them.
+    """The most recent steps of a run, and the warnings about them.
 
-    `refers`: changes are relative to the reference; otherwise to the first steps.
+    `refers`: whether changes are measured relative to the reference, not to the first steps.
     """
 
     def __init__(self, refers: bool) -> None:
@@ -92,7 +92,7 @@ class Seen:
         self._warned: set[str] = set()
 
     def step(self, measured: Measured) -> Sequence[str]:
-        """Add a step; return new warnings."""
+        """Add a step, and return any new warnings."""
         if not measured.count.all() or not np.isfinite(measured.policy).all():
             return ()
         of = measured.change if self._refers else measured.policy

@@ -1,8 +1,8 @@
-"""The reference of a run on preferences: log-probabilities, computed once and stored in a file.
+"""Reference log-probabilities for a run on preferences, computed once and stored in a file.
 
-The reference is the base model, with or without an adapter. The file's name is a digest of
-everything that the values depend on (base, adapter, data with template and --ctx), so a continued
-run or another run in the same folder finds it.
+The reference is the base model, with or without an adapter. The file is named after a digest of
+everything that the values depend on (base model, adapter, and the data with its template and
+--ctx), so a resumed run or another run in the same folder can reuse it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _MAGIC = b"nbllama reference 1\n"
 class Reference:
     """The reference for the answers of `sets`.
 
-    adapter: applied to the base model; None for the base model alone. base: the fingerprint of the
-    base model. others: whether each answer is also needed after a different prompt. folder: where
-    the file is stored; None to store none. path: the file that was read or written.
+    adapter: the adapter on top of the base model, or None. base: the fingerprint of the base model.
+    others: whether each answer is also evaluated after a different prompt. folder: where to store
+    the file, or None to store nothing. path: the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -50,7 +50,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Return the reference's name for a checkpoint."""
+        """Return the name under which a checkpoint stores the reference."""
         return "base" if self.adapter is None else f"adapter {adapter_digest(self.adapter)[:16]}"
 
     @property
@@ -69,15 +69,15 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Return the name of the file with the log-probabilities; "" for none."""
+        """Return the name of the file with the log-probabilities, or ""."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
 
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Set the log-probabilities of the data sets, from the file or by computing them.
+        """Read the log-probabilities of the data sets from the file, or compute them.
 
-        Raises `NbllamaError` if any of them is not finite.
+        Raises `NbllamaError` if any value is not finite.
         """
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None
@@ -127,7 +127,7 @@ class Reference:
 
 
 def same_sizes(a: Adapter, b: Adapter) -> bool:
-    """Return whether two adapters have the same pairs with the same ranks."""
+    """Return whether two adapters contain the same pairs with the same ranks."""
     sizes = [{name: pair.rank for name, pair in x.pairs.items()} for x in (a, b)]
     return sizes[0] == sizes[1]
 
@@ -143,8 +143,7 @@ def adapter_digest(adapter: Adapter) -> str:
 def write(path: str, key: str, values: np.ndarray) -> None:
     """Write log-probabilities float64 `[n]`.
 
-    Raises `OutputError` if the file cannot be written, or if it would replace a file of a different
-    kind.
+    Raises `OutputError` if the file cannot be written or would replace a file of a different kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
         raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
@@ -163,9 +162,9 @@ def _begins(path: str) -> bytes:
 
 
 def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
-    """Return the log-probabilities in a file, float64 `[n]`; None if they must be computed.
+    """Read log-probabilities, float64 `[n]`, from a file; return None if they must be computed.
 
-    A file that is damaged or has a different key is reported.
+    A file that is damaged or has a different key is reported to the user.
     """
     head = len(_MAGIC) + 2 * 65
     try:

@@ -1,1 +1,1 @@
-"""Training on rewards: answers are drawn, scored in a separate process, and turned into a loss."""
+"""Training on rewards: draw answers, score them in a separate process, and compute a loss."""

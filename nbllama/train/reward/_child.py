@@ -1,16 +1,16 @@
-"""The child process that runs a reward function: `scorer` starts it and sends it requests.
+"""The child process that runs a reward function; `scorer` starts it and sends requests.
 
-One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
+The protocol is one UTF-8 JSON object per line, with requests on stdin and replies on stdout:
 
     {"op": "load", "file": str, "text": str, "name": str, "argument": str|null}  -> {"ok": true}
     {"op": "check", "name": str, "record": {...}}                       -> {"ok": str}
     {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
     any failure                                                        -> {"error": str}
 
-The child receives the file's text instead of reading the file again; otherwise, a change of the
-file during a run would lead to two reward functions. If there is an `argument`, the function `name`
-is called with it and returns the reward function. `check` calls the function `problem` of the same
-file. Everything that the function prints is discarded. This module imports nothing from nbllama, so
+The child receives the text of the file instead of reading the file itself, so that editing the file
+during a run cannot change the reward function. If `argument` is not null, the function `name` is
+called with it and returns the reward function. `check` calls the function `problem` in the same
+file. Anything that the function prints is discarded. This module imports nothing from nbllama, so
 that the child starts quickly and contains none of the program's data.
 """
 
@@ -28,12 +28,12 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, BinaryIO
 
-WHILE_LOADING = 8 << 30  # bytes by which the child may grow during the function's imports
-MOST = 300  # characters in a message
+WHILE_LOADING = 8 << 30  # bytes by which the child may grow while the function is imported
+MOST = 300  # characters per message
 
 
 class Given(importlib.abc.SourceLoader):
-    """Load a module from a string, under the name of its file."""
+    """A loader that loads a module from a string, under the name of its file."""
 
     def __init__(self, path: str, text: str) -> None:
         self._path, self._text = path, text
@@ -43,12 +43,12 @@ class Given(importlib.abc.SourceLoader):
         return self._path
 
     def get_data(self, path: str) -> bytes:
-        """Return the text."""
+        """Return the source text."""
         return self._text.encode()
 
 
 def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
-    """Return the reward function that a request names, and its module."""
+    """Return the reward function named in a request, and its module."""
     path = os.path.abspath(request["file"])
     sys.path.insert(0, os.path.dirname(path))
     loader = Given(path, request["text"])
@@ -69,7 +69,7 @@ def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
 
 
 def number(value: object) -> float:
-    """Return a reward as a number. Raises `ValueError` unless it is a finite number."""
+    """Convert a reward to a number. Raises `ValueError` unless it is a finite number."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         raise ValueError(f"it returned {kind_of(value)}, not a number")
     found = float(value)
@@ -79,14 +79,14 @@ def number(value: object) -> float:
 
 
 def kind_of(value: object) -> str:
-    """Describe what was returned instead of a number."""
+    """Describe a value that was returned instead of a number."""
     if value is None:
         return "None"
     return "text" if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def message(error: BaseException) -> str:
-    """Return one line about an exception."""
+    """Describe an exception in one line."""
     if isinstance(error, MemoryError):
         return "it used too much memory"
     if isinstance(error, ValueError) and str(error).startswith("it returned"):
@@ -96,9 +96,10 @@ def message(error: BaseException) -> str:
 
 
 def limit_memory(extra: int) -> None:
-    """Limit the growth of this process to `extra` bytes from now on.
+    """Limit the further growth of this process to `extra` bytes.
 
-    The current size of the process is needed, which only Linux reports; Windows has no such limit.
+    The limit depends on the current size of the process, which only Linux reports. Windows has no
+    such limit.
     """
     try:
         import resource
@@ -116,16 +117,16 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm(seconds: float) -> None:
-    """End this process after a number of seconds; 0: never.
+    """End this process after a number of seconds; 0 means never.
 
-    The parent kills a child that is late; the alarm is for a child whose parent has ended.
+    The parent kills a child that takes too long; the alarm ends a child whose parent is gone.
     """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def streams() -> tuple[BinaryIO, BinaryIO]:
-    """Return the two streams to the parent; the function's own output goes to the null device."""
+    """Return the streams from and to the parent, and send all other output to the null device."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -136,7 +137,7 @@ def streams() -> tuple[BinaryIO, BinaryIO]:
 
 def main(memory: int, seconds: float) -> None:
     """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = streams()
     score: Callable[..., Any] | None = None
     module = None
@@ -157,7 +158,7 @@ def main(memory: int, seconds: float) -> None:
                 assert score is not None
                 found = number(score(request["prompt"], request["answer"], request["record"]))
                 data = json.dumps({"ok": found}).encode()
-        except BaseException as e:  # SystemExit too: the function must not end the process
+        except BaseException as e:  # even SystemExit: the function must not end the process
             data = json.dumps({"error": message(e)}).encode()
         set_alarm(0)
         answers.write(data + b"\n")

@@ -1,8 +1,8 @@
-"""The built-in rewards: exact match, pattern match, valid JSON and SQL result.
+"""The built-in rewards: exact match, pattern match, valid JSON, and SQL result.
 
-Each returns 1 for a right answer and 0 for a wrong one. Built-in rewards run in the same child
-process and within the same limits as a user's function. `problem` checks a record before the run.
-This module imports nothing from nbllama, because the child process loads it as a file.
+Each reward is 1 for a correct answer and 0 for a wrong one. Built-in rewards run in the same kind
+of child process, and under the same limits, as a user's function. `problem` checks a record before
+the run. This module imports nothing from nbllama because the child process loads it as a file.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ PATTERN = "regex"  # regex:PATTERN
 
 WANTED = ("answer", "completion", "output", "response", "target")
 _MOST_ROWS = 10_000
-_SECONDS = 1.0  # processor seconds for one query
-_STEPS = 1000  # SQLite instructions between two checks of the time
-_KEPT = 16  # databases that stay open
+_SECONDS = 1.0  # CPU seconds per query
+_STEPS = 1000  # SQLite instructions between two time checks
+_KEPT = 16  # databases kept open
 _READING = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
 }  # fmt: skip
 
 
 def wanted(record: dict[str, Any]) -> str | None:
-    """Return the right answer in a record, None if it contains none.
+    """Return the correct answer in a record, or None if there is none.
 
-    The right answer is stored under one of the keys `WANTED`, or is the last message of a chat if
-    that message is an answer.
+    The correct answer is stored under one of the keys `WANTED`, or it is the last message of a chat
+    if that message is an answer.
     """
     for key in WANTED:
         value = record.get(key)
@@ -53,7 +53,7 @@ def wanted(record: dict[str, Any]) -> str | None:
 
 
 def problem(name: str, record: dict[str, Any]) -> str:
-    """Return why a reward cannot score answers to a record; "" if it can."""
+    """Return why a reward cannot score answers to a record, or "" if it can."""
     if name in ("exact", "sql") and wanted(record) is None:
         return f'the reward {name} requires the correct answer under "answer"'
     if name == "sql":
@@ -67,7 +67,7 @@ def problem(name: str, record: dict[str, Any]) -> str:
 
 
 def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the answer equals the record's, apart from white space at both ends."""
+    """Return 1 if the answer equals the correct one, ignoring leading and trailing white space."""
     right = wanted(record)
     if right is None:
         raise ValueError("the record has no answer")
@@ -75,7 +75,7 @@ def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def regex(pattern: str) -> Reward:
-    """Return a reward function that returns 1 for an answer in which the pattern is found."""
+    """Return a reward function that returns 1 if the pattern is found in the answer."""
     compiled = re.compile(pattern)
 
     def score(prompt: Any, answer: str, record: dict[str, Any]) -> float:
@@ -85,7 +85,7 @@ def regex(pattern: str) -> Reward:
 
 
 def valid_json(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 for an answer that is JSON as a whole."""
+    """Return 1 if the whole answer is valid JSON."""
     try:
         json.loads(answer, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -98,9 +98,9 @@ def _no_constant(name: str) -> None:
 
 
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 for a query that finds the same rows as the right one, in the record's database.
+    """Return 1 if the query finds the same rows in the record's database as the correct query.
 
-    The order of the rows counts only if the right query specifies one.
+    The order of the rows matters only if the correct query specifies one.
     """
     db, right = _database(record["database"]), str(wanted(record))
     expected = _rows(db, right)
@@ -114,13 +114,13 @@ def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def query_in(answer: str) -> str:
-    """Return the query in an answer (its fenced block, if any) without a semicolon at its end."""
+    """Return the query in an answer (in its fenced block, if any) without a trailing semicolon."""
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
     return (fenced[1] if fenced else answer).strip().rstrip(";").strip()
 
 
 def has_order(query: str) -> bool:
-    """Return whether the outermost query specifies an order."""
+    """Return whether the outermost query has an ORDER BY clause."""
     bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "''", query.lower())
     while (less := re.sub(r"\([^()]*\)", " ", bare)) != bare:
         bare = less
@@ -131,11 +131,11 @@ _open: dict[str, sqlite3.Connection] = {}
 
 
 def _database(script: str) -> sqlite3.Connection:
-    """Return a read-only database in memory that the script has created."""
+    """Run the script in a new in-memory database, and return the database as read-only."""
     if script not in _open:
         db = sqlite3.connect(":memory:")
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        db.set_authorizer(  # only the database in memory, no files
+        db.set_authorizer(  # allow only the in-memory database, no files
             lambda action, *_: (
                 sqlite3.SQLITE_DENY
                 if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)

@@ -1,11 +1,11 @@
 """GRPO as a trainer's objective.
 
 A step draws the answers of all its micro-batches with the current adapter, scores them, and then
-makes one update with them. So the probability ratio in the loss is 1 (`nbllama.objectives.grpo`).
+performs one update. The probability ratio in the loss is therefore 1 (`nbllama.objectives.grpo`).
 
-After the forward pass of a micro-batch, the derivative of the loss with respect to each token's
-log-probability is that token's weight in a second pass through the output, which computes the
-gradient, as for preferences (`nbllama.train.preference.loss`).
+After the forward pass of a micro-batch, a second pass through the output layer computes the
+gradient. The weight of each token in that pass is the derivative of the loss with respect to the
+token's log-probability, as for preferences (`nbllama.train.preference.loss`).
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from nbllama.train.objective import Check, Computing, Drawing, Passes
     from nbllama.train.reward.scorer import Scorer
 
-FIRST_FAILED = 8  # a run ends if this many rewards fail before a good one
-_TIMED = 4  # tokens that are drawn to measure the time of drawing
+FIRST_FAILED = 8  # a run ends if this many rewards fail before the first success
+_TIMED = 4  # tokens drawn to time the drawing
 
 
 class RewardNumbers(NamedTuple):
-    """The numeric options of the objective; see `nbllama.options.finetune.rewards`."""
+    """The numeric options for the objective; see `nbllama.options.finetune.rewards`."""
 
     beta: float
     temperature: float = 1.0
@@ -60,7 +60,7 @@ class RewardNumbers(NamedTuple):
 class RewardLoss:
     """The `Objective` of a run on rewards.
 
-    `reference`: the adapter of the reference, None for the base model; not used if `beta` is 0.
+    reference: the adapter of the reference, or None for the base model; not used if `beta` is 0.
     history: the measures of each step.
     """
 
@@ -73,22 +73,22 @@ class RewardLoss:
         self.numbers, self._scorer, self._reference = numbers, scorer, reference
         self._refers = numbers.beta > 0
         self.history: list[dict[str, float]] = []
-        # the reference needs only the forward pass
+        # the reference requires only a forward pass
         self.work = 4 / 3 if self._refers else 1.0
         self._measured, self._last = (RewardMeasures(self._refers) for _ in range(2))
         self._n_tokens, self._failed, self._any_good = 0, 0, False
         self._say: Callable[[str], None] | None = None
-        self._memory: tuple[Activations, LossBuffers] | None = None  # of a larger reference
+        self._memory: tuple[Activations, LossBuffers] | None = None  # for a larger reference
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Store `say`, which is used to report failed rewards."""
+        """Store `say`, which reports failed rewards."""
         self._say = say
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Draw and score answers to the prompts of `batches`; return the answers as micro-batches.
+        """Draw and score answers to the prompts of `batches`, and return them as micro-batches.
 
-        Answers without a reward are left out. Raises `NbllamaError` if the first rewards of the run
-        all fail.
+        Answers without a reward are left out. Raises `NbllamaError` if all of the run's first
+        rewards fail.
         """
         measured = self._measured = RewardMeasures(self._refers)
         start, tokenizer = time.perf_counter(), trainer.model.tokenizer
@@ -122,7 +122,7 @@ class RewardLoss:
         return self._scorer
 
     def _note_failures(self, group: GroupOf) -> None:
-        """Raise `NbllamaError` if too many rewards failed before the first good one of the run."""
+        """Raise `NbllamaError` if too many rewards failed before the first success of the run."""
         for answer in group.answers:
             if not isinstance(answer.reward, Failed):
                 self._any_good = True
@@ -170,11 +170,11 @@ class RewardLoss:
             return token_log_probabilities(model, bound, acts, buffers, batch=batch)
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Return the number of tokens of all answers that have a reward, at least 1."""
+        """Return the number of tokens in all answers that have a reward, or 1 if there are none."""
         return max(1, self._n_tokens)
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
-        """Return the sum of the tokens' losses; see `Objective.loss`."""
+        """Return the sum of per-token losses; see `Objective.loss`."""
         n = answer_tokens(batch)
         policy = token_log_probabilities(
             trainer.model, trainer.bound, trainer.acts, trainer.buffers, batch=batch
@@ -187,7 +187,7 @@ class RewardLoss:
         found = grpo(policy, policy, reference, np.repeat(advantage, n), beta=self.numbers.beta)
         self._measured.add_kl(found.kl)
         if gradient:
-            # the kernel's loss of a token is -log pi, hence the sign
+            # the kernel's per-token loss is -log pi, hence the sign
             trainer.model.loss(
                 trainer.bound, trainer.acts, trainer.buffers, batch, weight=-weight * found.slope,
                 gradient=True,
@@ -195,7 +195,7 @@ class RewardLoss:
         return float(found.loss.sum())
 
     def measures(self) -> dict[str, float]:
-        """Return rewards, KL and lengths of the step; see `RewardMeasures.numbers`."""
+        """Return the rewards, KL and lengths of the step; see `RewardMeasures.numbers`."""
         return self._measured.numbers()
 
     def take_part(self) -> KL:
@@ -207,11 +207,11 @@ class RewardLoss:
         self._measured.plus_kl(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch: a batch of drawn answers contains all that `loss` needs."""
+        """Return the batch unchanged: drawn answers contain everything that `loss` needs."""
         return batch
 
     def copied(self) -> RewardLoss:
-        """Return the same loss without a reward function."""
+        """Return a copy without a reward function."""
         return RewardLoss(self.numbers, None, self._reference)
 
     def done(self, say: Callable[[str], None]) -> None:
@@ -231,7 +231,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes needed for drawing answers, and for a reference with different ranks."""
+        """Return the bytes needed to draw answers, plus those for a reference with other ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -245,7 +245,7 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time for drawing a step's answers, all of maximum length."""
+        """Measure the time to draw the answers of a step, assuming that all have maximum length."""
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]
@@ -264,7 +264,7 @@ class RewardLoss:
 
 @dataclass(frozen=True)
 class UnderReference:
-    """A task: the log-probabilities of a batch under the reference of the run's objective."""
+    """A task that computes the log-probabilities of a batch under the objective's reference."""
 
     batch: Batch
 
@@ -279,7 +279,7 @@ class UnderReference:
 
 
 def prompt_text(prompt: object) -> str:
-    """Return a prompt as one text; for a chat, the text of its last message."""
+    """Return a prompt as a string; for a chat, the text of its last message."""
     if isinstance(prompt, list):
         return str(prompt[-1].get("content") or "")
     return str(prompt)

@@ -12,14 +12,14 @@ from nbllama.train.reward.scorer import Failed
 
 
 class KL(NamedTuple):
-    """The sum of the estimates for a number of tokens, nats."""
+    """The sum of the KL estimates over a number of tokens, in nats."""
 
     total: float
     tokens: int
 
 
 class RewardMeasures:
-    """Measures of one step. `refers`: whether they include the KL to the reference."""
+    """Measures of one step; `refers` is whether they include the KL to the reference."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers
@@ -32,12 +32,12 @@ class RewardMeasures:
         self.plus_kl(KL(float(kl.sum()), len(kl)))
 
     def plus_kl(self, part: KL) -> None:
-        """Add a sum over tokens."""
+        """Add the sum of another `KL`."""
         self._kl += part.total
         self._tokens += part.tokens
 
     def take_kl(self) -> KL:
-        """Return the sum so far, and start again at 0."""
+        """Return the sum so far, and reset it to 0."""
         found, self._kl, self._tokens = KL(self._kl, self._tokens), 0.0, 0
         return found
 
@@ -48,7 +48,7 @@ class RewardMeasures:
 
     @property
     def failed(self) -> list[tuple[GroupOf, Failed]]:
-        """Return the answers without a reward, each with its group."""
+        """Return all answers without a reward, each with its group."""
         return [
             (group, a.reward)
             for group in self.groups
@@ -57,11 +57,11 @@ class RewardMeasures:
         ]
 
     def numbers(self) -> dict[str, float]:
-        """Return the measures; there are none before a step.
+        """Return the measures; before the first step, there are none.
 
-        reward, reward_std: mean and standard deviation of all rewards. kl: nats per token, mean
-        over the tokens of all answers. answer_tokens: mean length of an answer; cut: share of
-        answers that reached the maximum length. same: share of groups whose rewards are equal.
+        reward, reward_std: mean and standard deviation of all rewards. kl: nats per token, averaged
+        over the tokens of all answers. answer_tokens: mean answer length. cut: share of answers
+        that reached the maximum length. same: share of groups whose rewards are all equal.
         reward_errors: number of answers without a reward. answers_per_s: answers drawn and scored
         per second.
         """
@@ -84,9 +84,9 @@ class RewardMeasures:
 
 
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
-    """Return two answers to show: the best and worst of the first group whose rewards differ.
+    """Return the best and the worst answer of the first group whose rewards differ.
 
-    If there is no such group, the first two answers are returned.
+    If there is no such group, return the first two answers.
     """
     for group in groups:
         if not group.same:

@@ -1,7 +1,7 @@
-"""Score answers in a child process, within limits of time and memory.
+"""Score answers in a child process, with limits on time and memory.
 
-A reward function is the user's own code and has the user's rights. The limits are for its errors:
-an endless loop, a large allocation, an exception, a value that is not a number.
+A reward function is the user's own code and runs with the user's permissions. The limits guard
+against its bugs: an endless loop, a huge allocation, an exception, or a value that is not a number.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from nbllama.train.reward import builtin
 
 SECONDS = 10.0  # per call, by default
 MEMORY = 2 << 30  # bytes by which the child may grow after loading
-_LOADING_SECONDS = 120.0  # a function may import large packages
-_MOST_LINE = 64 << 20  # bytes in an answer of the child
+_LOADING_SECONDS = 120.0  # the function may import large packages
+_MOST_LINE = 64 << 20  # bytes per reply from the child
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CHILD, _BUILTIN = (os.path.join(_HERE, name) for name in ("_child.py", "builtin.py"))
 _FUNCTIONS = {"exact": "exact", "json": "valid_json", "sql": "sql"}
-_POLL = 0.2  # seconds between two calls of `check` while the child works
+_POLL = 0.2  # seconds between calls of `check` while the child is working
 
 Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: its file and name, and the argument for creating it, if any.
+    """The source of a reward function: its file, its name, and the argument to create it, if any.
 
-    `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
-    `identity`: the value that a checkpoint stores; it depends on the content of the user's file,
-    but not on its path.
+    text: the contents of the file. builtin: the name of a built-in reward, or "" for a user's
+    function. identity: the value that a checkpoint stores, which depends on the contents of the
+    user's file but not on its path.
     """
 
     file: str
@@ -48,13 +48,13 @@ class Source(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The reason why an answer has no reward."""
+    """The reason that an answer has no reward."""
 
     reason: str
 
 
 def find_reward(text: str) -> Source:
-    """Return the reward that `--reward` names. Raises `UsageError`."""
+    """Find the reward that `--reward` names. Raises `UsageError`."""
     if text in builtin.NAMES:
         return Source(_BUILTIN, _own_text(), _FUNCTIONS[text], None, text, text)
     kind, colon, pattern = text.partition(":")
@@ -87,13 +87,13 @@ def _own_text() -> str:
 
 
 class Scorer:
-    """A reward function in a separate process, which is restarted after it exceeds a limit.
+    """A reward function in a separate process, which is restarted if it exceeds a limit.
 
-    `seconds`: limit of one call. `memory`: limit in bytes, on Linux.
+    `seconds` is the limit per call, and `memory` is the limit in bytes (only on Linux).
     """
 
     def __init__(self, source: Source, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
-        """Load the function. Raises `UsageError` if that fails."""
+        """Load the function. Raises `UsageError` if loading fails."""
         self.source, self._seconds, self._memory = source, seconds, memory
         self._lock = threading.Lock()
         self._child: Child | None = None
@@ -106,16 +106,16 @@ class Scorer:
     def score(
         self, prompt: Any, answer: str, record: dict[str, Any], check: Check = None
     ) -> float | Failed:
-        """Return the reward of an answer to a prompt (text or messages), or why there is none.
+        """Return the reward for an answer to a prompt (text or messages), or why there is none.
 
-        `check` is called while the child works, and may raise.
+        `check` is called while the child is working, and may raise.
         """
         request = {"op": "score", "prompt": prompt, "answer": answer, "record": record}
         found = self._call(request, check)
         return found if isinstance(found, Failed) else float(found)
 
     def problem(self, record: dict[str, Any]) -> str:
-        """Return why a built-in reward cannot score answers to a record; "" if it can."""
+        """Return why a built-in reward cannot score answers to a record, or "" if it can."""
         if not self.source.builtin:
             return ""
         request = {"op": "check", "name": self.source.builtin, "record": record}
@@ -123,7 +123,7 @@ class Scorer:
         return found.reason if isinstance(found, Failed) else str(found)
 
     def close(self) -> None:
-        """End the child; it can be called twice."""
+        """End the child; may be called more than once."""
         if self._child is not None:
             self._child.close()
         self._child = None
@@ -137,7 +137,7 @@ class Scorer:
             return self._ask(request, self._seconds, check)
 
     def _start(self) -> Any:
-        """Start the child and load the function; return the child's answer or `Failed`."""
+        """Start the child and load the function; return the child's reply or `Failed`."""
         self.close()
         longest = 2 * max(self._seconds, _LOADING_SECONDS)
         path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
@@ -156,7 +156,7 @@ class Scorer:
         return self._ask(request, _LOADING_SECONDS, None)
 
     def _ask(self, request: dict[str, Any], seconds: float, check: Check) -> Any:
-        """Send the child a request; return the value in its reply, or `Failed`."""
+        """Send a request to the child; return the value in its reply, or `Failed`."""
         assert self._child is not None
         self._child.send(json.dumps(request, default=str))
         end = time.monotonic() + seconds
@@ -168,7 +168,7 @@ class Scorer:
                 try:
                     check()
                 except BaseException:
-                    self.close()  # a late answer must not be mistaken for that of a later call
+                    self.close()  # a late reply must not be mistaken for the reply to a later call
                     raise
         if not line.endswith(b"\n"):
             self.close()

@@ -1,1 +1,1 @@
-"""One run of `nbllama.finetune`, from its options to its output files."""
+"""One run of `nbllama.finetune`, from its options to the output files."""

@@ -1,6 +1,6 @@
-"""Questions from the data that are answered before and after a run.
+"""Questions from the data, answered before and after a run.
 
-The answers do not change the run.
+The answers do not affect the training.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 
 @dataclass
 class Asked:
-    """A question, the answer in the data, and the model's answers.
+    """A question, the answer from the data, and the model's answers.
 
-    kind: "trained" or "held out". `wanted` is truncated to the maximum length of an answer.
+    `kind` is "trained" or "held out". `wanted` is truncated to the maximum answer length.
     """
 
     kind: str
@@ -43,11 +43,11 @@ class Asked:
 
     @property
     def right(self) -> bool:
-        """Return whether the last answer is the wanted one."""
+        """Return whether the last answer matches the expected one."""
         return self.after.strip() == self.wanted.strip()
 
     def row(self) -> dict[str, Any]:
-        """Return the question as an object for the log."""
+        """Return a log row for the question."""
         names = ("kind", "question", "wanted", "before", "after", "right")
         return {name: getattr(self, name) for name in names}
 
@@ -55,9 +55,9 @@ class Asked:
 def find_questions(
     tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
 ) -> list[Asked]:
-    """Choose up to `number` questions from each of the two data sets, spread evenly over it.
+    """Choose up to `number` evenly spaced questions from each of the two data sets.
 
-    For a record with several answers, the last one is used. Records without a prompt or with a long
+    If a record has several answers, the last one is used. Records with a long prompt or without a
     prompt are skipped.
     """
     found = _questions(tokenizer, data, "trained", number)
@@ -79,7 +79,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
     n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
-    order += [i for i in range(min(n, 50 * number)) if i % step]  # if some have no short prompt
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # in case some lack a short prompt
     for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:
@@ -91,7 +91,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Find the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
+    """Return the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)
@@ -110,9 +110,9 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
 
 
 def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
-    """Return the question in a prompt, without the text that the chat template adds.
+    """Return the question in a prompt, without the text added by the chat template.
 
-    The question is the last string between control tokens that is more than the name of a role.
+    The question is the last string between control tokens that is not just a role name.
     """
     stretches: list[list[int]] = [[]]
     for token in prompt:
@@ -132,7 +132,7 @@ def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
 def answer(
     questions: list[Asked], model: Model, adapter: Adapter, check: Callable[[], None]
 ) -> list[str]:
-    """Answer all questions greedily. `check` is called before each token, and may raise."""
+    """Answer all questions greedily; `check` is called before each token and may raise."""
     if not questions:
         return []
     most = max(q.most for q in questions)

@@ -15,13 +15,13 @@ _EVALUATION = {"val_loss": "loss/validation", "perplexity": "perplexity/validati
 
 
 class Board:
-    """A folder of event files. Errors after the start do not stop training."""
+    """A folder of event files; errors that occur during training do not stop it."""
 
     def __init__(self, folder: str) -> None:
         """Open the folder.
 
-        Raises `UsageError` if the package is missing, `OutputError` if the folder cannot be written
-        to.
+        Raises `UsageError` if the package is missing, and `OutputError` if the folder is not
+        writable.
         """
         try:
             from tensorboardX import SummaryWriter
@@ -36,7 +36,7 @@ class Board:
             raise OutputError(f"--tensorboard {shown(folder, 400)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write a record's numbers under its iteration."""
+        """Write the numbers in a record under its iteration."""
         row = as_row(record)
         names = _EVALUATION if isinstance(record, EvaluationRecord) else _STEP
         for key, tag in names.items():

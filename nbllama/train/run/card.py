@@ -1,6 +1,7 @@
 """`--card`: a model card and an Ollama Modelfile, written next to a run's adapter.
 
-Each file begins with a marker. An existing file without it belongs to the user and is kept.
+Each file begins with a marker. An existing file without the marker belongs to the user and is never
+replaced.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ PARAMETER stop "<|im_end|>"
 
 
 class Files(NamedTuple):
-    """File names of the base model and the adapter.
+    """The file names of the base model and the adapter.
 
-    `gguf`: whether the adapter is in the current GGUF format. llama.cpp reads no other format, and
+    `gguf` is whether the adapter is in the current GGUF format, the only one that llama.cpp reads.
     Ollama reads other formats only for some architectures.
     """
 
@@ -45,7 +46,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The name of the GGUF adapter, which `conversion` creates if necessary."""
+        """The name of the GGUF adapter, which `conversion` creates if it does not exist."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)
@@ -58,7 +59,7 @@ class Files(NamedTuple):
 
     @property
     def conversion(self) -> str:
-        """The command that creates `readable`; "" if the adapter is GGUF already."""
+        """The command that creates `readable`, or "" if the adapter is already in GGUF format."""
         words = [self.adapter, self.readable, "--model-base", self.base]
         arguments = " ".join(map(shlex.quote, words))
         return "" if self.gguf else f"python -m nbllama.convert_lora {arguments}\n"
@@ -69,13 +70,14 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """Return the file for `ollama create NAME -f FILE`; its second line explains how to merge.
+    """Return the file for `ollama create NAME -f FILE`, whose second line explains how to merge.
 
-    It contains a template only for ChatML: for other models, Ollama has its own template or reads
-    the one in the model file. `system`: the text that the chat template puts before a chat without
-    a system message. The older form, with the adapter next to its base, is included as comments.
+    The file contains a template only for ChatML; for other models, Ollama has its own template or
+    reads the one in the model file. `system` is the text that the chat template puts before a chat
+    without a system message. The older form, which refers to the adapter and its base separately,
+    is included as comments.
 
-    Raises `OutputError` for a path with a control character, which could add an instruction.
+    Raises `OutputError` if a path contains a control character, which could inject an instruction.
     """
     base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
     for path in (base, adapter):
@@ -109,7 +111,7 @@ def system_line(template: ChatTemplate) -> str:
     try:
         with_mark = template.render([{"role": "system", "content": mark}, question], False)
         plain = template.render([question], False)
-    except NbllamaError:  # a template that refuses system messages adds none
+    except NbllamaError:  # a template that rejects system messages adds none
         return ""
     before, found, after = with_mark.partition(mark)
     if not found or len(plain) <= len(before) + len(after):
@@ -124,10 +126,11 @@ def card(
 ) -> str:
     """Return the model card in Markdown.
 
-    `run`: the first row of a log (`nbllama.train.run.story.begun`); `results`: lines about
-    iterations and losses.
+    `run` is the first row of a log (`nbllama.train.run.story.begun`), and `results` contains lines
+    about iterations and losses.
 
-    Untrusted text, such as file names, is escaped, so that it cannot act as Markdown or HTML.
+    Untrusted text, such as file names, is escaped so that it is not interpreted as Markdown or
+    HTML.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
@@ -154,7 +157,7 @@ def card(
 
 
 def _fenced(text: str) -> str:
-    """Return a block of code whose fence is longer than any row of backticks in it."""
+    """Return a code block whose fence is longer than any run of backticks in the code."""
     longest = max((len(row) for row in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(escaped(line) for line in text.split("\n"))
@@ -167,17 +170,17 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text as one line of Markdown, with markup escaped."""
+    """Return text as one line of Markdown, with all markup escaped."""
     return _MARKUP.sub(lambda found: _ENTITIES[found[0]], shown(text, 400))
 
 
 def write_cards(
     session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Write the card and the Modelfile next to a run's adapter; `begun`: the first row of its log.
+    """Write the card and the Modelfile next to an adapter; `begun` is the first row of the log.
 
-    Returns (ending, file) for each file that was written. A failure is only reported, as the
-    adapter is complete.
+    Returns (ending, file) for each file written. A failure is only reported, because the adapter
+    itself is complete.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"
@@ -194,7 +197,7 @@ def write_cards(
 
 
 def _template(session: RunSession) -> tuple[str, str]:
-    """Return the chat template of a run on chats and its system text; else the model's and ""."""
+    """Return a chat run's template and system text, or else the model's own template and ""."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""
@@ -215,7 +218,7 @@ def _template(session: RunSession) -> tuple[str, str]:
 def write_all(
     stem: str, makers: dict[str, Callable[[], str]], note: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Generate each text and write it to `stem`.ENDING; return (ending, file) for each file."""
+    """Generate each text and write it to `stem`.ENDING; return (ending, file) pairs."""
     written = []
     for ending, made in makers.items():
         path = f"{stem}.{ending}"
@@ -228,7 +231,7 @@ def write_all(
 
 
 def write(path: str, text: str) -> None:
-    """Write the file atomically. Raises `OutputError` if a file without our marker exists."""
+    """Write the file atomically. Raises `OutputError` if a file without the marker exists."""
     if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
         raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
     with atomic_write(path) as out:

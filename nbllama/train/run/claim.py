@@ -1,6 +1,6 @@
-"""Locks on a run's outputs, so that no other file is lost and no other run writes to them.
+"""Checks and locks on outputs, so that runs neither destroy files nor write to the same ones.
 
-The locks are acquired before any slow work and released when the run ends.
+Locks are acquired before any slow work, and released when the run ends.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    Removes incomplete files of killed runs, and refuses to replace a file of a different kind.
+    Also removes incomplete files left by killed runs, and refuses to replace a file of a different
+    kind.
 
-    `outputs`: all files that the run writes, by option; if there are several names, the first one
-    is locked. A log is locked by its writer.
+    `outputs` maps options to all the files that the run writes. If an option has several names, the
+    first one is locked. A log is locked by its writer.
 
     Raises `OutputError`.
     """
@@ -52,7 +53,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
-    """Lock the newest file's name and the pattern, as `--fn-latest` may differ between runs."""
+    """Lock the LATEST name and also the pattern, since `--fn-latest` may differ between runs."""
     newest = names.latest
     if names.folder:
         make_folder(newest)
@@ -64,9 +65,9 @@ def _lock(names: Names, stack: ExitStack) -> None:
 
 
 def check_contents(option: str, path: str) -> None:
-    """Raise `OutputError` if an output's name belongs to a file of a different kind."""
+    """Raise `OutputError` if an output would replace a file of a different kind."""
     if os.path.isdir(path):
-        return  # one of PEFT's two files, whose names are unambiguous
+        return  # one of the two PEFT files, whose names are unambiguous
     if option in _KINDS:
         check_kind(path, _KINDS[option])
     elif option == "--lora-out" and format_of(path) == "bin":
@@ -79,7 +80,7 @@ def check_contents(option: str, path: str) -> None:
 
 
 def contents(path: str) -> str:
-    """Return the kind of a GGUF file, such as "a model"; "" for a damaged file."""
+    """Return the kind of a GGUF file, such as "a model", or "" for a damaged file."""
     try:
         with open_gguf(path) as f:
             if "training.type" in f.metadata or is_old(f):
@@ -90,7 +91,7 @@ def contents(path: str) -> str:
 
 
 def _left_over(names: Names) -> Iterator[str]:
-    """Yield the files of `names` that have a temporary file."""
+    """Yield the files in `names` that have a leftover temporary file."""
     folder = os.path.dirname(names.pattern) or os.curdir
     if names.folder:
         for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:

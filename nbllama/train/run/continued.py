@@ -1,7 +1,7 @@
-"""Choose the checkpoint that a run continues: the named one, or the newest valid one next to it.
+"""Choose the checkpoint to resume from: the named file, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and says
-so; the damaged file is kept under a different name. If a folder is named, its newest valid
+If the newest file (LATEST) is damaged, the run resumes from the last numbered checkpoint and
+reports this; the damaged file is kept under a different name. For a folder, its newest valid
 checkpoint is used.
 """
 
@@ -28,16 +28,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Continued:
-    """A checkpoint that can be used. `damaged`: the named file, if it is damaged."""
+    """A usable checkpoint; `damaged` is the named file, if it is damaged."""
 
     state: TrainState
     path: str
     damaged: str = ""
 
     def settle(self, say: Say) -> None:
-        """Rename the damaged file, and put the good one under its old name.
+        """Rename the damaged file, and give its old name to the good file.
 
-        The same command line then finds the good file. A failure is only reported.
+        The same command line will then find the good file. A failure is only reported.
         """
         if not self.damaged:
             return
@@ -57,7 +57,7 @@ class Continued:
 
 
 def continued(options: Options, say: Say) -> Continued | None:
-    """Find a run's checkpoint with `find_checkpoint`, and report where the run starts."""
+    """Find the checkpoint with `find_checkpoint`, and report where the run starts."""
     path = options.checkpoint_in or ""
     if not path:
         return None
@@ -70,10 +70,10 @@ def continued(options: Options, say: Say) -> Continued | None:
 
 
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
-    """Find the checkpoint of `--checkpoint-in`; None if there is no file of that name.
+    """Find the checkpoint that `--checkpoint-in` names, or return None if it does not exist.
 
-    Raises `CheckpointError` for a folder without a valid checkpoint, and for an unusable file if
-    `--strict-resume` was given or no valid checkpoint of the same run is next to it.
+    Raises `CheckpointError` for a folder without a valid checkpoint. Also raises it for an unusable
+    file if `--strict-resume` was given or no valid checkpoint of the same run exists next to it.
     """
     path = options.checkpoint_in or ""
     if os.path.isdir(path):
@@ -95,7 +95,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 
 
 def _numbered(path: str, newest: str) -> Iterator[str]:
-    """Yield the numbered files next to `path`, highest first; none if `path` lacks `newest`."""
+    """Yield the numbered files next to `path`, highest first; nothing if `path` lacks `newest`."""
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)
     if not found:
@@ -107,9 +107,9 @@ def _numbered(path: str, newest: str) -> Iterator[str]:
 
 
 def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
-    """Find the valid checkpoint with the most iterations in a folder.
+    """Find the valid checkpoint in a folder that has the most iterations.
 
-    A GGUF file that cannot be opened may be a newer checkpoint, so it is reported.
+    A GGUF file that cannot be opened is reported, because it may be a newer checkpoint.
     """
     found: list[tuple[int, int, str]] = []
     problems: list[NbllamaError] = []

@@ -1,4 +1,4 @@
-"""The training data of a run, and the order in which their samples are used."""
+"""The training data of a run, and the order of the samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.train.run.outputs import Outputs
 
-_MUCH = 4_000_000  # characters that take more than a moment to tokenise
+_MUCH = 4_000_000  # characters; tokenising more takes a noticeable time
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -61,7 +61,7 @@ def old_order(options: Options, state: TrainState | None) -> bool:
 
 
 def _shared(options: Options, model: Model) -> Options:
-    """Return the options, without shared prompts if blocks have states (which are never shared)."""
+    """Disable shared prompts if any block has a state, because states are never shared."""
     if not model.hp.mixers:
         return options
     if options.share_prompts:
@@ -81,16 +81,16 @@ def load_data(
     say: Progress | None = None,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
-    """Load the samples of `--train-data`, and those for validation, if any.
+    """Load the samples for training, and the samples for validation, if any.
 
-    The first value is the options, completed by the plan for these data.
+    The first return value is the options, completed by the plan for the data.
 
-    The training data are a file, or a folder that contains one. The validation data come from
-    `--val-data`, `--val-split`, or the folder.
+    `--train-data` is a file, or a folder that contains one. The validation data come from
+    `--val-data`, `--val-split`, or the same folder.
 
-    `say` receives a line from time to time while a long text is tokenised. `given`: records in
-    memory that replace these files. Raises the same errors as `_load`, plus `UsageError` for
-    validation data that are missing or of a different kind.
+    `say` receives progress messages while a long text is tokenised. `given` may contain records in
+    memory that replace the files. Raises the same errors as `_load`, and `UsageError` if validation
+    data are missing or of a different kind.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -127,11 +127,11 @@ def _load(
     say: Progress | None,
     records: Records | None,
 ) -> Dataset:
-    """Load the samples of a file.
+    """Load the samples from a file.
 
-    The old tool read only plain text, so with `--compat`, or if its checkpoint is continued, every
-    file is read as plain text. Raises `DataError`, and `UsageError` if options for plain text are
-    given with records, or vice versa.
+    The old tool could only read plain text. With `--compat`, or when resuming from its checkpoint,
+    every file is therefore read as plain text. Raises `DataError`, and `UsageError` if options for
+    plain text are combined with records or vice versa.
     """
     if draws(options):
         return load_prompts(path, options, model.tokenizer, records)
@@ -171,10 +171,10 @@ def load_file(
     records: Records | None = None,
     keep_texts: bool = False,
 ) -> Dataset:
-    """Load the samples of any file, read with the options of `--train-data`.
+    """Load samples from any file, applying the options for `--train-data`.
 
-    `records`: used instead of the file, under the name `path`. `keep_texts`: see `load_samples`.
-    Raises the same errors as `load_data`.
+    `records`, if given, replace the file and are named `path` in messages. For `keep_texts`, see
+    `load_samples`. Raises the same errors as `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -212,11 +212,11 @@ def load_file(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # it is a process with its own memory
+            template.close()  # it runs in its own process
 
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
-    """Raise `UsageError` for options that do not apply to this kind of data."""
+    """Raise `UsageError` if an option does not apply to this kind of data."""
     words = {"text": "plain text", "records": "records"}
     holds = "text" if kind == "raw" else "records"
     for o in OPTIONS:
@@ -229,10 +229,10 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
 def make_feed(
     options: Options, data: Dataset, seed: int, state: TrainState | None
 ) -> tuple[Feed, Position]:
-    """Return the data feed, and the position at which the run starts.
+    """Return the data feed, and the position where the run starts.
 
-    The run continues at the checkpoint's position, unless the data have changed (`--force`) or
-    `--force-reshuffle` asks for a new order.
+    A resumed run starts at the position stored in the checkpoint, unless the data have changed
+    (`--force`) or `--force-reshuffle` requests a new order.
     """
     epoch = state.epoch if state is not None else 0
     if not old_order(options, state):
@@ -259,9 +259,9 @@ def make_feed(
 def walk_epochs(
     options: Options, data: Dataset, feed: Feed, start: Position
 ) -> Callable[[int], int] | None:
-    """Return a function that converts a number of epochs to iterations, for `resolve`.
+    """Return a function that converts epochs to iterations, for `resolve`.
 
-    Returns None if a division is enough.
+    Returns None if a simple division gives the number.
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
@@ -280,12 +280,12 @@ def walk_epochs(
 def rest_of(
     options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
-    """Return options with the length of the run, if it continues `state`.
+    """Return options with the remaining length of a run that resumes from `state`.
 
-    Without a given length, a run on records completes the planned length. A run that found the
-    checkpoint under its own name completes the length that its options give. If nothing is left,
-    `outputs.complete_at` is set and the length is one iteration: the run is refused later, after a
-    check that it is the same run.
+    If no length is given, a run on records completes its planned length. A run that found the
+    checkpoint under its own output name completes the length that its options specify. If nothing
+    is left to do, `outputs.complete_at` is set and the length is one iteration. Such a run is
+    refused later, once it is clear that the checkpoint is from the same run.
     """
     if state is None:
         return options

@@ -1,7 +1,7 @@
 """The start and end of the current learning-rate decay, and the resulting learning rates.
 
-If the decay is as long as the run, a finished run that continues with more iterations starts a new
-decay over them. A checkpoint stores where the current one began (`TrainState.decay_begin`).
+If the decay is as long as the run, extending a finished run starts a new decay over the additional
+iterations. A checkpoint stores where the current decay began (`TrainState.decay_begin`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
-    """The current decay of a run. Iterations are counted from the very first.
+    """The current decay of a run, with iterations counted from the very first.
 
-    `begin`: the iteration after which it starts. `end`: the iteration at which the learning rate
-    reaches its minimum. `last`: the last iteration that was planned when the decay started, or
-    `end` if the decay has its own length. `first`: the first iteration that `check_rates` checks:
-    the first of the whole decay while it is in progress, else the first of this run. `new`: whether
-    it starts with this run. `renews`: whether iterations after its end start a new decay. `given`:
-    whether `--lr-decay-steps` was given.
+    begin: the iteration after which the decay starts. end: the iteration at which the learning rate
+    reaches its minimum. last: the last iteration planned when the decay started, or `end` if the
+    decay has its own length. first: the first iteration for `check_rates`, which is the first of
+    the whole decay if the decay is in progress, else the first of this run. new: whether the decay
+    starts with this run. renews: whether iterations after the end start a new decay. given: whether
+    `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -43,16 +43,16 @@ class Decay:
 
     @property
     def stored_last(self) -> int:
-        """`last` as a checkpoint stores it: 0, and therefore no key, if it equals `end`."""
+        """The value of `last` in a checkpoint: 0, which stores no key, if `last` equals `end`."""
         return 0 if self.last == self.end else self.last
 
 
 def plan(
     options: Options, asked: int | None, state: TrainState | None, *, data_kind: str, n_iter: int
 ) -> Decay:
-    """Plan the decay of a run of `n_iter` iterations that continues `state`.
+    """Plan the decay for a run of `n_iter` iterations that starts from `state`.
 
-    `options`: completed from the checkpoint. `asked`: `--lr-decay-steps` as the user gave it.
+    `options` are completed from the checkpoint. `asked` is the user's `--lr-decay-steps`.
     """
     done = state.iteration if state is not None else 0
     total = done + n_iter
@@ -74,7 +74,7 @@ def plan(
     with_run = last == found or (found == last + 1 and last - begin < SHORT)
     if n_iter and follows and with_run and done >= last:
         new = with_the_run(total, done)
-        # giving the same end again, as a run's options file does, changes nothing
+        # repeating the same end, as the options file of a run does, has no effect
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
@@ -101,10 +101,10 @@ def plan(
 
 
 def schedule(settings: Settings, decay: Decay) -> Schedule:
-    """Return the learning rates of a run.
+    """Return the learning-rate schedule of a run.
 
-    A new decay has no warm-up: warm-up is for a new adapter and empty moments, and here both come
-    from the checkpoint.
+    A new decay has no warm-up. Warm-up is for a new adapter and empty moments, but after a resume,
+    both come from the checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -123,18 +123,18 @@ def schedule(settings: Settings, decay: Decay) -> Schedule:
 def check_rates(
     decay: Decay, settings: Settings, done: int, factor: Callable[[int], float]
 ) -> list[str]:
-    """Return lines about iterations at learning rate 0.
+    """Return messages about iterations with learning rate 0.
 
-    `factor`: returns the factor of the learning rate in an iteration; `done`: iterations of the
-    checkpoint.
+    `factor` returns the learning-rate factor for an iteration. `done` is the number of iterations
+    in the checkpoint.
 
-    Raises `UsageError` if the learning rate is 0 in all iterations of the run, except with
-    --compat, which follows the old tool, and for the rest of a decay in progress.
+    Raises `UsageError` if the learning rate is 0 in all iterations of the run. The exceptions are
+    --compat, which follows the old tool, and the rest of a decay in progress.
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
-        return []  # only an evaluation
-    # It is 0 at the end, or at one iteration in between; in the old tool also at the first one.
+        return []  # evaluates only
+    # This happens at the end or once in between, and in the old tool also at the first iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:
@@ -145,7 +145,7 @@ def check_rates(
     warmup = 0 if decay.begin else settings.warmup
     zero = max(decay.end, warmup, done + 1)
     if zero == total:
-        return []  # a decay ends at the last iteration
+        return []  # the decay ends at the last iteration
     line = f"the learning rate is 0 from iteration {zero} to {total}"
     if decay.renews and done < decay.last < total:
         line += (

@@ -1,10 +1,10 @@
-"""The defaults that depend on the training data.
+"""Defaults that depend on the training data.
 
-Also the values derived from these defaults before a run's settings exist: context, iterations,
-ranks.
+This module also derives the values that are needed before the settings exist: context, iterations
+and ranks.
 
-Plain text has the defaults of the old llama.cpp `finetune`. Defaults that follow from the number of
-records are in `nbllama.train.run.plan`.
+For plain text, the defaults are the same as in the old llama.cpp `finetune`. Defaults that depend
+on the number of records are in `nbllama.train.run.plan`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # iterations; in a shorter run, a last one at learning rate 0 would be a large share
+SHORT = 10  # iterations; in a shorter run, one with learning rate 0 would be too large a share
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """The defaults that depend on the kind of data."""
+    """The defaults for one kind of data."""
 
     ctx: int
     lora_r: int
     alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
-    train_ends: bool  # token_embd and output have pairs (if the output is not tied)
+    train_ends: bool  # whether token_embd and output (if untied) have pairs
     cos_decay_min: float
-    warmup: int | float  # iterations, or a share of the run
-    cos_decay_steps: int | None  # None: the run's last iteration
+    warmup: int | float  # iterations, or share of the run
+    cos_decay_steps: int | None  # None means the last iteration
     adam_iter: int | None
 
 
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Defaults] = {
 
 
 def context(options: DataOptions, data_kind: str) -> int:
-    """Return `--ctx`, or its default for the kind of data (needed before the data can be split)."""
+    """Return `--ctx`, or its default for the kind of data; it is needed to split the data."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
@@ -70,12 +70,12 @@ def iterations(
     n_samples: int,
     walk: Callable[[int], int] | None = None,
 ) -> int:
-    """Return the iterations of this run from `--adam-iter`, `--epochs` and the defaults.
+    """Return the number of iterations from `--adam-iter`, `--epochs` and the defaults.
 
     `options` must already include the plan. If both limits are given, the lower one applies. A pass
-    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: its last iteration may
-    have fewer samples. If this does not hold, `walk` converts passes to iterations. With `--compat`
-    the default of `--adam-iter` limits `--epochs` too.
+    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may
+    have fewer samples; if the formula does not hold, `walk` converts passes to iterations. With
+    `--compat`, the default of `--adam-iter` also limits `--epochs`.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -92,23 +92,23 @@ def iterations(
 
 
 def follows_length(options: Options, data_kind: str) -> bool:
-    """Return whether the decay is as long as the run, if `--lr-decay-steps` is not given."""
+    """Return whether the decay is as long as the run unless `--lr-decay-steps` is given."""
     if options.lr_schedule == "constant" or options.enable_restart:
         return False
     return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None
 
 
 def with_the_run(total: int, begin: int = 0) -> int:
-    """Return the end of a decay that is as long as the run: iterations `begin` + 1 to `total`.
+    """Return the end of a decay that covers the run, from iteration `begin` + 1 to `total`.
 
-    The end is the last iteration, whose learning rate is then 0. In a run of fewer than `SHORT`
-    iterations it is one iteration later, so that the last iteration also learns.
+    The decay ends at the last iteration, whose learning rate is then 0. In a run of fewer than
+    `SHORT` iterations, the decay ends one iteration later, so that the last iteration still learns.
     """
     return total + 1 if total - begin < SHORT else total
 
 
 def decay_end(options: Options, data_kind: str, total: int) -> int:
-    """Return the iteration at which the decay of a fresh run of `total` iterations ends."""
+    """Return the iteration at which the decay ends in a fresh run of `total` iterations."""
     own = DEFAULTS[data_kind].cos_decay_steps if options.lr_schedule == "cosine" else None
     fitted = with_the_run(total) if follows_length(options, data_kind) else total
     return options.cos_decay_steps or own or fitted
@@ -117,9 +117,9 @@ def decay_end(options: Options, data_kind: str, total: int) -> int:
 def slot_ranks(
     options: Options, data_kind: str, lora_r: int, missing: Collection[str]
 ) -> dict[str, int]:
-    """Return the rank of each slot: the given one, else the default for this kind of data.
+    """Return the rank of each slot: the given rank, or the default for this kind of data.
 
-    `missing`: slots that the model has no tensor for.
+    `missing` lists the slots for which the model has no tensor.
     """
     ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0

@@ -1,6 +1,6 @@
-"""Handle files of an earlier run under this run's names: continue that run, or refuse to start.
+"""Handle existing files with this run's names: resume the earlier run, or refuse to start.
 
-No file is replaced by accident. With `--compat`, files are replaced silently, as in the old tool.
+No file is replaced by accident, except that `--compat` replaces files silently, like the old tool.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _OLD_INPUT = "checkpoint.gguf"  # default of the old tool
 
 
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
-    """Return options with the checkpoint to continue as `checkpoint_in`; "" to start again.
+    """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
 
-    By default, it is the newest checkpoint among the run's own outputs, so that the same command
-    finishes a stopped run; `outputs.finishes` is then set. With `--force` alone the run starts from
+    The default is the newest checkpoint among the run's own outputs, so that repeating the command
+    finishes a stopped run; `outputs.finishes` is then set. With only `--force`, the run starts from
     the beginning.
 
-    Raises `UsageError` if files of another run would be replaced.
+    Raises `UsageError` if files of a different run would be replaced.
     """
     if options.checkpoint_in is None:
         newest = _OLD_INPUT if options.compat else outputs.latest_checkpoint
@@ -48,7 +48,7 @@ def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Opti
 
 
 def _continues_its_own(options: Options, outputs: Outputs) -> bool:
-    """Return whether the checkpoint to continue has a name of `--checkpoint-out`."""
+    """Return whether the checkpoint to resume from is one of the run's own outputs."""
     path = options.checkpoint_in or ""
     return os.path.exists(path) and outputs.is_own_checkpoint(path)
 
@@ -70,10 +70,10 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """Add suggested commands to the error about an unsuitable checkpoint under the run's own name.
+    """Add suggested commands to an error about an unsuitable checkpoint with the run's own name.
 
-    One command continues that run, the other starts a new one. Raises `CheckpointError`, and
-    `UsageError` if the run of the checkpoint is complete.
+    One command resumes the earlier run, and the other starts a new one. Raises `CheckpointError`,
+    and `UsageError` if the earlier run is complete.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = [*words, "--force"]  # with that run's options if they are known, else with these
+        own = [*words, "--force"]  # with the options of that run if they are known
         if outputs.config and os.path.exists(outputs.config):
             own = ["--config", outputs.config]
         raise CheckpointError(
@@ -94,7 +94,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
 
 
 def complete(checkpoint: str, iteration: int) -> UsageError:
-    """Return the error for a run that is complete."""
+    """Return the error for a run that is already complete."""
     return UsageError(
         f"the run in {shown(checkpoint, 400)} is complete ({iteration} iterations); train it "
         f"further with --checkpoint-in {shlex.quote(checkpoint)} and --epochs or --adam-iter, "
@@ -118,7 +118,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the words with output names that are free."""
+    """Return the words with unused output names."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

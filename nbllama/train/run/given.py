@@ -11,16 +11,16 @@ from nbllama.report.log import EvaluationRecord, StepRecord
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
 
-# A record, as on a line of a file; a string is trained on as a whole.
+# A record as in a line of a JSON Lines file, or a string that is trained on as a whole.
 Records = Sequence[Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
 class Given:
-    """Values in memory; each replaces the file that the option of the same name would read.
+    """Values in memory, each of which replaces the file that the option of that name would read.
 
-    `on_step`, `on_eval`: called after each iteration and evaluation; if one returns True, the run
-    ends after it. `keep_best`: keep a copy of the adapter with the lowest validation loss.
+    `on_step` and `on_eval` are called after each iteration and each evaluation, and end the run by
+    returning True. `keep_best` keeps a copy of the adapter with the lowest validation loss.
     """
 
     model: Model | None = None

@@ -1,4 +1,4 @@
-"""Means of an objective's recorded numbers at the beginning and the end of a run."""
+"""Means of an objective's recorded numbers at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Recording(Protocol):
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
-        """The numbers by name, one mapping per iteration."""
+        """One mapping per iteration, from names to numbers."""
 
 
 class FirstAndLast:
-    """Means over the first and the last tenth of a run, at least one iteration each."""
+    """Means over the first and the last tenth of a run, each of at least one iteration."""
 
     objective: Recording
 
@@ -36,6 +36,6 @@ class FirstAndLast:
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each number over the rows that have it."""
+    """Return the mean of each number over the rows that contain it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: fmean(row[name] for row in rows if name in row) for name in names}

@@ -1,4 +1,4 @@
-"""The part of a run that depends on its objective, unless that is the likelihood of answers."""
+"""The part of a run that depends on an objective other than the likelihood of answers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def run_judging(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> Judging | None:
-    """Return the objective of a run on preferences or rewards; None for a run on answers only.
+    """Return the objective of a run on preferences or rewards, or None for plain answers.
 
-    Raises the same errors as `RunPreferences` and `RunRewards`.
+    Raises the same errors as the constructors of `RunPreferences` and `RunRewards`.
     """
     if isinstance(data, Prompts):
         return RunRewards(options, model, data, say=say)

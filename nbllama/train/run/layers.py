@@ -1,4 +1,4 @@
-"""`--lora-layers`: the blocks that have pairs."""
+"""`--lora-layers`: the blocks that receive LoRA pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
 def blocks(text: str, n_layer: int) -> tuple[int, ...]:
     """Return the block numbers in `all`, `first:N`, `last:N` or a list such as `4-11,20`.
 
-    Raises `UsageError` for anything else and for a block that the model does not have.
+    Raises `UsageError` for anything else, and for a block that is not in the model.
     """
 
     def refuse(why: str) -> UsageError:
@@ -45,7 +45,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
 
 def as_text(numbers: Collection[int], n_layer: int) -> str:
-    """Return the shortest string that `blocks` reads as these numbers; it is unique for a set."""
+    """Return the shortest string that `blocks` parses to these numbers, unique for each set."""
     if len(numbers) == n_layer:
         return "all"
     runs: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""How evenly an iteration used the experts of a mixture, for the log."""
+"""How evenly an iteration used the experts of a mixture, as a log row."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from nbllama.train.trainer import Trainer
 
 
 def load_row(trainer: Trainer) -> dict[str, Any] | None:
-    """Return the row `experts` of the last iteration; None for a model without experts.
+    """Return the `experts` row of the last iteration, or None for a model without experts.
 
-    `first`: the lowest block that is counted. `busiest`: for each block, the most tokens that one
-    expert processed, divided by the mean over experts. `idle`: for each block, the number of
-    experts without a token. The choices of a frozen router change only with its input, so if
-    `busiest` grows from step to step, training changes that input.
+    `first` is the lowest block that is counted. For each block, `busiest` is the most tokens that
+    any expert processed, divided by the mean over experts, and `idle` is the number of experts that
+    processed none. A frozen router's choices change only with its input, so a `busiest` that grows
+    from step to step means that training is changing that input.
     """
     load, experts = trainer.bound.load, trainer.model.hp.experts
     if load is None or experts is None:
         return None
     first = experts.first
-    if trainer.trunk is not None:  # the blocks below are not computed each time
+    if trainer.trunk is not None:  # lower blocks are not computed in every iteration
         first = max(first, trainer.trunk.layer)
     blocks = load[first:]
     if not len(blocks):

@@ -1,4 +1,4 @@
-"""The training loop of `nbllama.finetune`: iterations, saves, early stopping, and the summary."""
+"""The training loop of `nbllama.finetune`: iterations, saving, early stopping and the summary."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class _Ended(Exception):
 class Loop:
     """Run a `RunSession` to its end.
 
-    With `--compat`, a run ends in the order of the old tool. That tool evaluates once more after
-    the last update, so the samples of one more iteration are skipped. An early end takes effect
-    before the update that follows its evaluation, not after that update.
+    With `--compat`, a run ends in the same way as in the old tool. That tool performs one more
+    evaluation after the last update, so the samples of one more iteration are skipped. An early end
+    takes effect before the update that would follow the evaluation, instead of after that update.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -59,11 +59,11 @@ class Loop:
         model = session.model
         self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
         self._ending = Ending(session)
-        # the reason for an early end
+        # why the run ends early
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, expected: Forecast) -> Run:
-        """Run all iterations, with their saves and output. Raises `Diverged` and `SaveFailed`."""
+        """Run, save and report all iterations. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
         self._begun = begun(self.session, expected, options, self.session.words)
@@ -106,7 +106,7 @@ class Loop:
             pass
         except (StopRequested, NoWorkers) as e:
             if self._reason:
-                self.result.last = trainer.iteration  # the run had ended, except for an evaluation
+                self.result.last = trainer.iteration  # only an evaluation was missing
             self._save_at_end()
             self.result.interrupted = True
             self._reason = str(e) if isinstance(e, NoWorkers) else self.stop.reason
@@ -147,7 +147,7 @@ class Loop:
             self._keep(now, loss, best)
         watch.last = now
         if self._saved == self._last:
-            self._saved = -1  # the evaluation follows the last save; save its results too
+            self._saved = -1  # the last save came before the evaluation; save its results too
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
@@ -166,7 +166,7 @@ class Loop:
         self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 
     def _keep(self, iteration: int, loss: float, best: bool) -> None:
-        """Add an evaluation to the result of the run."""
+        """Add an evaluation to the run's result."""
         run, session = self.result, self.session
         run.val_losses.append((iteration, loss))
         if best:
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Handle an evaluation before its update is made."""
+        """Handle an evaluation before the corresponding update."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:
@@ -197,14 +197,14 @@ class Loop:
             return made
         if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
-        # The old tool resets all but the ring buffer in each run; 0 means that no loss was kept.
+        # The old tool resets everything except the ring buffer in each run; 0 means no stored loss.
         if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement
         return made
 
     def _place_moments(self) -> None:
-        """Use the first gradient to put the moments of an old checkpoint in the right order."""
+        """Use the first gradient to find the order of the moments in an old checkpoint."""
         state = self.session.state
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return

@@ -1,4 +1,4 @@
-"""The options that a run reads from the adapter of `--lora-in`."""
+"""The options that a run takes from the `--lora-in` adapter."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Return the adapter, and the options with its rank, its alpha and its per-tensor ranks.
+    """Return the adapter, and options completed with its rank, alpha and per-tensor ranks.
 
-    Raises `UsageError` if there is no such file or the command line gives different ranks,
-    `CheckpointError` if the adapter does not fit.
+    Raises `UsageError` if the file does not exist or the command line specifies different ranks,
+    and `CheckpointError` if the adapter does not fit the model.
     """
     try:
         adapter = load_adapter(options.lora_in, model.hp, model.shapes, say)
@@ -47,10 +47,10 @@ def started_from(
 
 
 def completed_by(options: Options, adapter: Adapter) -> Options:
-    """Return options with rank and alpha of `adapter`.
+    """Return options completed with the rank and alpha of `adapter`.
 
-    Raises `UsageError` if the command line gives different values, `CheckpointError` if one kind of
-    tensor has several ranks, because a run and its checkpoints store one rank per kind.
+    Raises `UsageError` if the command line specifies different values. Raises `CheckpointError` if
+    one kind of tensor has several ranks, because a run and its checkpoints store one rank per kind.
     """
     name = shown(options.lora_in)
     found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)

@@ -1,4 +1,4 @@
-"""`--ray`: a run whose steps are computed on many machines."""
+"""`--ray`: runs whose steps are computed on several machines."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from nbllama.train.run.session import RunSession
     from nbllama.train.trainer import Trainer
 
-LINK = 125e6  # bytes per second of a link of 1 Gbit/s
-SHOWN = (2, 4, 8)  # numbers of workers in the forecast for a cluster
+LINK = 125e6  # bytes per second over a 1 Gbit/s link
+SHOWN = (2, 4, 8)  # worker counts in the forecast for a cluster
 
 
 def plan_of(
@@ -34,10 +34,10 @@ def plan_of(
     trunk: tuple[str, int] | None = None,
     alone: bool = True,
 ) -> Plan:
-    """Return what the workers of a run need; `own`: `facts` of this machine.
+    """Return the plan that the workers of a run need; `own` is the `facts` of this machine.
 
-    `alone`: all workers are on this machine, so nothing must be found by its sha256. `trunk`: key
-    and layer of the cache of frozen blocks.
+    `alone` means that all workers run on this machine, so no file has to be found by its sha256.
+    `trunk` is the key and layer of the cache of frozen blocks.
     """
     gguf, adapter = trainer.model.gguf, trainer.adapter
     path = os.path.abspath(gguf.path)
@@ -65,16 +65,17 @@ def plan_of(
 
 
 def traffic(n_bytes: int, blocks: int, workers: int) -> int:
-    """Return the bytes of a step: a gradient per block, and the parameters for each worker."""
+    """Return the bytes sent per step: a gradient per block, and the parameters per worker."""
     return (blocks + workers) * n_bytes
 
 
 def forecast_line(
     n_bytes: int, seconds: float, *, micro: int, block: int, workers: Sequence[int], local: bool
 ) -> str:
-    """Return the forecast of speed-up and traffic of a step for some numbers of workers.
+    """Return a forecast of the speed-up and traffic per step for some numbers of workers.
 
-    n_bytes: of the gradient. seconds: of a step on one machine. local: the workers share its cores.
+    n_bytes: size of the gradient. seconds: time of a step on one machine. local: whether the
+    workers share the cores of one machine.
     """
     size = min(block or micro, micro)
     blocks = math.ceil(micro / size)
@@ -93,9 +94,9 @@ def forecast_line(
 
 
 def forecast_of(session: RunSession) -> Forecast:
-    """Print a run's forecast, with `--ray` also that of speed-up and traffic; see `forecast`.
+    """Print the forecast of a run, including speed-up and traffic with `--ray`; see `forecast`.
 
-    Raises `NotEnoughMemory`, also if workers on this machine need more than is available.
+    Raises `NotEnoughMemory` if the run or its local workers need more memory than is available.
     """
     expected, o = session.forecast(), session.options
     if not o.ray:
@@ -107,7 +108,7 @@ def forecast_of(session: RunSession) -> Forecast:
         workers=[local] if local else SHOWN, local=bool(local),
     )  # fmt: skip
     session.ui.header([("workers", line)])
-    # the mapped model is shared, and only this process saves
+    # the workers share the mapped model, and only this process saves
     needs = local * (expected.untouched - expected.saving)
     if needs > (available := available_memory()):
         raise NotEnoughMemory(
@@ -119,7 +120,7 @@ def forecast_of(session: RunSession) -> Forecast:
 
 @contextmanager
 def many_machines(session: RunSession) -> Iterator[None]:
-    """Compute the steps of a run on the workers of `--ray`, if it is given."""
+    """Compute the steps of a run on the `--ray` workers, if the option is given."""
     o, trainer, ui = session.options, session.trainer, session.ui
     if not o.ray:
         yield

@@ -1,4 +1,4 @@
-"""The names of a run's outputs, and a check that none of them is an input."""
+"""The output names of a run, and a check that no output is also an input."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.system.part_names import files_of
 
 BEST = "BEST"
-# The only output that may be an input: a checkpoint is continued under its own name.
+# The only output that may also be an input, because a run may resume from its own checkpoint.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
 
 
 class Names:
     """All files or folders whose names match an output's `pattern`.
 
-    `mark`: the string that the iteration's number replaces, "" for a name without a number.
-    `newest`: its replacement in the name of the newest file. `folder`: whether the output is a
+    `mark` is the placeholder for the iteration number, or "" for a name without a number. `newest`
+    replaces the placeholder in the name of the newest file. `folder` means that the output is a
     folder with an adapter for PEFT.
     """
 
@@ -38,7 +38,7 @@ class Names:
         self.shape = re.compile(re.escape(before) + number + re.escape(after))
 
     def may_be(self, name: str) -> bool:
-        """Return whether `name` is one of these files, by its name or through links."""
+        """Return whether `name` refers to one of these files, directly or through links."""
         for spelling in (name, os.path.realpath(name)):
             if self._parent == _parent(spelling) and self.shape.fullmatch(_base(spelling)):
                 return True
@@ -47,7 +47,7 @@ class Names:
         return any(os.path.samefile(own, name) for own in self.existing())
 
     def files(self) -> Iterator[str]:
-        """Yield the existing files, or the existing folders with an adapter in them."""
+        """Yield the existing files, or the existing folders that contain an adapter."""
         for name in self.existing():
             inside = (os.path.join(name, file) for file in FOLDER_FILES)
             if any(map(os.path.exists, inside)) if self.folder else os.path.isfile(name):
@@ -58,7 +58,7 @@ class Names:
         return _parent(self.pattern)
 
     def existing(self) -> Iterator[str]:
-        """Yield the existing names; the file system may ignore case."""
+        """Yield the existing names, ignoring case because the file system may ignore it."""
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
         entries = os.listdir(folder) if os.path.isdir(folder) else []
@@ -70,10 +70,10 @@ class Names:
 
 
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
-    """Raise `UsageError` if an output is an input, or is another output.
+    """Raise `UsageError` if an output is also an input or coincides with a different output.
 
-    `outputs`: all files that the run writes, by option. Inputs are the files of all options that
-    read files, including the files read inside a folder.
+    `outputs` maps options to all the files that the run writes. Inputs are the files that any
+    option reads, including files inside a folder.
     """
     for option, own in outputs.items():
         for names in own:
@@ -92,7 +92,7 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
 
 
 def _inputs(options: Options) -> Iterator[tuple[str, str]]:
-    """Yield (option, file) for all files that are read."""
+    """Yield (option, file) for all input files."""
     if ".py:" in options.reward:
         yield "--reward", options.reward.rpartition(":")[0]
     for o in OPTIONS:
@@ -120,5 +120,5 @@ def _base(path: str) -> str:
 
 
 def bare(name: str) -> str:
-    """Return a folder's name without the separator at its end."""
+    """Return the name of a folder without the trailing separator."""
     return name.rstrip("/" + os.sep) or name

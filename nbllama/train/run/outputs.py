@@ -1,8 +1,8 @@
-"""The files that a run writes: their names, their locks, and one save.
+"""The files that a run writes: their names, their locks, and saving them.
 
-In the names of checkpoints and adapters, ITERATION (`--pattern-fn-it`) is replaced by the
-iteration's number; each save is also written under the same name with LATEST (`--fn-latest`). An
-adapter for PEFT is a folder.
+In the names of checkpoints and adapters, ITERATION (`--pattern-fn-it`) is replaced by the iteration
+number. Each save also writes the same file with LATEST (`--fn-latest`) in its name. An adapter for
+PEFT is a folder.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ CARD_FILES = ("card.md", "Modelfile")
 
 
 class Outputs:
-    """A run's output files: `checkpoint` and `adapter` are names with ITERATION, or empty."""
+    """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or empty."""
 
     def __init__(self, options: Options) -> None:
-        """Set the names; raises `UsageError` for names that can never be valid."""
+        """Set the names. Raises `UsageError` for a name that can never be valid."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -44,13 +44,13 @@ class Outputs:
         self.keep_last, self._kept_before = options.keep_last or 0, -1
         self._keep_is_given = options.keep_last is not None
         self.unlimited = options.epochs is None and options.adam_iter is None
-        self.finishes = False  # whether the run completes the newest checkpoint with its names
-        self.complete_at = 0  # the iteration at which that checkpoint's run was complete
+        self.finishes = False  # whether the run resumes from its own newest checkpoint
+        self.complete_at = 0  # the iteration at which the earlier run was complete
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
             self.checkpoint = ""
         self._old_layout = options.compat
-        self.paths: dict[str, str] = {}  # the newest file of each kind that was written
+        self.paths: dict[str, str] = {}  # the newest file written, by kind
         self._folder = bool(self.adapter) and is_folder(self.adapter)
         adapter = bare(self.adapter) if self._folder else self.adapter
         named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
@@ -71,7 +71,7 @@ class Outputs:
         check_outputs(options, self._every)
 
     def _all(self, options: Options) -> dict[str, list[Names]]:
-        """Return all files that the run writes, by option."""
+        """Return all files that the run writes, keyed by option."""
         found = {option: [self._names(pattern)] for option, pattern in self._named.items()}
         if self.adapter:
             found["--lora-out"] = [
@@ -93,19 +93,19 @@ class Outputs:
     def claim(self, stack: ExitStack) -> None:
         """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Incomplete files of killed runs are removed. Raises `OutputError`.
+        Also removes incomplete files left by killed runs. Raises `OutputError`.
         """
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter and the checkpoint, each under its number and as LATEST.
+        """Save the adapter and the checkpoint, each under its iteration number and as LATEST.
 
-        The adapter comes first. If a run is killed in between, it continues from the older
-        checkpoint and writes the same adapter again. A checkpoint of the last iteration without its
-        adapter would mean a complete run without a result.
+        The adapter is saved first. If the run is killed in between, it can resume from the older
+        checkpoint and will write the same adapter again. In the opposite order, the checkpoint of
+        the last iteration could exist without its adapter: a complete run without a result.
 
-        Raises `OutputError` if a file cannot be written, or, after the others were written, if it
-        would replace a file of a different kind; `Diverged` if the state is not finite.
+        Raises `OutputError` if a file cannot be written, or, after writing the others, if it would
+        replace a file of a different kind. Raises `Diverged` if the state is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
@@ -121,12 +121,12 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save only the adapter, under its number and as LATEST. Raises like `save`."""
+        """Save only the adapter, under its number and as LATEST. Raises `OutputError`."""
         if kept := self._save_adapter(state, hp):
             raise kept
 
     def _save_adapter(self, state: TrainState, hp: Hparams) -> OutputError | None:
-        """Save the adapter; return an error instead of replacing a file of a different kind."""
+        """Save the adapter, or return an error if it would replace a file of a different kind."""
         kept = None
         for name in self._stamped(self.adapter, state.iteration):
             if not (problem := _other("--lora-out", name)):
@@ -136,7 +136,7 @@ class Outputs:
         return kept
 
     def _stamped(self, pattern: str, iteration: int) -> list[str]:
-        """Return the names of one save: with the iteration's number, and as LATEST."""
+        """Return the two names for a save: with the iteration number and with LATEST."""
         stamps = (iteration, self._newest)
         names = (output_name(pattern, stamp, self._mark) for stamp in stamps)
         return [name for name in dict.fromkeys(names) if name]
@@ -151,7 +151,7 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """The best adapter's name, with BEST in place of ITERATION or at the end; "" for none."""
+        """The name of the best adapter, with BEST in place of ITERATION or at the end, or ""."""
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -163,7 +163,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the file with the run's options, next to the newest adapter; "" for none."""
+        """The name of the file with the run's options, next to the newest adapter, or ""."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -175,10 +175,10 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Set how many numbered files are kept, and return the same options.
+        """Set the number of numbered files to keep, and return the same options.
 
-        If this number is only the default, files from before the run (the checkpoint `state` and
-        earlier ones) are not removed.
+        If the number was not given explicitly, files from before the run (the checkpoint `state`
+        and older) are not removed.
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:
@@ -186,16 +186,16 @@ class Outputs:
         return options
 
     def write_report(self, say: Callable[[str], None]) -> None:
-        """Write the `--report` page again; a failure does not stop training."""
+        """Rewrite the `--report` page; a failure does not stop training."""
         if self.report:
             try:
                 write_report(self.log, self.report)
                 self.paths["report"] = self.report
-            except Exception as e:  # the page must not end the run
+            except Exception as e:  # a failure must not end the run
                 say(f"--report was not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
-        """Remove old files (`--keep-last`); return what failed, or ""."""
+        """Remove old files (`--keep-last`), and return an error message or ""."""
         try:
             if self.checkpoint:
                 prune(
@@ -212,7 +212,7 @@ class Outputs:
         return ""
 
     def existing(self) -> Iterator[str]:
-        """Yield the existing checkpoints and adapters with these names."""
+        """Yield the checkpoints and adapters that already exist under these names."""
         patterns = dict.fromkeys((*self._named.values(), bare(self.best_adapter or "")))
         for pattern in filter(None, patterns):
             folder = self._folder and pattern != self.checkpoint
@@ -220,7 +220,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Return whether `path` is a name that `--checkpoint-out` gives, or the folder of these."""
+        """Return whether `path` matches `--checkpoint-out` or is the folder of such files."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)
@@ -228,16 +228,16 @@ class Outputs:
 
     @property
     def latest_checkpoint(self) -> str:
-        """The checkpoint's name with LATEST."""
+        """The name of the checkpoint, with LATEST."""
         return self._latest(self.checkpoint)
 
     @property
     def latest_adapter(self) -> str:
-        """The adapter's name with LATEST."""
+        """The name of the adapter, with LATEST."""
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:
-        """Return (kind, newest file) for the summary."""
+        """Return (kind, newest file) pairs for the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
         return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 
@@ -249,7 +249,7 @@ class Outputs:
 
 
 def _other(option: str, name: str) -> OutputError | None:
-    """Return an error if an output's name belongs to a file of a different kind; None if not."""
+    """Return an error if an output would replace a file of a different kind, or None."""
     try:
         check_contents(option, name)
     except OutputError as e:

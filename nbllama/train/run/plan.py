@@ -1,7 +1,7 @@
-"""The plan of a run on records: its length, learning rate, batches, and held-out records.
+"""The plan for a run on records: its length, learning rate, batch size and held-out records.
 
-The plan depends on the number of records, and its learning rate on the width of the model. The
-numbers come from an experiment; docs/results/defaults.md has its table. A given option overrides
+The plan depends on the number of records, and the learning rate also depends on the width of the
+model. The numbers come from the experiment in docs/results/defaults.md. Explicit options override
 the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
 """
 
@@ -37,8 +37,8 @@ class Row(NamedTuple):
     epochs: int
 
 
-# The fewer records there are, the smaller are the batches and the more often each record is used:
-# ten records make sixty steps, and thirty make ninety-six.
+# The fewer the records, the smaller the batches and the more often each record is used: ten records
+# give sixty steps, and thirty records give ninety-six.
 TABLE = (
     Row(16, batch=2, epochs=12),
     Row(40, batch=4, epochs=12),
@@ -47,30 +47,30 @@ TABLE = (
     Row(float("inf"), batch=8, epochs=2),
 )
 # The learning rate was found on a model of this width (SmolLM2-135M). Wider models need a lower
-# one: at 4096, the width of the models with 7 billion parameters, it is the customary 2e-4.
+# learning rate: 2e-4 is customary at 4096, the width of models with 7 billion parameters.
 RATE, WIDTH = 1e-3, 576
 CUSTOMARY_RATE, CUSTOMARY_WIDTH = 2e-4, 4096
 
-HELD_OUT_FROM = 50  # records; with fewer, nothing is held out
+HELD_OUT_FROM = 50  # records; with fewer, none are held out
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
 PATIENCE = 4  # evaluations without a lower validation loss
-KEPT = 2  # numbered checkpoints
-ANSWERS = 3  # questions of each kind
-PROMPTS_AT_ONCE, PASSES = 4, 1  # batch and epochs of a run that draws the answers to its prompts
-BATCH_BEFORE = 8  # for plain text, and for checkpoints older than the plan
+KEPT = 2  # numbered checkpoints to keep
+ANSWERS = 3  # questions of each kind to ask
+PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws its answers
+BATCH_BEFORE = 8  # for plain text and for checkpoints older than the plan
 RATE_OF_TEXT = 1e-3
 
 
 def row_of(n_records: int) -> Row:
-    """Return the table row for this number of records."""
+    """Return the row of the table for this number of records."""
     return next(row for row in TABLE if n_records <= row.records)
 
 
 def rate_of(n_embd: int) -> float:
     """Return the learning rate for a model of this width, rounded to two digits.
 
-    The learning rate is a power of the width, fitted to the two known widths; a narrower model has
-    the learning rate of the smaller known width.
+    The learning rate is a power of the width, fitted to the two known widths. Models narrower than
+    the smaller known width use its learning rate.
     """
     from math import floor, log, log10
 
@@ -80,7 +80,7 @@ def rate_of(n_embd: int) -> float:
 
 
 def held_out_share(n_records: int) -> float:
-    """Return the share of the records that is held out; 0 for few records."""
+    """Return the share of records to hold out, which is 0 for few records."""
     if n_records < HELD_OUT_FROM:
         return 0.0
     return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
@@ -95,11 +95,11 @@ def with_plan(
     state: TrainState | None = None,
     validated: bool = False,
 ) -> Options:
-    """Return options with the plan's values for those that were not given.
+    """Fill in the options that were not given with values from the plan.
 
-    `data_kind`: "raw" or "chat" (all records). `n_embd`: width of the model. `state`: the
-    checkpoint that is continued, whose values are in `options` already; its plan is kept.
-    `validated`: whether there are validation data already. If the length of a run is given, no
+    `data_kind` is "raw" or "chat" (for all records). `n_embd` is the width of the model. `state` is
+    the checkpoint to resume from, whose plan is kept and whose values are already in `options`.
+    `validated` means that there are already validation data. If the length of the run is given, no
     records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
@@ -126,7 +126,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Return options with the missing numbers of a preference or reward loss filled in."""
+    """Fill in the options of a preference or reward loss that were not given."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options

@@ -28,9 +28,9 @@ _OF_PAIRS = "dpo, ipo, orpo or simpo"
 
 
 def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
-    """Return the data in the form that the objective needs.
+    """Convert the data to the form that the objective needs.
 
-    Raises `DataError`, with a message that says what to do, if the data have an unsuitable form.
+    Raises `DataError`, whose message suggests what to do, if the data are unsuitable.
     """
     row, name = OBJECTIVES[objective], shown(path, 400)
     judged = data.judged if isinstance(data, Samples) else None
@@ -70,7 +70,7 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
 
 
 class RunPreferences(FirstAndLast):
-    """The objective of a run on preferences, and its reference, if it has one."""
+    """The objective of a run on preferences, and its reference, if any."""
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class RunPreferences(FirstAndLast):
         outputs: Outputs,
         say: Callable[[str], None],
     ) -> None:
-        """Load the adapter of the reference, if there is one.
+        """Load the reference adapter, if there is one.
 
-        Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
+        Raises `UsageError` if the adapter does not exist, `CheckpointError` if it does not fit.
         """
         sets = [data]
         if validation is not None:
@@ -108,11 +108,11 @@ class RunPreferences(FirstAndLast):
         self.objective: PreferenceLoss = PreferenceLoss(numbers, sets, self.reference)
 
     def identity(self) -> dict[str, str]:
-        """Return the values that must agree between a checkpoint and the run that continues it."""
+        """Return the values that must match between a checkpoint and a run that resumes from it."""
         return {"reference": NONE if self.reference is None else self.reference.name}
 
     def header(self) -> list[tuple[str, str]]:
-        """Return (name, value) lines for the screen."""
+        """Return (name, value) pairs to display."""
         o = self._options
         line = f"{o.objective}, beta {o.beta:g}"
         line += f", margin {o.margin:g}" if o.margin else ""
@@ -128,9 +128,9 @@ class RunPreferences(FirstAndLast):
 
 
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
-    """Read a copy of the reference's adapter that training does not change; None for the base.
+    """Read a separate copy of the reference adapter, or return None for the base model.
 
-    Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
+    Raises `UsageError` if the adapter does not exist, `CheckpointError` if it does not fit.
     """
     if options.reference == BASE:
         return None
@@ -147,6 +147,6 @@ def reference_adapter(options: Options, model: Model, say: Callable[[str], None]
 
 
 def _folder(outputs: Outputs) -> str | None:
-    """Return the folder that the run writes into, None if it writes nothing."""
+    """Return the folder that the run writes to, or None if it writes nothing."""
     name = outputs.checkpoint or outputs.adapter
     return os.path.dirname(name.rstrip("/" + os.sep)) if name else None

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
 MOST = 100  # prompts
-_ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions go through the chat template
+_ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions need the chat template
 
 
 class Prompt(NamedTuple):
-    """A prompt's text, and the ids that the model receives."""
+    """The text of a prompt, and the ids that the model receives."""
 
     text: str
     ids: list[int]
@@ -35,13 +35,13 @@ class Prompt(NamedTuple):
 def load_prompts(
     options: Options, model: Model, data: Dataset, given: Sequence[str] | None = None
 ) -> list[Prompt]:
-    """Return the non-blank lines of `--sample-prompts`, or the `given` strings.
+    """Return the non-blank lines of the `--sample-prompts` file, or the `given` strings.
 
-    Returns [] if there are none. If the training data are chats, each string is a user message;
-    otherwise, the model completes it.
+    Returns [] if there are none. If the training data are chats, each string is used as a user
+    message; otherwise, the model completes the string.
 
-    Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
-    more than `MOST`.
+    Raises `DataError` if the file cannot be read, and `UsageError` if it contains no prompt or more
+    than `MOST` prompts.
     """
     path = options.sample_prompts
     if not path:
@@ -64,7 +64,7 @@ def encode_prompts(
 ) -> list[Prompt]:
     """Encode the prompts for the model.
 
-    If the training data are chats, the chat template is applied.
+    Applies the chat template if the training data are chats.
     """
     if getattr(data, "format", "raw") not in _ASKED:
         return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]
@@ -82,19 +82,19 @@ def encode_prompts(
             for text in texts
         ]
     finally:
-        template.close()  # it is a process with its own memory
+        template.close()  # it runs in its own process
 
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """A task: the ids of the greedy answer to a prompt, at most `most` of them."""
+    """A task that computes the ids of the greedy answer to a prompt, at most `most` of them."""
 
     prompt: list[int]
     most: int
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens of the prompt and the longest answer."""
+        """Return the number of tokens in the prompt plus the longest possible answer."""
         return len(self.prompt) + self.most
 
     def run(self, work: Computing, check: Check) -> list[int]:
@@ -110,7 +110,7 @@ class GreedyAnswer:
 def answers(
     prompts: list[Prompt], trainer: Trainer, most_tokens: int, check: Callable[[], None]
 ) -> tuple[dict[str, str], ...]:
-    """Return the greedy answers, each with at most `most_tokens` tokens.
+    """Return the greedy answers, each of at most `most_tokens` tokens.
 
     `check` is called often and may raise `StopRequested`.
     """

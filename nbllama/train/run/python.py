@@ -1,4 +1,4 @@
-"""Start a run from Python: convert its arguments to options, and restore the process's state."""
+"""Start a run from Python: convert the arguments to options, and restore the process state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbllama.train.run.run import train
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.stop import StopFlag
 
-# The program has default names for these; a call from Python writes and continues nothing.
+# The program has default names for these files; a call from Python reads and writes none.
 _NO_FILES = ["--checkpoint-in=", "--checkpoint-out=", "--lora-out="]
 _ARGUMENTS = {"model_base": "first", "train_data": "second"}
 _OF_THE_PROGRAM = ("debug", "list_archs")
@@ -53,7 +53,7 @@ def tune(
         more = ""
         if "checkpoint" in run.paths:
             more = f"; checkpoint_in={run.paths['checkpoint']!r} continues it"
-        if not stop.signum:  # no worker is left
+        if not stop.signum:  # no workers are left
             raise NbllamaError(f"{run.reason}; saved after iteration {run.iteration}{more}")
         who = "its page" if stop.by_page else "Ctrl-C"
         text = f"{who} ended the run after iteration {run.iteration} of {run.last}{more}"
@@ -86,7 +86,7 @@ def _read(
         keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
     words = list(_NO_FILES)
     if keywords.get("config"):
-        # before the keywords, which override it, and after the file names that are empty by default
+        # after the empty default file names, and before the keywords, which override the file
         words += config_words(_path("config", keywords["config"]), OPTIONS, FAMILIAR)
     words += keyword_words(OPTIONS, keywords, FAMILIAR)
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]
@@ -96,7 +96,7 @@ def _read(
             "the training data are missing; pass the name of a file, or a list of records"
         )
     for o in OPTIONS:
-        # a switch without an opposite cannot be switched off after a file that switches it on
+        # if a file turns on a switch without an opposite, nothing can turn it off
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
             raise UsageError(
                 f"{o.dest}=False: the file {shown(options.config)} switches it on; remove it there"
@@ -116,7 +116,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """Return a file's name and None, or a description of the records and the records themselves."""
+    """Return a file name and None, or a description of the records and the records themselves."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):
@@ -129,7 +129,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
 
 @contextmanager
 def _threads(asked: int | None) -> Iterator[int]:
-    """Set the number of threads, and restore it afterwards."""
+    """Set the number of threads within the context."""
     import numba
 
     before = numba.get_num_threads()

@@ -1,6 +1,6 @@
-"""Write a run's reports to the screen, and to its log and TensorBoard folder if they are given.
+"""Report a run on the screen, and in its log and TensorBoard folder if they are enabled.
 
-Errors with these files never stop training.
+File errors never stop training.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Board(Protocol):
     """An additional destination for records (`nbllama.train.run.board`)."""
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write a record; an `OSError` ends the use of this destination."""
+        """Write a record; after an `OSError`, this destination is no longer used."""
         ...
 
     def close(self) -> None:
-        """Write the remaining records."""
+        """Write the remaining records and close."""
         ...
 
 
@@ -29,16 +29,16 @@ class Live(Protocol):
     """The live page of a run (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Attach a `Session` whose parts are loaded; `keep` adds a row to the log."""
+        """Attach a loaded `Session`; `keep` adds a row to the log."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a row of the log."""
 
     def note(self, text: str) -> None:
-        """Show a line for the user."""
+        """Show a message to the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Let the page do its work between two iterations."""
+        """Let the page work between two iterations."""
 
     def answer(self, iteration: int) -> None:
         """Answer the waiting questions."""
@@ -48,7 +48,7 @@ class Live(Protocol):
 
 
 class Recorder:
-    """A `Screen` that records a run and shows it on a second screen. `notes`: all lines so far."""
+    """A `Screen` that records a run and forwards it to another; `notes` lists all messages."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Recorder:
         board: Board | None = None,
         live: Live | None = None,
     ) -> None:
-        """Open the metrics file `log` ("" for none). Raises `OutputError` if that fails."""
+        """Open the metrics file `log` ("" for none). Raises `OutputError` on failure."""
         self.notes: list[str] = []
         self._screen, self._board, self._live = screen, board, live
         self._log = MetricsLog(log, self.note) if log else None
@@ -69,13 +69,13 @@ class Recorder:
         self._close_files()
 
     def note(self, text: str) -> None:
-        """Record a line about the run, and show it."""
+        """Record a message about the run, and show it."""
         self.notes.append(text)
         self._screen.note(text)
         self._to_page(lambda live: live.note(text))
 
     def attach(self, session: Any) -> None:
-        """Pass the run's parts to the page (a `nbllama.train.run.session.RunSession`)."""
+        """Pass the session, a `nbllama.train.run.session.RunSession`, to the page."""
         self._to_page(lambda live: live.attach(session, self.record))
 
     def header(self, pairs: Pairs) -> None:
@@ -83,7 +83,7 @@ class Recorder:
         self._screen.header(pairs)
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Show that kernels are being compiled, or how long it took."""
+        """Show that kernels are being compiled, or how long compilation took."""
         self._screen.compiling(seconds)
 
     def step(self, record: StepRecord) -> None:
@@ -99,13 +99,13 @@ class Recorder:
         self._to_page(lambda live: live.answer(record.iter))
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Append a row of any other kind to the log; such a row has an `event` key."""
+        """Append a row of any other kind, which has an `event` key, to the log."""
         if self._log is not None:
             self._log.write(row)
         self._to_page(lambda live: live.row(as_row(row)))
 
     def close(self, pairs: Pairs = ()) -> None:
-        """End the run; `pairs`: names and values of its summary."""
+        """End the run; `pairs` contains the names and values of the summary."""
         self._close_files()
         self._screen.close(pairs)
 
@@ -121,7 +121,7 @@ class Recorder:
                 self.note(f"--tensorboard: {_reason(e)}; training continues without it")
 
     def _to_page(self, work: Callable[[Live], None]) -> None:
-        """Do some work with the page; an error does not end the run."""
+        """Run an action on the page; an error does not end the run."""
         if self._live is None:
             return
         try:

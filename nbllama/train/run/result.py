@@ -1,4 +1,4 @@
-"""The result of a run for the program that started it."""
+"""The result of a run, as returned to the calling program."""
 
 from __future__ import annotations
 
@@ -28,38 +28,39 @@ class Run:
     Attributes
     ----------
     adapter : Adapter
-        The adapter after the last iteration; `adapter.save(path)` writes it.
+        The adapter after the last iteration; save it with `adapter.save(path)`.
     model : Model
-        The base model, which the run does not change.
+        The base model, which is unchanged.
     losses : list of float
-        Training loss of each iteration of this run, nats per trained token.
+        Training loss of each iteration of this run, in nats per trained token.
     val_losses : list of (int, float)
         Iteration and validation loss of each evaluation of this run.
     best : Best or None
-        Lowest validation loss, with the adapter at that time; None without validation data.
+        Lowest validation loss, and the adapter at that time; None without validation data.
     paths : dict of str to str
-        The newest file of each kind that was written: "adapter", "best", "checkpoint", "config",
-        "log", "report", "card.md", "Modelfile".
+        The newest file written of each kind: "adapter", "best", "checkpoint", "config", "log",
+        "report", "card.md", "Modelfile".
     iteration : int
-        Iterations that the adapter was trained for, including those of a continued checkpoint.
+        Number of iterations of training so far, including those before a resumed checkpoint.
     last : int
-        Planned last iteration.
+        The planned last iteration.
     reason : str
-        Why the run ended early, "" if it did not.
+        Why the run ended early, or "" if it did not.
     interrupted : bool
-        Whether Ctrl-C or another signal ended it.
+        Whether Ctrl-C or another signal ended the run.
     options : dict of str to object
-        Every option with the value that the run used, by its Python name.
+        The value that the run used for every option, by Python name.
     forecast : Forecast or None
         Predicted seconds per iteration and bytes of memory.
     notes : list of str
-        The messages of the run, line by line.
+        All messages of the run, one per line.
     verdict : str
         The result of a run on records: "learned: ...", "hardly learned: ..." or "learned by
         heart: ..."; "" for plain text.
     answers : list of dict
-        Questions from the data with "kind" ("trained", "held out"), "question", "wanted", "before",
-        "after" and "right" (whether the answer after the run is the wanted one).
+        Questions from the data, with the keys "kind" ("trained" or "held out"), "question",
+        "wanted" (the expected answer), "before", "after" and "right" (whether "after" matches
+        "wanted").
     """
 
     adapter: Adapter

@@ -1,4 +1,4 @@
-"""The values that a run reads from the checkpoint it continues, and those that must be equal."""
+"""The values that a resumed run reads from its checkpoint, and the values that must match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbllama.train.run.judging import Judging
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
-# The values for checkpoints that are older than the option.
+# Values for checkpoints that are older than the option.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
 _MAY_CHANGE = {
     key for name, o in _SAVED.items() if o.saved and o.saved.may_change
@@ -30,7 +30,7 @@ _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
-    """Return the options; values that were not given come from the continued checkpoint."""
+    """Fill in the options that were not given with the values in the checkpoint."""
     if state is None:
         return options
     same = state.identity
@@ -39,13 +39,13 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
-    if options.lora_dropout:  # refused, or with --force: nothing is shared from now on
+    if options.lora_dropout:  # refused, or with --force, nothing is shared from now on
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
-        stored.pop("eval_every", None)  # 0: nothing to evaluate; the option does not allow it
-    # --lora-r is the default of all ranks except those of norms.
+        stored.pop("eval_every", None)  # 0 (nothing to evaluate) is not a valid option value
+    # --lora-r is the default for all ranks except those of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
-    if options.rank_experts is not None:  # it is the default of the experts' ranks
+    if options.rank_experts is not None:  # the default for the ranks of all experts
         slots = [slot for slot in slots if SLOT_BY_NAME[slot].kind != "experts"]
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
     stored |= {"lora_r": same.lora_r}
@@ -58,7 +58,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
 
 
 def _value(path: str, o: Option, key: str, found: Any) -> Any:
-    """Return a stored value of an option, which must be valid on the command line."""
+    """Return the stored value of an option, which must be valid on the command line."""
     if not found and o.dest in _NONE:
         return found
     try:
@@ -80,7 +80,7 @@ def identity(
     *,
     preferences: Judging | None = None,
 ) -> Identity:
-    """Return the values that must be the same in this run and its checkpoints."""
+    """Return the values that this run and its checkpoints must share."""
     return Identity(
         arch=model.hp.arch,
         lora_r=settings.lora_r,
@@ -103,17 +103,17 @@ def check_resume(
     *,
     new_decay: bool = False,
 ) -> list[str]:
-    """Raise `CheckpointError` unless `wanted` continues the checkpoint.
+    """Raise `CheckpointError` unless a run with identity `wanted` can resume from the checkpoint.
 
-    Returns lines about the differences that `--force` allowed. `new_decay`: whether the decay ends
-    at a different iteration (`nbllama.train.run.decay`).
+    Returns messages about the differences that `--force` permitted. `new_decay` means that the
+    decay ends at a different iteration (`nbllama.train.run.decay`).
 
-    An old checkpoint contains only the sizes of its base model and the number of its samples.
+    An old checkpoint contains only the sizes of its base model and its number of samples.
     """
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    if options.packing:  # it decides which samples share a batch
+    if options.packing:  # affects which samples share a batch
         free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)

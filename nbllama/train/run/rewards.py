@@ -1,4 +1,4 @@
-"""The prompts, the reward function and the reference of a run on rewards."""
+"""The prompts, reward function and reference of a run on rewards."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def draws(options: Options) -> bool:
-    """Return whether the run draws the answers to its prompts."""
+    """Return whether the run draws answers to its prompts."""
     return OBJECTIVES[options.objective].data == PROMPTS
 
 
 def load_prompts(
     path: str, options: Options, tokenizer: Tokenizer, records: Records | None = None
 ) -> Prompts:
-    """Return the prompts of a file, or of records in memory under the name `path`.
+    """Load prompts from a file, or from records in memory that are named `path` in messages.
 
     Raises `DataError`.
     """
@@ -67,7 +67,7 @@ def load_prompts(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # it is a process with its own memory
+            template.close()  # it runs in its own process
 
 
 class RunRewards(FirstAndLast):
@@ -76,10 +76,10 @@ class RunRewards(FirstAndLast):
     def __init__(
         self, options: Options, model: Model, data: Prompts, *, say: Callable[[str], None]
     ) -> None:
-        """Load the reward function, and the adapter of the reference, if there is one.
+        """Load the reward function, and the reference adapter if there is one.
 
-        Raises `UsageError` for a function that cannot be loaded, `DataError` for a record that a
-        built-in reward cannot score, and any error that `reference_adapter` raises.
+        Raises `UsageError` if the function cannot be loaded, `DataError` if a built-in reward
+        cannot score a record, and the same errors as `reference_adapter`.
         """
         self._options, self._data = options, data
         self._source = find_reward(options.reward)
@@ -104,11 +104,11 @@ class RunRewards(FirstAndLast):
                 raise DataError(f"{name}, {question.place}: {problem}")
 
     def identity(self) -> dict[str, str]:
-        """Return the values that must agree between a checkpoint and the run that continues it."""
+        """Return the values that must match between a checkpoint and a run that resumes from it."""
         return {"reference": self._reference, "reward": self._source.identity}
 
     def header(self) -> list[tuple[str, str]]:
-        """Return (name, value) lines for the screen."""
+        """Return (name, value) pairs to display."""
         o = self._options
         line = f"{o.objective}, beta {o.beta:g}"
         line += f"; reference: {shown(o.reference or BASE, 400)}" if o.beta else ", no reference"

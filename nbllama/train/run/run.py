@@ -1,6 +1,6 @@
 """One run, from its options to its result; the caller provides the screen.
 
-`python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
+Both `python -m nbllama.finetune` and `nbllama.tune` call `train`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def train(
     words: Sequence[str] = (),
     given: Given = NOTHING,
 ) -> Run:
-    """Perform a whole run: load the inputs, print the forecast, train, and save.
+    """Perform a complete run: load the inputs, print the forecast, train, and save.
 
-    With `--dry-run`, only print the forecast; with `--only-write-lora`, only write an adapter.
-    `threads`: the number of threads in use (`nbllama.kernels.cores.use_threads`). `words`: the
-    command line, for the log. `given`: values in memory. A run that `stop` ended has saved its
-    state, and its result says so.
+    With `--dry-run`, only prints the forecast; with `--only-write-lora`, only writes an adapter.
+    `threads` is the number of threads in use (`nbllama.kernels.cores.use_threads`), `words` is the
+    command line for the log, and `given` contains values in memory. If `stop` ends the run, its
+    state is saved, and the result is marked as interrupted.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.

@@ -1,4 +1,4 @@
-"""The interface of a run's screen: notes, a header, steps, evaluations, and a summary."""
+"""The interface of the screen: notes, a header, steps, evaluations and a summary."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Pairs = Iterable[tuple[str, str]]
 
 
 class Screen(Protocol):
-    """A screen that a run reports to. The program uses `nbllama.cli.ui.Display`."""
+    """The screen that a run reports to; the program uses `nbllama.cli.ui.Display`."""
 
     def note(self, text: str) -> None:
-        """Show one line to the user."""
+        """Show a message to the user."""
 
     def header(self, pairs: Pairs) -> None:
         """Show names and values, before the first iteration."""
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Show that kernels are being compiled, or with `seconds` that they are ready."""
+        """Show that kernels are being compiled or, with `seconds`, that they are ready."""
 
     def step(self, record: StepRecord) -> None:
         """Show a finished iteration."""
@@ -29,14 +29,14 @@ class Screen(Protocol):
         """Show a finished evaluation."""
 
     def close(self, pairs: Pairs = ()) -> None:
-        """Show that the run is over; `pairs`: names and values of its summary."""
+        """Show that the run is over; `pairs` contains the names and values of the summary."""
 
 
 class Silent:
     """A screen that shows nothing."""
 
     def note(self, text: str) -> None:
-        """Ignore a line about the run."""
+        """Ignore a message about the run."""
 
     def header(self, pairs: Pairs) -> None:
         """Ignore the settings."""

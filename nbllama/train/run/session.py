@@ -1,4 +1,4 @@
-"""The part of a `nbllama.finetune` run before its first iteration: loading and the forecast."""
+"""The steps of `nbllama.finetune` before the first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from nbllama.train.run.trunk import plan_trunk
 from nbllama.train.saved_rows import saved_line
 from nbllama.train.trainer import Trainer
 
-OLD_FLOOR = 1e-9  # lower bound of probabilities in ggml of 2023 and 2024
+OLD_FLOOR = 1e-9  # lower bound for probabilities in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Return the model that `--model-base` names, or the one that is already loaded.
+    """Load the model that `--model-base` names, or return the already loaded model.
 
-    Raises `GGUFError`, and `UsageError` for options that cannot change a loaded model.
+    Raises `GGUFError`, and `UsageError` for options that cannot apply to a loaded model.
     """
     constants = options.constants()
     if given is None:
@@ -59,7 +59,7 @@ def base_model(options: Options, given: Model | None) -> Model:
 
 
 class RunSession:
-    """Everything that a run needs; `nbllama.train.run.loop` runs it."""
+    """Everything that a run needs; `nbllama.train.run.loop` performs the run."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class RunSession:
         self.settings = self._settings()
         self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
         if not (self.validation or self.prompts or isinstance(self.data, Prompts)):
-            self.settings = replace(self.settings, eval_every=0)  # it does not affect the result
+            self.settings = replace(self.settings, eval_every=0)  # does not affect the result
         self.preferences = run_judging(
             self.options, self.model, self.data, self.validation, outputs=outputs, say=ui.note
         )
@@ -108,14 +108,14 @@ class RunSession:
             self.trainer, self.validation, size=options.trunk_cache, n_iter=self.settings.n_iter,
             outputs=outputs, say=ui.note,
         )  # fmt: skip
-        self.finished = False  # whether the run came to its end
+        self.finished = False  # whether the run completed
         rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
         for note in check_rates(*rates):
             ui.note(note)
         self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
 
     def _start(self) -> Adapter | None:
-        """Read the adapter of `--lora-in`, if the run starts from it, and set its ranks."""
+        """If the run starts from `--lora-in`, read that adapter and set the ranks accordingly."""
         path = self.options.lora_in
         if not path:
             return None
@@ -217,7 +217,7 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """Return the number of tokens in the data, and the number of trained ones."""
+        """Return the number of tokens and the number of trained tokens in the data."""
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
@@ -248,9 +248,9 @@ class RunSession:
         return f", {expected.stored_seconds:.2f} s once the frozen blocks are stored"
 
     def forecast(self) -> Forecast:
-        """Print the run's settings and its forecast.
+        """Print the settings and the forecast.
 
-        Raises `NotEnoughMemory`, if necessary, before any slow work is done.
+        Raises `NotEnoughMemory` before any slow work is done.
         """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters

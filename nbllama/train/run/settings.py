@@ -1,6 +1,6 @@
-"""The settings of a run: the given options, and defaults that depend on the training data.
+"""The settings of a run: the given options plus defaults that depend on the training data.
 
-`resolve` is a pure function; `Settings.pairs` lists all the values that it chose.
+`resolve` is a pure function, and `Settings.pairs` lists all the values that it chose.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 @dataclass(frozen=True)
 class Settings:
-    """The given options of a run, and every number that was derived from them.
+    """The given options of a run, and every value derived from them.
 
-    A derived value has the same name as its option. docs/options.md describes the options.
+    Each derived value is named after its option. The options are described in docs/options.md.
     """
 
     options: Options
     data_kind: str
     n_iter: int  # iterations of this run
-    last: int  # last iteration of this run, counted from the very first
+    last: int  # last iteration of this run, counted from the very first iteration
     threads: int
     seed: int
     ctx: int
     lora_r: int
-    alpha: float  # as given; scale alpha / r, or alpha / sqrt(r) with rslora
+    alpha: float  # as given; the scale is alpha / r, or alpha / sqrt(r) with rslora
     lora_alpha: float  # such that the scale is lora_alpha / r
     lora_layers: str
     ranks: dict[str, int]  # by slot name, all of them
@@ -47,21 +47,21 @@ class Settings:
     warmup: int
     cos_decay_steps: int
     cos_decay_min: float
-    template_date: str  # of a chat template; "" for plain text
-    eval_every: int  # 0: there is nothing to evaluate
-    notes: tuple[str, ...]  # lines for the user about these numbers
+    template_date: str  # of the chat template, or "" for plain text
+    eval_every: int  # 0: nothing to evaluate
+    notes: tuple[str, ...]  # messages to the user about these values
 
     def saved(self) -> dict[str, Any]:
-        """Return the options that a checkpoint stores, by its keys and in their order.
+        """Return the options that a checkpoint stores, with its keys and in their order.
 
-        An option that the objective does not use has no value, and is left out.
+        Options that the objective does not use have no value and are left out.
         """
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
         keys = [row.key or name for row, name in rows]
         return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
-        """Return the value of an option in this run: the derived one, else the given one."""
+        """Return the value of an option in this run: the derived value, else the given one."""
         return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
@@ -81,7 +81,7 @@ class Settings:
         return f"whole samples of {self.options.batch * self.ctx} x {self.options.grad_acc} tokens"
 
     def pairs(self, begin: int = 0) -> list[tuple[str, str]]:
-        """Return (name, value) lines for the screen. `begin`: see `resolve`."""
+        """Return (name, value) pairs to display; for `begin`, see `resolve`."""
         o = self.options
         kind = "plain text" if self.data_kind == "raw" else "chat"
         on = {slot: rank for slot, rank in self.ranks.items() if rank}
@@ -123,9 +123,9 @@ _DERIVED = {f.name for f in fields(Settings)}
 def _check_experts(
     options: Options, ranks: Mapping[str, int], missing: Collection[str]
 ) -> list[str]:
-    """Refuse pairs on experts if the model has none, and options that exclude such pairs.
+    """Refuse pairs on experts if the model has no experts or other options rule out such pairs.
 
-    Returns a line about experts that have no pairs by default.
+    Returns a message about experts that have no pairs by default.
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
@@ -142,9 +142,9 @@ def _check_experts(
 
 
 def _check_old(options: Options) -> None:
-    """Raise `UsageError` for an option that a run of the old tool or with --compat cannot have."""
+    """Raise `UsageError` for an option that --compat or an old tool's checkpoint rules out."""
     for o in OPTIONS:
-        # in a checkpoint of such a run the layers are "all", while the option's default is None
+        # a checkpoint of such a run stores "all" for the layers, although the default is None
         if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
             raise UsageError(
                 f"{o.names[0]}: the old finetune had no such option; leave it out with --compat "
@@ -169,14 +169,14 @@ def resolve(
 ) -> Settings:
     """Return the settings of a run.
 
-    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
-    model has no tensor for (`out` if the output is the embedding). `cores`: the default of
-    `--threads`. `new_seed`: used for `--seed -1`. `done`: iterations of the checkpoint, after which
-    the schedule continues. `unscaled`: whether the run continues an old checkpoint, whose scale is
-    1 (as with `--compat`). `n_layer`: blocks of the model. `walk`: see `iterations`. `begin`: the
-    iteration after which the current decay began; only the first one, at 0, has a warm-up.
-    `n_embd`: width of the model. A run has applied the plan (`nbllama.train.run.plan`) to `options`
-    already; otherwise it is applied here.
+    data_kind: "raw" or "chat". n_samples: number of samples in the data set. missing: slots for
+    which the model has no tensor (`out` if the output is the embedding). cores: the default for
+    `--threads`. new_seed: used for `--seed -1`. done: iterations in the checkpoint, after which the
+    schedule continues. unscaled: whether the run resumes from an old checkpoint, whose scale is 1
+    (as with `--compat`). n_layer: number of blocks in the model. walk: see `iterations`. begin: the
+    iteration after which the current decay began; only the first decay, at 0, has a warm-up.
+    n_embd: width of the model. If the plan (`nbllama.train.run.plan`) has not yet been applied to
+    `options`, it is applied first.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -204,7 +204,7 @@ def resolve(
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train; set one above 0")
     notes += _check_experts(options, ranks, missing)
-    rate = options.adam_alpha or 0.0  # the plan has filled it in
+    rate = options.adam_alpha or 0.0  # filled in by the plan
     optimiser = OPTIMISERS[options.optimizer]
     beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2
     if options.adam_min_alpha > rate:
@@ -256,5 +256,5 @@ def resolve(
 
 
 def fresh_seed() -> int:
-    """Return a random seed, 0 to 2^31 - 1 (as for the old tool's `--seed`)."""
+    """Return a random seed from 0 to 2^31 - 1, the range of the old tool's `--seed`."""
     return secrets.randbelow(2**31)

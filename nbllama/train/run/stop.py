@@ -12,14 +12,14 @@ from nbllama.system.start import NAMES, Unwinding, repeated, signals
 
 
 class StopFlag:
-    """A flag that signals set to stop a run.
+    """A flag, set by signals, that stops a run.
 
     While there is nothing to save (`at_once`), a signal ends the program immediately. Once training
-    has begun, it only sets the flag, which is checked between layers.
+    has begun, a signal only sets the flag, which is checked between layers.
     """
 
     def __init__(self, *names: str) -> None:
-        """Use the signals in `names`; by default, those in `NAMES`."""
+        """Use the signals in `names`, by default `NAMES`."""
         self._names = names or NAMES
         self.signum = 0
         self.at_once = True
@@ -27,13 +27,13 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run as Ctrl-C does, at the request of its page; callable from any thread."""
+        """Stop the run like Ctrl-C, on request from its page; may be called from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 
     @property
     def reason(self) -> str:
-        """Return the reason why the run ended, for its log."""
+        """Return why the run ended, for the log."""
         return "stopped from its page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
@@ -54,7 +54,7 @@ class StopFlag:
         finally:
             for signum, handler in before.items():
                 if isinstance(handler, Unwinding):
-                    handler.over = True  # this is the end of the program
+                    handler.over = True  # the program is ending
                 signal.signal(signum, handler)
 
     def _set(self, signum: int, frame: FrameType | None) -> None:
@@ -63,7 +63,7 @@ class StopFlag:
             self._unwind(signum, frame)
 
     def check(self) -> None:
-        """Raise `StopRequested` if there was a signal."""
+        """Raise `StopRequested` if a signal has arrived."""
         from nbllama.train.trainer import StopRequested
 
         if self.signum:

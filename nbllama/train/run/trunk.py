@@ -1,8 +1,8 @@
-"""`--trunk-cache`: whether a run stores the output of its frozen blocks, and where.
+"""`--trunk-cache`: whether and where a run stores the output of its frozen blocks.
 
-By default a run stores the output if every sample is read more than once and the file takes at most
-a tenth of the free disk space. The file is next to the checkpoint (or the adapter), and is removed
-when the run is finished; an interrupted run leaves it for the run that continues it.
+By default, a run stores the output if every sample is read more than once and the file fits in a
+tenth of the free disk space. The file is created next to the checkpoint (or the adapter) and
+removed when the run finishes. An interrupted run leaves the file for the run that resumes it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
     from nbllama.train.trainer import Trainer
 
-SHARE_OF_DISK = 0.1  # largest share of the free disk space without --trunk-cache
+SHARE_OF_DISK = 0.1  # maximum share of the free disk space without --trunk-cache
 
 
 class TrunkPlan(NamedTuple):
-    """A plan to store the output of the blocks below `layer`: a file's path, key and size."""
+    """The path, key and size of the file that stores the output of the blocks below `layer`."""
 
     path: str
     key: str
@@ -38,7 +38,7 @@ class TrunkPlan(NamedTuple):
     nbytes: int
 
     def line(self) -> str:
-        """Return a line about the file for the screen."""
+        """Return a line about the file to display."""
         blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
         return (
             f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"
@@ -55,10 +55,10 @@ def plan_trunk(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> TrunkPlan | None:
-    """Decide whether the run stores the output of its frozen blocks; None if not.
+    """Plan to store the output of the frozen blocks, or return None if it is not worthwhile.
 
-    `size`: the bytes of `--trunk-cache`, None without it. `n_iter`: iterations of this run. If the
-    option cannot be applied, `say` receives a line.
+    `size` is the value of `--trunk-cache` in bytes, or None if it is not given. `n_iter` is the
+    number of iterations of this run. If the option cannot be applied, `say` receives a message.
     """
     model = trainer.model
     layer = min(trainer.adapter.lowest_layer(), model.hp.most_frozen)
@@ -94,7 +94,7 @@ def plan_trunk(
             f"allowed; pass {nbytes} or more"
         )
         return None
-    if size is not None or os.path.exists(path):  # the file of an interrupted run
+    if size is not None or os.path.exists(path):  # left by an interrupted run
         return plan
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if n_iter * per_step <= trainer.dataset.n_samples:
@@ -107,7 +107,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything except the tokens that affects these blocks' output."""
+    """Return the hex sha256 of everything that affects the blocks' output, except the tokens."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -120,10 +120,10 @@ def stored_trunk(
     finished: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """Store the output of the frozen blocks during the run, if this is planned.
+    """Store the output of the frozen blocks during the run, if planned.
 
-    A file that cannot be used is reported, and the run computes all blocks. The file is removed
-    if the run has `finished`.
+    An unusable file is reported, and the run computes all blocks. The file is removed if the run
+    has `finished`.
     """
     if plan is None:
         yield

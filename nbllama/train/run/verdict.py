@@ -1,6 +1,7 @@
 """The result of a run, in plain words.
 
-Mean losses over an epoch, answers before and after the run, a verdict, and suggested commands.
+The result consists of mean losses over an epoch, answers before and after the run, a verdict, and
+suggested commands.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from nbllama.train.validation import Validation
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
-KNOWN = 0.25  # nats per token: below this, the text is reproduced almost without errors
-FALLEN = 0.5  # share of the first loss
-RISEN = 1.1  # times the lowest validation loss
+KNOWN = 0.25  # nats per token; below this, the text is reproduced almost without errors
+FALLEN = 0.5  # relative to the first loss
+RISEN = 1.1  # relative to the lowest validation loss
 
 
 @dataclass(frozen=True)
 class Means:
-    """Mean losses per trained token, in nats, at the start and at the end of a run.
+    """Mean losses at the start and the end of a run, in nats per trained token.
 
-    over: the interval of each mean, such as "epoch".
+    `over` names the interval of each mean, such as "epoch".
     """
 
     first: float
@@ -48,8 +49,8 @@ class Means:
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
-    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if no
-    iteration counts.
+    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if there is
+    no valid iteration.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -68,7 +69,7 @@ def _mean(results: Sequence[StepResult]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict. word: `LEARNED`, `HARDLY` or `BY_HEART`. reason: why, and what may help."""
+    """A verdict: `word` is `LEARNED`, `HARDLY` or `BY_HEART`; `reason` includes what may help."""
 
     word: str
     reason: str
@@ -82,7 +83,8 @@ def verdict_on(
 ) -> Verdict:
     """Return the verdict on a run on records.
 
-    `steps`: total iterations. `longer`: options that train longer. `watch`: the evaluations.
+    `steps` is the total number of iterations, `longer` contains options to train longer, and
+    `watch` contains the evaluations.
     """
     trained = [q for q in questions if q.kind == "trained"]
     right = sum(q.right for q in trained)
@@ -102,8 +104,8 @@ def verdict_on(
     return Verdict(LEARNED, numbers)
 
 
-RIGHT = 0.75  # share of the pairs, or of labelled answers
-MORE = 0.1  # minimum growth of the share
+RIGHT = 0.75  # share of pairs or labelled answers
+MORE = 0.1  # minimum increase of the share
 
 
 def verdict_on_preferences(
@@ -111,7 +113,7 @@ def verdict_on_preferences(
 ) -> Verdict:
     """Return the verdict on a run on preferences.
 
-    `first`, `last`: means of the measures of the first and of the last iterations.
+    `first` and `last` are the mean measures of the first and the last iterations.
     """
     names = ("accuracy", "margin")
     numbers = ", ".join(
@@ -125,13 +127,13 @@ def verdict_on_preferences(
     return Verdict(LEARNED, numbers)
 
 
-RISEN_REWARD = 0.25  # first standard deviations; below this, the mean has hardly changed
+RISEN_REWARD = 0.25  # initial standard deviations; below this, the mean has hardly changed
 
 
 def verdict_on_rewards(
     first: Mapping[str, float], last: Mapping[str, float], longer: str
 ) -> Verdict:
-    """Return the verdict on a run on rewards; arguments as for `verdict_on_preferences`."""
+    """Return the verdict on a run on rewards; see `verdict_on_preferences` for the arguments."""
     if "reward" not in first or "reward" not in last:
         return Verdict(HARDLY, "hardly any answer has a reward")
     before, after = first["reward"], last["reward"]
@@ -147,7 +149,7 @@ def verdict_on_rewards(
 class Ending:
     """Answers before and after a run's iterations, and the verdict at its end.
 
-    rows: (name, value) lines of the summary, after `judge`.
+    `rows` contains the (name, value) lines of the summary after `judge`.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -168,10 +170,10 @@ class Ending:
         return answer(self.questions, s.model, s.trainer.adapter, s.stop.check)
 
     def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
-        """Ask again, and report the result.
+        """Ask the questions again, and report the result.
 
-        The result goes to `rows` for the summary, to the log and to `run`, and the answers to the
-        screen. Raises `StopRequested`.
+        The result is stored in `rows` for the summary, in the log and in `run`, and the answers are
+        shown on the screen. Raises `StopRequested`.
         """
         loss = means(results, self._per_epoch())
         if loss is None:
@@ -207,7 +209,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Return options for more iterations, and for a higher learning rate if it is low."""
+        """Return options for more iterations and, if the learning rate is low, for a higher one."""
         s = self._session
         done = s.trainer.iteration - self._first
         epochs = max(1, math.ceil(done / self._per_epoch()))
@@ -225,7 +227,7 @@ class Ending:
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
-        """Return suggested next commands: chat and merge, or continue."""
+        """Return suggested next commands: either chat and merge, or continue."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
         if not adapter:
@@ -245,6 +247,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command for a different verb, in the form in which this program was called."""
+    """Return the command for a different verb, in the same form as this program was called."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"

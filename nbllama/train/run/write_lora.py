@@ -18,13 +18,13 @@ from nbllama.train.run.session import base_model
 
 
 def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | None = None) -> Run:
-    """Write the adapter of `--checkpoint-in` under its iteration's number and as LATEST.
+    """Write the adapter in `--checkpoint-in` under its iteration number and as LATEST.
 
-    An old checkpoint does not contain r, which only divides the scale: r is `--lora-r` if given,
-    else the checkpoint's most frequent rank.
+    An old checkpoint does not contain r, which only affects the scale. If `--lora-r` is not given,
+    r is the most frequent rank in the checkpoint.
 
-    Raises `UsageError` for a missing checkpoint or output, `CheckpointError` for a checkpoint of a
-    different base model.
+    Raises `UsageError` if the checkpoint or the output name is missing, and `CheckpointError` if
+    the checkpoint belongs to a different base model.
     """
     path = options.checkpoint_in or ""
     if not outputs.adapter:
