@@ -38,8 +38,8 @@ TEXTS = {
     "attention": (
         "Attention",
         "ggml's attention op has no gradient, so the llama.cpp side is a chain of ops that have"
-        " gradients. A forward row counts the operations in the causal half of the matrix; a gradient"
-        " row counts 2.5 times as many.",
+        " gradients. A forward row counts the operations in the causal half of the matrix; a"
+        " gradient row counts 2.5 times as many.",
     ),
     "products": (
         "Linear layers, LoRA and the loss",
