@@ -67,7 +67,7 @@ INTRODUCTION = """# Runs under faults
 `scripts/faults --full` generates this page. Each run trains a tiny model in a separate process. It
 passes if no file under its final name is incomplete, if the resumed run is bit-identical to a run
 without the fault, if at most one save interval is lost, and if every failure ends with a one-line
-message and the right exit code. [What can go wrong](../faults.md) describes what the program does.
+message and the right exit code. [What can go wrong](../faults.md) describes how nbllama behaves.
 """
 HEAD = "| fault | what | runs | passed |\n|---|---|---|---|"
 

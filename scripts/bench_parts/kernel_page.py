@@ -14,21 +14,21 @@ come from the test registry in `tests/kernels`. `test_registry.py` also runs eve
 other sizes, and fails if a function in `nbllama/ops` or a weight type has no row.
 
 - **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
-  largest number of the reference, over three sizes: one token, odd sizes, and the size that is
-  timed. A gradient row shows the largest difference in any of the arrays that are returned.
+  largest number in the reference result, over three sizes: one token, odd sizes, and the size that
+  is timed. A gradient row shows the largest difference in any of the returned arrays.
 - **to llama.cpp**: the largest difference from llama.cpp's own op, called in the same process on
   the same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
   first rounds the activations to 8 bits (to half precision for F16), whereas nbllama does not round
   them in training.
 - **rate**: throughput of the best run. GB/s figures count every input and output array once; GF/s
   figures count an addition and a multiplication as two operations.
-- **x numpy**, **x llama.cpp**: how many times as fast the kernel is as the same reference in
-  float32 or as llama.cpp's op (medians of alternating runs). Below 1, the kernel is slower. The
-  machine was not idle, so compare ratios, not absolute speeds.
+- **x numpy**, **x llama.cpp**: how many times as fast the kernel is as the numpy reference in
+  float32, or as llama.cpp's op (medians of alternating runs). If the value is below 1, the kernel
+  is slower. The machine was not idle, so compare ratios, not absolute speeds.
 
 For an op that works in place, the time includes restoring its input before each call. llama.cpp's
-ops are called one by one; its programs also use fused ops (flash attention) and, for some types
-and CPUs, repacked weights, both of which are faster. [Generation](decode.md) compares
+ops are called one by one. Its programs also use fused ops (flash attention) and, for some types
+and CPUs, repacked weights; both are faster. [Generation](decode.md) compares
 whole models with llama.cpp, and [Speed and memory](results/bench.md) compares whole steps with
 other trainers.
 """
@@ -37,9 +37,9 @@ TEXTS = {
     "small": ("Token by token", "Operations on single tokens or single numbers."),
     "attention": (
         "Attention",
-        "ggml's attention op has no gradient, so llama.cpp's side is a chain of ops that have one."
-        " A forward row counts the operations in the causal half of the matrix; a gradient row"
-        " counts 2.5 times as many.",
+        "ggml's attention op has no gradient, so the llama.cpp side is a chain of ops that have"
+        " gradients. A forward row counts the operations in the causal half of the matrix; a"
+        " gradient row counts 2.5 times as many.",
     ),
     "products": (
         "Linear layers, LoRA and the loss",
@@ -60,14 +60,14 @@ TEXTS = {
     ),
     "one token": (
         "Weight types: one token",
-        "These are the products of `matvec`, which decodes rows. (A token program multiplies"
-        " integers instead: [Generation](decode.md).)",
+        "These are the products computed by `matvec`, which decodes rows. (A token program"
+        " multiplies integers instead: [Generation](decode.md).)",
     ),
     "quantise": (
         "Weight types: quantising",
-        "Differences are relative L2 norms of the decoded weights. gguf-py has no quantiser for the"
-        " types that require a search (Q2_K to Q6_K); for these types, *to numpy* shows the error"
-        " of the type itself, relative to the original weights.",
+        "Differences are relative L2 norms, computed on the decoded weights. gguf-py has no"
+        " quantiser for the types that require a search (Q2_K to Q6_K); for these types, *to numpy*"
+        " shows the quantisation error relative to the original weights.",
     ),
 }
 

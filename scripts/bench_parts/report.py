@@ -104,7 +104,7 @@ def targets(found: dict[str, Rows]) -> list[Target]:
     if {1024, 2048, 4096} <= context.keys():
         upper = context[4096]["peak_mb"] - context[2048]["peak_mb"]
         lower = context[2048]["peak_mb"] - context[1024]["peak_mb"]
-        what = "memory, ctx 2048 to 4096 over twice that of 1024 to 2048"
+        what = "memory growth, ctx 2048 to 4096, over twice the growth from 1024 to 2048"
         out.append(Target(what, upper / (2 * lower), 1.1, at_most=True))
     limits = {"import nbllama": 0.3, "first start": 60.0, "second start": 3.0}
     for r in found.get("start", []):
@@ -222,12 +222,12 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     text = f"""# Speed and memory
 
 `scripts/bench` generated this page on {about["date"]} ({about["machine"]}).
-Ratios are medians over rounds in which the variants ran one after the other; GF/s are best runs.
+Ratios are medians over rounds in which the variants alternate; GF/s are from the best run.
 Only the first start includes compile time. `share` is (4 x parameters x tokens + attention) / time,
 divided by the throughput of numpy's float32 matmul (1024 x 576 x 1536), measured before and after
-each step. `share` does not count the blocks that checkpointing recomputes as work, but the next
-column does. The steps train
-{about["model"]} on random tokens, with rank 4 on the seven linear layers, unless a model is named.
+each step. `share` does not count recomputed blocks (checkpointing) as work; the next column does.
+Unless a model is named, the steps train
+{about["model"]} on random tokens, with rank 4 on the seven linear layers.
 
 ![share of sgemm](bench.svg)
 """

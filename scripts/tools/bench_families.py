@@ -131,9 +131,10 @@ def main() -> None:
         PAGE.write_text(
             "# Speed of the dense architectures\n\n"
             f"`scripts/tools/bench_families --write` generated this page on {date.today()} "
-            f"({machine()}, {threads} threads).\n\nThe models are random, and any windows are "
-            f"wider than the context. A step has {TOKENS} tokens ({small}). Its speed counts the "
-            "necessary FLOPs and is also shown relative to a llama model of the same size. Single "
+            f"({machine()}, {threads} threads).\n\nThe models are random, and any attention "
+            f"windows are wider than the context. A step has {TOKENS} tokens "
+            f"({small}). Its speed counts the necessary FLOPs and is also shown relative to a "
+            "llama model of the same size. Single "
             f"tokens follow a prompt of {LEAD} tokens ({large}) and are compared with llama.cpp. "
             f"The two programs run alternately. Speeds are the fastest of {ROUNDS} rounds; ratios "
             "are medians.\n\n"

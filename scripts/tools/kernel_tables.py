@@ -1,6 +1,6 @@
-"""Compare our kernels with plain numpy and llama.cpp: the largest difference and the speed of every
-case in the tests' registry, as docs/kernels.md. Each uses one thread: this compares kernels, and
-other programs on the machine have less effect.
+"""Compare our kernels with plain numpy and llama.cpp, and write docs/kernels.md: the largest
+difference and the speed for every case in the tests' registry. All sides use one thread, so that
+the kernels themselves are compared and other programs on the machine have less effect.
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ PAGE = ROOT / "docs" / "kernels.md"
 
 
 def chosen(names: list[str]) -> list[Case]:
-    """Return the cases of names, groups or patterns; SystemExit for one without a match."""
+    """Return the cases that match names, groups or patterns; exit if one matches nothing."""
     if not names:
         return list(CASES)
     for name in names:
         if not any(_means(name, case) for case in CASES):
-            sys.exit(
-                f"there is no case or group named named {name!r}; groups are {', '.join(GROUPS)}"
-            )
+            sys.exit(f"there is no case or group named {name!r}; groups are {', '.join(GROUPS)}")
     return [case for case in CASES if any(_means(name, case) for name in names)]
 
 
@@ -46,7 +44,7 @@ def _means(name: str, case: Case) -> bool:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Measure differences for all sizes, and times for the large size, with the three in turns."""
+    """Measure differences for all sizes, and times for the large size in alternating runs."""
     found = [differences(case, size) for size in SIZES]
     row: dict[str, Any] = {"error": max(own for own, _ in found)}
     theirs = [d for _, d in found if d is not None]
@@ -70,7 +68,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def save(rows: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write both files, without cases that no longer exist."""
+    """Write both files, omitting cases that no longer exist."""
     rows = {case.name: rows[case.name] for case in CASES if case.name in rows}
     STORED.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", "utf-8")
     PAGE.write_text(page(rows, about), encoding="utf-8")
@@ -79,11 +77,11 @@ def save(rows: dict[str, Any], about: dict[str, Any]) -> None:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument(
-        "names", nargs="*", metavar="NAME", help="cases, groups or patterns; default all"
+        "names", nargs="*", metavar="NAME", help="cases, groups or patterns (default: all)"
     )
-    p.add_argument("--seconds", type=float, default=0.3, help="time per case (%(default)s)")
+    p.add_argument("--seconds", type=float, default=0.3, help="seconds per case (%(default)s)")
     p.add_argument("--missing", action="store_true", help="only cases without a result")
-    p.add_argument("--page", action="store_true", help="write the page from the last results")
+    p.add_argument("--page", action="store_true", help="only write the page from stored results")
     given = p.parse_args()
     stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
     rows, about = stored.get("rows", {}), stored.get("about", {})

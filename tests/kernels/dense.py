@@ -28,7 +28,7 @@ from tests.kernels.elements import GATED
 from tests.kernels.tokens import NORM
 from tests.oracle import Graph
 
-NO_GRADIENT = "none: ggml has no gradient of LayerNorm"
+NO_GRADIENT = "none: ggml has no gradient for LayerNorm"
 XIELU_STORED = (-0.4, 0.3, 0.5, -1e-6)  # alpha_n, alpha_p, beta, eps: in ggml's order
 
 
@@ -153,8 +153,8 @@ case("relu squared", "small", ungated, bound=3e-7, llama="ggml_relu, ggml_sqr",
 case("xielu", "small", ungated, bound=1e-6, llama="ggml_xielu",
      shape="1024 x 1536")(partial(_ungated, kind="xielu"))  # fmt: skip
 case("gelu, gradient", "small", ungated_grad, bound=4e-6, shape="1024 x 1536",
-     llama="none: ggml has no gradient of gelu")(partial(_ungated_grad, kind="gelu"))  # fmt: skip
+     llama="none: ggml has no gradient for gelu")(partial(_ungated_grad, kind="gelu"))  # fmt: skip
 case("relu squared, gradient", "small", ungated_grad, bound=3e-7, shape="1024 x 1536",
      llama="ggml_relu, ggml_scale, ggml_mul")(partial(_ungated_grad, kind="relu2"))  # fmt: skip
 case("xielu, gradient", "small", ungated_grad, bound=1e-6, shape="1024 x 1536",
-     llama="none: ggml has no gradient of xielu")(partial(_ungated_grad, kind="xielu"))  # fmt: skip
+     llama="none: ggml has no xielu gradient")(partial(_ungated_grad, kind="xielu"))  # fmt: skip

@@ -70,7 +70,7 @@ case("geglu", "small", gated, bound=4e-6, llama="ggml_geglu_split", llama_bound=
 case("swiglu, gradient", "small", gated_grad, bound=1e-6, llama="ggml_mul (2), ggml_silu_back, "
      "ggml_silu", shape="1024 x 1536")(partial(_gated_grad, gelu=False))  # fmt: skip
 case("geglu, gradient", "small", gated_grad, bound=4e-6, shape="1024 x 1536",
-     llama="none: ggml has no gradient of gelu")(partial(_gated_grad, gelu=True))  # fmt: skip
+     llama="none: ggml has no gradient for gelu")(partial(_gated_grad, gelu=True))  # fmt: skip
 
 CAPPED = {"one": (1, 64), "odd": (37, 101), "large": (128, 49152)}
 
@@ -96,7 +96,7 @@ def _soft_cap(size: str) -> Run:
 
 
 @case("soft_cap, gradient", "small", soft_cap_grad, bound=2e-6, shape="128 x 49152",
-      llama="none: ggml has no gradient of tanh")  # fmt: skip
+      llama="none: ggml has no gradient for tanh")  # fmt: skip
 def _soft_cap_grad(size: str) -> Run:
     z, dy = 20 * normal(1, *CAPPED[size]), normal(2, *CAPPED[size])
     y, dz = z.copy(), np.empty_like(z)
@@ -147,7 +147,7 @@ def _add_dropped(size: str) -> Run:
 
 
 @case("pack", "small", pack, bound=0, shape="1024 x 576",
-      llama="none: its products read rows where they are")  # fmt: skip
+      llama="none: its products read rows in place")  # fmt: skip
 def _pack(size: str) -> Run:
     x = normal(1, *NORM[size])
     memory = np.empty(panel_floats(*x.shape), np.float32)

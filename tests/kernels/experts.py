@@ -134,8 +134,8 @@ def _rows(size: str) -> Run:
     return Run({"x": x}, ours, reference, None, 12 * y.size)
 
 
-NONE = "none: ggml has no gradient of it"
-case("router", "small", route, bound=2e-6, llama="none: three ops of it",
+NONE = "none: ggml has no such gradient"
+case("router", "small", route, bound=2e-6, llama="none: three separate ops",
      shape="1024 x 128, 8 chosen")(_route)  # fmt: skip
 case("router, gradient", "small", route_grad, bound=4e-6, llama=NONE,
      shape="1024 x 128, 8 chosen")(_route_grad)  # fmt: skip

@@ -27,7 +27,7 @@ from tests.kernels.case import Arrays, Run, case, normal
 from tests.oracle import Graph
 
 CONV = {"one": (1, 32), "odd": (37, 101), "large": (1024, 1024)}
-NO_GRADIENT = "none: ggml has no gradient of it"
+NO_GRADIENT = "none: ggml has no such gradient"
 
 
 def _whole(n: int) -> np.ndarray:

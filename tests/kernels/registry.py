@@ -49,17 +49,17 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.token.run.row_product": "the only product in `walk`, compared with "
     "llama.cpp for each weight type by tests/quants/test_dot.py",
     "nbllama.ops.attention.attention.alibi_slopes": "a table, covered by "
-    "the rows 'attention, ALiBi'",
+    "the 'attention, ALiBi' rows",
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, for dumps",
     "nbllama.ops.attention.attention.probabilities": "plain numpy",
     "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
     "table; tests/ops/test_registry_sweep.py compares it with its reference",
-    "nbllama.ops.rope.rope_tables": "plain numpy, covered by the rows 'rope'",
+    "nbllama.ops.rope.rope_tables": "plain numpy, covered by the 'rope' rows",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
-    "nbllama.ops.ungated.xielu_numbers": "two numbers, covered by the rows 'xielu'",
+    "nbllama.ops.ungated.xielu_numbers": "two numbers, covered by the 'xielu' rows",
     "nbllama.ops.short_conv.leave_state": "copies, tested in tests/generation/test_states.py",
-    "nbllama.ops.delta_net.delta_net.fading": "exp, covered by the rows 'delta_net'",
-    "nbllama.ops.dropout.dropout_for": "generates a key, covered by the rows 'dropout'",
+    "nbllama.ops.delta_net.delta_net.fading": "exp, covered by the 'delta_net' rows",
+    "nbllama.ops.dropout.dropout_for": "generates a key, covered by the 'dropout' rows",
     "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
     "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",
     "nbllama.ops.token.run.thread_entry": "the kernel of `walk`",

@@ -48,7 +48,7 @@ class Cell(NamedTuple):
 
 MARKS = {
     "=": "trained exactly by the rule",
-    "~": "trained by the rule, without a part that the template omits; a message says so",
+    "~": "trained by the rule, except for a part that the template omits; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
     "c": "refused by the rule: the prompt closes the thought that the data contain",
