@@ -152,7 +152,7 @@ def _walk(folder: str) -> Iterator[str]:
                 continue
             count += 1
             if count > MAX_FILES:
-                raise DataError(f"{shown(folder, 400)}: more than {MAX_FILES} files")
+                raise DataError(f"{shown(folder, 400)} contains more than {MAX_FILES} files")
             yield os.path.relpath(os.path.join(here, file), folder)
 
 

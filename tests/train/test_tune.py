@@ -217,7 +217,7 @@ class Table:
         (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
-        ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
+        ([], DataError, "a list of 0 records contains nothing to train on: it has no records"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record must be an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
         ([{"question": "x"}], DataError, "match no format"),
