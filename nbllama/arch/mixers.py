@@ -48,7 +48,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
     values = f.get(key, "ints")
     some = values[values != 0]
     if not (some == some[0]).all():
-        raise f.error(f"key '{key}'", "differs between blocks with attention: not supported")
+        raise f.error(f"key '{key}'", "differs between attention blocks, which is not supported")
     if not 1 <= int(some[0]) <= MAX_COUNT:
         raise f.error(f"key '{key}'", f"{int(some[0])}, allowed 1..{MAX_COUNT}")
     return int(some[0])

@@ -90,7 +90,9 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
         )
     prefix = named[0]
     if named[1:] != (number, count):
-        problem = f"its name says part {named[1]} of {named[2]}, but its keys {number} of {count}"
+        problem = (
+            f"its name says part {named[1]} of {named[2]}, but its keys say {number} of {count}"
+        )
         raise given.error("file", problem)
     names = [part_name(prefix, i, count) for i in range(1, count + 1)]
     missing = [i for i, name in enumerate(names, 1) if not os.path.exists(name)]

@@ -46,6 +46,6 @@ def check_kind(path: str, kind: Kind) -> None:
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
     """Return an error about a file that must not be replaced."""
     return OutputError(
-        f"{shown(path, 400)}: a file that {what} exists and is not replaced; choose a different "
+        f"{shown(path, 400)}: the existing file {what} and is not replaced; choose a different "
         "name, or move the file"
     )

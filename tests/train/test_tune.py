@@ -291,7 +291,9 @@ def test_ctrl_c_gives_back_the_run_so_far(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     files: dict[str, Any] = dict(checkpoint_out="c-ITERATION.gguf", lora_out="l-ITERATION.gguf")
-    with pytest.warns(UserWarning, match="after iteration 2 of 4; checkpoint_in='c-LATEST.gguf'"):
+    with pytest.warns(
+        UserWarning, match="after iteration 2 of 4; pass checkpoint_in='c-LATEST.gguf'"
+    ):
         half = nbllama.tune("toy.gguf", "text.txt", **SHORT, **files, on_step=press)
     assert half.interrupted and half.iteration == 2 and "signal" in half.reason
     assert (folder / "l-2.gguf").exists() and half.paths["adapter"] == "l-LATEST.gguf"

@@ -147,7 +147,9 @@ def write(path: str, key: str, values: np.ndarray) -> None:
     kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
-        raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
+        raise OutputError(
+            f"{shown(path, 400)}: the file was not written by nbllama, so it is not replaced"
+        )
     content = np.ascontiguousarray(values, "<f8").tobytes()
     head = f"{key}\n{hashlib.sha256(content).hexdigest()}\n".encode()
     with atomic_write(path) as out:

@@ -52,10 +52,10 @@ def tune(
     if run.interrupted:
         more = ""
         if "checkpoint" in run.paths:
-            more = f"; checkpoint_in={run.paths['checkpoint']!r} continues it"
+            more = f"; pass checkpoint_in={run.paths['checkpoint']!r} to resume it"
         if not stop.signum:  # no worker is left
             raise NbllamaError(f"{run.reason}; saved after iteration {run.iteration}{more}")
-        who = "its page" if stop.by_page else "Ctrl-C"
+        who = "the live page" if stop.by_page else "Ctrl-C"
         text = f"{who} ended the run after iteration {run.iteration} of {run.last}{more}"
         warnings.warn(text, stacklevel=3)
     return run
@@ -99,7 +99,8 @@ def _read(
         # a switch without an opposite cannot be switched off after a file that switches it on
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
             raise UsageError(
-                f"{o.dest}=False: the file {shown(options.config)} switches it on; remove it there"
+                f"{o.dest}=False: the file {shown(options.config)} enables this option; "
+                "remove it from the file"
             )
     loaded = model if isinstance(model, Model) else None
     keep_best = not (options.dry_run or options.only_write_lora)

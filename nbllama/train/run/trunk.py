@@ -137,7 +137,8 @@ def stored_trunk(
         return
     if cache.n_samples:
         say(
-            f"{shown(plan.path, 400)}: found the frozen blocks' output of {cache.n_samples} samples"
+            f"{shown(plan.path, 400)}: found the stored output of the frozen blocks for "
+            f"{cache.n_samples} samples"
         )
     with cache:
         trainer.trunk = cache

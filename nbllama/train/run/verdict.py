@@ -133,7 +133,7 @@ def verdict_on_rewards(
 ) -> Verdict:
     """Return the verdict on a run on rewards; arguments as for `verdict_on_preferences`."""
     if "reward" not in first or "reward" not in last:
-        return Verdict(HARDLY, "hardly any answer has a reward")
+        return Verdict(HARDLY, "hardly any answer earns a reward")
     before, after = first["reward"], last["reward"]
     numbers = f"reward {before:.3g} -> {after:.3g}"
     if "kl" in last:
@@ -233,7 +233,7 @@ class Ending:
         model = o.model_base
         if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
             more = ["--checkpoint-in", checkpoint, *self._longer().split(" or ")[0].split()]
-            return [f"{called_as(PROG)} ... {shlex.join(more)}, with the same other options"]
+            return [f"{called_as(PROG)} ... {shlex.join(more)}, with all other options unchanged"]
         words = ["--model", model, "--lora", adapter]
         out = os.path.basename(model).removesuffix(".gguf")
         merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]
