@@ -61,7 +61,13 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
             "values of earlier blocks"
         )
     if unused:
-        lines.append(f"{hp.next_blocks} block that predicts a later token is not used")
+        n = hp.next_blocks
+        what = (
+            "block that predicts a later token is"
+            if n == 1
+            else "blocks that predict later tokens are"
+        )
+        lines.append(f"{n} {what} not used")
     if not others:
         return lines
     lines.append(f"{len(others)} image or audio tensors are not used: nbllama trains only on text")

@@ -210,7 +210,7 @@ def load_samples(
             f"{n_ctx} tokens"
         )
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
-        notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
+        notes.append("no answer ends with an end-of-turn token: the model will not learn to stop")
     if reader is not None:
         notes += reader.notes(n_good, n_rows)
     judged = judgements(data, [number for _, number, _ in kept])

@@ -212,10 +212,14 @@ def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]
     last = start + expected
     if records and c.end not in (end, last):
         raise c.error(
-            "end of file", f"at byte {c.end}, the last tensor ends at {end}, padded at {last}"
+            "end of file",
+            f"at byte {c.end}, but the last tensor ends at {end} ({last} with padding)",
         )
     if not records and c.end > start:
-        raise c.error("end of file", f"at byte {c.end}, the header without tensors ends at {start}")
+        raise c.error(
+            "end of file",
+            f"at byte {c.end}, but the header ends at {start} and there are no tensors",
+        )
     return tensors
 
 

@@ -232,7 +232,7 @@ def test_template_that_never_ends_a_turn(bpe: Tokenizer, write_lines: Lines) -> 
     with ChatTemplate(source) as template:
         data = load_chat(write_lines([(U, "q"), (A, "x")]), bpe, 64, template)
     assert data.notes == (
-        "no end-of-turn token follows an answer: the model will not learn to stop",
+        "no answer ends with an end-of-turn token: the model will not learn to stop",
     )
 
 

@@ -165,7 +165,7 @@ def cuts() -> Iterator[Case]:
         f"padding before the data: needs bytes {HEADER}..{DATA}",
     )
     yield "G33b", lambda: small(pad_byte=b"\1"), f"bytes {HEADER}..{DATA} are not zero"
-    yield "G33c", lambda: GOOD[: ENDS[2] + 5], f"end of file: at byte {ENDS[2] + 5}, the last ten"
+    yield "G33c", lambda: GOOD[: ENDS[2] + 5], f"end of file: at byte {ENDS[2] + 5}, but the last"
 
 
 def alignments() -> Iterator[Case]:
@@ -272,8 +272,8 @@ def ends() -> Iterator[Case]:
     yield "G61", lambda: GOOD[: ENDS[1] - 9], "'blk.0.attn_q.weight': needs bytes"
     yield "G62a", lambda: GOOD[:DATA], "'token_embd.weight': needs bytes"
     yield "G62b", lambda: GOOD[:HEADER], "padding before the data"
-    yield "G63a", lambda: GOOD + b"\0", f"end of file: at byte {len(GOOD) + 1}, the last tensor"
-    yield "G63b", lambda: GOOD + bytes(32), f"end of file: at byte {len(GOOD) + 32}, the last ten"
+    yield "G63a", lambda: GOOD + b"\0", f"end of file: at byte {len(GOOD) + 1}, but the last tensor"
+    yield "G63b", lambda: GOOD + bytes(32), f"end of file: at byte {len(GOOD) + 32}, but the last"
     yield "G63c", lambda: Gguf(tail=b"x" * 100).build(), "end of file: at byte 132"
     yield "G66a", lambda: with_kv(kv("split.count", 2, b"\3\0")), "key 'split.no': is missing"
     yield (

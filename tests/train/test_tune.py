@@ -169,7 +169,7 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
         ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw or sgd or lion"),
         ({"lora_out": object()}, "lora_out: a value of type object is not allowed"),
         ({"train_data": "x"}, "train_data is the second argument"),
-        ({"list_archs": True}, "list_archs is an option of the command line only"),
+        ({"list_archs": True}, "list_archs is only available on the command line"),
         ({"val_split": 0.1, "val_data": "text.txt"}, "--val-data and --val-split"),
         ({"lora_out": "toy.gguf"}, "--lora-out and --model-base are the same file toy.gguf"),
         ({"train_on_prompt": True}, "--train-on-prompt is for records"),

@@ -157,7 +157,7 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
     if prompt is not None and not any(
         m["content"] == text_of(record, "prompt") for m in chosen[:n]
     ):
-        raise DataError('the text of "prompt" is not in the part that the two chats share')
+        raise DataError('the text of "prompt" does not occur in the part that the two chats share')
     first, second = (
         _chat(m[:n], m[n:], frozenset(i - n for i in quiet if i >= n), record, notices, side)
         for side, (m, quiet, notices) in zip(SIDES, parts, strict=True)

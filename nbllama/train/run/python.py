@@ -73,7 +73,7 @@ def _read(
         if name in _ARGUMENTS:
             raise UsageError(f"{name} is the {_ARGUMENTS[name]} argument, not an option")
         if name in _OF_THE_PROGRAM:
-            raise UsageError(f"{name} is an option of the command line only")
+            raise UsageError(f"{name} is only available on the command line")
     path = model.gguf.path if isinstance(model, Model) else _path("model", model)
     own, records = _file_or_records("data", data)
     val_data = prompts = None

@@ -68,7 +68,7 @@ def _value(path: str, o: Option, key: str, found: Any) -> Any:
     except (KeyError, ValueError):
         raise CheckpointError(
             f"{shown(path, 400)}: key 'nbllama.settings.{shown(key)}': {shown(found)} is not a "
-            f"valid value of {o.names[0]}"
+            f"valid value for {o.names[0]}"
         ) from None
 
 

@@ -189,7 +189,7 @@ def resolve(
     options = with_plan(options, data_kind, n_samples, n_embd=n_embd)
     n_iter = iterations(options, data_kind, n_samples, walk)
     if not n_iter and not done:
-        raise UsageError("--adam-iter 0: there is no checkpoint to continue; use 1 or more")
+        raise UsageError("--adam-iter 0: there is no checkpoint to resume from; use 1 or more")
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
     notes = []

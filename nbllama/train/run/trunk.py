@@ -67,7 +67,7 @@ def plan_trunk(
     if layer == 0:
         if size is not None:
             say(
-                "--trunk-cache: not used, because the first block is trained; pass --lora-layers "
+                "--trunk-cache is not used, because the first block is trained; pass --lora-layers "
                 "last:N"
             )
         return None
@@ -75,7 +75,7 @@ def plan_trunk(
     if not name:
         if size is not None:
             say(
-                "--trunk-cache: not used, because the run writes neither a checkpoint nor an "
+                "--trunk-cache is not used, because the run writes neither a checkpoint nor an "
                 "adapter"
             )
         return None
@@ -90,8 +90,8 @@ def plan_trunk(
     plan = TrunkPlan(path, key, layer, nbytes)
     if size is not None and nbytes > size:
         say(
-            f"--trunk-cache: not used: the data need {memory(nbytes)}, but only {memory(size)} is "
-            f"allowed; pass {nbytes} or more"
+            f"--trunk-cache is not used: the data need {memory(nbytes)}, but only {memory(size)} "
+            f"is allowed; pass {nbytes} or more"
         )
         return None
     if size is not None or os.path.exists(path):  # the file of an interrupted run

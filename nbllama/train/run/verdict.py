@@ -139,7 +139,7 @@ def verdict_on_rewards(
     if "kl" in last:
         numbers += f", KL {last['kl']:.2g} nats per token"
     if after - before < RISEN_REWARD * first.get("reward_std", 0.0) or after <= before:
-        same = f"{100 * last.get('same', 0.0):.0f} % of the groups have equal rewards"
+        same = f"in {100 * last.get('same', 0.0):.0f} % of the groups, all rewards are equal"
         return Verdict(HARDLY, f"{numbers}; {same}; try {longer}")
     return Verdict(LEARNED, numbers)
 
