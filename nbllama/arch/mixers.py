@@ -70,7 +70,8 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
         raise f.error(f"key '{key}.group_count'", f"{groups} does not divide {heads} heads")
     if (inner := size(f, f"{key}.inner_size")) != of.n_values:
         raise f.error(
-            f"key '{key}.inner_size'", f"{inner}, but {heads} heads of {of.size} make {of.n_values}"
+            f"key '{key}.inner_size'",
+            f"{inner}, but {heads} heads of {of.size} require {of.n_values}",
         )
     return of
 

@@ -173,7 +173,7 @@ def load_samples(
             n_tokens = len(whole.ids) - 1
             if n_tokens > n_ctx and on_long == "refuse":
                 raise DataError(
-                    f"{data.where(line)}: {n_tokens} tokens are more than the context of {n_ctx}; "
+                    f"{data.where(line)}: {n_tokens} tokens exceed the context of {n_ctx}; "
                     "pass a larger --ctx, or --on-long cut or skip"
                 )
             if n_tokens > n_ctx and on_long == "skip":

@@ -79,9 +79,9 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
     """Return all parts in order, checked to belong together; add newly opened files to `opened`."""
     number = given.count(NUMBER, 1 << 16) + 1
-    one = f"one part of {count} of a split model"
+    one = f"one of {count} parts of a split model"
     if count > _MOST or not 1 <= number <= count:
-        raise given.error(f"key '{NUMBER}'", f"{number - 1}, and '{COUNT}' is {count}")
+        raise given.error(f"key '{NUMBER}'", f"{number - 1}, but '{COUNT}' is {count}")
     named = part_of(given.path)
     if named is None:
         wanted = part_name("NAME", number, count)
@@ -100,7 +100,7 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
         which = ", ".join(map(str, missing[:9])) + (", ..." if len(missing) > 9 else "")
         are = "parts {} are" if len(missing) > 1 else "part {} is"
         absent = shown(names[missing[0] - 1], 400)
-        raise given.error("file", f"{one}; {are.format(which)} missing: there is no {absent}")
+        raise given.error("file", f"{one}; {are.format(which)} missing: {absent} does not exist")
     parts = []
     for i, name in enumerate(names, 1):
         parts.append(given if i == number else open_one(name))

@@ -224,7 +224,7 @@ def test_long_samples(cases: dict[str, Case], tmp_path: Path) -> None:
     assert [cut.n_tokens(i) for i in range(3)][1] == 20 and cut.n_cut == 1
     assert skipped.lines.tolist() == [1, 3] and skipped.n_long == 1
     assert skipped.notes[0] == "1 of 3 samples were skipped because they are longer than 20 tokens"
-    with pytest.raises(DataError, match=r"x, line 2: \d+ tokens are more than the context of 20"):
+    with pytest.raises(DataError, match=r"x, line 2: \d+ tokens exceed the context of 20"):
         load(path, spm, 20, on_long="refuse")
     with pytest.raises(ValueError, match="on_long 'x' is not one of cut, refuse, skip"):
         load(path, spm, 20, on_long="x")

@@ -99,7 +99,7 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
         (
             '{"text": "the"}',
             ["--on-long", "refuse", "--ctx", "1"],
-            "line 1: 2 tokens are more than",
+            "line 1: 2 tokens exceed",
         ),
     ],
 )
