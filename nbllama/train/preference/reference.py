@@ -186,6 +186,6 @@ def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray 
     sums = whole[len(_MAGIC) : head].decode("ascii", "replace").split("\n")
     content = whole[head:]
     if not whole.startswith(_MAGIC) or sums[:2] != [key, hashlib.sha256(content).hexdigest()]:
-        say(f"warning: {shown(path, 400)} is damaged; computing reference log-probabilities again")
+        say(f"warning: {shown(path, 400)} is damaged; recomputing reference log-probabilities")
         return None
     return np.frombuffer(content, "<f8").astype(np.float64)

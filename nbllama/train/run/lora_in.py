@@ -36,8 +36,8 @@ def started_from(
     given = options.lora_layers
     if given is not None and as_text(blocks(given, n_layer), n_layer) != layers:
         raise UsageError(
-            f"--lora-layers {shown(given)}: the adapter {shown(options.lora_in)} has pairs on "
-            f"{layers}; leave the option out"
+            f"--lora-layers {shown(given)}: the adapter {shown(options.lora_in)} matches "
+            f"--lora-layers {layers}; leave the option out"
         )
     if options.rslora:
         raise UsageError(

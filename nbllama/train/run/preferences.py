@@ -46,7 +46,7 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         wanted = "kto" if labelled else _OF_PAIRS
         column = "--data-format completion" if labelled else "--data-columns completion=chosen"
         raise DataError(
-            f"{name} contains {held}; pass --objective {wanted}; or {column} to train on "
+            f"{name} contains {held}; pass --objective {wanted}, or pass {column} to train on "
             f"{'all answers' if labelled else 'the chosen answers'} directly"
         )
     if judged is None or not isinstance(data, Samples):
