@@ -48,11 +48,10 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
         if rest in _WHOLE_SCALES and f"{weight}.weight" in expected:
             raise f.error(
                 f"tensor '{shown(unknown)}'",
-                "is a scale for a whole tensor (found in some NVFP4 files), which is not "
-                "supported; "
+                "is a per-tensor scale (as in some NVFP4 files), which is not supported; "
                 "convert the model to a different type, such as Q8_0",
             )
-        raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
+        raise f.error(f"tensor '{shown(unknown)}'", f"is unknown for architecture {hp.arch}")
     if ROPE_FACTORS in f.tensors:
         _check_rope_factors(f)
     lines = []
@@ -62,10 +61,16 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
             "values of earlier blocks"
         )
     if unused:
-        lines.append(f"{hp.next_blocks} block that predicts a later token is not used")
+        n = hp.next_blocks
+        what = (
+            "block that predicts a later token is"
+            if n == 1
+            else "blocks that predict later tokens are"
+        )
+        lines.append(f"{n} {what} not used")
     if not others:
         return lines
-    lines.append(f"{len(others)} tensors for images or sound are not used: only text is trained")
+    lines.append(f"{len(others)} image or audio tensors are not used: nbllama trains only on text")
     return lines
 
 

@@ -71,7 +71,7 @@ def read_experts(
     used = size(f, f"{arch}.expert_used_count", count)
     groups = f"{arch}.expert_group_count"
     if f.count(groups, MAX_COUNT, default=1) > 1:
-        raise f.error(f"key '{groups}'", "choosing experts by group is not supported")
+        raise f.error(f"key '{groups}'", "grouped expert selection is not supported")
     width_key = f"{arch}.feed_forward_length"
     if row.own_width and (key := f"{arch}.expert_feed_forward_length") in f.metadata:
         width_key = key
@@ -83,7 +83,10 @@ def read_experts(
         raise f.error(f"key '{arch}.leading_dense_block_count'", f"not supported for {arch}")
     step = f"{arch}.interleave_moe_layer_step"
     if row.step_key and size(f, step) != 1:
-        raise f.error(f"key '{step}'", "only experts in every block after the first are supported")
+        raise f.error(
+            f"key '{step}'",
+            "only models with experts in every block after the first are supported",
+        )
     gating, normed, scale = _weights(f, arch, row, warnings)
     return Experts(
         count, used, n_ff, _shared(f, arch, row, n_ff), int(first), gating, normed, scale, row.kind
@@ -98,7 +101,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
         return n_ff * int(f.count(count, MAX_COUNT))
     width = f.count(key, MAX_COUNT, default=0)
     if width and not row.shared:
-        raise f.error(f"key '{key}'", f"a shared expert is not supported for {arch}")
+        raise f.error(f"key '{key}'", f"shared experts are not supported for {arch}")
     return int(width)
 
 

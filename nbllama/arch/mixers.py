@@ -48,7 +48,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
     values = f.get(key, "ints")
     some = values[values != 0]
     if not (some == some[0]).all():
-        raise f.error(f"key '{key}'", "differs between blocks with attention: not supported")
+        raise f.error(f"key '{key}'", "differs between attention blocks, which is not supported")
     if not 1 <= int(some[0]) <= MAX_COUNT:
         raise f.error(f"key '{key}'", f"{int(some[0])}, allowed 1..{MAX_COUNT}")
     return int(some[0])
@@ -70,7 +70,8 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
         raise f.error(f"key '{key}.group_count'", f"{groups} does not divide {heads} heads")
     if (inner := size(f, f"{key}.inner_size")) != of.n_values:
         raise f.error(
-            f"key '{key}.inner_size'", f"{inner}, but {heads} heads of {of.size} make {of.n_values}"
+            f"key '{key}.inner_size'",
+            f"{inner}, but {heads} heads of {of.size} require {of.n_values}",
         )
     return of
 

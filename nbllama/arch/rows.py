@@ -27,12 +27,12 @@ ARCHS: dict[str, ArchRow] = {
 }
 
 # Reasons for refusing these architectures; other unknown names are refused without a reason.
-_EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
+_EXPERTS, _STATE = "this type of mixture-of-experts model is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx"), _EXPERTS),
     **dict.fromkeys(("phimoe", "hunyuan-moe", "bailingmoe", "minimax-m2", "dots1"), _EXPERTS),
-    **dict.fromkeys(("gemma3n",), "embeddings for each layer are"),
+    **dict.fromkeys(("gemma3n",), "per-layer embeddings are"),
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h"), _STATE),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
     **dict.fromkeys(("qwen3next", "plamo2"), _STATE),

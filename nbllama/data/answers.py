@@ -13,9 +13,9 @@ from nbllama.text.thoughts import at_end, closer_in, opening
 if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
-THOUGHTS = "earlier answers lose their thoughts in later prompts"
-TOKENS = "earlier answers have different token ids in later prompts"
-OTHERWISE = "earlier answers have different text in later prompts"
+THOUGHTS = "later prompts omit the thoughts of earlier answers"
+TOKENS = "earlier answers are tokenised differently in later prompts"
+OTHERWISE = "earlier answers are rendered differently in later prompts"
 
 
 class Answer(NamedTuple):

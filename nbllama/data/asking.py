@@ -114,8 +114,8 @@ class PromptReader:
             if len(ids) + most > n_ctx + 1:
                 if refuse_long:
                     raise DataError(
-                        f"{data.where(line)}: a prompt of {len(ids)} tokens and an answer of "
-                        f"{most} do not fit in the context of {n_ctx}; pass a larger --ctx"
+                        f"{data.where(line)}: the prompt ({len(ids)} tokens) and an answer of "
+                        f"{most} tokens do not fit in the context of {n_ctx}; pass a larger --ctx"
                     )
                 n_long += 1
                 continue
@@ -130,17 +130,16 @@ class PromptReader:
             data.bad.sort()
             n = len(good) + len(data.bad)
             notes.append(
-                f"{len(data.bad)} of {n} records are bad and were skipped; the first: "
+                f"{len(data.bad)} of {n} records are bad and were skipped; first: "
                 f"{data.short_place(data.bad[0].line)}: {data.bad[0].reason}"
             )
         if n_long:
             notes.append(
-                f"{n_long} of {len(good)} prompts were skipped because they do not fit in the "
-                "context of "
-                f"{n_ctx} tokens with an answer of {most}"
+                f"{n_long} of {len(good)} prompts were skipped because the prompt and an answer of "
+                f"{most} tokens do not fit in the context of {n_ctx} tokens"
             )
         if not questions:
-            raise DataError(f"{shown(data.path, 400)} contains no usable prompt"
+            raise DataError(f"{shown(data.path, 400)} contains no usable prompts"
                             + (f": {notes[-1]}" if notes else ""))  # fmt: skip
         if reader is not None:
             reader.notices.empty_thoughts = 0  # the stand-in is not trained on

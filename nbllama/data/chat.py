@@ -156,9 +156,9 @@ class ChatReader:
         lines = self.notices.lines(n_records, n_samples)
         if self._traits.asks_to_think:
             lines.append(
-                "llama.cpp's server sets enable_thinking to true, for which this chat template "
-                "writes a different prompt; pass --template-vars enable_thinking=true to train "
-                "for it"
+                "llama.cpp's server sets enable_thinking to true, which makes this chat template "
+                "write a different prompt; pass --template-vars enable_thinking=true to train "
+                "with that prompt"
             )
         unknown = [v for v in self._template.variables if v not in self._traits.names]
         if unknown:
@@ -177,7 +177,7 @@ class ChatReader:
             numbers = numbers[1:]
         if not numbers:
             raise DataError(
-                "no answer to train on: the only answer is the first message, so it has no prompt"
+                "no answer to train on: the only answer is the first message, which has no prompt"
             )
         n_calls = sum(bool(m.get("tool_calls")) for m in messages)
         if n_calls:

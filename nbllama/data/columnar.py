@@ -27,7 +27,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
         import pyarrow.parquet as pq
     except ImportError:
         raise DataError(
-            f"{where} is a Parquet file; reading it requires the package pyarrow: {EXTRA}"
+            f"{where} is a Parquet file; reading it requires the pyarrow package: {EXTRA}"
         ) from None
     row = size = 0
     try:
@@ -52,14 +52,14 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
                 row += 1
                 yield Entry(row, {key: _plain(value) for key, value in record.items()})
         if row != metadata.num_rows:
-            raise DataError(f"{where}: {row} rows, but its header says {metadata.num_rows}")
+            raise DataError(f"{where} contains {row} rows, but its header says {metadata.num_rows}")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as e:
         raise DataError(f"{where} is a damaged Parquet file: {shown(e)}") from e
 
 
 def _too_large(where: str) -> DataError:
     return DataError(
-        f"{where} unpacks to more than the limit of {MAX_UNPACKED >> 20} MiB; split it"
+        f"{where} is larger than the limit of {MAX_UNPACKED >> 20} MiB when unpacked; split it"
     )
 
 

@@ -40,14 +40,14 @@ class Counts(NamedTuple):
         out = []
         if self.columns:
             asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)
-            through = " (through the chat template)" if asked else ""
+            through = " (with the chat template)" if asked else ""
             out.append(f"read: {_listed(self.columns)}{through}")
         if self.roles:
             out.append(f"roles: {_listed(self.roles)}")
         if self.numbers:
-            out.append(f"numbers are read as text: {_counted(self.numbers)}")
+            out.append(f"numbers read as text: {_counted(self.numbers)}")
         if self.unread:
-            out.append(f"keys that are not trained on: {_counted(self.unread)}")
+            out.append(f"keys not used for training: {_counted(self.unread)}")
         return out
 
 

@@ -82,7 +82,8 @@ class SampleStart:
         skipped = 0 if self.include else len(mark)
         if not opened:
             notes.append(
-                f"--sample-start {self.start!r} does not occur, so the text is a single sample"
+                f"--sample-start {self.start!r} does not occur in the text, which becomes a "
+                "single sample"
             )
             opened = [0]
             skipped = skipped if self.old else 0
@@ -129,7 +130,7 @@ def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]
     if empty:
-        notes.append(f"{empty} samples are empty; each becomes one EOS")
+        notes.append(f"{empty} samples are empty; each becomes a single EOS token")
     if len(longer):
         notes.append(
             f"{len(longer)} samples (longest: {longer.max()} tokens) are longer than the context "

@@ -146,7 +146,7 @@ def _single(rows: list[Row]) -> Found:
         return rows
     return DataError(
         f"the chat template renders {len(rows)} different prompts for the {len(rows)} answers: put "
-        "all but the last answer into the prompt"
+        "all answers except the last one into the prompt"
     )
 
 
@@ -159,7 +159,7 @@ def _pair(chosen: Found, rejected: Found) -> Found:
             return type(found)(f"{name}: {found}")
         rows += found
     if np.array_equal(rows[0].ids, rows[1].ids):
-        return DataError("chosen and rejected have the same tokens: there is nothing to prefer")
+        return DataError("chosen and rejected have equal tokens: there is no preference to learn")
     return rows
 
 

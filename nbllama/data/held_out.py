@@ -39,8 +39,8 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     )
     if parts is None:
         raise DataError(
-            f"--val-split {share:g} of {data.n_samples} samples leaves nothing to train on or to "
-            "validate with; pass a different share, or --val-data"
+            f"--val-split {share:g} of {data.n_samples} samples leaves nothing to train on or "
+            "nothing to validate on; pass a different share, or --val-data"
         )
     return parts
 

@@ -183,7 +183,7 @@ def _sequence(text: str) -> Iterator[Value]:
             kind = "list" if text[at] == "]" else "object"
             raise DataError(f"line {line}: '{text[at]}' closes a {kind} that was not opened")
         else:
-            raise DataError(f"line {line}: broken JSON: expected a record or a list of records")
+            raise DataError(f"line {line}: invalid JSON: expected a record or a list of records")
         at = _end(_BETWEEN, text, end)
 
 
@@ -201,7 +201,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
         if text[at : at + 1] == ",":
             at = _end(_SPACE, text, at + 1)
         elif at < len(text) and text[at] != "]":
-            raise DataError(f"line {_line(text, at)}: broken JSON: expected ',' or ']'")
+            raise DataError(f"line {_line(text, at)}: invalid JSON: expected ',' or ']'")
     return items, places, at + 1
 
 
@@ -255,10 +255,10 @@ def _decode(text: str, at: int) -> tuple[Any, int]:
 
 def _reason(e: Exception, column: bool) -> str:
     if isinstance(e, json.JSONDecodeError):
-        return f"broken JSON{f' at column {e.colno}' if column else ''}: {e.msg}"
+        return f"invalid JSON{f' at column {e.colno}' if column else ''}: {e.msg}"
     if isinstance(e, RecursionError):
-        return "broken JSON: nested too deeply"
-    return f"broken JSON: {shown(e)}"
+        return "invalid JSON: nested too deeply"
+    return f"invalid JSON: {shown(e)}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _mixed(data: DataFile) -> str:
     elif first is Pair:
         reason = "the first record is a pair, so every record must have chosen and rejected"
     return (
-        f"{data.where(line)}: this record has a different format from the records before it: "
+        f"{data.where(line)}: this record has a different format from the previous records: "
         f"{reason} "
         f"({shown(data.path)})"
     )

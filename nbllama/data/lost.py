@@ -31,7 +31,7 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
     if name:
         raise MessageError(
             [number],
-            f": the call of '{shown(name, 40)}' is not in the rendered text: "
+            f": the call to '{shown(name, 40)}' is not in the rendered text: "
             "the chat template leaves it out or changes it",
         )
     thought, words = thought_of(message), visible(message)

@@ -91,7 +91,8 @@ def _refuse_text_and_pair(folded: dict[str, str]) -> None:
     pair = _pair(folded)
     if pair is not None:
         raise DataError(
-            f'both "text" and "{pair[0]}" with "{pair[1]}" can be trained; pass --data-format text,'
+            f'the training text can be "text", or "{pair[0]}" with "{pair[1]}"; pass '
+            "--data-format text,"
             f" or {_to_type(*(folded[name] for name in pair))}"
         )
 
@@ -145,16 +146,16 @@ def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
     if len(questions) > 1 or len(answers) > 1:
         names = ", ".join(questions + answers)
         raise DataError(
-            f"it is unclear which keys are question and answer ({shown(names, 80)}); pass "
-            f"{_to_type(folded[questions[0]], folded[answers[0]])}"
+            f"it is unclear which keys contain the question and the answer ({shown(names, 80)}); "
+            f"pass {_to_type(folded[questions[0]], folded[answers[0]])}"
         )
     return questions[0], answers[0]
 
 
 def _to_type(question: str, answer: str) -> str:
     return (
-        f"--data-columns instruction={question},output={answer} (through the chat template) or "
-        f"--data-columns prompt={question},completion={answer} (joined as they are)"
+        f"--data-columns instruction={question},output={answer} (with the chat template) or "
+        f"--data-columns prompt={question},completion={answer} (concatenated as is)"
     )
 
 

@@ -8,8 +8,9 @@ from nbllama.errors import shown
 
 READ = {
     "mask": (
-        'messages that are not answers have a key such as "loss" or "masked"; such messages are '
-        "never trained anyway"
+        'messages that are not answers have a key such as "loss" or "masked"; only answers are '
+        "trained "
+        "on, so the key has no effect"
     ),
     "developer": (
         "messages have the role developer, which the chat template does not support: they are "
@@ -21,12 +22,12 @@ READ = {
         "llama.cpp's server inserts only a line feed"
     ),
     "first": (
-        "answers are the first message of their chat and have no prompt: they are context and are "
-        "not trained"
+        "answers are the first message of their chat and have no prompt: they are used as context "
+        "and are not trained on"
     ),
     "thought": (
-        "answers have a thought (reasoning_content or <think>) that the chat template does not "
-        "write: they are trained without it"
+        "answers have a thought (reasoning_content or <think>) that the chat template "
+        "omits: they are trained without it"
     ),
     "hermes": (
         "answers call tools, but the chat template does not support calls: the calls are trained "
@@ -37,8 +38,8 @@ READ = {
         "because it writes calls only in that case"
     ),
     "tools": (
-        "records list tools that the chat template does not write: the prompt does not contain "
-        "them, as on a server"
+        "records list tools that the chat template omits: as on a server, the prompt "
+        "does not contain them"
     ),
     "variables": (
         'records set variables ("chat_template_kwargs") that the chat template does not use'
@@ -82,23 +83,23 @@ class Notices:
             why = self.apart.most_common(1)[0][0]
             out.append(f"{n_records} records, {n_samples} samples: {why}")
         for kind, count in self._counts.items():
-            where = f"the first: line {self._first[kind]}"
+            where = f"first: line {self._first[kind]}"
             if kind.startswith("role:"):
                 role = shown(kind.removeprefix("role:"), 40)
                 out.append(
-                    f"{count} messages of the role {role} in {self._records[kind]} records are not "
-                    f"in the rendered text: the chat template leaves them out ({where})"
+                    f"{count} messages with the role {role} in {self._records[kind]} records are "
+                    f"not in the rendered text: the chat template leaves them out ({where})"
                 )
             else:
                 out.append(f"{count} {READ[kind]} ({where})")
         if self.empty_thoughts:
             way = (
-                f"with --template-vars {self.switch}=false it stays in the prompt"
+                f"--template-vars {self.switch}=false keeps it in the prompt"
                 if self.switch
                 else "the chat template has no switch that keeps it in the prompt"
             )
             out.append(
                 f"{self.empty_thoughts} of {self.answers} answers begin with an empty thought, "
-                f"which is trained: the model will learn to stop thinking; {way}"
+                f"which is trained on: the model will learn to stop thinking; {way}"
             )
         return out + self.more

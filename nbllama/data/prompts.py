@@ -120,8 +120,8 @@ class Prompts(RowPerSample):
         """Return a line about the sizes of the data set."""
         sizes = [len(q.ids) for q in self.questions]
         return (
-            f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; answers "
-            f"of at most {self.most}"
+            f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; at most "
+            f"{self.most} per answer"
         )
 
     def numbers(self) -> dict[str, int | str]:

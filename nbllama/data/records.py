@@ -257,13 +257,13 @@ def _parsed(
             data.bad.append(Bad(line, str(e)))
     if not data.samples:
         if not data.bad:
-            raise DataError(f"nothing in {shown(path)} can be trained: it contains no record")
+            raise DataError(f"{shown(path)} contains nothing to train on: it has no records")
         line, reason = data.bad[0]
         place = data.short_place(line)
-        raise DataError(f"nothing in {shown(path)} can be trained; {place}: {reason}")
+        raise DataError(f"{shown(path)} contains nothing to train on; {place}: {reason}")
     if len(used) > 1:
         notes.append(
-            "records of several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
+            "records in several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
         )
     notes += counts.notes() + not_nfc_notes(plain_ones(s for _, s in data.samples), "records")
     return data._replace(format=format.name, notes=tuple(notes))
@@ -287,7 +287,7 @@ def _format(entries: list[Entry], data: DataFile) -> Format:
         return FORMATS[votes.most_common(1)[0][0]]
     if not good:
         if not entries:
-            raise DataError(f"nothing in {shown(data.path)} can be trained: it contains no record")
+            raise DataError(f"{shown(data.path)} contains nothing to train on: it has no records")
         raise DataError(f"{data.where(entries[0].line)}: {entries[0].record}")
     known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
     line, record = good[0]

@@ -173,7 +173,7 @@ def load_samples(
             n_tokens = len(whole.ids) - 1
             if n_tokens > n_ctx and on_long == "refuse":
                 raise DataError(
-                    f"{data.where(line)}: {n_tokens} tokens, longer than the context of {n_ctx}; "
+                    f"{data.where(line)}: {n_tokens} tokens exceed the context of {n_ctx}; "
                     "pass a larger --ctx, or --on-long cut or skip"
                 )
             if n_tokens > n_ctx and on_long == "skip":
@@ -206,11 +206,11 @@ def load_samples(
     notes += control_token_notes(tokenizer, plain, parse_special)
     if n_half:
         notes.append(
-            f"{n_half} pairs were left out because the two sides do not differ within "
+            f"{n_half} pairs were skipped because their two sides do not differ within "
             f"{n_ctx} tokens"
         )
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
-        notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
+        notes.append("no answer ends with an end-of-turn token: the model will not learn to stop")
     if reader is not None:
         notes += reader.notes(n_good, n_rows)
     judged = judgements(data, [number for _, number, _ in kept])
@@ -244,9 +244,9 @@ def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
     where = shown(data.path)
     if len(bad) == n_all:
         place = data.short_place(bad[0].line)
-        return f"nothing in {where} can be trained; {place}: {bad[0].reason}"
+        return f"{where} contains nothing to train on; {place}: {bad[0].reason}"
     return (
-        f"no token of {where} can be trained: none of its {n_all} samples has an answer that "
+        f"{where} contains no token to train on: none of its {n_all} samples has an answer that "
         f"begins within {n_ctx} tokens; a larger --ctx may help"
     )
 
@@ -265,14 +265,19 @@ def _notes(
     if bad:
         notes.append(
             f"{len(bad)} of {n_good + len(bad)} records are bad and were skipped; "
-            f"the first: {data.short_place(bad[0].line)}: {bad[0].reason}"
+            f"first: {data.short_place(bad[0].line)}: {bad[0].reason}"
         )
     if n_long:
-        notes.append(f"{n_long} of {n_all} samples are longer than {n_ctx} tokens: skipped")
+        notes.append(
+            f"{n_long} of {n_all} samples were skipped because they are longer than {n_ctx} tokens"
+        )
     if n_cut:
-        notes.append(f"{n_cut} of {n_all} samples are longer than {n_ctx} tokens and were cut")
+        notes.append(
+            f"{n_cut} of {n_all} samples are longer than {n_ctx} tokens and were truncated"
+        )
     if n_dropped:
         notes.append(
-            f"{n_dropped} of {n_all} samples were left out: no answer begins within {n_ctx} tokens"
+            f"{n_dropped} of {n_all} samples were skipped because no answer begins within {n_ctx} "
+            "tokens"
         )
     return notes

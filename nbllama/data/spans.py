@@ -237,8 +237,8 @@ def _find(
     if at != len(text):
         raise MessageError(
             [path[0] if path[0] < len(messages) else None for path in which],
-            " contains the text of a special token, and the chat template changes messages so that "
-            "the text cannot be found again; remove that text",
+            " contains the text of a special token, which cannot be located in the rendered chat "
+            "because the chat template changes messages; remove that text",
         )
     return spans
 

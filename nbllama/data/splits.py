@@ -86,8 +86,7 @@ def _split(folder: str, split: str) -> str | None:
     if len(frames) > 1 or frames == {names[0]}:
         listed = " and ".join(names[:3])
         raise DataError(
-            f"the folder {shown(folder)} contains {shown(listed)}; pass the name of the file with "
-            "the data"
+            f"the folder {shown(folder)} contains {shown(listed)}; pass the name of the data file"
         )
     return os.path.normpath(os.path.join(glob.escape(folder), frames.pop()))
 
@@ -152,7 +151,7 @@ def _walk(folder: str) -> Iterator[str]:
                 continue
             count += 1
             if count > MAX_FILES:
-                raise DataError(f"{shown(folder, 400)}: more than {MAX_FILES} files")
+                raise DataError(f"{shown(folder, 400)} contains more than {MAX_FILES} files")
             yield os.path.relpath(os.path.join(here, file), folder)
 
 

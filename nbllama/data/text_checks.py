@@ -32,10 +32,9 @@ def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
     if not n:
         return []
     return [
-        f"{n} of {n_all} {what} are not in Unicode's normal form NFC (such as e + combining accent "
-        "for é): their tokens differ from the tokens of composed letters, in nbllama and in "
-        "llama.cpp; "
-        "normalise the file if that is not intended"
+        f"{n} of {n_all} {what} are not NFC-normalised (for example, e + combining accent instead "
+        "of é): in nbllama and in llama.cpp, their tokens differ from the tokens for precomposed "
+        "characters; normalise the file unless this is intended"
     ]
 
 
@@ -57,9 +56,9 @@ def control_token_notes(
     if not n:
         return []
     read = (
-        "read as these tokens (--parse-special)"
+        "they are read as tokens (--parse-special)"
         if parse_special
-        else "read as plain characters; --parse-special reads them as tokens"
+        else "they are read as plain characters; --parse-special reads them as tokens"
     )
     return [f"{n} of {n_all} texts contain control tokens such as {shown(first, 40)}: {read}"]
 
@@ -69,8 +68,9 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (
-                f"the text contains control tokens such as {shown(found, 40)}: read as plain"
-                ' characters; in records ({"text": ...}) --parse-special reads them as tokens',
+                f"the text contains control tokens such as {shown(found, 40)}: they are read as "
+                'plain characters; in records ({"text": ...}), --parse-special reads them as '
+                "tokens",
             )
     return ()
 
@@ -82,14 +82,14 @@ def mostly_lost(data: Any) -> str:
     """
     samples = getattr(data, "samples", data)
     counts = {
-        "cut at --ctx": getattr(samples, "n_cut", 0),
-        "left out because no answer begins within --ctx": getattr(samples, "n_dropped", 0),
-        "left out as too long": getattr(samples, "n_long", 0),
-        "bad and skipped": getattr(samples, "n_bad", 0),
+        "truncated at --ctx": getattr(samples, "n_cut", 0),
+        "skipped because no answer begins within --ctx": getattr(samples, "n_dropped", 0),
+        "skipped as too long": getattr(samples, "n_long", 0),
+        "skipped as bad": getattr(samples, "n_bad", 0),
     }
     lost = sum(counts.values())
-    n_all = samples.n_samples + lost - counts["cut at --ctx"]
+    n_all = samples.n_samples + lost - counts["truncated at --ctx"]
     if 2 * lost <= n_all:
         return ""
     reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    return f"less than half of the data is trained unchanged: of {n_all} samples, {reasons}"
+    return f"less than half of the data is used unchanged: of {n_all} samples, {reasons}"

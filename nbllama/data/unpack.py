@@ -87,8 +87,8 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
             out += part
             if len(out) > budget:
                 raise DataError(
-                    f"{where} unpacks to more than the limit of {MAX_UNPACKED >> 20} MiB; unpack "
-                    "it yourself and pass the files"
+                    f"{where} is larger than the limit of {MAX_UNPACKED >> 20} MiB when "
+                    "unpacked; unpack it yourself and pass the files"
                 )
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as e:
         raise DataError(f"{where} is damaged: {shown(e)}") from e
@@ -113,7 +113,7 @@ def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
         import zstandard
     except ImportError:
         raise DataError(
-            f"{where} is a Zstandard file; reading it requires the package zstandard: {EXTRA}"
+            f"{where} is a Zstandard file; reading it requires the zstandard package: {EXTRA}"
         ) from None
     at = 0
     try:
@@ -147,7 +147,7 @@ def _archive(name: str, content: bytes) -> Unpacked:
             chosen = choose(where, [n for n in infos if not is_hidden(n)])
             contents = list(_members(name, archive, [infos[n] for n in chosen.files]))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-        raise DataError(f"{where} (zip) is damaged or of an unsupported kind: {e}") from e
+        raise DataError(f"{where} (zip) is damaged or uses an unsupported feature: {e}") from e
     return Unpacked(contents, chosen.notes)
 
 

@@ -158,8 +158,8 @@ def _lines(value: Value, held: _Held, text: str) -> list[int]:
 
 def _note(held: _Held, found: Record) -> str:
     if not held.keys:
-        return f"{len(held.items)} records are read, each under a separate name"
+        return f"read {len(held.items)} records, each under its own key"
     path = " in ".join(f'"{key}"' for key in reversed(held.keys))
     others = [f'"{key}"' for key in found if key != held.keys[0]]
     rest = f"; not read: {', '.join(others)}" if others else ""
-    return shown(f"{len(held.items)} records are read from {path}{rest}", 300)
+    return shown(f"read {len(held.items)} records from {path}{rest}", 300)

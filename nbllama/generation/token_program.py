@@ -60,7 +60,7 @@ class TokenProgram(ProgramParts):
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
         types = _types(model)
         if len(types) > MOST_TYPES:
-            raise ValueError(f"a token's program has at most {MOST_TYPES} types, not {len(types)}")
+            raise ValueError(f"a token program has at most {MOST_TYPES} types, not {len(types)}")
         super().__init__(model, bound, Writer({t: i for i, t in enumerate(types)}, exact), x)
         layers = hp.attention_layers
         if len(k) != len(layers) or len(v) != len(layers):

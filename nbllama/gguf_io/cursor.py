@@ -47,7 +47,8 @@ class Cursor:
         if size > self.end - start:
             raise self.error(
                 what + part,
-                f"needs bytes {start}..{start + size}, but the file has {self.end} (truncated?)",
+                f"needs bytes {start}..{start + size}, but the file has only {self.end} "
+                "(truncated?)",
             )
         if size > self.cap - start:
             raise self.error(what + part, self._over_cap())
@@ -135,7 +136,7 @@ class Cursor:
         buf, end, pos = self.buf, self.end, self.pos
         if count > (end - pos) // 8:
             raise self.error(
-                what, f"{count} strings from byte {pos}, but the file has {end} (truncated?)"
+                what, f"{count} strings from byte {pos}, but the file has only {end} (truncated?)"
             )
         self._strings_left -= count
         if self._strings_left < 0:
@@ -159,6 +160,7 @@ class Cursor:
         size = 8 if self.end - pos < 8 else 8 + _U64.unpack_from(self.buf, pos)[0]
         if size > self.end - pos:
             return self.error(
-                what, f"needs bytes {pos}..{pos + size}, but the file has {self.end} (truncated?)"
+                what,
+                f"needs bytes {pos}..{pos + size}, but the file has only {self.end} (truncated?)",
             )
         return self.error(what, self._over_cap())

@@ -25,15 +25,14 @@ def name_hint(name: str) -> str:
         return ""
     if _OLLAMA.fullmatch(name):
         return (
-            f"it looks like an Ollama model; `ollama show --modelfile {name}` prints its GGUF file "
-            "after FROM: pass that file"
+            f"it looks like an Ollama model; `ollama show --modelfile {name}` prints the name of "
+            "its GGUF file after FROM: pass that file"
         )
     if _HUGGING_FACE.fullmatch(name) and not os.path.isdir(name.split("/")[0]):
         return (
             "it looks like the name of a model on Hugging Face; nbllama downloads nothing: "
             "download a GGUF version (often in a repository with the same name and the suffix "
-            "-GGUF) and "
-            "pass that file"
+            "-GGUF) and pass that file"
         )
     if "/" not in name and os.sep not in name:
         return "pass a GGUF file; model names, such as Ollama's, are not looked up"
@@ -48,14 +47,14 @@ def folder_hint(name: str) -> str:
         return ""
     ggufs = [f for f in files if f.lower().endswith(".gguf")]
     if ggufs:
-        return f"pass the GGUF file in it, such as {ggufs[0]}"
+        return f"pass a GGUF file from this folder, such as {ggufs[0]}"
     if "adapter_config.json" in files:
         return "it contains a PEFT adapter, not a model; pass adapters with --lora-in or --lora"
     if "config.json" in files or any(f.endswith((".safetensors", ".bin")) for f in files):
         return f"it contains a Hugging Face model; {_CONVERT}"
     if {"manifests", "blobs"} & set(files):
         return (
-            "it contains Ollama's models; `ollama show --modelfile NAME` prints a model's GGUF "
-            "file after FROM: pass that file"
+            "it contains Ollama's models; `ollama show --modelfile NAME` prints the name "
+            "of a model's GGUF file after FROM: pass that file"
         )
     return "pass a GGUF file"

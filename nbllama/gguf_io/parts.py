@@ -80,9 +80,9 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
     """Return all parts in order, after checking that they match; add new files to `opened`."""
     number = given.count(NUMBER, 1 << 16) + 1
-    one = f"one part of {count} of a split model"
+    one = f"one of {count} parts of a split model"
     if count > _MOST or not 1 <= number <= count:
-        raise given.error(f"key '{NUMBER}'", f"{number - 1}, and '{COUNT}' is {count}")
+        raise given.error(f"key '{NUMBER}'", f"{number - 1}, but '{COUNT}' is {count}")
     named = part_of(given.path)
     if named is None:
         wanted = part_name("NAME", number, count)
@@ -91,7 +91,9 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
         )
     prefix = named[0]
     if named[1:] != (number, count):
-        problem = f"its name says part {named[1]} of {named[2]}, but its keys {number} of {count}"
+        problem = (
+            f"its name says part {named[1]} of {named[2]}, but its keys say {number} of {count}"
+        )
         raise given.error("file", problem)
     names = [part_name(prefix, i, count) for i in range(1, count + 1)]
     missing = [i for i, name in enumerate(names, 1) if not os.path.exists(name)]
@@ -99,7 +101,7 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
         which = ", ".join(map(str, missing[:9])) + (", ..." if len(missing) > 9 else "")
         are = "parts {} are" if len(missing) > 1 else "part {} is"
         absent = shown(names[missing[0] - 1], 400)
-        raise given.error("file", f"{one}; {are.format(which)} missing: there is no {absent}")
+        raise given.error("file", f"{one}; {are.format(which)} missing: {absent} does not exist")
     parts = []
     for i, name in enumerate(names, 1):
         parts.append(given if i == number else open_one(name))

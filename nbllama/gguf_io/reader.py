@@ -111,7 +111,8 @@ def _header(c: Cursor) -> tuple[int, int, int]:
     magic = bytes(c.buf[:4])
     if c.end < limits.HEADER_BYTES and b"GGUF".startswith(magic):
         raise c.error(
-            "header", f"needs {limits.HEADER_BYTES} bytes, but the file has {c.end} (truncated?)"
+            "header",
+            f"needs {limits.HEADER_BYTES} bytes, but the file has only {c.end} (truncated?)",
         )
     if magic != b"GGUF":
         for prefix, what in _NOT_GGUF:
@@ -206,17 +207,21 @@ def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]
         first, end = start + t.offset, start + t.offset + t.nbytes
         if t.nbytes > c.end - first:
             raise c.error(
-                what, f"needs bytes {first}..{end}, but the file has {c.end} (truncated?)"
+                what, f"needs bytes {first}..{end}, but the file has only {c.end} (truncated?)"
             )
         tensors[t.name] = t._replace(offset=first)
         expected = _padded(t.offset + t.nbytes, alignment)
     last = start + expected
     if records and c.end not in (end, last):
         raise c.error(
-            "end of file", f"at byte {c.end}, the last tensor ends at {end}, padded at {last}"
+            "end of file",
+            f"at byte {c.end}, but the last tensor ends at {end} ({last} with padding)",
         )
     if not records and c.end > start:
-        raise c.error("end of file", f"at byte {c.end}, the header without tensors ends at {start}")
+        raise c.error(
+            "end of file",
+            f"at byte {c.end}, but the header ends at {start} and there are no tensors",
+        )
     return tensors
 
 

@@ -216,8 +216,10 @@ def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...],
     if not 1 <= len(shape) <= limits.MAX_DIMS or not all(1 <= n <= limits.MAX_DIM for n in shape):
         raise ValueError(f"{what}: shape {shape} needs 1 to {limits.MAX_DIMS} positive dimensions")
     if shape[-1] % kind.block_size:
-        raise ValueError(f"{what}: row of {shape[-1]}, {kind.name} block is {kind.block_size}")
+        raise ValueError(
+            f"{what}: rows of {shape[-1]} are not whole {kind.name} blocks of {kind.block_size}"
+        )
     expected = kind.nbytes(math.prod(shape))
     if not callable(body) and len(body) != expected:
-        raise ValueError(f"{what}: {len(body)} bytes, shape and type need {expected}")
+        raise ValueError(f"{what}: {len(body)} bytes, but shape and type require {expected}")
     return shape, type_id, expected, body

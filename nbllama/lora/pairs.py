@@ -110,7 +110,10 @@ class Adapter:
             if name not in shapes:
                 return f"{name} has a pair, but the base model has no such tensor"
             if pair.shape != (wanted := pair_shape(shapes[name])):
-                return f"the pair of {name} is for {pair.shape}, but the base model has {wanted}"
+                return (
+                    f"the pair for {name} has shape {pair.shape}, but the base model requires "
+                    f"{wanted}"
+                )
         return None
 
     def lowest_layer(self) -> int:

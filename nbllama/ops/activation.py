@@ -209,6 +209,6 @@ OPS = (
         gelu=True,
         tolerance=4e-6,
         why="exp turns the absolute error of z into a relative error: 6e-8 of numbers up to 40",
-        ggml="ggml_geglu_split(gate, up), which reads a table of halves: within 1e-3",
+        ggml="ggml_geglu_split(gate, up), which uses a half-precision table: within 1e-3",
     ),
 )

@@ -193,6 +193,6 @@ OPS = (
         grad=_gradients,
         tolerance=2e-6,
         why="float32 sums of 1024 exponentials, each within 2.7e-7",
-        ggml="ggml_cross_entropy_loss, ggml_cross_entropy_loss_back (both with the rows' mean)",
+        ggml="ggml_cross_entropy_loss, ggml_cross_entropy_loss_back (both averaged over the rows)",
     ),
 )

@@ -277,6 +277,6 @@ OPS = (
         grad=_gradients,
         tolerance=1e-6,
         why="sums of three products",
-        ggml="ggml_mul(b, x), ggml_ssm_conv by w, ggml_mul by c",
+        ggml="ggml_mul(b, x), ggml_ssm_conv with w, ggml_mul by c",
     ),
 )

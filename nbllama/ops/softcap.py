@@ -112,7 +112,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=2e-6,
-        why="a float32 exponential within 2.7e-7; near the cap 1 - t^2 loses digits",
-        ggml="ggml_scale, ggml_tanh, ggml_scale; no gradient of ggml_tanh in ggml",
+        why="a float32 exponential accurate to 2.7e-7; near the cap, 1 - t^2 loses digits",
+        ggml="ggml_scale, ggml_tanh, ggml_scale; ggml has no gradient for ggml_tanh",
     ),
 )

@@ -255,7 +255,7 @@ OPS = (
         "gelu",
         4e-6,
         "exp turns the absolute error of z into a relative error: 6e-8 of numbers up to 40",
-        "ggml_gelu, which reads a table of halves: within 1e-3; no gradient",
+        "ggml_gelu, which uses a half-precision table: within 1e-3; no gradient",
     ),
     _op("relu2", 3e-7, "two products", "ggml_relu, ggml_sqr; ggml_mul by twice ggml_relu"),
     _op("xielu", 1e-6, "exp_f32 is accurate to 2.7e-7, and three sums follow", "ggml_xielu"),

@@ -114,5 +114,5 @@ def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> N
         what = f"the scale of block {i}" if t.block_size > 1 else f"number {i}"
         raise GGUFError(
             f"tensor {shown(name)} ({t.name}): {what} is infinite or not a number;"
-            " the file is damaged or was converted badly"
+            " the file is damaged or was converted incorrectly"
         )

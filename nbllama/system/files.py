@@ -128,7 +128,7 @@ def split_name(name: str) -> tuple[str, str]:
     """Split a path into folder and file name. Raises `OutputError` if it cannot name a file."""
     folder, base = os.path.split(name)
     if not base or base in (".", "..") or "\0" in name:
-        raise OutputError(f"{shown(name, 400)!r}: not the name of a file")
+        raise OutputError(f"{shown(name, 400)!r}: not a file name")
     return folder or os.curdir, base
 
 

@@ -121,7 +121,7 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
         return "stopped by SIGINT", 130
     if isinstance(e, MemoryError) or _for_want_of_memory(e):
         reason = f" ({e})" if str(e) else ""
-        return f"error: not enough memory{reason}; try smaller --batch or --ctx", 4
+        return f"error: not enough memory{reason}; try a smaller --batch or --ctx", 4
     if isinstance(e, BrokenPipeError) and e.filename is None:
         return "error: the output was closed by its reader", 1
     if isinstance(e, OSError):

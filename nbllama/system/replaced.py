@@ -25,9 +25,9 @@ class Kind(NamedTuple):
 GGUF = Kind("a GGUF file", (b"GGUF",))
 GGLA = Kind("a .bin adapter", (b"algg",))
 NPZ = Kind("an .npz file", (b"PK\x03\x04", b"PK\x05\x06"))
-PAGE = Kind("a page about a run", (b"<!DOCTYPE html>",), b"<title>Training run: ")
+PAGE = Kind("a run report", (b"<!DOCTYPE html>",), b"<title>Training run: ")
 OPTIONS_FILE = Kind("a run's options file", (b"# The options of a run of nbllama ",))
-LOG = Kind("a log of a run", (b"{", b"\n{"))
+LOG = Kind("a run log", (b"{", b"\n{"))
 
 
 def check_kind(path: str, kind: Kind) -> None:
@@ -46,6 +46,6 @@ def check_kind(path: str, kind: Kind) -> None:
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
     """Return an error about a file that must not be replaced."""
     return OutputError(
-        f"{shown(path, 400)}: a file that {what} exists and is not replaced; choose a different "
+        f"{shown(path, 400)}: the existing file {what} and is not replaced; choose a different "
         "name, or move the file"
     )

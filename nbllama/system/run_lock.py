@@ -89,7 +89,7 @@ def _check_ours(fd: int, name: str) -> None:
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(
-            f"{shown(name, 400)}: the lock file also has a second name (a hard link); remove it"
+            f"{shown(name, 400)}: the lock file has a second name (a hard link); remove it"
         )
     if hasattr(os, "getuid") and os.getuid() not in (0, found.st_uid):
         raise OutputError(f"{shown(name, 400)}: the lock file belongs to another user; remove it")

@@ -59,7 +59,7 @@ class Convergence:
 
     def _tests(self, f: float, evaluation: int) -> str:
         if abs(f - self.previous) < self.epsf * abs(f):
-            return f"the loss changed by less than the fraction {self.epsf:g} (--adam-epsf)"
+            return f"the relative change in the loss is below {self.epsf:g} (--adam-epsf)"
         if 0 < self.past <= evaluation - 1:
             before = self.past_losses[(evaluation - 1) % self.past]
             if abs(before - f) < self.delta * abs(f):
@@ -71,8 +71,8 @@ class Convergence:
                 self.no_improvement += 1
                 if self.no_improvement >= self.max_no_improvement:
                     return (
-                        f"no new lowest loss in {self.no_improvement} iterations "
-                        "(--opt-max-no-improvement)"
+                        f"the loss has not reached a new minimum in {self.no_improvement} "
+                        "iterations (--opt-max-no-improvement)"
                     )
         return ""
 

@@ -69,8 +69,8 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
         elif not needs.checkpointing and more < available:
             hint = "pass --use-checkpointing"
         raise NotEnoughMemory(
-            f"the run needs {memory(needs.untouched)} more, but only {memory(available)} is "
-            f"available; {hint}"
+            f"the run requires {memory(needs.untouched)} more memory, but only "
+            f"{memory(available)} is available; {hint}"
         )
     return needs
 

@@ -48,7 +48,7 @@ def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dr
     least = activation_bytes(sizes, checkpointing=True)
     if least > nbytes:
         raise UsageError(
-            f"--activation-memory: the inputs of the blocks alone need {memory(least)}; pass a "
+            f"--activation-memory: the block inputs alone require {memory(least)}; pass a "
             "larger limit, or a smaller --batch or --ctx"
         )
     fit = (nbytes - least) // set_bytes(sizes)

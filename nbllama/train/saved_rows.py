@@ -31,7 +31,7 @@ class Counted(NamedTuple):
 def saved_line(trainer: Trainer) -> str:
     """Return a line to display about the rows saved per epoch."""
     if not trainer.shares:
-        return f"prefixes are not shared, because blocks of {trainer.model.hp.arch} carry a state"
+        return f"prefixes are not shared, because {trainer.model.hp.arch} blocks carry a state"
     found = counted(trainer)
     if found.computed == found.tokens:
         return "none shared"

@@ -281,6 +281,6 @@ class Trainer:
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
                 f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row (last: "
-                f"{self.iteration}); the files of the last save are intact; resume from them with "
-                "a lower --adam-alpha"
+                f"{self.iteration}); the files from the last save are intact; resume from them "
+                "with a lower --adam-alpha"
             )

@@ -176,7 +176,7 @@ class TrunkCache:
                 reason = e.strerror or str(e)
                 self.say(
                     f"{shown(self.path, 400)} cannot be written: {reason}; training continues "
-                    "and computes the frozen blocks of further samples in every epoch"
+                    "and recomputes the frozen blocks for the remaining samples in every epoch"
                 )
                 return
             self._places[digest] = place
@@ -192,7 +192,7 @@ class TrunkCache:
         if place.n == n and zlib.crc32(raw) == place.checksum and raw:
             return np.frombuffer(raw, "<f4").reshape(n, self.width)
         self._places = {d: p for d, p in self._places.items() if p != place}
-        self.say(f"{shown(self.path, 400)} {reason}; computing a sample again")
+        self.say(f"{shown(self.path, 400)} {reason}; recomputing the sample")
         return None
 
     def _read(self, offset: int, n: int) -> bytes:

@@ -54,7 +54,7 @@ def test_the_list_is_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
-        ("deepseek2", "this mixture of experts is not supported"),
+        ("deepseek2", "this type of mixture-of-experts model is not supported"),
         ("mamba", "recurrent models are not supported"),
         ("qwen3vlmoe", "multimodal models are not supported"),
         ("bert", "do not predict the next token are not supported"),

@@ -119,7 +119,7 @@ def test_tensors_of_other_senses_are_left_alone(tmp_path: Path) -> None:
         more = [(n, np.ones((3, 5), np.float32)) for n in ("v.blk.0.attn_q.weight", "mm.0")]
         write_gguf(path, list(f.entries()), [*more, *kept])
     model, tokens = nbllama.load_model(path), [5, 44, 3]
-    said = "2 tensors for images or sound are not used: only text is trained"
+    said = "2 image or audio tensors are not used: nbllama trains only on text"
     assert model.hp.warnings == (said,)
     wanted = nbllama.logits(nbllama.load_model(plain), tokens)
     np.testing.assert_array_equal(nbllama.logits(model, tokens), wanted)

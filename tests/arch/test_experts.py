@@ -20,10 +20,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (QWEN, {"expert_count": 0}, "key 'qwen3moe.expert_count': 0, allowed 1.."),
     (QWEN, {"expert_count": 12}, "'blk.0.ffn_gate_inp.weight': shape (24, 64), expected (12, 64)"),
     (QWEN, {"expert_used_count": 25}, "expert_used_count': 25, allowed 1..24"),
-    (QWEN, {"expert_group_count": 4}, "choosing experts by group is not supported"),
-    (QWEN, {"expert_shared_feed_forward_length": 8}, "a shared expert is not supported for qwen3"),
+    (QWEN, {"expert_group_count": 4}, "grouped expert selection is not supported"),
+    (QWEN, {"expert_shared_feed_forward_length": 8}, "shared experts are not supported for qwen3"),
     (QWEN, {"leading_dense_block_count": 1}, "not supported for qwen3moe"),
-    (ERNIE, {"interleave_moe_layer_step": 2}, "only experts in every block after the first"),
+    (
+        ERNIE,
+        {"interleave_moe_layer_step": 2},
+        "only models with experts in every block after the first",
+    ),
     (ERNIE, {"leading_dense_block_count": 3}, "leading_dense_block_count': 3, allowed 0..2"),
     (AIR, {"expert_gating_func": 4}, "expert_gating_func': 4 is not supported"),
 ]

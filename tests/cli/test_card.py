@@ -37,7 +37,7 @@ def test_card_and_modelfile(tmp_path: Path, capfd: object) -> None:
         assert said in text, said
     assert "convert_lora" not in text
     merged = tmp_path / "lora-LATEST-merged.gguf"
-    command = shlex.split(lines[1].removeprefix("# first: "))
+    command = shlex.split(lines[1].removeprefix("# run this first: "))
     assert command[:3] == ["python", "-m", "nbllama.export_lora"]
     assert lines[2] == f"FROM {merged}"
     assert lines[-2:] == [f"# FROM {tmp_path / 'toy.gguf'}", f"# ADAPTER {adapter}"]
@@ -59,7 +59,7 @@ def test_an_adapter_that_ollama_cannot_read(tmp_path: Path, name: str) -> None:
     twin = tmp_path / "lora-LATEST.gguf"
     text, lines = written(tmp_path)
     assert lines[-2:] == [f"# FROM {tmp_path / 'toy.gguf'}", f"# ADAPTER {twin}"]
-    command = lines[-3].removeprefix("# (as GGUF: ").removesuffix(")")
+    command = lines[-3].removeprefix("# (convert it to GGUF with: ").removesuffix(")")
     assert f"\n{command}\nllama-cli -m {tmp_path / 'toy.gguf'} --lora {twin}\n" in text
     assert f"nbllama.main -m {tmp_path / 'toy.gguf'} --lora {ours}\n" in text
     program, *rest = shlex.split(command)[2:]

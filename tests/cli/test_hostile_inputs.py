@@ -201,7 +201,7 @@ CASES = [
     ("export_lora", f"{M} -o text.txt -l a.gguf --sample text.txt", 2, "is also an input"),
     ("export_lora", f"{M} -o peft/adapter_config.json -l peft", 2, "is also an input"),
     ("export_lora", f"{M} -o peft -l peft", 2, "peft: is also an input"),
-    ("export_lora", f"{M} -o folder/ -l a.gguf", 3, "not the name of a file"),
+    ("export_lora", f"{M} -o folder/ -l a.gguf", 3, "not a file name"),
     ("export_lora", f"{M} -o text.txt/m.gguf -l a.gguf", 3, "cannot be written"),
     ("export_lora", f"{M} -o {os.devnull} -l a.gguf", 3, "not a regular file"),
     ("export_lora", f"{M} -o {'x' * 300} -l a.gguf", 3, "too long"),

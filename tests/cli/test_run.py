@@ -55,12 +55,12 @@ def child(
         ("raise E.Interrupted('stopped, go on with: x', 2)", 130, "stopped, go on with: x"),
         ("raise E.Interrupted('stopped, go on with: x', 15)", 143, "stopped, go on with: x"),
         ("raise KeyboardInterrupt", 130, "stopped by SIGINT"),
-        ("raise MemoryError", 4, "error: not enough memory; try smaller --batch or --ctx"),
+        ("raise MemoryError", 4, "error: not enough memory; try a smaller --batch or --ctx"),
         (
             "raise ImportError('a.so: cannot open shared object file: Cannot allocate memory')",
             4,
             "error: not enough memory (a.so: cannot open shared object file: Cannot allocate memory"
-            "); try smaller --batch or --ctx",
+            "); try a smaller --batch or --ctx",
         ),
         (
             "import resource as r\n"
@@ -68,7 +68,7 @@ def child(
             "raise ImportError('a.so: failed to map segment from shared object')",
             4,
             "error: not enough memory (a.so: failed to map segment from shared object); "
-            "try smaller --batch or --ctx",
+            "try a smaller --batch or --ctx",
         ),
         (
             "raise ImportError('a.so: failed to map segment from shared object')",
@@ -79,7 +79,7 @@ def child(
         (
             "raise MemoryError('Unable to allocate 9 TB')",
             4,
-            "error: not enough memory (Unable to allocate 9 TB); try smaller --batch or --ctx",
+            "error: not enough memory (Unable to allocate 9 TB); try a smaller --batch or --ctx",
         ),
         ("open('nothing-here')", 2, "error: nothing-here: No such file or directory"),
         ("open('no-folder/x', 'w')", 3, "error: no-folder/x: No such file or directory"),

@@ -56,8 +56,8 @@ def test_marked_tokens_and_statistics(folder: Path) -> None:
     )
     assert "«yes<|im_end|><|im_end|>»" in parts[2]
     for line in (
-        '1 of 4 records are bad and were skipped; the first: line 4: the key "messages" is missing',
-        "1 of 4 samples are longer than 100 tokens and were cut",
+        '1 of 4 records are bad and were skipped; first: line 4: the key "messages" is missing',
+        "1 of 4 samples are longer than 100 tokens and were truncated",
     ):
         assert line in out.replace("\n", " ")
     assert "\nsamples     3\n" in out
@@ -94,7 +94,7 @@ def test_records_and_samples(folder: Path) -> None:
     lines = [json.dumps({"messages": m}) for m in (chat, chat[:2], chat)]
     (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     out = shown("--chat-template", "own.jinja", "-n", "9").replace("\n", " ")
-    assert "3 records, 5 samples: earlier answers have different text in later prompts" in out
+    assert "3 records, 5 samples: earlier answers are rendered differently in later prompts" in out
     assert "sample 2, line 1: " in out and "sample 5, line 3: " in out and "sample 6" not in out
     assert " samples     5 " in out
 

@@ -185,7 +185,7 @@ class TestLength:
         first = int(np.flatnonzero(whole.targets >= 0)[0])
         for n_ctx in range(1, n + 3):
             if n_ctx <= first:
-                with pytest.raises(DataError, match="can be trained: none of its 1 samples"):
+                with pytest.raises(DataError, match="no token to train on: none of its 1 samples"):
                     load_chat(path, bpe, n_ctx, chatml)
                 continue
             data = load_chat(path, bpe, n_ctx, chatml)
@@ -196,7 +196,7 @@ class TestLength:
             assert batch.targets.tolist() == whole.targets[: last + 1].tolist()
             assert data.n_cut == (n_ctx < n) and data.n_dropped == 0
             assert data.n_trained(0) == batch.n_trained >= 1
-            cut = f"1 of 1 samples are longer than {n_ctx} tokens and were cut"
+            cut = f"1 of 1 samples are longer than {n_ctx} tokens and were truncated"
             assert data.notes == ((cut,) if n_ctx < n else ())
 
     def test_dropped_chats(self, bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines) -> None:
@@ -207,8 +207,8 @@ class TestLength:
         assert (data.n_samples, data.n_cut, data.n_dropped) == (2, 1, 1)
         assert data.lines.tolist() == [1, 3]
         assert data.notes == (
-            "1 of 3 samples are longer than 40 tokens and were cut",
-            "1 of 3 samples were left out: no answer begins within 40 tokens",
+            "1 of 3 samples are longer than 40 tokens and were truncated",
+            "1 of 3 samples were skipped because no answer begins within 40 tokens",
         )
         assert data.n_tokens(1) == 40 and data.n_tokens(0) < 40
         assert data.batch([1]).targets[-1] == 3 + ord("x")
@@ -232,7 +232,7 @@ def test_template_that_never_ends_a_turn(bpe: Tokenizer, write_lines: Lines) -> 
     with ChatTemplate(source) as template:
         data = load_chat(write_lines([(U, "q"), (A, "x")]), bpe, 64, template)
     assert data.notes == (
-        "no end-of-turn token follows an answer: the model will not learn to stop",
+        "no answer ends with an end-of-turn token: the model will not learn to stop",
     )
 
 

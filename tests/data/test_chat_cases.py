@@ -95,7 +95,7 @@ def answers(data: Samples) -> list[str]:
 
 HERMES = '<tool_call>\n{"name": "weigh", "arguments": %s}\n</tool_call><|im_end|>'
 SECOND = ["Second.<|im_end|>"]
-THOUGHT = "answers have a thought (reasoning_content or <think>) that the chat template does not"
+THOUGHT = "answers have a thought (reasoning_content or <think>) that the chat template omits"
 RECORDS: list[tuple[str, list[str], str]] = [
     ("answer-begins-with-breaks.jsonl", ["\n\nPage two.<|im_end|>"], ""),
     (
@@ -106,7 +106,7 @@ RECORDS: list[tuple[str, list[str], str]] = [
     ("call-parameters.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "Hermes format"),
     ("call-empty-arguments.jsonl", [HERMES % "{}", "3 kg.<|im_end|>"], "Hermes format"),
     ("call-encoded-twice.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "Hermes format"),
-    ("sharegpt-tools.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "template does not write"),
+    ("sharegpt-tools.jsonl", [HERMES % '{"n": 4}', "3 kg.<|im_end|>"], "template omits"),
     *[
         (f"{name}.jsonl", SECOND, "")
         for name in (
@@ -129,7 +129,7 @@ def test_records(demo_tokenizer: Tokenizer, name: str, expected: list[str], note
 
 
 def test_a_key_that_asks_to_train_a_question(demo_tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match='line 1: message 1: "loss" marks a message of the'):
+    with pytest.raises(DataError, match='line 1: message 1: "loss" marks a message with the'):
         read(demo_tokenizer, "user-trained.jsonl")
 
 
@@ -139,8 +139,8 @@ def test_roles_that_a_template_does_not_know(demo_tokenizer: Tokenizer) -> None:
     assert "1 messages have the role developer" in data.notes[0]
     data = read(demo_tokenizer, "tool-result-dropped.jsonl", "drops-unknown-roles.jinja")
     assert data.notes == (
-        "1 messages of the role tool in 1 records are not in the rendered text: the chat template "
-        "leaves them out (the first: line 1)",
+        "1 messages with the role tool in 1 records are not in the rendered text: the chat "
+        "template leaves them out (first: line 1)",
     )
 
 
@@ -148,8 +148,8 @@ def test_an_empty_thought_is_said_with_the_switch(demo_tokenizer: Tokenizer) -> 
     name, template = "two-turns.jsonl", "strips-earlier-thoughts.jinja"
     data = read(demo_tokenizer, name, template)
     assert data.notes[1] == (
-        "2 of 2 answers begin with an empty thought, which is trained: the model will learn to "
-        "stop thinking; with --template-vars enable_thinking=false it stays in the prompt"
+        "2 of 2 answers begin with an empty thought, which is trained on: the model will learn "
+        "to stop thinking; --template-vars enable_thinking=false keeps it in the prompt"
     )
     data = read(demo_tokenizer, name, template, {"enable_thinking": False})
     assert not any("empty thought" in note for note in data.notes)
@@ -186,7 +186,7 @@ def test_json_of_the_program(
     out, err = capsys.readouterr()
     objects = [json.loads(line) for line in out.splitlines()]
     assert [o["line"] for o in objects] == [1, 1]
-    assert "1 records, 2 samples: earlier answers have different text in later prompts" in err
+    assert "1 records, 2 samples: earlier answers are rendered differently in later prompts" in err
     for o in objects:
         assert set(o) == {"line", "text", "trained", "ids", "trained_ids"}
         ((start, end),), ((first, after),) = o["trained"], o["trained_ids"]

@@ -80,7 +80,7 @@ def test_a_text_without_the_mark() -> None:
 def test_what_is_said() -> None:
     cut = SampleStart("<")("<<a<abcd<abc", TOY, 3)
     assert cut.notes == (
-        "1 samples are empty; each becomes one EOS",
+        "1 samples are empty; each becomes a single EOS token",
         "1 samples (longest: 4 tokens) are longer than the context of 3 and are truncated",
         "2 samples (shortest: 0 tokens) are shorter than the context of 3",
     )

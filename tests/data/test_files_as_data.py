@@ -191,7 +191,7 @@ class TestPacked:
         pq.write_table(labels, tmp_path / "a.parquet", compression="zstd")
         labelled = open_data(tmp_path / "a.parquet")
         assert labelled.samples == [(1, ("a", "0")), (2, ("b", "1"))]
-        assert labelled.notes == ("numbers are read as text: completion (2)",)
+        assert labelled.notes == ("numbers read as text: completion (2)",)
         whole = (tmp_path / "a.parquet").read_bytes()
         assert "damaged Parquet" in refusal(tmp_path, whole[:-9], "b.parquet")
 
@@ -207,22 +207,22 @@ class TestPacked:
             monkeypatch.setitem(__import__("sys").modules, name, None)
         for content, package in ((b"PAR1\0PAR1", "pyarrow"), (b"\x28\xb5\x2f\xfd\0", "zstandard")):
             line = refusal(tmp_path, content, "a.jsonl")
-            assert f"requires the package {package}: pip install 'nbllama[data]'" in line
+            assert f"requires the {package} package: pip install 'nbllama[data]'" in line
 
     def test_no_small_file_fills_the_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(unpack, "MAX_UNPACKED", 1 << 22)
         bomb = gzip.compress(b" " * (1 << 23))
-        assert "unpacks to more than the limit of 4 MiB" in refusal(tmp_path, bomb, "a.txt.gz")
+        assert "larger than the limit of 4 MiB when unpacked" in refusal(tmp_path, bomb, "a.txt.gz")
         half = b"x" * ((1 << 21) + 9)
         files = {f"{i}.txt": half for i in range(2)}
-        assert "unpacks to more than the limit of 4 MiB" in refusal(
+        assert "larger than the limit of 4 MiB when unpacked" in refusal(
             tmp_path, zipped(files), "a.zip"
         )
         if zstandard := pytest.importorskip("zstandard"):
             packed = zstandard.ZstdCompressor().compress(b" " * (1 << 23))
-            assert "unpacks to more than the limit of 4 MiB" in refusal(
+            assert "larger than the limit of 4 MiB when unpacked" in refusal(
                 tmp_path, packed, "a.txt.zst"
             )
 

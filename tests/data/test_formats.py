@@ -118,7 +118,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         ("completion", {"prompt": "p", "completion": ""}, "the answer (completion) is empty"),
         ("completion", {"prompt": None, "completion": "c"}, '"prompt" must be text, not null'),
         ("completion", {"prompt": [Q], "completion": "c"}, '"completion" must be a list of mess'),
-        ("completion", {"prompt": [Q, A], "completion": [Q]}, "every answer has the weight 0"),
+        ("completion", {"prompt": [Q, A], "completion": [Q]}, "every answer has weight 0"),
         ("alpaca", {"instruction": "", "output": "a"}, "the instruction is empty"),
         ("alpaca", {"instruction": "q", "output": "\t"}, "the answer (output) is empty"),
         ("alpaca", {"instruction": "q"}, 'the key "output" is missing'),
@@ -127,7 +127,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         (
             "alpaca",
             {"instruction": "q", "output": "a", "history": [["q"]]},
-            '"history" must contain pairs',
+            '"history" must contain [question',
         ),
         (
             "alpaca",
@@ -146,7 +146,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "x"}]},
-            'there is no message of the role "assistant"',
+            'there is no message with the role "assistant"',
         ),
     ],
 )
@@ -195,7 +195,7 @@ class TestTables:
             ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
             ("prompt,prompt\na,b\n", "line 1: two columns have the same name"),
             ("theme,words\na,b\n", "line 2: the keys (theme, words) match no form"),
-            ("prompt,completion\n", "contains no record"),
+            ("prompt,completion\n", "it has no records"),
         ],
     )
     def test_bad_tables(self, tmp_path: Path, text: str, reason: str) -> None:
@@ -222,8 +222,8 @@ class TestDocuments:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ('[{"text": "a"},\n {"text": "b"', "line 2: broken JSON: "),
-            ('[{"text": "a"}\n {"text": "b"}]', "line 2: broken JSON: expected ',' or ']'"),
+            ('[{"text": "a"},\n {"text": "b"', "line 2: invalid JSON: "),
+            ('[{"text": "a"}\n {"text": "b"}]', "line 2: invalid JSON: expected ',' or ']'"),
             (
                 '[{"text": "a"},\n 5]',
                 "line 2: a record must be an object with named values, not a num",

@@ -96,8 +96,8 @@ def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
     text = json.dumps({"version": 1, "data": [KEY | {"id": 3}], "licence": "MIT"}, indent=1)
     path = tmp_path / "data.json"
     assert opened(tmp_path, text).notes == (
-        f'{path}: 1 records are read from "data"; not read: "version", "licence"',
-        "keys that are not trained on: id (1)",
+        f'{path}: read 1 records from "data"; not read: "version", "licence"',
+        "keys not used for training: id (1)",
     )
 
 
@@ -112,8 +112,8 @@ def test_one_chat_as_a_bare_list(tmp_path: Path) -> None:
         ('[{"text": "a"},\n{"text": "b"},\n', r"line 1: this '\[' is not closed"),
         ('[\n{"text": "a"},\n{"text": "b"}\n', r"line 1: this '\[' is not closed"),
         ('{"text": "a"},\n{"text": "b"}]\n', "line 2: ']' closes a list that was not"),
-        ('[\n{"text": "a"},\n{"text": "b"\n]', "line 4: broken JSON"),
-        ('{\n"text": "a"\n}\n{\n"text": \n}\n', "line 6: broken JSON"),
+        ('[\n{"text": "a"},\n{"text": "b"\n]', "line 4: invalid JSON"),
+        ('{\n"text": "a"\n}\n{\n"text": \n}\n', "line 6: invalid JSON"),
         (
             '{"text": "a"}\n{"text": "b", "text": "c"}',
             'line 2: .*"text" appears twice in an object',
@@ -124,8 +124,8 @@ def test_one_chat_as_a_bare_list(tmp_path: Path) -> None:
             "line 1: several keys contain a list of",
         ),
         ('["a", "b"]', "line 1: a record must be an object with named values, not text"),
-        ("a, b\nc, d\n", "line 1: broken JSON"),
-        ("{'text': 'a'}\n", "line 1: broken JSON"),
+        ("a, b\nc, d\n", "line 1: invalid JSON"),
+        ("{'text': 'a'}\n", "line 1: invalid JSON"),
         ("[]", "with named values, not a list"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_broken_line_among_good_ones_is_one_bad_record(tmp_path: Path) -> None
     found = opened(tmp_path, text, "data.jsonl", skip_bad=True)
     assert [line for line, _ in found.samples] == [1, 4]
     assert [bad.line for bad in found.bad] == [2, 3, 5]
-    with pytest.raises(DataError, match=r"data\.jsonl, line 2: broken JSON at column 1"):
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: invalid JSON at column 1"):
         opened(tmp_path, text, "data.jsonl")
 
 
@@ -163,6 +163,6 @@ def test_records_of_merged_tables(tmp_path: Path) -> None:
     rows += [{"messages": None, "prompt": "p", "completion": "c"}]
     found = opened(tmp_path, "\n".join(map(json.dumps, rows)), "data.jsonl")
     assert found.format == "chat" and found.samples[2] == (3, ("p", "c"))
-    assert "records of several formats: 2 chat, 1 completion" in found.notes
+    assert "records in several formats: 2 chat, 1 completion" in found.notes
     text = json.dumps(KEY)[:-1] + ', "prompt": NaN, "completion": NaN}'
     assert chats(opened(tmp_path, text)) == TWO[:1]

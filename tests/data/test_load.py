@@ -64,7 +64,7 @@ def test_load(tmp_path: Path, bpe: Tokenizer, chatml: ChatTemplate) -> None:
     assert isinstance(raw, RawText) and bpe.decode(raw.tokens.tolist()) == LINE
     path.write_text("the hand", encoding="utf-8")
     assert load_dataset(path, bpe, 64, template=None).kind == "raw"
-    with pytest.raises(DataError, match="line 1: broken JSON"):
+    with pytest.raises(DataError, match="line 1: invalid JSON"):
         load_dataset(path, bpe, 64, template=chatml, data_format="chat")
     with pytest.raises(ValueError, match="'json' is not one of raw, chat, "):
         load_dataset(path, bpe, 64, template=None, data_format="json")
@@ -80,7 +80,7 @@ def test_chats_need_a_template(tmp_path: Path, bpe: Tokenizer) -> None:
 def test_a_broken_line_is_told(tmp_path: Path, bpe: Tokenizer, chatml: ChatTemplate) -> None:
     path = tmp_path / "data"
     path.write_text(f"{LINE}\n{LINE[:-9]}\n", encoding="utf-8")
-    with pytest.raises(DataError, match="data, line 2: broken JSON at column"):
+    with pytest.raises(DataError, match="data, line 2: invalid JSON at column"):
         load_dataset(path, bpe, 64, template=chatml)
 
 

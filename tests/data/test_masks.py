@@ -223,8 +223,8 @@ def test_long_samples(cases: dict[str, Case], tmp_path: Path) -> None:
     cut, skipped = load(path, spm, 20), load(path, spm, 20, on_long="skip")
     assert [cut.n_tokens(i) for i in range(3)][1] == 20 and cut.n_cut == 1
     assert skipped.lines.tolist() == [1, 3] and skipped.n_long == 1
-    assert skipped.notes[0] == "1 of 3 samples are longer than 20 tokens: skipped"
-    with pytest.raises(DataError, match=r"x, line 2: \d+ tokens, longer than the context of 20"):
+    assert skipped.notes[0] == "1 of 3 samples were skipped because they are longer than 20 tokens"
+    with pytest.raises(DataError, match=r"x, line 2: \d+ tokens exceed the context of 20"):
         load(path, spm, 20, on_long="refuse")
     with pytest.raises(ValueError, match="on_long 'x' is not one of cut, refuse, skip"):
         load(path, spm, 20, on_long="x")
@@ -241,14 +241,14 @@ def test_records_that_the_template_refuses_are_bad_ones(
     found = load(path, cases["llama-2"], 99, skip_bad=True)
     assert found.lines.tolist() == [1, 4] and found.n_bad == 2
     assert found.notes[0] == (
-        "2 of 4 records are bad and were skipped; the first: line 2: the given chat template "
+        "2 of 4 records are bad and were skipped; first: line 2: the given chat template "
         "refuses the messages: llama-2 has no role tool"
     )
     lines(path, good, {"messages": tool})
     with pytest.raises(DataError, match=r"x, line 2: .* llama-2 has no role tool"):
         load(path, cases["llama-2"], 99)
     lines(path, {"messages": tool})
-    with pytest.raises(DataError, match=r"nothing in .*x can be trained; line 1: .*no role tool"):
+    with pytest.raises(DataError, match=r"x contains nothing to train on; line 1: .*no role tool"):
         load(path, cases["llama-2"], 99, skip_bad=True)
 
 

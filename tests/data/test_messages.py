@@ -164,7 +164,7 @@ def test_mask_keys(tmp_path: Path, key: str, value: Any, silent: bool) -> None:
     if silent:
         assert one(tmp_path, record).notices == ("mask",)
     else:
-        with pytest.raises(DataError, match=f'message 1: "{key}" marks a message of the'):
+        with pytest.raises(DataError, match=f'message 1: "{key}" marks a message with the'):
             one(tmp_path, record)
 
 
@@ -180,10 +180,10 @@ def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"messages": [', "broken JSON at column 15: "),
-        (GOOD + '{"a', "broken JSON at column 88: Extra data"),
-        ("[" * 100_000, "broken JSON: "),
-        ('{"a": ' + "1" * 5000 + "}", "broken JSON: "),
+        ('{"messages": [', "invalid JSON at column 15: "),
+        (GOOD + '{"a', "invalid JSON at column 88: Extra data"),
+        ("[" * 100_000, "invalid JSON: "),
+        ('{"a": ' + "1" * 5000 + "}", "invalid JSON: "),
         ("[1]", "a record must be an object with named values, not a number"),
         ("[]", "a record must be an object with named values, not a list"),
         ("null", "not null"),
@@ -193,7 +193,7 @@ def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
         ("{}", 'the key "messages" is missing'),
         ('{"Messages": []}', '"messages" must be a list of messages, not empty'),
         ('{"messages": [], "messages": []}', 'the key "messages" appears twice in an object'),
-        ('{"messages": Infinity}', "broken JSON: Infinity is not a JSON value"),
+        ('{"messages": Infinity}', "invalid JSON: Infinity is not a JSON value"),
         ('{"messages": []}', '"messages" must be a list of messages, not empty'),
         ('{"messages": {}}', '"messages" must be a list of messages, not an object'),
         ('{"messages": "hi"}', '"messages" must be a list of messages, not text'),
@@ -206,7 +206,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([Q], 'there is no message of the role "assistant" to train on'),
+        ([Q], 'there is no message with the role "assistant" to train on'),
         ([Q, 5], "message 2: must be an object, not a number"),
         ([Q, {"role": "assistant"}], 'message 2: the key "content" is missing'),
         ([{"content": "q"}, A], 'message 1: the key "role" is missing'),
@@ -218,13 +218,16 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ),
         ([Q, {**A, "content": ["a"]}], 'message 2: "content" has a part that is not text'),
         ([Q, {**A, "weight": 2}], 'message 2: "weight" must be 0 or 1'),
-        ([Q, {**A, "weight": 0}], "every answer has the weight 0: nothing to train on"),
+        ([Q, {**A, "weight": 0}], "every answer has weight 0, so there is nothing to train on"),
         ([Q, {**A, "tool_calls": {"name": "f"}}], '"tool_calls" must be a list, not an object'),
-        ([Q, {**A, "tool_calls": [1]}], 'message 2: "tool_calls" contains no function'),
+        (
+            [Q, {**A, "tool_calls": [1]}],
+            'message 2: "tool_calls" contains an entry without a function',
+        ),
         ([Q, {**A, "tool_calls": [{"name": 1}]}], 'a tool call: "name" must be text'),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": "{"}]}],
-            "the arguments of a tool call are broken JSON",
+            "the arguments of a tool call are not valid JSON",
         ),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": [4]}]}],
@@ -238,22 +241,22 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "tool_calls": [{"name": "f", "input": {"n": 4}, "arguments": {"n": 5}}]}],
             'has arguments under both "arguments" and "input"',
         ),
-        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls" are broken JSON'),
+        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls" are not valid JSON'),
         ([Q, {**A, "tool_calls": [{"name": " "}]}], "a tool call has an empty name"),
         (
             [Q, {**A, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}],
-            'both "tool_calls" and "function_call" are given',
+            'use either "tool_calls" or "function_call", not both',
         ),
-        ([{**Q, "tool_calls": [{"name": "f"}]}, A], 'only a message of the role "assistant" can'),
+        ([{**Q, "tool_calls": [{"name": "f"}]}, A], 'only messages with the role "assistant" can'),
         ([Q, {**A, "weight": 0.5}], 'message 2: "weight" must be 0 or 1'),
         ([Q, {**A, "loss": "no"}], 'message 2: "loss" must be 0 or 1'),
         ([Q, {**A, "loss": 1, "masked": True}], "message 2: loss and masked contradict each other"),
         ([Q, {**A, "reasoning": {"effort": 1}}], '"reasoning" must be text, not an object'),
         (
             [Q, {**A, "reasoning": "x", "thinking": "y"}],
-            'message 2: two thoughts are given, one of them under "thinking"',
+            'message 2: the message contains two thoughts, one of them under "thinking"',
         ),
-        ([{**Q, "thinking": "x"}, A], "message 1: only an answer can have a thought"),
+        ([{**Q, "thinking": "x"}, A], "message 1: only answers can contain a thought"),
         ([{**Q, "role": 1}, A], 'message 1: "role" must be text, not a number'),
         ([{**Q, "role": " "}, A], 'message 1: "role" is empty'),
         ([Q, {**A, "content": ""}], "message 2: the answer is empty"),
@@ -273,12 +276,12 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
             {"tools": [{"parameters": {}}]},
             '"tools" contains an entry that is not a function with a name',
         ),
-        ({"tools": "[{"}, '"tools" is broken JSON'),
+        ({"tools": "[{"}, '"tools" is not valid JSON'),
         (
             {"tools": json.loads('[{"name": "f", "x": ' + "[" * 80 + "]" * 80 + "}]")},
             '"tools" is nested more than 64 levels deep',
         ),
-        ({"tools": "[" * 100_000}, '"tools" is broken JSON'),
+        ({"tools": "[" * 100_000}, '"tools" is not valid JSON'),
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
         ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" must not set "tools"'),
         ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" must not set "a b"'),
@@ -309,7 +312,7 @@ def check(folder: Path, line: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n \n\n", "nothing in .*x can be trained: it contains no record"),
+        (b"\n \n\n", "x contains nothing to train on: it has no records"),
         (GOOD.encode() + b"\n\xc3(", f"byte 0xc3 at offset {len(GOOD) + 1}, line 2;"),
     ],
 )
@@ -325,7 +328,7 @@ def test_bytes_that_are_not_utf8_spoil_their_line_only(tmp_path: Path) -> None:
     assert [n for n, _ in found.samples] == [1, 3]
     offset = broken.index(b"\xff")
     assert found.bad == [(2, f"not UTF-8: byte 0xff at offset {offset} of the line")]
-    with pytest.raises(DataError, match=r"nothing in .* can be trained; line 1: not UTF-8"):
+    with pytest.raises(DataError, match=r"contains nothing to train on; line 1: not UTF-8"):
         read(tmp_path, broken, skip_bad=True)
 
 

@@ -47,7 +47,7 @@ ASKED = [("user", "q"), ("assistant", "a")]
 def test_a_question_and_its_answer(tmp_path: Path, question: str, answer: str) -> None:
     found = opened(tmp_path, {question: "q", answer: "a", "id": 4})
     assert (found.format, said(found)) == ("alpaca", ASKED)
-    assert "keys that are not trained on: id (1)" in found.notes
+    assert "keys not used for training: id (1)" in found.notes
     (tmp_path / "t.csv").write_text(f"{answer},{question}\na,q\n")
     assert said(open_data(tmp_path / "t.csv")) == ASKED
     plain = opened(tmp_path, {question: "q", answer: "a"}, data_format="completion")
@@ -57,9 +57,7 @@ def test_a_question_and_its_answer(tmp_path: Path, question: str, answer: str) -
 def test_what_belongs_to_them(tmp_path: Path) -> None:
     found = opened(tmp_path, {"instruction": "q", "context": "c", "response": "a"})
     assert said(found) == [("user", "q\n\nc"), ("assistant", "a")]
-    assert found.notes == (
-        "read: response as output, context as input (through the chat template)",
-    )
+    assert found.notes == ("read: response as output, context as input (with the chat template)",)
     found = opened(tmp_path, {"system_prompt": "s", "question": "q", "response": "a"})
     assert said(found) == [("system", "s"), *ASKED]
     found = opened(tmp_path, {"Prompt": "p", "Completion": "c"})
@@ -118,7 +116,7 @@ def test_a_system_text_beside_a_chat(tmp_path: Path) -> None:
 def test_numbers_are_labels(tmp_path: Path) -> None:
     found = opened(tmp_path, {"prompt": "p", "completion": 1}, {"prompt": 2, "completion": 0.5})
     assert found.samples == [(1, ("p", "1")), (2, ("2", "0.5"))]
-    assert found.notes == ("numbers are read as text: completion (2), prompt (1)",)
+    assert found.notes == ("numbers read as text: completion (2), prompt (1)",)
     with pytest.raises(DataError, match='"completion" must be text, not true or false'):
         opened(tmp_path, {"prompt": "p", "completion": True})
 
@@ -127,7 +125,7 @@ def test_text_that_is_not_nfc_is_counted(tmp_path: Path) -> None:
     apart = unicodedata.normalize("NFD", "é")
     found = opened(tmp_path, {"text": "é"}, {"text": apart}, {"text": "e"})
     assert found.samples[1] == (2, ("", apart))
-    assert "1 of 3 records are not in Unicode's normal form NFC" in found.notes[0]
+    assert "1 of 3 records are not NFC-normalised" in found.notes[0]
     (tmp_path / "a.txt").write_text(f"caf{apart}\n", "utf-8")
     assert "1 of 1 texts are not" in open_data(tmp_path / "a.txt").notes[0]
 
@@ -137,12 +135,12 @@ def test_control_tokens_in_texts(bpe: Tokenizer, tmp_path: Path) -> None:
     plain = load_dataset(path, bpe, 512, template=None)
     (note,) = (n for n in plain.notes if "control tokens" in n)
     assert note.startswith(
-        "1 of 1 texts contain control tokens such as <|im_start|>: read as plain"
+        "1 of 1 texts contain control tokens such as <|im_start|>: they are read as plain"
     )
     parsed = load_dataset(path, bpe, 512, template=None, parse_special=True)
     text = json.loads(path.read_text())["text"]
     assert parsed.batch([0]).tokens.tolist() == bpe.encode(text, parse_special=True)[:-1]
-    assert any("read as these tokens (--parse-special)" in n for n in parsed.notes)
+    assert any("they are read as tokens (--parse-special)" in n for n in parsed.notes)
     assert plain.fingerprint != parsed.fingerprint
     (tmp_path / "a.txt").write_text(text)
     raw = load_dataset(tmp_path / "a.txt", bpe, 64, template=None)
@@ -166,8 +164,8 @@ def test_most_of_the_data_lost(tmp_path: Path, bpe: Tokenizer, chatml: ChatTempl
     path.write_text("\n".join(map(json.dumps, records)))
     data = load_dataset(path, bpe, 40, template=chatml, skip_bad=True)
     assert mostly_lost(data) == (
-        "less than half of the data is trained unchanged: of 4 samples, 2 cut at --ctx, 1 bad and "
-        "skipped"
+        "less than half of the data is used unchanged: of 4 samples, 2 truncated at --ctx, "
+        "1 skipped as bad"
     )
     assert mostly_lost(SimpleNamespace(samples=data)) == mostly_lost(data)
     assert mostly_lost(load_dataset(path, bpe, 4000, template=chatml, skip_bad=True)) == ""

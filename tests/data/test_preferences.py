@@ -112,8 +112,8 @@ BAD_RECORDS: dict[str, dict[str, Any]] = {
     '"weight" must be a number above 0': {
         "prompt": "a", "chosen": "b", "rejected": "c", "weight": 0,
     },
-    "the last message must be": {"prompt": [USER], "chosen": [GOOD, USER], "rejected": [BAD]},
-    'the text of "prompt" is not in': {
+    "the last message must have": {"prompt": [USER], "chosen": [GOOD, USER], "rejected": [BAD]},
+    'the text of "prompt" does not occur in': {
         "prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD],
     },
     "must both be text": {"prompt": "a", "chosen": "b", "rejected": [BAD]},
@@ -170,7 +170,7 @@ def test_a_pair_that_is_cut_to_the_same_is_left_out(tmp_path: Path, tokenizer: T
     path = file(tmp_path, PAIR, {"prompt": [USER], "chosen": [long[0]], "rejected": [long[1]]})
     made = samples(path, tokenizer, n_ctx=60)
     assert made.n_samples == 2
-    assert any("1 pairs were left out" in note for note in made.notes)
+    assert any("1 pairs were skipped" in note for note in made.notes)
 
 
 LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}

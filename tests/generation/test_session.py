@@ -151,7 +151,9 @@ def test_no_prompt_is_refused(model: Model) -> None:
 
 def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
     other = toy_adapter(toy_model(tmp_path, n_embd=48, n_head=4, n_head_kv=2))
-    with pytest.raises(CheckpointError, match=r"a different model: the pair of token_embd\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"a different model: the pair for token_embd\.weight"
+    ):
         nbllama.generate(model, PROMPT, 4, other)
 
 

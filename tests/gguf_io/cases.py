@@ -55,7 +55,7 @@ def _first(size: int) -> Callable[[], bytes]:
 def counts() -> Iterator[Case]:
     yield "G01", lambda: b"", "the file is empty"
     for n in (1, 2, 3, 4, 8, 12, 23):
-        yield f"G02-{n}", _first(n), f"needs 24 bytes, but the file has {n} (truncated?)"
+        yield f"G02-{n}", _first(n), f"needs 24 bytes, but the file has only {n} (truncated?)"
     yield "G03a", lambda: small(magic=b"FUGG"), "magic: b'FUGG' at byte 0, expected b'GGUF'"
     yield "G03b", lambda: b"PK\x03\x04" + bytes(60), "magic: a zip file"
     yield "G03c", lambda: u64(100) + b'{"a":' + bytes(95), "magic: a safetensors file"
@@ -129,7 +129,7 @@ def values() -> Iterator[Case]:
     yield (
         "G21",
         at_end(kv("s", STRING, string("abc", length=4))),
-        "needs bytes 45..49, but the file has 48",
+        "needs bytes 45..49, but the file has only 48",
     )
     yield "G22a", last(kv("s", STRING, string("abc", length=1 << 40))), "the limit is 16777216"
     yield "G22b", last(kv_str("s", "x" * ((16 << 20) + 1))), "length 16777217 at byte"
@@ -155,7 +155,7 @@ def values() -> Iterator[Case]:
 
 
 def cuts() -> Iterator[Case]:
-    yield "G30", lambda: GOOD[:8], "header: needs 24 bytes, but the file has 8 (truncated?)"
+    yield "G30", lambda: GOOD[:8], "header: needs 24 bytes, but the file has only 8 (truncated?)"
     yield "G31", lambda: GOOD[:60], "(truncated?)"
     yield "G31b", lambda: Gguf(kvs=SMALL.kvs[:2]).header()[:-2], "'llama.block_count': needs bytes"
     yield "G32", lambda: GOOD[: HEADER - 3], "'blk.0.attn_norm.weight' offset: needs bytes"
@@ -165,7 +165,7 @@ def cuts() -> Iterator[Case]:
         f"padding before the data: needs bytes {HEADER}..{DATA}",
     )
     yield "G33b", lambda: small(pad_byte=b"\1"), f"bytes {HEADER}..{DATA} are not zero"
-    yield "G33c", lambda: GOOD[: ENDS[2] + 5], f"end of file: at byte {ENDS[2] + 5}, the last ten"
+    yield "G33c", lambda: GOOD[: ENDS[2] + 5], f"end of file: at byte {ENDS[2] + 5}, but the last"
 
 
 def alignments() -> Iterator[Case]:
@@ -201,7 +201,7 @@ def shapes() -> Iterator[Case]:
     yield (
         "G45b",
         shaped((1 << 31, 1 << 30), 28),
-        f"needs bytes 384..{384 + (1 << 64)}, but the file has",
+        f"needs bytes 384..{384 + (1 << 64)}, but the file has only",
     )
     yield "G46", shaped(((1 << 62) - 1,)), f"dimension 0 is {(1 << 62) - 1}"
     yield "G46b", shaped(((1 << 31) - 1, 1 << 31)), "tensor 't': needs bytes"
@@ -209,7 +209,7 @@ def shapes() -> Iterator[Case]:
     yield (
         "G47b",
         shaped((1 << 30, 1 << 10)),
-        f"needs bytes 384..{384 + (1 << 42)}, but the file has",
+        f"needs bytes 384..{384 + (1 << 42)}, but the file has only",
     )
     for name, kind in (("a", 99), ("b", -1), ("c", 42)):
         yield f"G48{name}", shaped((32,), kind), f"type {kind % (1 << 32)} at byte"
@@ -267,19 +267,19 @@ def names() -> Iterator[Case]:
 
 def ends() -> Iterator[Case]:
     of_two = kv_u32("split.count", 2), kv_u32("split.no", 1)
-    span = f"'blk.0.attn_norm.weight': needs bytes {ENDS[2] - 20}..{ENDS[2]}, but the file has"
+    span = f"'blk.0.attn_norm.weight': needs bytes {ENDS[2] - 20}..{ENDS[2]}, but the file has only"
     yield "G60", lambda: GOOD[: ENDS[2] - 1], f"{span} {ENDS[2] - 1} (truncated?)"
     yield "G61", lambda: GOOD[: ENDS[1] - 9], "'blk.0.attn_q.weight': needs bytes"
     yield "G62a", lambda: GOOD[:DATA], "'token_embd.weight': needs bytes"
     yield "G62b", lambda: GOOD[:HEADER], "padding before the data"
-    yield "G63a", lambda: GOOD + b"\0", f"end of file: at byte {len(GOOD) + 1}, the last tensor"
-    yield "G63b", lambda: GOOD + bytes(32), f"end of file: at byte {len(GOOD) + 32}, the last ten"
+    yield "G63a", lambda: GOOD + b"\0", f"end of file: at byte {len(GOOD) + 1}, but the last tensor"
+    yield "G63b", lambda: GOOD + bytes(32), f"end of file: at byte {len(GOOD) + 32}, but the last"
     yield "G63c", lambda: Gguf(tail=b"x" * 100).build(), "end of file: at byte 132"
     yield "G66a", lambda: with_kv(kv("split.count", 2, b"\3\0")), "key 'split.no': is missing"
     yield (
         "G66b",
         lambda: with_kv(*of_two),
-        "one part of 2 of a split model; to find the other parts",
+        "one of 2 parts of a split model; to find the other parts",
     )
     yield "G66c", lambda: with_kv(kv_u32("split.count", 2), kv_u32("split.no", 2)), "'split.no': 2,"
     yield "G66d", lambda: with_kv(kv_str("split.count", "2")), "'split.count': must be a count"

@@ -47,7 +47,7 @@ def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["config.json", "model-00001-of-00002.safetensors"], "convert_hf_to_gguf.py"),
         (["pytorch_model.bin"], "a Hugging Face model; convert it"),
         (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter, not a model"),
-        (["config.json", "b.gguf", "a.gguf"], "pass the GGUF file in it, such as a.gguf"),
+        (["config.json", "b.gguf", "a.gguf"], "pass a GGUF file from this folder, such as a.gguf"),
         (["blobs", "manifests"], "Ollama's models"),
         ([], "a directory, not a regular file; pass a GGUF file"),
     ],

@@ -115,8 +115,8 @@ def _extra(parts: list[Path]) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[list[Path]], None], str, str]] = {
-    "missing": (_removed, "one part of 3 of a split model; part 2 is missing: there is no", ""),
-    "two missing": (_two_removed, "parts 1, 2 are missing: there is no", ""),
+    "missing": (_removed, "one of 3 parts of a split model; part 2 is missing: ", ""),
+    "two missing": (_two_removed, "parts 1, 2 are missing: ", ""),
     "twice": (_twice, "is not part of the same model as", "'split.count'"),
     "foreign": (_foreign, "is not part of the same model as", "'split.tensors.count'"),
     "other count": (_other_count, "is not part of the same model as", "are 1, 2, "),
@@ -140,11 +140,11 @@ def test_names_that_are_no_parts(parts: list[Path], tmp_path: Path) -> None:
     for name, expected in (
         (
             "blob",
-            "one part of 3 of a split model; to find the other parts, its name must look like "
+            "one of 3 parts of a split model; to find the other parts, its name must look like "
             "NAME-00002-of-00003.gguf",
         ),
-        ("toy-00003-of-00003.gguf", "its name says part 3 of 3, but its keys 2 of 3"),
-        ("toy-00002-of-00004.gguf", "its name says part 2 of 4, but its keys 2 of 3"),
+        ("toy-00003-of-00003.gguf", "its name says part 3 of 3, but its keys say 2 of 3"),
+        ("toy-00002-of-00004.gguf", "its name says part 2 of 4, but its keys say 2 of 3"),
     ):
         shutil.copy(parts[1], tmp_path / name)
         with pytest.raises(GGUFError, match=expected):

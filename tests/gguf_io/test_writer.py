@@ -132,8 +132,8 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ([], [("t", np.zeros((1, 1, 1, 1, 1), np.float32))], "1 to 4 positive"),
     ([], [("t", np.zeros(2, np.uint32))], "dtype uint32 has no GGUF type"),
     ([], [("t", np.zeros(2, ">f4"))], "dtype >f4 has no GGUF type"),
-    ([], [("t", RawTensor((32,), 2, bytes(17)))], "17 bytes, shape and type need 18"),
-    ([], [("t", RawTensor((33,), 2, bytes(18)))], "row of 33, Q4_0 block is 32"),
+    ([], [("t", RawTensor((32,), 2, bytes(17)))], "17 bytes, but shape and type require 18"),
+    ([], [("t", RawTensor((33,), 2, bytes(18)))], "rows of 33 are not whole Q4_0 blocks of 32"),
     ([], [("t", RawTensor((32,), 99, bytes(18)))], "type 99 is not supported"),
 ]
 

@@ -156,8 +156,8 @@ def test_misfit() -> None:
     assert ad.misfit(SHAPES) is None
     assert ad.misfit(SHAPES | {"blk.9.attn_q.weight": (1, 1)}) is None
     for name, shape, message in (
-        ("blk.1.attn_k.weight", (24, 40), r"the pair of blk.1.attn_k.weight is for (40, 24), but"),
-        ("blk.2.ffn_norm.weight", (25,), "the pair of blk.2.ffn_norm.weight is for (1, 24), but"),
+        ("blk.1.attn_k.weight", (24, 40), "the pair for blk.1.attn_k.weight has shape (40, 24),"),
+        ("blk.2.ffn_norm.weight", (25,), "the pair for blk.2.ffn_norm.weight has shape (1, 24),"),
     ):
         assert str(ad.misfit(SHAPES | {name: shape})).startswith(message)
     tied = {n: s for n, s in SHAPES.items() if n != "output.weight"}

@@ -112,8 +112,10 @@ def test_stop_and_save_wants_two_presses(browser: Any, live: LiveServer, stops: 
     press(browser, "Press again to stop")
     wait_for(lambda: stops.count == 1)
     assert text(browser, ".live [role=status]").startswith("stopping")
-    live.state.add({"event": "end", "iter": 120, "seconds": 1.0, "reason": "stopped from its page"})
-    wait_for(lambda: "ended: stopped from its page" in text(browser, ".about"))
+    live.state.add(
+        {"event": "end", "iter": 120, "seconds": 1.0, "reason": "stopped from the live page"}
+    )
+    wait_for(lambda: "ended: stopped from the live page" in text(browser, ".about"))
 
 
 def test_questions_are_asked_and_answers_grow(browser: Any, live: LiveServer) -> None:

@@ -84,9 +84,9 @@ BAD_PATHS = [
     ("none/out.bin", "cannot be written: No such file or directory"),
     ("file/out.bin", "cannot be written: Not a directory"),
     ("folder", "cannot be written: Is a directory"),
-    ("folder/", "not the name of a file"),
-    ("folder/..", "not the name of a file"),
-    ("a\0b", "not the name of a file"),
+    ("folder/", "not a file name"),
+    ("folder/..", "not a file name"),
+    ("a\0b", "not a file name"),
     ("x" * 300, "cannot be written: File name too long"),
 ]
 

@@ -119,7 +119,9 @@ def test_what_is_replaced(tmp_path: Path) -> None:
             path.write_bytes(content)
         check_kind(str(path), GGUF)
     path.write_bytes(b"a letter")
-    with pytest.raises(OutputError, match="is not a GGUF file exists and is not replaced"):
+    with pytest.raises(
+        OutputError, match="the existing file is not a GGUF file and is not replaced"
+    ):
         check_kind(str(path), GGUF)
 
 

@@ -51,8 +51,8 @@ def test_a_numbered_file_of_another_kind_is_kept(folder: Path, run: Run) -> None
     shutil.copy(folder / "toy.gguf", folder / "lora-2.gguf")
     model = (folder / "toy.gguf").read_bytes()
     done = run(words(folder, "--save-every", "2"))
-    assert done.code == 6 and "chk-4.gguf: a file that is not a GGUF file exists" in done.err
-    assert "not saved: " in done.out and "lora-2.gguf: a file that is a model" in done.out
+    assert done.code == 6 and "chk-4.gguf: the existing file is not a GGUF file" in done.err
+    assert "not saved: " in done.out and "lora-2.gguf: the existing file is a model" in done.out
     assert (folder / "chk-4.gguf").read_bytes() == b"mine"
     assert (folder / "lora-2.gguf").read_bytes() == model
     assert load_checkpoint(folder / "chk-LATEST.gguf").iteration == 4

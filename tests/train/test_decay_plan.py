@@ -61,7 +61,7 @@ def test_a_finished_run_starts_a_new_decay() -> None:
     assert fields(first) == (0, 0, 20)
     decay, s, lines, rates = run_of("--adam-iter 40", first)
     (line,) = lines
-    assert "a new one without warm-up covers iterations 21 to 60" in line
+    assert "a new decay without warm-up covers iterations 21 to 60" in line
     assert "40 more" in line
     assert decay.new and (decay.begin, s.cos_decay_steps) == (20, 60)
     fresh = run_of("--adam-iter 40 --warmup 0")[3]

@@ -62,7 +62,7 @@ REFUSED = [
     (
         QWEN,
         ["--rank-experts", "2", "--lora-dropout", "0.1"],
-        "--lora-dropout and --rank-experts: leave",
+        "--lora-dropout and --rank-experts cannot be combined",
     ),
     ("llama, 7B to 30B", ["--rank-experts", "2"], "--rank-experts: this model has no experts"),
 ]

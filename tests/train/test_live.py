@@ -236,9 +236,9 @@ def test_stop_and_save(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert done.code == 130 and "stopped after iteration 3; continue with" in done.err, done
     assert "--checkpoint-in" in done.err and servers[0].secret in done.out
     assert servers[0].secret not in done.err
-    assert events(there / "log.jsonl", "end")[0]["reason"] == "stopped from its page"
+    assert events(there / "log.jsonl", "end")[0]["reason"] == "stopped from the live page"
     text = (there / "r.html").read_text(encoding="utf-8")
-    assert servers[0].secret not in text and "ended: stopped from its page" in text
+    assert servers[0].secret not in text and "ended: stopped from the live page" in text
     monkeypatch.undo()
     again = logged(there, 3, "--checkpoint-in", str(there / "chk-LATEST.gguf"))
     assert run(again).code == 0

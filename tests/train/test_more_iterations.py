@@ -13,7 +13,7 @@ from nbllama.errors import UsageError
 from tests.train.runs import Run, listing, refused
 from tests.train.toy_runs import log_rows, toy_chat, words
 
-OVER = "a new one without warm-up covers iterations 13 to 27"
+OVER = "a new decay without warm-up covers iterations 13 to 27"
 KEPT = ("iter", "epoch", "loss", "lr", "grad_norm", "tokens")
 
 
@@ -60,7 +60,7 @@ def test_records_get_a_new_decay_and_resume_in_it(finished: Path, run: Run) -> N
     (finished / "chk-27.gguf").unlink()
     rest = ["--checkpoint-in", str(finished / "chk-20.gguf"), "--adam-iter", "7"]
     done = run(args(finished, *rest, log="rest.jsonl"))
-    assert done.code == 0 and "a new one" not in done.out, done
+    assert done.code == 0 and "a new decay" not in done.out, done
     assert numbers(finished / "rest.jsonl") == whole[8:]
     assert (finished / "chk-27.gguf").read_bytes() == chk
     assert (finished / "lora-27.gguf").read_bytes() == lora[1]
@@ -112,7 +112,7 @@ def test_plain_text_goes_on_as_before(folder: Path, run: Run) -> None:
     (folder / "chk-6.gguf").unlink()
     assert run(words(folder, "--adam-iter", "3")).code == 0
     done = run(words(folder, "--adam-iter", "3", "--checkpoint-in", str(folder / "chk-3.gguf")))
-    assert done.code == 0 and "a new one" not in done.out
+    assert done.code == 0 and "a new decay" not in done.out
     assert (folder / "chk-6.gguf").read_bytes() == whole
 
 

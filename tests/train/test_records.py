@@ -38,7 +38,7 @@ def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> Non
     more += ["--keep-last", "0"]
     done = run(words(folder, *more, "--log", "log.jsonl", ctx=24))
     assert done.code == 0, done
-    assert "1 of 21 records are bad and were skipped; the first: line 21: broken JSON" in done.out
+    assert "1 of 21 records are bad and were skipped; first: line 21: invalid JSON" in done.out
     whole = log_rows(folder / "log.jsonl")
     assert all(row["computed_tokens"] <= 48 for row in whole) and {
         row["epoch"] for row in whole
@@ -96,7 +96,11 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
         ('{"text": "the"}', ["--sample-start", "x"], "--sample-start is for plain text, but "),
         ('{"text": "the"}', ["--data-format", "nix"], "--data-format: 'nix' is not allowed"),
         ('{"text": "the"}', ["--template-date", "2024-02-30"], "use a day as YYYY-MM-DD"),
-        ('{"text": "the"}', ["--on-long", "refuse", "--ctx", "1"], "line 1: 2 tokens, longer than"),
+        (
+            '{"text": "the"}',
+            ["--on-long", "refuse", "--ctx", "1"],
+            "line 1: 2 tokens exceed",
+        ),
     ],
 )
 def test_options_that_do_not_go_with_the_data(

@@ -170,5 +170,5 @@ def test_models_with_states_say_that_they_share_nothing(name: str, folder: Path,
     done = run(words(folder, *records(folder), "--dry-run", ctx=99))
     arch = name.partition(",")[0]
     assert done.code == 0, done
-    assert f"prefixes are not shared, because blocks of {arch} carry a state" in done.out
-    refused(run(words(folder, *records(folder), "--share-prompts", ctx=99)), 2, "pass a state")
+    assert f"prefixes are not shared, because {arch} blocks carry a state" in done.out
+    refused(run(words(folder, *records(folder), "--share-prompts", ctx=99)), 2, "carry a state")

@@ -150,7 +150,7 @@ def test_activation_memory_has_ends(model: Model) -> None:
         return trainer(model, toy_adapter(model), rows, activation_memory=nbytes)
 
     assert make(1 << 40).kept == model.hp.n_layer - 1
-    with pytest.raises(UsageError, match="--activation-memory: the inputs of the blocks alone"):
+    with pytest.raises(UsageError, match="--activation-memory: the block inputs alone"):
         make(1000)
 
 

@@ -281,7 +281,10 @@ def test_an_interrupted_run_leaves_it_to_the_next(
     monkeypatch.setattr(Trainer, "step", real)
     again = ["--checkpoint-in", str(folder / "chk-LATEST.gguf"), *more, "--adam-iter", "5"]
     done = run(words(folder, *again, ctx=99))
-    assert done.code == 0 and f"{left}: found the frozen blocks' output of 5 samples" in done.out
+    assert (
+        done.code == 0
+        and f"{left}: found the stored output of the frozen blocks for 5 samples" in done.out
+    )
     assert (folder / "lora-9.gguf").read_bytes() == adapter
     assert not left.exists()
 

@@ -169,7 +169,7 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
         ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw or sgd or lion"),
         ({"lora_out": object()}, "lora_out: a value of type object is not allowed"),
         ({"train_data": "x"}, "train_data is the second argument"),
-        ({"list_archs": True}, "list_archs is an option of the command line only"),
+        ({"list_archs": True}, "list_archs is only available on the command line"),
         ({"val_split": 0.1, "val_data": "text.txt"}, "--val-data and --val-split"),
         ({"lora_out": "toy.gguf"}, "--lora-out and --model-base are the same file toy.gguf"),
         ({"train_on_prompt": True}, "--train-on-prompt is for records"),
@@ -217,7 +217,7 @@ class Table:
         (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
-        ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
+        ([], DataError, "a list of 0 records contains nothing to train on: it has no records"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record must be an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
         ([{"question": "x"}], DataError, "match no format"),
@@ -291,7 +291,9 @@ def test_ctrl_c_gives_back_the_run_so_far(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     files: dict[str, Any] = dict(checkpoint_out="c-ITERATION.gguf", lora_out="l-ITERATION.gguf")
-    with pytest.warns(UserWarning, match="after iteration 2 of 4; checkpoint_in='c-LATEST.gguf'"):
+    with pytest.warns(
+        UserWarning, match="after iteration 2 of 4; pass checkpoint_in='c-LATEST.gguf'"
+    ):
         half = nbllama.tune("toy.gguf", "text.txt", **SHORT, **files, on_step=press)
     assert half.interrupted and half.iteration == 2 and "signal" in half.reason
     assert (folder / "l-2.gguf").exists() and half.paths["adapter"] == "l-LATEST.gguf"

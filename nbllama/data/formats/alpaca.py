@@ -47,7 +47,7 @@ def _history(record: Record) -> list[Message]:
     out = []
     for turn in turns:
         if not (isinstance(turn, list) and len(turn) == 2):
-            raise DataError('"history" must contain pairs [question, answer]')
+            raise DataError('"history" must contain [question, answer] pairs')
         pair = dict(zip(("question", "answer"), turn, strict=True))
         out.append({"role": "user", "content": text_of(pair, "question", "history: ")})
         out.append({"role": ANSWERING_ROLE, "content": text_of(pair, "answer", "history: ")})

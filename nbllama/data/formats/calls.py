@@ -32,7 +32,7 @@ def calls_of(message: Record, where: str) -> list[Message]:
     found = list(calls or [])
     if old:
         if found:
-            raise DataError(f'{where}both "tool_calls" and "function_call" are given')
+            raise DataError(f'{where}use either "tool_calls" or "function_call", not both')
         found = [old]
     return [_call(call, where) for call in found]
 
@@ -45,7 +45,7 @@ def call_of(value: Any, where: str) -> Message:
 def _call(call: Any, where: str) -> Message:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
-        raise DataError(f'{where}"tool_calls" contains no function')
+        raise DataError(f'{where}"tool_calls" contains an entry without a function')
     name = text_of(function, "name", f"{where}a tool call: ")
     if not name.strip():
         raise DataError(f"{where}a tool call has an empty name")
@@ -64,7 +64,7 @@ def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
     given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
     if len(given) > 1:
         raise DataError(
-            f"{where}the call of '{shown(name, 40)}' has arguments under both \"{given[0]}\" and "
+            f"{where}the call to '{shown(name, 40)}' has arguments under both \"{given[0]}\" and "
             f'"{given[1]}"'
         )
     if given:
@@ -73,7 +73,7 @@ def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
         for key, value in function.items():
             if key not in _OTHER and value not in (None, "", {}):
                 raise DataError(
-                    f"{where}the call of '{shown(name, 40)}' has no \"arguments\", and the key "
+                    f"{where}the call to '{shown(name, 40)}' has no \"arguments\", and the key "
                     f'"{shown(key, 40)}" is unknown'
                 )
     return None
@@ -104,4 +104,4 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{what} are broken JSON") from e
+        raise DataError(f"{what} are not valid JSON") from e

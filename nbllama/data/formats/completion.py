@@ -31,7 +31,7 @@ def read(record: Record, style: Style) -> Plain:
                 if wanted:
                     raise DataError(
                         f'message {i} of "prompt": "{key}" marks it for training, but '
-                        'only answers in "completion" are trained'
+                        'only answers in "completion" are trained on'
                     )
         n = len(asked)
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}

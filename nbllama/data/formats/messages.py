@@ -57,7 +57,7 @@ def _message(message: Any, where: str) -> Message:
     role = filled(text_of(message, "role", where), f'{where}"role"')
     calls = calls_of(message, where)
     if calls and role != ANSWERING_ROLE:
-        raise DataError(f'{where}only a message of the role "{ANSWERING_ROLE}" can call tools')
+        raise DataError(f'{where}only messages with the role "{ANSWERING_ROLE}" can call tools')
     if isinstance(message.get("content"), list):
         content = _parts(message["content"], where)
     else:
@@ -76,7 +76,9 @@ def extras(message: Record, role: str, calls: list[Message], where: str) -> Mess
     thought = _thought(message, where)
     if thought:
         if role != ANSWERING_ROLE:
-            raise DataError(f"{where}only an answer can have a thought, not the role '{role}'")
+            raise DataError(
+                f"{where}only answers can contain a thought, not messages with the role '{role}'"
+            )
         out |= dict.fromkeys(THOUGHT_KEYS, thought)
     if calls:
         out["tool_calls"] = calls
@@ -94,7 +96,7 @@ def _thought(message: Record, where: str) -> str:
             continue
         thought = text_of(message, key, where, default="")
         if thought.strip() and found and thought != found:
-            raise DataError(f'{where}two thoughts are given, one of them under "{key}"')
+            raise DataError(f'{where}the message contains two thoughts, one of them under "{key}"')
         found = found or (thought if thought.strip() else "")
     return found
 
@@ -124,8 +126,8 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
             if any(wanted.values()):
                 key = next(key for key, on in wanted.items() if on)
                 raise DataError(
-                    f'message {i + 1}: "{key}" marks a message of the role "{role}" for training, '
-                    "but only answers can be trained"
+                    f'message {i + 1}: "{key}" marks a message with the role "{role}" for '
+                    "training, but only answers can be trained on"
                 )
             notices = ("mask",)
         elif len(set(wanted.values())) > 1:

@@ -60,7 +60,7 @@ def read(record: Record, style: Style) -> Pair:
             "is not a list"
         )
     if chosen == rejected:
-        raise DataError("chosen and rejected are equal: there is nothing to prefer")
+        raise DataError("chosen and rejected are equal: there is no preference to learn")
     return Pair(chosen, rejected, weight_of(record))
 
 
@@ -90,7 +90,7 @@ def _side(record: Record, side: str) -> tuple[list[Message], frozenset[int], tup
         raise DataError(f"{side}: {e}") from None
     if messages[-1]["role"] != ANSWERING_ROLE:
         raise DataError(
-            f'{side}: the last message must be of the role "{ANSWERING_ROLE}", not '
+            f'{side}: the last message must have the role "{ANSWERING_ROLE}", not '
             f'"{messages[-1]["role"]}"'
         )
     return messages, silent, notices
@@ -121,14 +121,14 @@ def _after_messages(record: Record, side: str) -> Conversation:
         if any(wanted_by(message, f"message {i}: ").values()):
             raise DataError(
                 f'message {i} of "prompt" is marked for training; only chosen and rejected are '
-                "trained"
+                "trained on"
             )
     answered, silent, more = _side(record, side)
     n = len(asked)
     if len(answered) > n and answered[:n] == asked:  # the side repeats the prompt
         answered, silent = answered[n:], frozenset(i - n for i in silent if i >= n)
     if answered[0]["role"] not in (ANSWERING_ROLE, "tool"):
-        raise DataError(f'{side}: the first message must be of the role "{ANSWERING_ROLE}"')
+        raise DataError(f'{side}: the first message must have the role "{ANSWERING_ROLE}"')
     return _chat(asked, answered, silent, record, notices or more, side)
 
 
@@ -140,7 +140,7 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
     while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
         n += 1
     if n == len(chosen) == len(rejected):
-        raise DataError("chosen and rejected are equal: there is nothing to prefer")
+        raise DataError("chosen and rejected are equal: there is no preference to learn")
     for side, messages in zip(SIDES, (chosen, rejected), strict=True):
         if n == len(messages):
             raise DataError(f"chosen and rejected are identical up to the end of {side}")
@@ -157,7 +157,7 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
     if prompt is not None and not any(
         m["content"] == text_of(record, "prompt") for m in chosen[:n]
     ):
-        raise DataError('the text of "prompt" is not in the part that the two chats share')
+        raise DataError('the text of "prompt" does not occur in the part that the two chats share')
     first, second = (
         _chat(m[:n], m[n:], frozenset(i - n for i in quiet if i >= n), record, notices, side)
         for side, (m, quiet, notices) in zip(SIDES, parts, strict=True)
@@ -171,11 +171,11 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         prompt = text_of(record, "prompt")
         return Continuation(prompt, chosen), Continuation(prompt, rejected)
     if chosen == rejected:
-        raise DataError("chosen and rejected are equal: there is nothing to prefer")
+        raise DataError("chosen and rejected are equal: there is no preference to learn")
     if others := [key for key in record if key.lower() in _UNKNOWN]:
         raise DataError(
-            f'is "{others[0]}" the prompt? Pass --data-columns instruction={others[0]} (through '
-            f"the chat template) or --data-columns prompt={others[0]} (joined as it is)"
+            f'is "{others[0]}" the prompt? Pass --data-columns instruction={others[0]} (with '
+            f"the chat template) or --data-columns prompt={others[0]} (concatenated as is)"
         )
     n = 0
     while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:

@@ -122,12 +122,12 @@ def conversation(
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE]
     if not answers:
-        raise DataError(f'there is no message of the role "{ANSWERING_ROLE}" to train on')
+        raise DataError(f'there is no message with the role "{ANSWERING_ROLE}" to train on')
     for i in answers:
         if not messages[i]["content"].strip() and not messages[i].get("tool_calls"):
             raise DataError(f"message {i + 1 - n_first}: the answer is empty")
     if silent.issuperset(answers):
-        raise DataError("every answer has the weight 0: nothing to train on")
+        raise DataError("every answer has weight 0, so there is nothing to train on")
     tools = tools_of(record) if record is not None else None
     variables = variables_of(record) if record is not None else None
     return Conversation(messages, silent, tools, variables, notices, n_first)
@@ -149,7 +149,7 @@ def tools_of(record: Record) -> list[Any] | None:
         try:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as e:
-            raise DataError(f'"{key}" is broken JSON') from e
+            raise DataError(f'"{key}" is not valid JSON') from e
     if not tools:
         return None
     if not isinstance(tools, list):
@@ -172,7 +172,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as e:
-            raise DataError('"chat_template_kwargs" is broken JSON') from e
+            raise DataError('"chat_template_kwargs" is not valid JSON') from e
     if not value:
         return None
     if not isinstance(value, dict):

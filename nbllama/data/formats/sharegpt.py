@@ -86,7 +86,7 @@ def _calls(value: str, where: str) -> tuple[list[Message], str]:
     try:
         calls = json.loads(value)
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}the call is broken JSON") from e
+        raise DataError(f"{where}the call is not valid JSON") from e
     calls = calls if isinstance(calls, list) else [calls]
     return [call_of(call, where) for call in calls], ""
 

@@ -347,7 +347,7 @@ def _op(name: str, ggml: str, **kind: float) -> Op:
         forward=_forward_op,
         grad=_gradients,
         tolerance=4e-6,
-        why="float32 sums of up to 100 products, and an exponential with 2.7e-7",
+        why="float32 sums of up to 100 products, and an exponential accurate to 2.7e-7",
         ggml=ggml,
     )
 

@@ -133,7 +133,7 @@ OPS = (
         forward=lambda **inputs: _attend(**inputs)[0],
         grad=_gradients,
         tolerance=4e-6,
-        why="float32 sums of up to 55 products, and an exponential with 2.7e-7",
+        why="float32 sums of up to 55 products, and an exponential accurate to 2.7e-7",
         ggml="ggml_soft_max_ext with ggml_soft_max_add_sinks; no gradient",
     ),
 )

@@ -259,8 +259,8 @@ def _op(name: str, **kind: float) -> Op:
         forward=lambda **inputs: _attend(**inputs)[0],
         grad=_gradients,
         tolerance=4e-6,
-        why="float32 sums of up to 200 products, and an exponential with 2.7e-7",
-        ggml="none: llama.cpp trains every sequence whole",
+        why="float32 sums of up to 200 products, and an exponential accurate to 2.7e-7",
+        ggml="none: llama.cpp trains on each sequence separately",
     )
 
 

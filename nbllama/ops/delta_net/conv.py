@@ -246,6 +246,6 @@ OPS = (
         grad=_gradients,
         tolerance=2e-6,
         why="sums of four products; exp_f32 is accurate to 2.7e-7",
-        ggml="ggml_ssm_conv by w, then ggml_silu",
+        ggml="ggml_ssm_conv with w, then ggml_silu",
     ),
 )

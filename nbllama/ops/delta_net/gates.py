@@ -166,7 +166,7 @@ OPS = (
         forward=_forward_op,
         grad=_gradients,
         tolerance=1e-6,
-        why="exp and log1p of float32, and a few roundings",
+        why="float32 exp and log1p, and a few roundings",
         ggml="ggml_softplus(alpha + dt) * a; ggml_sigmoid(b)",
     ),
 )

@@ -166,7 +166,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=4e-6,
-        why="a state goes through up to 70 tokens in float32",
-        ggml="ggml_gated_delta_net with a state of zeros; scale 1 / sqrt(D)",
+        why="the float32 state is updated by up to 70 tokens",
+        ggml="ggml_gated_delta_net with a zero state; scale 1 / sqrt(D)",
     ),
 )

@@ -324,7 +324,7 @@ def _op(name: str, gating: Gating) -> Op:
         forward=lambda **inputs: _routed(**inputs)[2],
         grad=_gradient,
         tolerance=4e-6,
-        why="exp_f32 is accurate to 2.7e-7; sums of up to 128 numbers, and differences of them",
+        why="exp_f32 is accurate to 2.7e-7; sums of up to 128 numbers, and their differences",
         ggml="ggml_soft_max or ggml_sigmoid, ggml_argsort_top_k, ggml_get_rows; no gradient",
     )
 

@@ -116,8 +116,8 @@ def too_few(n: int, size: int, workers: int) -> str:
     else:
         how = f"--block {1 << ((n // workers).bit_length() - 1)}"
     return (
-        f"a step has {n} micro-batches in {blocks} blocks of {own}, but there are {workers} "
-        f"workers; {how} gives every worker a block"
+        f"each step has {n} micro-batches in {blocks} blocks of {own}, but there are {workers} "
+        f"workers; pass {how} to give every worker a block"
     )
 
 

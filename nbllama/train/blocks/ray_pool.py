@@ -153,7 +153,7 @@ class RayPool:
                     self.others.add(member.name)
                     self._lines.append(
                         f"warning: worker {member.name} has a different CPU: results may not be "
-                        "bit-identical to a single machine"
+                        "bit-identical to those of a single machine"
                     )
         except ray.exceptions.RayActorError as e:
             self._leave(member, f"it exited while joining: {_reason(e)}")

@@ -175,7 +175,7 @@ class Spread:
             return
         if self._alone:
             self._alone = False
-            self.say("workers are available again and compute the steps")
+            self.say("workers are available again and will compute the next steps")
         for worker in workers:
             if worker in self._running or (found := step.next_for(worker)) is None:
                 continue
@@ -191,12 +191,12 @@ class Spread:
     def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
         """Compute a unit in this process, or wait for a worker."""
         if self.worker_timeout:
-            self.say(f"no worker is left; waiting {self.worker_timeout:g} s for one")
+            self.say(f"no workers left; waiting {self.worker_timeout:g} s for one to connect")
             end = self.clock() + self.worker_timeout
             while not self.pool.workers():
                 if self.clock() > end:
                     raise NoWorkers(
-                        f"no worker could be used for {self.worker_timeout:g} s (--worker-timeout)"
+                        f"no worker was available for {self.worker_timeout:g} s (--worker-timeout)"
                     )
                 if check is not None:
                     check()
@@ -206,7 +206,7 @@ class Spread:
             return
         if not self._alone:
             self._alone = True
-            self.say("no worker is left: this process computes the steps until one joins")
+            self.say("no workers left: this process computes the steps until one joins")
         self._compute_here(work, step, check)
 
     def _compute_here(self, work: StepWork, step: Progress, check: Check) -> None:

@@ -114,7 +114,7 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
         if here.digest() == there.digest()
         else (f"the relative difference is {loss:.1e} in the loss, {gradient:.1e} in the gradient")
     )
-    return f"worker {name} has a different CPU; in a first block compared with this machine, {same}"
+    return f"worker {name} has a different CPU; this machine recomputed its first block: {same}"
 
 
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
@@ -148,7 +148,7 @@ class Worker:
         if repr(self.model.hp) != plan.hp:
             raise NbllamaError(
                 "the model in memory was loaded with constants that differ from the run's "
-                "options; pass them to the run instead of load_model"
+                "options; pass the constants to the run, not to load_model"
             )
         pairs = {
             name: Pair(np.zeros(a, np.float32), np.zeros(b, np.float32))

@@ -91,7 +91,9 @@ def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | Non
         return None
     try:
         made = Watching(stop, options.live)
-        text = f"the page of this run, for browsers on this machine: {made.server.address}"
+        text = (
+            f"live page of this run (open it in a browser on this machine): {made.server.address}"
+        )
     except OSError as e:
         made = None
         text = f"--live {options.live}: {e.strerror or e}; training continues without the page"

@@ -108,15 +108,15 @@ class Seen:
         if (change < -FALLEN).all() and "fallen" not in self._warned:
             self._warned.add("fallen")
             lines.append(
-                "warning: chosen and rejected answers both become less likely (by "
-                f"{-change[0]:.2f} and {-change[1]:.2f} nats per token): the model moves away from "
-                "both; try --sft-weight 1, a lower --lr or a higher --beta"
+                "warning: chosen and rejected answers are both becoming less likely (by "
+                f"{-change[0]:.2f} and {-change[1]:.2f} nats per token): the model is moving away "
+                "from both; try --sft-weight 1, a lower --lr or a higher --beta"
             )
         if margin > RUNAWAY and "runaway" not in self._warned:
             self._warned.add("runaway")
             lines.append(
-                f"warning: the margin is very large ({margin:.1f}): the pairs are separated with "
-                "certainty, and further training only changes the model; try fewer "
+                f"warning: the margin is very large ({margin:.1f}): the pairs are already "
+                "separated, and further training changes the model without benefit; try fewer "
                 "epochs, a lower --lr or --objective ipo"
             )
         return lines

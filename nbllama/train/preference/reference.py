@@ -82,17 +82,17 @@ class Reference:
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None
         if found is None:
-            say(f"computing the reference for {n} answers ...")
+            say(f"computing reference log-probabilities for {n} answers ...")
             start = time.perf_counter()
             found = self._compute(trainer, check)
-            say(f"computed the reference in {duration(time.perf_counter() - start)}")
+            say(f"computed reference log-probabilities in {duration(time.perf_counter() - start)}")
             if not np.isfinite(found).all():
-                raise NbllamaError(f"the reference: {NOT_A_NUMBER}")
+                raise NbllamaError(f"reference log-probabilities: {NOT_A_NUMBER}")
             if self.file:
                 self._keep(found, say)
         else:
             self.path = self.file
-            say(f"the reference is stored in {shown(self.file, 400)}")
+            say(f"using reference log-probabilities stored in {shown(self.file, 400)}")
         at = 0
         for one in self.sets:
             one.reference = found[at : at + one.samples.n_samples]
@@ -123,7 +123,10 @@ class Reference:
             write(self.file, self.key, values)
             self.path = self.file
         except OutputError as e:
-            say(f"the reference was not saved: {e}; a resumed run will compute it again")
+            say(
+                f"reference log-probabilities were not saved: {e}; a resumed run will compute "
+                "them again"
+            )
 
 
 def same_sizes(a: Adapter, b: Adapter) -> bool:
@@ -146,7 +149,9 @@ def write(path: str, key: str, values: np.ndarray) -> None:
     Raises `OutputError` if the file cannot be written or would replace a file of a different kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
-        raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
+        raise OutputError(
+            f"{shown(path, 400)}: the file was not written by nbllama, so it is not replaced"
+        )
     content = np.ascontiguousarray(values, "<f8").tobytes()
     head = f"{key}\n{hashlib.sha256(content).hexdigest()}\n".encode()
     with atomic_write(path) as out:
@@ -180,6 +185,6 @@ def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray 
     sums = whole[len(_MAGIC) : head].decode("ascii", "replace").split("\n")
     content = whole[head:]
     if not whole.startswith(_MAGIC) or sums[:2] != [key, hashlib.sha256(content).hexdigest()]:
-        say(f"warning: {shown(path, 400)} is damaged; computing the reference again")
+        say(f"warning: {shown(path, 400)} is damaged; recomputing reference log-probabilities")
         return None
     return np.frombuffer(content, "<f8").astype(np.float64)

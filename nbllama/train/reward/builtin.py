@@ -58,7 +58,7 @@ def problem(name: str, record: dict[str, Any]) -> str:
         return f'the reward {name} requires the correct answer under "answer"'
     if name == "sql":
         if not isinstance(record.get("database"), str):
-            return 'the reward sql requires, under "database", SQL that creates the tables'
+            return 'the reward sql requires SQL that creates the tables, under the key "database"'
         try:
             _rows(_database(record["database"]), str(wanted(record)))
         except (sqlite3.Error, sqlite3.Warning, ValueError) as e:

@@ -141,7 +141,7 @@ class RewardLoss:
             group, first = failed[0]
             self._say(
                 f"warning: {len(failed)} of {len(self._measured.answers)} rewards failed, and "
-                f"their answers are left out; the first, {group.question.place}: "
+                f"their answers are skipped; first: {group.question.place}: "
                 f"{shown(first.reason, 300)}"
             )
 

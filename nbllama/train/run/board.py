@@ -27,7 +27,7 @@ class Board:
             from tensorboardX import SummaryWriter
         except ImportError as e:
             raise UsageError(
-                "--tensorboard requires the package tensorboardX: pip install "
+                "--tensorboard requires the tensorboardX package: pip install "
                 "'nbllama[tensorboard]'"
             ) from e
         try:

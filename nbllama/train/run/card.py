@@ -84,13 +84,12 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
         if not path.isprintable():
             raise OutputError(
                 f"no Modelfile for {shown(path, 400)}: its name contains a control character; "
-                "rename"
-                " the file"
+                "rename the file"
             )
     words = " ".join(map(shlex.quote, ["-m", base, "-l", adapter, "-o", merged]))
     lines = [
         f"# {_MARK}; ollama create NAME -f THIS_FILE\n",
-        f"# first: python -m nbllama.export_lora {words}\n",
+        f"# run this first: python -m nbllama.export_lora {words}\n",
         f"FROM {merged}\n",
     ]
     if "<|im_start|>" in chat_template:
@@ -99,7 +98,7 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
         lines.append(f'SYSTEM """{system}"""\n')
     lines.append("# older versions of Ollama also accept the adapter itself; replace FROM with:\n")
     if not files.gguf:
-        lines.append(f"# (as GGUF: {files.conversion.strip()})\n")
+        lines.append(f"# (convert it to GGUF with: {files.conversion.strip()})\n")
     lines.append(f"# FROM {base}\n# ADAPTER {os.path.abspath(files.readable)}\n")
     return "".join(lines)
 
@@ -142,14 +141,14 @@ def card(
         f"<!-- {_MARK} -->\n# {_cell(os.path.basename(_bare(files.adapter)))}\n",
         "A LoRA adapter.\n",
         "## Base\n",
-        _table([("file", run["model"]), ("sha256 of its weights' sample", fingerprint)]),
+        _table([("file", run["model"]), ("sha256 of a sample of its weights", fingerprint)]),
         "## Data\n",
         _table([(k, str(v)) for k, v in data.items()]),
         "## Results\n",
         _table(results),
         "## Options\n",
         _table([(k, str(v)) for k, v in run["options"].items() if v != ""]),
-        "## Running it\n",
+        "## How to run it\n",
         _fenced(commands),
         f"Created by nbllama {_cell(run['version'])}, {_cell(run['started'])}.\n",
     ]
@@ -233,6 +232,8 @@ def write_all(
 def write(path: str, text: str) -> None:
     """Write the file atomically. Raises `OutputError` if a file without the marker exists."""
     if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
-        raise OutputError(f"{shown(path, 400)}: was not written by nbllama, so it is not replaced")
+        raise OutputError(
+            f"{shown(path, 400)}: the file was not written by nbllama, so it is not replaced"
+        )
     with atomic_write(path) as out:
         out.write(text.encode())

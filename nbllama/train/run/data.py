@@ -66,7 +66,7 @@ def _shared(options: Options, model: Model) -> Options:
         return options
     if options.share_prompts:
         raise UsageError(
-            f"--share-prompts: blocks of {model.hp.arch} pass a state from token to token, which "
+            f"--share-prompts: {model.hp.arch} blocks carry a state from token to token, which "
             "samples cannot share; pass --no-share-prompts"
         )
     return replace(options, share_prompts=False)
@@ -185,7 +185,7 @@ def load_file(
             skip_bad=options.skip_bad, keep_mark=old,
         )  # fmt: skip
     elif old:
-        raise UsageError(f"{path}: a run of the old finetune can only read plain text; pass a file")
+        raise UsageError(f"{path}: the old finetune can only read plain text; pass a file")
     else:
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad

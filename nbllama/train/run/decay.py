@@ -78,7 +78,7 @@ def plan(
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
-                "the learning rate decay has ended; a new one without warm-up covers iterations "
+                "the learning rate decay has ended; a new decay without warm-up covers iterations "
                 f"{done + 1} to {total} (--epochs and --adam-iter count from the checkpoint: "
                 f"{n_iter} more)"
             )
@@ -164,7 +164,7 @@ def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
     if decay.renews and decay.given:
         return (
             f"{line}the decay ended at iteration {decay.end}; leave out --lr-decay-steps to start "
-            "a new one"
+            "a new decay"
         )
     if not done:
         return (
@@ -172,6 +172,7 @@ def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
             "--lr-decay-min above 0"
         )
     return (
-        f"{line}the decay ended at iteration {decay.end} (--lr-decay-steps); pass a later one, or "
-        "--lr-decay-min above 0, with --force, or start a new run from the adapter with --lora-in"
+        f"{line}the decay ended at iteration {decay.end} (--lr-decay-steps); pass --force with "
+        "a later --lr-decay-steps or with --lr-decay-min above 0, or start a new run from the "
+        "adapter with --lora-in"
     )

@@ -60,5 +60,5 @@ class Dumps:
         except OutputError as e:
             self._say(f"the dump of iteration {iteration} was not written: {e}")
             return
-        more = f", and no room for {len(watcher.left_out)} more" if watcher.left_out else ""
+        more = f"; {len(watcher.left_out)} more exceeded the size limit" if watcher.left_out else ""
         self._say(f"dump of iteration {iteration}: {len(dump)} arrays in {shown(path, 400)}{more}")

@@ -19,7 +19,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
     def refuse(why: str) -> UsageError:
         return UsageError(
             f"--lora-layers {shown(text)}: {why}; use all, first:N, last:N or a list such as "
-            f"4-11,20, blocks from 0 to {n_layer - 1}"
+            f"4-11,20 (the blocks are 0 to {n_layer - 1})"
         )
 
     if text == "all":
@@ -27,7 +27,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
     word, colon, number = text.partition(":")
     if colon:
         if word not in ("first", "last") or not number.isascii() or not number.isdigit():
-            raise refuse("not understood")
+            raise refuse("invalid value")
         if not 1 <= int(number) <= n_layer:
             raise refuse(f"the model has {n_layer} blocks")
         first = 0 if word == "first" else n_layer - int(number)
@@ -36,7 +36,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            raise refuse("not understood")
+            raise refuse("invalid value")
         low, high = int(match[1]), int(match[2] or match[1])
         if low > high or high >= n_layer:
             raise refuse(f"there is no block {shown(part)}")

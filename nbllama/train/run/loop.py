@@ -311,7 +311,9 @@ class Loop:
             try:
                 self._save()
             except OutputError as e:
-                self.ui.note(f"not saved: {e}; training continues until the next save")
+                self.ui.note(
+                    f"not saved: {e}; training continues, and the next save will try again"
+                )
 
     def _save_at_end(self) -> None:
         if self.trainer.iteration == self._saved:

@@ -36,12 +36,12 @@ def started_from(
     given = options.lora_layers
     if given is not None and as_text(blocks(given, n_layer), n_layer) != layers:
         raise UsageError(
-            f"--lora-layers {shown(given)}: the adapter {shown(options.lora_in)} has {layers};"
-            " leave the option out"
+            f"--lora-layers {shown(given)}: the adapter {shown(options.lora_in)} matches "
+            f"--lora-layers {layers}; leave the option out"
         )
     if options.rslora:
         raise UsageError(
-            "--rslora: the adapter of --lora-in already has a scale; leave the option out"
+            "--rslora: the --lora-in adapter already has a scale; leave the option out"
         )
     return replace(completed_by(options, adapter), lora_layers=layers), adapter
 
@@ -61,8 +61,8 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
         field = f"rank_{slot[0].name}"
         if found[field] not in (0, pair.rank):
             raise CheckpointError(
-                f"{name}: pairs of {slot[0].tensor} have ranks {found[field]} and {pair.rank};"
-                " training requires the same rank in all blocks"
+                f"{name}: the pairs for {slot[0].tensor} have ranks {found[field]} and "
+                f"{pair.rank}; training requires the same rank in all blocks"
             )
         found[field] = pair.rank
     experts = {found[f"rank_{slot.name}"] for slot in EVERY_SLOT if slot.kind == "experts"}

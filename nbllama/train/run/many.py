@@ -88,8 +88,8 @@ def forecast_line(
         words.append(f"{n} worker{plural} {seconds / step:.1f} x and {memory(sent)}")
     how = "in memory" if local else "on a network of 1 Gbit/s"
     return (
-        f"{blocks} blocks per step, gradient {memory(n_bytes)}; speed compared with one process on "
-        f"one machine, and traffic per step {how}: {', '.join(words)}"
+        f"{blocks} blocks per step, gradient {memory(n_bytes)}; speed-up over one process on one "
+        f"machine and traffic per step {how}: {', '.join(words)}"
     )
 
 
@@ -128,8 +128,8 @@ def many_machines(session: RunSession) -> Iterator[None]:
     address = parse_address(o.ray)
     if not address.local and len(trainer.model.gguf.paths) > 1:
         raise UsageError(
-            "--ray: a base model in several files can only be used with local:N; join them with "
-            "llama-gguf-split --merge"
+            "--ray: a base model in several files can only be used with local:N; join the files "
+            "with llama-gguf-split --merge"
         )
     if address.local and (warning := protect_local()):
         ui.note(warning)

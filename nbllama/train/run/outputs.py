@@ -65,7 +65,7 @@ class Outputs:
                 )
         if self._newest == BEST:
             raise UsageError(
-                f"--fn-latest {BEST}: this word marks the best adapter; use a different one"
+                f"--fn-latest {BEST}: this word marks the best adapter; use a different word"
             )
         self._every = self._all(options)
         check_outputs(options, self._every)

@@ -46,8 +46,8 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         wanted = "kto" if labelled else _OF_PAIRS
         column = "--data-format completion" if labelled else "--data-columns completion=chosen"
         raise DataError(
-            f"{name} contains {held}; pass --objective {wanted}; {column} trains "
-            f"{'all answers' if labelled else 'the chosen answers'} as they are"
+            f"{name} contains {held}; pass --objective {wanted}, or pass {column} to train on "
+            f"{'all answers' if labelled else 'the chosen answers'} directly"
         )
     if judged is None or not isinstance(data, Samples):
         form = (
@@ -56,9 +56,8 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         kind = "labelled" if row.data == LABELS else "preference"
         raise DataError(
             f"{name} contains no {'labels' if row.data == LABELS else 'pairs'}: --objective "
-            f"{row.name} requires records with {form} (--data-format {kind} if they have other "
-            "keys "
-            "too)"
+            f"{row.name} requires records with {form} (--data-format {kind} if they also have "
+            "other keys)"
         )
     if row.data == LABELS:
         return Preferences(data, 1)
@@ -117,7 +116,7 @@ class RunPreferences(FirstAndLast):
         line = f"{o.objective}, beta {o.beta:g}"
         line += f", margin {o.margin:g}" if o.margin else ""
         line += f", label smoothing {o.label_smoothing:g}" if o.label_smoothing else ""
-        line += f", plus {o.sft_weight:g} x the loss of chosen answers" if o.sft_weight else ""
+        line += f", plus {o.sft_weight:g} x the loss on chosen answers" if o.sft_weight else ""
         if OBJECTIVES[o.objective].refers:
             line += f"; reference: {shown(o.reference, 400)}"
         good = self._data.judged.good

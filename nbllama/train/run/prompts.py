@@ -53,8 +53,8 @@ def load_prompts(
         texts = list(given)
     if not 1 <= len(texts) <= MOST:
         raise UsageError(
-            f"--sample-prompts {shown(path, 400)}: {len(texts)} prompts; pass 1 to {MOST}, one per "
-            "line"
+            f"--sample-prompts {shown(path, 400)}: found {len(texts)} prompts; pass 1 to {MOST}, "
+            "one per line"
         )
     return encode_prompts(options, model, data, texts)
 

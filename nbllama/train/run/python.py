@@ -52,10 +52,10 @@ def tune(
     if run.interrupted:
         more = ""
         if "checkpoint" in run.paths:
-            more = f"; checkpoint_in={run.paths['checkpoint']!r} continues it"
+            more = f"; pass checkpoint_in={run.paths['checkpoint']!r} to resume it"
         if not stop.signum:  # no workers are left
             raise NbllamaError(f"{run.reason}; saved after iteration {run.iteration}{more}")
-        who = "its page" if stop.by_page else "Ctrl-C"
+        who = "the live page" if stop.by_page else "Ctrl-C"
         text = f"{who} ended the run after iteration {run.iteration} of {run.last}{more}"
         warnings.warn(text, stacklevel=3)
     return run
@@ -73,7 +73,7 @@ def _read(
         if name in _ARGUMENTS:
             raise UsageError(f"{name} is the {_ARGUMENTS[name]} argument, not an option")
         if name in _OF_THE_PROGRAM:
-            raise UsageError(f"{name} is an option of the command line only")
+            raise UsageError(f"{name} is only available on the command line")
     path = model.gguf.path if isinstance(model, Model) else _path("model", model)
     own, records = _file_or_records("data", data)
     val_data = prompts = None
@@ -99,7 +99,8 @@ def _read(
         # if a file turns on a switch without an opposite, nothing can turn it off
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
             raise UsageError(
-                f"{o.dest}=False: the file {shown(options.config)} switches it on; remove it there"
+                f"{o.dest}=False: the file {shown(options.config)} enables this option; "
+                "remove it from the file"
             )
     loaded = model if isinstance(model, Model) else None
     keep_best = not (options.dry_run or options.only_write_lora)

@@ -68,7 +68,7 @@ def _value(path: str, o: Option, key: str, found: Any) -> Any:
     except (KeyError, ValueError):
         raise CheckpointError(
             f"{shown(path, 400)}: key 'nbllama.settings.{shown(key)}': {shown(found)} is not a "
-            f"valid value of {o.names[0]}"
+            f"valid value for {o.names[0]}"
         ) from None
 
 
@@ -122,7 +122,7 @@ def check_resume(
     found = replace(found, lora_r=wanted.lora_r, lora_alpha=wanted.lora_alpha, settings={})
     lines = check_fits(path, found, wanted, force=options.force)
     if state.rng_state and state.n_samples != n_samples and not options.force_reshuffle:
-        line = f"the training data had {state.n_samples} samples, now {n_samples}"
+        line = f"the training data changed from {state.n_samples} to {n_samples} samples"
         if not options.force:
             raise CheckpointError(
                 f"{shown(path, 400)}: {line}; use the same data and options (--ctx and the sample "

@@ -78,7 +78,8 @@ class Settings:
     def _size(self) -> str:
         if not self.options.packing:
             return f"{self.options.batch} x {self.options.grad_acc} samples"
-        return f"whole samples of {self.options.batch * self.ctx} x {self.options.grad_acc} tokens"
+        tokens = self.options.batch * self.ctx
+        return f"whole samples, {tokens} x {self.options.grad_acc} tokens per step"
 
     def pairs(self, begin: int = 0) -> list[tuple[str, str]]:
         """Return (name, value) pairs to display; for `begin`, see `resolve`."""
@@ -95,7 +96,7 @@ class Settings:
         if o.lr_schedule == "constant":
             fall = "constant"
         elif o.lr_schedule == "wsd":
-            fall += f", falling over the last {o.wsd_decay:g} of it"
+            fall += f", decaying over the last {o.wsd_decay:g} of the schedule"
         ratio = f", B {o.loraplus_lr_ratio:g} x" if o.loraplus_lr_ratio != 1 else ""
         betas = f"betas {o.adam_beta1:g} {self.adam_beta2:g}"
         if not OPTIMISERS[o.optimizer].has_beta2:
@@ -137,7 +138,9 @@ def _check_experts(
     if options.lora_out.lower().endswith(".bin"):
         raise UsageError("--lora-out: a .bin file cannot store LoRA pairs on experts; use .gguf")
     if options.lora_dropout:
-        raise UsageError("--lora-dropout and --rank-experts: leave one of the two out")
+        raise UsageError(
+            "--lora-dropout and --rank-experts cannot be combined; leave out one of them"
+        )
     return []
 
 
@@ -186,7 +189,7 @@ def resolve(
     options = with_plan(options, data_kind, n_samples, n_embd=n_embd)
     n_iter = iterations(options, data_kind, n_samples, walk)
     if not n_iter and not done:
-        raise UsageError("--adam-iter 0: there is no checkpoint to continue; use 1 or more")
+        raise UsageError("--adam-iter 0: there is no checkpoint to resume from; use 1 or more")
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
     notes = []
@@ -229,7 +232,8 @@ def resolve(
         )
     if warmup > total and not begin:
         notes.append(
-            f"the learning rate does not reach its peak: warm-up {warmup}, run {total} iterations"
+            f"the learning rate does not reach its peak: the warm-up lasts {warmup} iterations, "
+            f"but the run has only {total}"
         )
     return Settings(
         options=options,

@@ -34,7 +34,7 @@ class StopFlag:
     @property
     def reason(self) -> str:
         """Return why the run ended, for the log."""
-        return "stopped from its page" if self.by_page else f"stopped by signal {self.signum}"
+        return "stopped from the live page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
     def installed(self) -> Iterator[None]:

@@ -67,7 +67,7 @@ def plan_trunk(
     if layer == 0:
         if size is not None:
             say(
-                "--trunk-cache: not used, because the first block is trained; pass --lora-layers "
+                "--trunk-cache is not used, because the first block is trained; pass --lora-layers "
                 "last:N"
             )
         return None
@@ -75,7 +75,7 @@ def plan_trunk(
     if not name:
         if size is not None:
             say(
-                "--trunk-cache: not used, because the run writes neither a checkpoint nor an "
+                "--trunk-cache is not used, because the run writes neither a checkpoint nor an "
                 "adapter"
             )
         return None
@@ -90,8 +90,8 @@ def plan_trunk(
     plan = TrunkPlan(path, key, layer, nbytes)
     if size is not None and nbytes > size:
         say(
-            f"--trunk-cache: not used: the data need {memory(nbytes)}, but only {memory(size)} is "
-            f"allowed; pass {nbytes} or more"
+            f"--trunk-cache is not used: the data need {memory(nbytes)}, but only {memory(size)} "
+            f"is allowed; pass {nbytes} or more"
         )
         return None
     if size is not None or os.path.exists(path):  # left by an interrupted run
@@ -137,7 +137,8 @@ def stored_trunk(
         return
     if cache.n_samples:
         say(
-            f"{shown(plan.path, 400)}: found the frozen blocks' output of {cache.n_samples} samples"
+            f"{shown(plan.path, 400)}: found the stored output of the frozen blocks for "
+            f"{cache.n_samples} samples"
         )
     with cache:
         trainer.trunk = cache

@@ -135,13 +135,13 @@ def verdict_on_rewards(
 ) -> Verdict:
     """Return the verdict on a run on rewards; see `verdict_on_preferences` for the arguments."""
     if "reward" not in first or "reward" not in last:
-        return Verdict(HARDLY, "hardly any answer has a reward")
+        return Verdict(HARDLY, "hardly any answer earns a reward")
     before, after = first["reward"], last["reward"]
     numbers = f"reward {before:.3g} -> {after:.3g}"
     if "kl" in last:
         numbers += f", KL {last['kl']:.2g} nats per token"
     if after - before < RISEN_REWARD * first.get("reward_std", 0.0) or after <= before:
-        same = f"{100 * last.get('same', 0.0):.0f} % of the groups have equal rewards"
+        same = f"in {100 * last.get('same', 0.0):.0f} % of the groups, all rewards are equal"
         return Verdict(HARDLY, f"{numbers}; {same}; try {longer}")
     return Verdict(LEARNED, numbers)
 
@@ -235,7 +235,7 @@ class Ending:
         model = o.model_base
         if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
             more = ["--checkpoint-in", checkpoint, *self._longer().split(" or ")[0].split()]
-            return [f"{called_as(PROG)} ... {shlex.join(more)}, with the same other options"]
+            return [f"{called_as(PROG)} ... {shlex.join(more)}, with all other options unchanged"]
         words = ["--model", model, "--lora", adapter]
         out = os.path.basename(model).removesuffix(".gguf")
         merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]

@@ -89,13 +89,13 @@ def test_a_run_without_workers_saves_and_says_how_to_continue(
 
     def stops(self: Trainer, *how: Any) -> Any:
         if self.iteration == 2:
-            raise NoWorkers("no worker could be used for 30 s (--worker-timeout)")
+            raise NoWorkers("no worker was available for 30 s (--worker-timeout)")
         return step(self, *how)
 
     monkeypatch.setattr(Trainer, "step", stops)
     done = run(words(folder, "--block", "1"))
     assert done.code == 1, done
-    assert "no worker could be used for 30 s" in done.err
+    assert "no worker was available for 30 s" in done.err
     assert "--checkpoint-in" in done.err and (folder / "chk-2.gguf").exists()
 
 

@@ -121,7 +121,7 @@ def test_every_worker_is_too_slow(model: Model) -> None:
 def test_without_workers_this_process_computes(model: Model) -> None:
     pool, lines = same_run(model, lambda pool, w, b: "die", 2)
     assert pool.workers() == []
-    assert lines[-1] == "no worker is left: this process computes the steps until one joins"
+    assert lines[-1] == "no workers left: this process computes the steps until one joins"
 
 
 def test_without_workers_a_run_can_wait_and_stop(model: Model) -> None:
@@ -192,11 +192,11 @@ def test_validation_has_the_same_bits(model: Model) -> None:
 def test_too_few_micro_batches_are_reported(model: Model) -> None:
     _, lines = same_run(model, None, 6)
     assert lines == [
-        "warning: a step has 5 micro-batches in 5 blocks of 1, but there are 6 workers; "
-        "--grad-acc 6 or more gives every worker a block"
+        "warning: each step has 5 micro-batches in 5 blocks of 1, but there are 6 workers; "
+        "pass --grad-acc 6 or more to give every worker a block"
     ]
     _, lines = same_run(model, None, 2, options={"block": 8})
-    assert "--block 2 gives every worker a block" in lines[0]
+    assert "pass --block 2 to give every worker a block" in lines[0]
 
 
 def test_the_time_of_workers(model: Model) -> None:
