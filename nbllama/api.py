@@ -43,8 +43,9 @@ def tune(
 ) -> Run:
     """Train a LoRA adapter: `python -m nbllama.finetune` as a function.
 
-    Data, options, defaults, errors and every bit of the adapter are the same as in the program.
-    However, a call writes no files and starts from the beginning unless an option names a file.
+    Data, options, defaults and errors are the same as in the program, and the adapter is
+    bit-identical. However, a call writes no files and starts from the beginning unless an option
+    names a file to write or to resume from.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ def tune(
         `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
         If it raises an exception, the run ends without another save.
     on_eval : callable, optional
-        Called in the same way after each evaluation, with its `EvaluationRecord` (`iter`,
+        Called after each evaluation with its `EvaluationRecord` (`iter`,
         `val_loss`, `perplexity`, `train_loss`, `best`, `samples`).
     quiet : bool, optional
         True: show nothing. False: always show the run, on standard error. By default, a run shows a
@@ -133,7 +134,7 @@ def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch
 
 
 def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
-    """Return int32 `[N]`. Raises `ValueError` for ids that are not in the vocabulary."""
+    """Return the ids as int32 `[N]`. Raises `ValueError` for ids that are not in the vocabulary."""
     wide = np.array(ids, np.int64)
     last = model.hp.n_vocab - 1
     if wide.min(initial=0) < lowest or wide.max(initial=0) > last:
@@ -307,7 +308,7 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     path : str or path
         A GGUF adapter, a `.bin` for llama.cpp of 2023, or a Hugging Face PEFT folder.
     model : Model
-        The base model, which the pairs must fit.
+        The base model, which the pairs must match.
 
     Returns
     -------
@@ -316,7 +317,7 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Raises
     ------
     CheckpointError
-        The file is damaged, or does not fit the model.
+        The file is damaged, or does not match the model.
     """
     return Adapter.of(adapter_file.load_adapter(path, model.hp, model.shapes), model.hp)
 

@@ -6,7 +6,7 @@
 | 2 | bad usage or a bad file | `UsageError`, `GGUFError`, `DataError` |
 | 3 | a path that cannot be written | `OutputError` |
 | 4 | not enough memory | `NotEnoughMemory` |
-| 5 | a checkpoint or adapter that does not fit | `CheckpointError` |
+| 5 | a checkpoint or adapter that does not match | `CheckpointError` |
 | 6 | the last save failed | `SaveFailed` |
 | 7 | the run diverged | `Diverged` |
 | 130, 143, 129, 138 | interrupted by SIGINT, SIGTERM, SIGHUP, SIGUSR1 | `Interrupted` |
@@ -75,7 +75,7 @@ class NotEnoughMemory(NbllamaError):
 
 
 class CheckpointError(NbllamaError):
-    """A checkpoint or adapter that is damaged or does not fit the base model."""
+    """A checkpoint or adapter that is damaged or does not match the base model."""
 
     exit_code = 5
 

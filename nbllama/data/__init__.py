@@ -79,11 +79,11 @@ def load_dataset(
     keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Load the samples of a training file, each of at most `n_ctx` tokens.
+    """Load samples of at most `n_ctx` tokens from a training file.
 
     `data` is the file, or the result of `open_data`. `data_format` and `skip_bad` are passed to
-    `open_data`, `cutter` and `rules` apply to raw text (see `load_raw_text`), and all other
-    arguments apply to records (see `load_samples`).
+    `open_data`. `cutter` and `rules` apply only to raw text (see `load_raw_text`); all other
+    arguments apply only to records (see `load_samples`).
 
     Raises `DataError` in the same cases as those three functions.
     """
@@ -112,9 +112,9 @@ def load_dataset(
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """Detect the kind of a training file from its contents: "raw" or "chat" (any kind of records).
+    """Return the kind of data in a training file: "raw" or "chat" (records of any format).
 
-    Bad records are not reported until the file is loaded. Raises the same errors as `open_data`
-    with `skip_bad`.
+    The contents of the file determine the kind. Bad records are not reported until the file is
+    loaded. Raises the same errors as `open_data` with `skip_bad`.
     """
     return open_data(path, skip_bad=True).kind

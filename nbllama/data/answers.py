@@ -1,4 +1,4 @@
-"""An answer in a chat and its prompt, and why it cannot share the sample of a later answer."""
+"""Answers in a chat and their prompts, and why an answer cannot share a later answer's sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHERWISE = "earlier answers are rendered differently in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer: its number in the chat, and both prompt and answer as text and as ids.
+    """An answer and its prompt, both as text and as ids, and the number of the answer in the chat.
 
     `text` ends where the answer ends, whereas `own.text` can be longer.
     """
@@ -59,7 +59,10 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
-    """Create the sample for an answer, with text and character positions given a tokenizer."""
+    """Create the sample for an answer.
+
+    If a tokenizer is given, the sample includes its text and character positions.
+    """
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)

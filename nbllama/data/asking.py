@@ -57,7 +57,8 @@ class PromptReader:
     ) -> tuple[DataFile, list[_Read]]:
         """Return the bad records, and the line, record and prompt of each good record.
 
-        If given, `records` replace the file. Raises `DataError` like `open_data`.
+        If `records` is given, it is used instead of the file. Raises `DataError` in the same cases
+        as `open_data`.
         """
         name = os.fspath(path)
         asked = Asked(None, self._columns, self._style, self._skip_bad)
@@ -102,7 +103,8 @@ class PromptReader:
     ) -> Prompts:
         """Encode the prompts that leave room for `most` answer tokens within `n_ctx` tokens.
 
-        Longer prompts are skipped and counted, or, with `refuse_long`, refused. Raises `DataError`.
+        Longer prompts are skipped and counted, unless `refuse_long` is set, in which case they are
+        refused. Raises `DataError`.
         """
         questions, n_long = [], 0
         reader = None

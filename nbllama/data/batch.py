@@ -22,11 +22,11 @@ class Tree:
     computed rows in S sequences, n sample tokens, and P keys.
 
     samples            the same samples, each complete
-    rows [n]           the row of each of their tokens
-    paths [P]          sequence s attends to rows `k_offsets[s] : k_offsets[s + 1]` of this;
+    rows [n]           the row of each sample token
+    paths [P]          sequence s attends to the rows in `paths[k_offsets[s] : k_offsets[s + 1]]`;
     k_offsets [S+1]    the last of these are the sequence's own rows
-    order [P]          where each row is in `paths`: row r at `starts[r] : starts[r + 1]` of this,
-    starts [N+1]       in ascending order
+    order [P]          positions of the rows in `paths`; the positions of row r are
+    starts [N+1]       `order[starts[r] : starts[r + 1]]`, in ascending order
     """
 
     samples: Batch
@@ -43,8 +43,8 @@ class Batch:
 
     tokens [N]         input ids
     targets [N]        the id that should follow each token, or `NOT_TRAINED` (-1)
-    positions [N]      0, 1, 2, ... starting again with every sequence
-    seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last one is N
+    positions [N]      0, 1, 2, ..., restarting at 0 in every sequence
+    seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last offset is N
 
     With a `tree`, a sequence is the part of a sample that is not shared with an earlier sample. Its
     positions continue after the shared part, and targets [n] belong to the tokens of
@@ -59,7 +59,7 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """Concatenate `rows`, each of which is (tokens [n], targets [n]) of one sequence, n >= 1.
+        """Concatenate `rows`: one tuple (tokens [n], targets [n]) per sequence, n >= 1.
 
         Raises `ValueError` if there are no rows, a row is empty, or tokens and targets differ in
         length.
@@ -97,7 +97,7 @@ class Batch:
         return int(np.count_nonzero(self.targets != NOT_TRAINED))
 
     def whole(self) -> Batch:
-        """Return the complete samples, which is the batch itself unless it has a tree."""
+        """Return a batch of the complete samples: the batch itself unless it has a tree."""
         return self if self.tree is None else self.tree.samples
 
     def trained(self) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +123,8 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex sha256 of all samples.
 
-        The fingerprint changes with every edit that changes a token, and with the tokenizer, the
-        template and n_ctx, but not with the file name.
+        The fingerprint depends on every token, the tokenizer, the template and n_ctx, but not on
+        the file name.
         """
         ...
 
@@ -146,14 +146,17 @@ class Dataset(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return a batch of these samples, in this order; `IndexError` if out of range."""
+        """Return a batch of these samples, in this order.
+
+        Raises `IndexError` if a sample number is out of range.
+        """
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
         """Return at most `n_rows` rows, starting at position `first` in the order of an epoch.
 
-        Also returns the number of samples in the rows. If `wraps`, the batch is always full, and
-        continues at the start of the order after its end.
+        Also returns the number of samples in these rows. If `wraps` is set, the batch is always
+        full: after the end of the order, it continues from the start.
         """
         ...
 
@@ -173,9 +176,9 @@ class Dataset(Protocol):
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """Return `Dataset.largest` for one sample per row, which is the sum of the longest rows.
+    """Return `Dataset.largest` for one sample per row: the total size of the longest rows.
 
-    If `wraps`, the same sample can occur more than once.
+    If `wraps` is set, the same sample can occur more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)

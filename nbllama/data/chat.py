@@ -1,11 +1,11 @@
 """Chats as in real use, where each answer follows the prompt that a server would render.
 
 The prompt for an answer is the preceding part of the chat, rendered for generation. The answer is
-the text that the model must write for prompt and answer to make up the chat
-(`nbllama.text.answers`), and it ends with the first token that ends generation. The two are
-tokenised separately, as in inference. If the ids of the prompt and the answer are the beginning of
-a later prompt's ids, the answer is trained as part of that later answer's sample. Otherwise, it
-becomes a separate sample.
+the text that the model must write so that the prompt and the answer together form the chat
+(`nbllama.text.answers`). It ends with the first token that ends generation. The prompt and the
+answer are tokenised separately, as in inference. If the ids of the prompt and the answer are the
+beginning of a later prompt's ids, the answer is trained as part of that later answer's sample.
+Otherwise, it becomes a separate sample.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 class ChatReader:
     """A converter from chats to samples, for one tokenizer and template.
 
-    system_as_user: if the template has no system messages, put them into the first question.
-    places: include in each sample its text and the positions of the tokens in the text.
+    system_as_user: whether to put system messages into the first question if the template does not
+    support them. places: whether to include the text and the positions of its tokens in each
+    sample.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ChatReader:
         self._tails: dict[str, list[int]] = {}
 
     def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
-        """Return, for each chat, the prompts and texts of its answers, or an error."""
+        """Return one result per chat: the prompts and texts of its answers, or an error."""
         prepared: list[Prepared | NbllamaError] = []
         for chat in chats:
             try:
@@ -86,7 +87,7 @@ class ChatReader:
         return out
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
-        """Return the template error, with a hint if the template has no system messages."""
+        """Return the template error, with a hint if the template rejects system messages."""
         system = chat.messages[0]["role"] == "system" and not self._system_as_user
         if not system or self._traits.knows_system:
             return error
@@ -94,7 +95,7 @@ class ChatReader:
         return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
-        """Tokenise in one call all the texts that `rows` will need one by one."""
+        """Tokenise, in a single call, all texts that `rows` will use one by one."""
         texts = []
         for chat in rendered:
             if not isinstance(chat, NbllamaError):
@@ -141,7 +142,10 @@ class ChatReader:
         return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """Return the tokenised prompt for an answer to `messages`. Raises like `rows`."""
+        """Return the tokenised prompt for an answer to `messages`.
+
+        Raises the same errors as `rows`.
+        """
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
         try:

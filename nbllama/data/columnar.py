@@ -1,4 +1,4 @@
-"""Read Parquet files as records, using the package pyarrow (the extra `nbllama[data]`)."""
+"""Read Parquet files as records, using the `pyarrow` package (the extra `nbllama[data]`)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """Rename the keys of a record to the names in its format. Raises `DataError`."""
+    """Rename the keys of a record to the names that its format uses. Raises `DataError`."""
     if not columns:
         return record
     for name in columns.values():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """The token ranges of the samples: begins and sizes, int64 [n] (size 0 for an empty sample)."""
+    """The token ranges of the samples: starts and sizes, int64 [n]; empty samples have size 0."""
 
     begins: np.ndarray
     sizes: np.ndarray
@@ -27,7 +27,7 @@ class Windows(NamedTuple):
 class Cut(NamedTuple):
     """The result of a cutter.
 
-    It consists of the token ids of the file, int32 [T], the windows, and messages to the user.
+    It contains the token ids of the file, int32 [T], the windows, and messages to the user.
     """
 
     tokens: np.ndarray
@@ -64,9 +64,9 @@ class SampleStart:
     at the next occurrence of `start`, so it can be empty. With `overlapping`, its size in bytes is
     n_ctx times the size of the longest token, rounded up to a whole character.
 
-    include: samples begin with `start` instead of after it. old: as in the old tool, text without
-    `start` loses as many leading bytes as `start` has (unless `include`). Without `old`, such text
-    is one sample.
+    include: whether samples begin with `start` instead of after it. old: whether to treat text
+    without `start` as the old tool does, which drops as many leading bytes as `start` has (unless
+    `include` is set). Otherwise, such text becomes a single sample.
     """
 
     start: str

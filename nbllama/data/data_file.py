@@ -37,7 +37,7 @@ class DataFile(NamedTuple):
 
     kind: "raw" (then `text` is the whole text, or the first of `texts`) or "chat". format: the name
     of the most common record format in `FORMATS`, or "raw". samples: (line, sample) of each good
-    record. bad: the other records, if they are skipped. notes: messages to the user. Lines are
+    record. bad: the bad records, if they are skipped. notes: messages to the user. Lines are
     numbered consecutively across all files; `place` returns the file and the line number in it.
     """
 

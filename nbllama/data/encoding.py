@@ -39,11 +39,11 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """Encode a prompt and its continuation, of which only the continuation is trained.
+    """Encode a prompt and its continuation; only the continuation is trained.
 
     BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special tokens in the
-    text are plain characters unless `parse_special` is set, in which case a BOS or end token that
-    the text already contains is not added again.
+    text are treated as plain characters unless `parse_special` is set. If it is set, a BOS or end
+    token that is already in the text is not added again.
     """
     text = sample.prompt + sample.answer
     placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
@@ -185,7 +185,7 @@ def encode_chat(
 ) -> Encoded:
     """Return the last sample of a chat.
 
-    The sample contains the last answer and its prompt, and earlier answers that can be trained as
+    The sample contains the last answer, its prompt, and any earlier answers that can be trained as
     part of the same sample. Raises the same errors as `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)

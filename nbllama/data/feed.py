@@ -34,7 +34,7 @@ class Taken(NamedTuple):
 class Feed(Protocol):
     """A source of batches; `take` depends only on its arguments, not on earlier calls.
 
-    If `wraps`, batches are always full. Raises `DataError` for a position outside the data.
+    If `wraps` is true, batches are always full. Raises `DataError` for a position outside the data.
     """
 
     wraps: bool
@@ -48,14 +48,14 @@ class Feed(Protocol):
         ...
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator state before the epoch of `position` was drawn, or "" for none."""
+        """Return the generator state from which the epoch of `position` is drawn; "" for none."""
         ...
 
 
 class SeedFeed:
     """The `Feed` for a seed; at the end of an epoch, batches can be short or missing.
 
-    `order` replaces the default `Order` for the seed.
+    If `order` is given, it is used instead of the default `Order` for the seed.
     """
 
     wraps = False
@@ -100,19 +100,22 @@ def _place(epoch: int, at: int, n_samples: int) -> Position:
 class OldFeed:
     """The `Feed` of the old tool, starting from its generator state at the start of an epoch.
 
-    `state` is text, see `MT19937`. Epochs before `epoch` are not available.
+    `state` is the generator state as text (see `MT19937`). Epochs before `epoch` are not available.
     """
 
     wraps = True
 
     def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
-        """Start before `epoch` with a generator in `state`. Raises `DataError` if invalid."""
+        """Start before `epoch` with a generator in `state`. Raises `DataError` if it is invalid."""
         self._dataset = dataset
         self._states = {epoch: MT19937.parse(state).text()}
         self._drawn: tuple[int, Shuffled] | None = None
 
     def epoch(self, epoch: int) -> Shuffled:
-        """Return the order of an epoch; as in the old tool, rounding can raise `unit` above 1."""
+        """Return the order of an epoch.
+
+        As in the old tool, numbers in `unit` can exceed 1 because of rounding.
+        """
         while epoch not in self._states:
             self._draw(max(self._states))
         if self._drawn is None or self._drawn[0] != epoch:

@@ -46,15 +46,15 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def apart(data: Dataset) -> Dataset:
-    """Return the data arranged for validation, so that no token counts twice.
+    """Return the data arranged for validation, so that no token is counted twice.
 
-    If samples of a text overlap, only the first is kept.
+    If samples from a text overlap, only the first is kept.
     """
     return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Return the numbers of windows within low..high, skipping any that overlap the previous."""
+    """Return the numbers of windows within low..high that do not overlap the previous one."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])
@@ -98,7 +98,7 @@ def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | No
 def _groups(data: Any) -> np.ndarray:
     """Return the group number for each sample, int64 [n].
 
-    Samples of the same record share a group, and so do copies.
+    Samples of the same record are in the same group, and so are copies of a sample.
     """
     parent = list(range(data.n_samples))
 

@@ -1,4 +1,4 @@
-"""Read JSON from record files: one value per line, one value over many lines, or a sequence.
+"""Read JSON from record files: a value per line, a multi-line value, or a sequence of values.
 
 Commas after values and trailing commas in lists and objects are ignored. A duplicate key in an
 object is an error, because one of the values would be lost. NaN, which pandas writes for a missing
@@ -31,7 +31,7 @@ class Value(NamedTuple):
     """A top-level value in a file, or an error.
 
     lines: line numbers of list items (empty if the list is on one line). at: position of the value
-    in the text, or -1 if the value is a line.
+    in the text, or -1 if the value is a whole line.
     """
 
     line: int
@@ -43,7 +43,8 @@ class Value(NamedTuple):
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield the non-blank lines with their numbers from 1; only a line feed ends a line.
 
-    (`str.splitlines` also splits at U+2028 and others, which JSON strings can contain unescaped.)
+    (`str.splitlines` also splits at U+2028 and other characters, which JSON strings can contain
+    unescaped.)
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -53,8 +54,8 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def looks_like_json(text: str) -> bool:
     """Return whether text begins like JSON objects, or at least half of its lines look like JSON.
 
-    (Half instead of all, because a broken line in a file of records must be reported and must not
-    turn the file into raw text.)
+    Half of the lines are sufficient because a broken line in a file of records must be reported. It
+    must not turn the file into raw text.
     """
     if _BEGIN.match(text):
         return True
@@ -75,8 +76,8 @@ def json_values(text: str) -> tuple[list[Value], str]:
     """Return all values in a text, and the text that their positions `at` refer to.
 
     A broken line appears as a `DataError` among the values and does not affect other lines. If
-    values span several lines, the text after an error cannot be read reliably, so this raises
-    `DataError` ("line N: ...").
+    values span several lines, the text after an error cannot be read reliably, and this function
+    raises `DataError` ("line N: ...").
     """
     lines = list(numbered_lines(text))
     if not text.isascii() and (damage := _BROKEN_BYTE.search(text)) is not None:

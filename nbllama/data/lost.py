@@ -21,11 +21,12 @@ _TAG = "zqmark"
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
-    """Count in `found` the parts of an answer message that are missing from its `text`.
+    """Count the parts of an answer message that are missing from its `text`, adding to `found`.
 
     The keys come from `nbllama.data.notices.READ`.
 
-    Raises `MessageError` if a call is missing, because an empty answer would be trained on.
+    Raises `MessageError` if a call is missing, because the model would learn to give an empty
+    answer.
     """
     name = missing_in(text, message)
     if name:
@@ -57,7 +58,7 @@ class LostPieces:
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
     def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
-        """Count in `found` the messages before the last answer that are missing from all prompts.
+        """Count the messages before the last answer that no prompt contains, adding to `found`.
 
         The keys are "role:NAME", and "tools" and "changed" from `nbllama.data.notices.READ`. For
         `texts`, see `Rendered`.
@@ -98,7 +99,7 @@ class LostPieces:
         return self._shapes[key]
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
-        """Return the messages whose words are in no prompt, and whether the tools are missing."""
+        """Return the messages that no prompt contains, and whether the tools are missing."""
         end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m

@@ -70,8 +70,8 @@ _LOOK = 1 << 16
 def binary_kind(content: bytes) -> str | None:
     """Return what the file is and what to do about it, or None if the file can be text.
 
-    Checks for marks and for bytes that never occur in text. UTF-16 and UTF-32 must be decoded
-    first.
+    This function checks for marks and for bytes that never occur in text. UTF-16 and UTF-32 text
+    must be decoded first.
     """
     head = content[:_LOOK]
     for mark, kind in _STARTS:
@@ -159,7 +159,7 @@ def _zip_kind(content: bytes) -> str:
 
 
 def office_kind(names: list[str]) -> str | None:
-    """Return the kind of a document from the names in its zip archive, or None if it is plain."""
+    """Return the kind of a document from the names in its zip archive; None for a plain archive."""
     for start, kind in (
         ("word/", "a Word document (docx); save it as plain text"),
         ("xl/", "an Excel workbook (xlsx); save the sheet as CSV"),

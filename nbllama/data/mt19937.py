@@ -1,9 +1,9 @@
 """The generator for the old tool's sample order: C++'s `std::mt19937` and its text form.
 
-A checkpoint of the old tool stores the generator as text printed by the C++ library. libstdc++
-prints the 624 words of the state and the position within them, whereas libc++ prints 624 words
-starting from that position. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator
-uses the same words and position.
+A checkpoint written by the old tool stores the generator as text printed by the C++ library.
+libstdc++ prints the 624 words of the state and the position within them, whereas libc++ prints 624
+words starting from that position. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit
+generator uses the same words and position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ class MT19937:
     """A generator of 32-bit numbers; `draw` advances it."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """Start with words, uint32 [624], at `place`, 0 to 624 (624 means that all are used up)."""
+        """Start with the state `words`, uint32 [624], at the position `place`.
+
+        `place` is 0 to 624; 624 means that all words have been used.
+        """
         self._bits = np.random.MT19937()
         self._bits.state = {
             "bit_generator": "MT19937",

@@ -63,7 +63,7 @@ def _is_turn(value: Any) -> bool:
 def known_names(
     record: Record, wanted: Format | None, counts: Counts, *, guess: bool = True
 ) -> Record:
-    """Return the record with its keys renamed to those of a format (`wanted`, if given).
+    """Return the record with its keys renamed to the keys of a format (`wanted`, if given).
 
     Without `guess`, only speakers and numbers are changed. Unknown names stay unchanged. Raises
     `DataError`, which suggests an option to add, if there are several ways to read the record.
@@ -160,7 +160,7 @@ def _to_type(question: str, answer: str) -> str:
 
 
 def to_type(record: Record) -> str:
-    """Return a suggested option that names the columns of a record in no known format.
+    """Return a suggested option that names the columns of a record whose format is unknown.
 
     The suggestion uses the first and the last string in the record.
     """

@@ -18,7 +18,7 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """A position in the stream of samples: completed epochs, and completed samples in this one."""
+    """A position in the data: completed epochs, and completed samples in the current epoch."""
 
     epoch: int = 0
     next_sample: int = 0
@@ -43,7 +43,7 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of an epoch: int64 [n_samples], each number from 0 to n_samples - 1 once.
+    """Return the order of an epoch: int64 [n_samples], a permutation of 0 to n_samples - 1.
 
     Raises `ValueError` if seed or epoch is outside 0 .. 2^64 - 1 or n_samples < 1.
     """

@@ -30,7 +30,7 @@ SEEN = 16  # number of batches over which `per_batch` averages
 
 
 class Packed:
-    """A `Dataset` of `samples` in which n rows mean n * n_ctx tokens.
+    """A `Dataset` of `samples` in which a batch of n rows has room for n * n_ctx tokens.
 
     With `shared`, a token that several samples in a batch share is counted once.
     """
@@ -57,7 +57,10 @@ class Packed:
         return self.batch(order.order[first : first + n].tolist()), n
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples fit; `ValueError` for `wraps`, which is only for the old tool."""
+        """Return how many samples fit.
+
+        Raises `ValueError` if `wraps` is set, which is only for the old tool.
+        """
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx

@@ -76,7 +76,7 @@ class Preferences(RowPerSample):
         return tokens, trained
 
     def place(self, i: int) -> str:
-        """Return the place of the record of sample i in the data."""
+        """Return where in the data the record of sample i is."""
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
@@ -85,13 +85,16 @@ class Preferences(RowPerSample):
         return (first + np.arange(self.width)).reshape(-1)
 
     def batch(self, indices: Sequence[int]) -> JudgedBatch:
-        """Return a batch of the rows of these samples, in order; `IndexError` if out of range."""
+        """Return a batch of the rows of these samples, in order.
+
+        Raises `IndexError` if a sample number is out of range.
+        """
         rows = self.rows(indices)
         return JudgedBatch(**vars(self.samples.batch(rows.tolist())), source=self, rows=rows)
 
     @cached_property
     def others(self) -> Samples:
-        """Samples combining row i's answer and row i - 1's prompt, truncated to n_ctx tokens."""
+        """Samples that combine row i's answer with row i - 1's prompt, within n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

@@ -21,7 +21,7 @@ _SMALL = 32  # a token id that is valid in every vocabulary
 
 
 class Question(NamedTuple):
-    """A prompt: its ids, its text or messages from the record, and the record and its place.
+    """A prompt: its ids, its text or messages, and the record that it comes from, with its place.
 
     `chat` means that the answer follows a chat template.
     """
@@ -87,7 +87,7 @@ class Prompts(RowPerSample):
         return tokens, np.full(len(sizes), self.group * self.most, np.int64)
 
     def place(self, i: int) -> str:
-        """Return the place of the record of prompt i in the data."""
+        """Return where in the data the record of prompt i is."""
         return self.questions[i].place
 
     def batch(self, indices: Sequence[int]) -> PromptBatch:
@@ -125,7 +125,7 @@ class Prompts(RowPerSample):
         )
 
     def numbers(self) -> dict[str, int | str]:
-        """Return the sizes of the data set for the page of a run."""
+        """Return the sizes of the data set for the page about a run."""
         sizes = [len(q.ids) for q in self.questions]
         return {
             "prompts": self.n_samples,

@@ -63,8 +63,8 @@ def first_token(tokenizer: Tokenizer) -> int:
 class RawText:
     """A `Dataset` for a text file.
 
-    tokens: the ids of the file, int32 [T]. first: the id before each row. last: the id that ends a
-    sample, if the rules require one, and that replaces an empty sample.
+    tokens: the ids of the file, int32 [T]. first: the id that precedes each row. last: the id that
+    ends a sample, if the rules require one, and that replaces an empty sample.
     """
 
     tokens: np.ndarray
@@ -97,7 +97,7 @@ class RawText:
         return self.n_tokens(i)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all lengths twice, because every target is trained."""
+        """Return the lengths twice (tokens and targets), because every target is trained."""
         low = self.n_ctx if self.full_rows else 1
         counts = np.clip(self.windows.sizes, low, self.n_ctx)
         return counts, counts
@@ -109,7 +109,10 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from position `first` onwards; `Rules` can fill in further samples."""
+        """Return the rows from position `first` onwards.
+
+        Depending on `Rules`, short rows are filled with further samples.
+        """
         at = first
         rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):
@@ -198,10 +201,10 @@ def load_raw_text(
 ) -> RawText:
     """Load the samples of a UTF-8 text file, for rows of at most `n_ctx` tokens.
 
-    `content` or `text` is the contents of the file, if already read. `texts` are the texts of
-    several files, which are split separately so that no sample crosses from one file into the next.
-    With `keep_mark`, a leading byte-order mark is part of the text. Raises `DataError` if the file
-    cannot be read, is empty or is not text.
+    If the file has already been read, `content` or `text` is its contents. `texts` contains the
+    texts of several files, which are split separately so that no sample crosses from one file into
+    the next. With `keep_mark`, a leading byte-order mark is part of the text. Raises `DataError` if
+    the file cannot be read, is empty or is not text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")

@@ -191,7 +191,7 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
 
 
 def _begins_with_object(text: str) -> bool:
-    """Return whether a file named like a table contains JSON."""
+    """Return whether a file whose name suggests a table contains JSON."""
     return text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and looks_like_json(text)
 
 

@@ -10,7 +10,7 @@ _NONE = np.zeros(0, np.int64)
 
 
 class Encoded(NamedTuple):
-    """A sample as token ids, int32 [n], and a trained mask, bool [n] (part of an answer)."""
+    """A sample: token ids, int32 [n], and a mask of the ids that are trained, bool [n]."""
 
     ids: np.ndarray
     trained: np.ndarray
@@ -19,8 +19,8 @@ class Encoded(NamedTuple):
 class Row(NamedTuple):
     """A sample: its ids, which of them are trained, and the characters in `text` that they cover.
 
-    ids: int32 [n]. trained: bool [n]. starts, ends: int64 [n], the first character of each token,
-    and the character after its last. starts, ends and text are optional.
+    ids: int32 [n]. trained: bool [n]. starts, ends: int64 [n], the positions of each token's first
+    character and of the character after its last. starts, ends and text are optional.
     """
 
     ids: np.ndarray
@@ -36,7 +36,7 @@ class Row(NamedTuple):
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
 
     def n_useful(self) -> int:
-        """Return the number of ids up to and including the last trained target, or 0 for none."""
+        """Return the number of ids up to the last trained target, or 0 if there is none."""
         if len(self.trained) > 1 and self.trained[-1]:
             return len(self.trained)
         # The first id is not a target, because nothing precedes it.

@@ -135,14 +135,15 @@ def load_samples(
     """Load the samples of a file of records, each with at most `n_ctx` input tokens.
 
     on_long: whether longer samples are truncated to the first `n_ctx` tokens (and left out if no
-    trained target remains), refused, or skipped. train_on_prompt: train every token. parse_special:
-    parse control tokens that are spelled out in samples without a template. template: needed only
-    for chats. system_as_user: see `ChatReader`. keep_texts: keep the texts of the samples for
-    display. progress: receives a line every few seconds.
+    trained target remains), refused, or skipped. train_on_prompt: whether to train on every token.
+    parse_special: whether to parse control tokens that are spelled out in samples without a
+    template. template: required only for chats. system_as_user: see `ChatReader`. keep_texts:
+    whether to keep the texts of the samples for display. progress: called with a status line every
+    few seconds.
 
     Raises `DataError` for chats without a template, for a sample that the template rejects (unless
-    `skip_bad`) or that is too long (with file and line), and if no trained target is left in the
-    whole file. Also raises template errors, with file and line.
+    `skip_bad` is set) or that is too long (with file and line), and if no trained target is left in
+    the whole file. Also raises template errors, with file and line.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")

@@ -32,7 +32,10 @@ FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with di
 
 
 class Beginnings:
-    """The samples of a batch so far; each shares most with its neighbours in sorted order."""
+    """The samples in a batch so far.
+
+    In sorted order, each sample shares the most tokens with one of its neighbours.
+    """
 
     def __init__(self) -> None:
         self._keys: list[bytes] = []
@@ -69,7 +72,9 @@ def common(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def share(batch: Batch) -> Batch:
-    """Return the batch with each shared beginning once, or the batch itself if nothing is shared.
+    """Return the batch with each shared beginning stored once.
+
+    If nothing is shared, the batch itself is returned.
 
     The result has a `Tree`. Samples with a common beginning use the rows of the first such sample.
     """

@@ -98,7 +98,7 @@ def encode_marked(
 ) -> Placed:
     """Return the tokens of rendered text, parsing special tokens except in the ranges `plain`.
 
-    `continues`: as in `Tokenizer.encode_with_starts`.
+    For `continues`, see `Tokenizer.encode_with_starts`.
     """
     if plain:
         return encode_around(tokenizer, text, plain, continues=continues)
@@ -208,7 +208,7 @@ def _find(
     add_generation_prompt: bool,
     variables: Mapping[str, Any] | None,
 ) -> list[tuple[int, int]]:
-    """Locate strings like `find_contents`, in a chat whose last item is the list of tools."""
+    """Locate strings as `find_contents` does, in a chat whose last item is the list of tools."""
     tag = "zq"
     while tag in text or tag in template.source:
         tag += "q"

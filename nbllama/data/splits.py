@@ -63,7 +63,7 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
-    """Return all files that training or validation on `path` reads, or none if it is refused."""
+    """Return all files that training or validation on `path` reads; none if `path` is refused."""
     try:
         parts = [part for part in find_splits(path) if part is not None]
         return [file for part in parts for file in data_files(part).files]
@@ -156,7 +156,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def choose(where: str, names: Sequence[str]) -> Chosen:
-    """Choose the data files of a folder or archive.
+    """Choose the data files in a folder or archive.
 
     All record files are chosen, or all text files if there are no record files. If there is a
     `train` split, only its files are chosen.

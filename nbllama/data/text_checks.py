@@ -22,7 +22,7 @@ def _texts_of(found: Plain | str) -> list[str]:
 
 
 def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
-    """Return a line with the number of texts that are not in Unicode normal form NFC."""
+    """Return a line with the number of texts that are not NFC-normalised."""
     n = n_all = 0
     for each in found:
         n_all += 1
@@ -76,7 +76,7 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
 
 
 def mostly_lost(data: Any) -> str:
-    """Return a line if more than half of the record samples were truncated or left out, else "".
+    """Return a warning if more than half of the record samples were truncated or left out, else "".
 
     `data` is a data set (`nbllama.data.batch.Dataset`).
     """

@@ -51,9 +51,9 @@ def decode_text(
     The mark is removed unless `keep_mark` is set; nothing else is changed.
 
     With `lenient`, bytes that are not UTF-8 become lone surrogates ("surrogateescape"). Raises
-    `DataError` for binary files and NUL bytes, stating what they look like, and for text that is
-    not UTF-8, stating the line and offset (from 0, including a byte-order mark) of the first wrong
-    byte.
+    `DataError` for binary files and NUL bytes, with a message that says what they look like. Also
+    raises `DataError` for text that is not UTF-8, with the line and offset (from 0, including a
+    byte-order mark) of the first wrong byte.
     """
     name = shown(os.fspath(path))
     for mark, encoding in _MARKS:

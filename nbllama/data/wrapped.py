@@ -37,9 +37,9 @@ class _Held(NamedTuple):
 def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
     """Yield the records in the values of a file; `known` checks for the keys of a known format.
 
-    `text` is the text that the positions of `values` refer to. `notes` receives a message if
-    records are read from under a key. Raises `DataError` ("line N: ...") for an object in which
-    several lists could contain the records.
+    `text` is the text that the positions of `values` refer to. `notes` receives a message if the
+    records are under a key. Raises `DataError` ("line N: ...") for an object in which several lists
+    could contain the records.
     """
     single = len(values) == 1
     for value in values:

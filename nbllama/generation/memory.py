@@ -21,9 +21,9 @@ from nbllama.ops.linear.matmul import scratch_bytes
 class SessionMemory(NamedTuple):
     """The memory of a session, in bytes.
 
-    `cache` includes keys, values and states, `activations` the activations of prompt tokens read in
-    one step, `scratch` the tiles and packed keys and values of all threads, and `rest` the logits,
-    RoPE angles, and the scores of a single token.
+    `cache` is for keys, values and states. `activations` is for the activations of prompt tokens
+    that are read in one step. `scratch` is for the tiles and the packed keys and values of all
+    threads. `rest` is for the logits, the RoPE angles, and the scores of a single token.
     """
 
     cache: int

@@ -22,7 +22,7 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 
 class Model(passes.Model):
-    """A GGUF model that computes and generates text; `nbllama.load_model` creates it."""
+    """A GGUF model for computing activations and generating text, as returned by `load_model`."""
 
     def generate(
         self,
@@ -69,8 +69,7 @@ class Model(passes.Model):
         ------
         UsageError
             A setting is unknown or invalid, the prompt is empty, or there is no chat template.
-        DataError
-            The template refuses the messages.
+        DataError The template rejects the messages.
         """
         stream = self.generate_stream(
             prompt, adapter, max_tokens, temperature,

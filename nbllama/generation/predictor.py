@@ -65,7 +65,7 @@ class Predictor:
         self.tokens += tokens
 
     def become(self, tokens: Sequence[int]) -> None:
-        """Set the text to `tokens`; tokens at the beginning that have been read are not read again.
+        """Set the text to `tokens`, without reading a common beginning again.
 
         Raises `ContextFull` if the old and new text differ in tokens that have been dropped.
         """
@@ -87,7 +87,7 @@ class Predictor:
         self._accepted = len(self.tokens)
 
     def draw(self, most: int, eog: frozenset[int]) -> Iterator[int]:
-        """Yield up to `most` more tokens (below 0: any number) until a token in `eog` is drawn.
+        """Yield up to `most` more tokens (no limit if negative), until a token in `eog` is drawn.
 
         Raises `ContextFull`.
         """
@@ -139,14 +139,17 @@ class Times:
         self.prompt = self.answer = (0, 0.0)
 
     def add(self, n: int, seconds: float) -> None:
-        """Record a pass of `n` tokens: more than one token is a prompt, one token an answer."""
+        """Record a pass of `n` tokens.
+
+        A pass of more than one token counts as reading, and a pass of one token as generation.
+        """
         if n > 1:
             self.prompt = (self.prompt[0] + n, self.prompt[1] + seconds)
         else:
             self.answer = (self.answer[0] + 1, self.answer[1] + seconds)
 
     def line(self) -> str:
-        """Return a line that shows both, as tokens and tokens per second."""
+        """Return a line with tokens and tokens per second, for reading and for generation."""
         parts = []
         for name, (n, seconds) in (("read", self.prompt), ("written", self.answer)):
             if n:

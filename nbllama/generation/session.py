@@ -129,10 +129,10 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Drop all tokens after the first `length`; in a model with states (`States`), drop all.
+        """Drop all tokens after the first `length`; if the model has states, drop all.
 
         `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
-        `length`.
+        `length` tokens.
         """
         self.cache.cut(length, self.cache.length)
 
@@ -266,7 +266,7 @@ def generate(
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
-    """Rotate y `[N, heads, D]` back by `count` positions, in place; y includes RoPE."""
+    """Rotate y `[N, heads, D]`, to which RoPE was applied, back by `count` positions, in place."""
     if tables := model.rope_tables(count + 1, layer):
         cos, sin = (table[count : count + 1] for table in tables)
         size = np.hypot(cos, sin)  # y includes the magnitude of YaRN

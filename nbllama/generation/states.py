@@ -43,7 +43,7 @@ class States:
         return sum(a.nbytes for of in self._arrays for a in of.values())
 
     def begin(self, rows: Sequence[int]) -> None:
-        """Set the sequences in the following batches, in order, until `commit`."""
+        """Set which sequences the following batches contain, in order, until `commit`."""
         self._new: dict[int, Carried] = {}
         self._rows = list(rows)
         self._all = self._rows == list(range(self._count))

@@ -23,7 +23,7 @@ TENSORS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
 def act_floats(experts: Experts) -> int:
-    """Return the size of `act`."""
+    """Return the number of floats in `act`."""
     return _shared_at(experts) + experts.n_ff_shared
 
 

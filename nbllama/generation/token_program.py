@@ -1,7 +1,8 @@
 """The program that runs one token through a model; its phases are written once and then reused.
 
-`nbllama.model.block` computes the same for any number of tokens. Each of its lines corresponds to a
-row in a table (`nbllama.ops.token`) that the threads read. Models differ only in these rows.
+`nbllama.model.block` does the same computation for any number of tokens. Each line of that module
+corresponds to a row in a table (`nbllama.ops.token`) that the threads read. Models differ only in
+these rows.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class TokenProgram(ProgramParts):
     ) -> None:
         """Build the program for one token.
 
-        Raises ValueError if `has_program` is False for the model, or if arrays do not fit.
+        Raises ValueError if `has_program` is False for the model, or if the arrays do not match the
+        model.
         """
         hp = model.hp
         self._head = model.matrix(model.output.name.removesuffix(".weight"))

@@ -19,7 +19,7 @@ Row = tuple[float, ...]
 
 
 class Layer(NamedTuple):
-    """A product y `[n_out]` = w x (with `add`: y += w x), including bias and pair.
+    """A product y `[n_out]` = w x (with `add`: y += w x), including the bias and the pair.
 
     If other products in the phase have a different input, `x` begins at index `at` of the int8
     blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair cover all `experts`, and

@@ -186,7 +186,10 @@ def set_alarm() -> Callable[[float], object]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
+    """Answer requests until stdin ends.
+
+    `memory` is the memory limit in bytes, and `seconds` is the time limit for the alarm.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     env = environment()

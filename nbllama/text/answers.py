@@ -1,4 +1,4 @@
-"""Find the text that a model must write after a prompt to produce a given chat.
+"""Determine the text that a model must write after a prompt to produce a given chat.
 
 Let P be the chat before an answer, including the prompt for the answer, and F the chat including
 the answer, both as rendered by a server. If F begins with P, the answer is the rest of F. With many

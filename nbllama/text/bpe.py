@@ -54,7 +54,7 @@ _KEPT = 500_000  # characters in words whose ids are cached
 
 
 class BpeTokenizer(Tokenizer):
-    """A tokenizer for `tokenizer.ggml.model` = "gpt2" vocabularies."""
+    """A tokenizer for vocabularies with `tokenizer.ggml.model` = "gpt2"."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
@@ -90,7 +90,7 @@ class BpeTokenizer(Tokenizer):
         return [self._known(ids) for ids in self._library_ids(texts)]
 
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the library ids of each text.
+        """Return the library ids for each text.
 
         Words are often repeated, and a lookup is much faster than the library. Texts are therefore
         split into words, and only new words are passed to the library.
@@ -130,7 +130,7 @@ class BpeTokenizer(Tokenizer):
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids, except for any past the vocabulary, and the characters where they start.
+        """Return the ids in the vocabulary, and the character at which each of them starts.
 
         The library can also return these positions, but that takes longer than tokenising.
         """

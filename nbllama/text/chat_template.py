@@ -36,8 +36,8 @@ class ChatTemplate:
 
     bos_token, eos_token: values of the template variables of these names. variables: additional
     variables, such as `enable_thinking`. now: the time that `strftime_now` returns, so that the
-    same data give the same text on a different day. where, error: the source to name in errors, and
-    their class. memory_bytes: memory that the child may use in addition to its initial memory.
+    same data give the same text on any day. where: the source to name in errors. error: the class
+    of the errors. memory_bytes: memory that the child may use in addition to its initial memory.
     Raises `error` if the template is larger than 256 KB or cannot be compiled within
     `compile_seconds`.
     """

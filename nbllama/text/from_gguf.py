@@ -1,4 +1,4 @@
-"""Create the tokenizer for a GGUF file, depending on the kind of vocabulary."""
+"""Create the tokenizer for a GGUF file, which depends on the kind of vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.text.vocab import read_vocab
 
 
 def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
-    """Return the tokenizer for `f`: SentencePiece for the model "llama", BPE for all others.
+    """Return the tokenizer for `f`: SentencePiece for the model "llama", BPE for any other model.
 
     The model is the value of `tokenizer.ggml.model`. `pre` overrides the pre-tokenizer name in the
     file. Raises GGUFError if the vocabulary is damaged or not supported, and UsageError if `pre` is

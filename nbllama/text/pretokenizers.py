@@ -3,8 +3,8 @@ r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a
 A row is a tuple of regular expressions, applied one after the other. Each expression splits every
 remaining piece into its matches and the gaps between them, and is matched only within that piece.
 BPE merges never cross the boundary of a piece. The facts come from llama.cpp, src/llama-vocab.cpp
-(`llm_tokenizer_bpe`, `impl::load`) and src/unicode.cpp. The latter causes differences from the
-original expressions of tokenizers.
+(`llm_tokenizer_bpe`, `impl::load`) and src/unicode.cpp. Because of the latter, some expressions
+differ from those in the original tokenizers.
 
 The expressions are written for Oniguruma, the regex engine in Hugging Face `tokenizers`: `\z` is
 the end of the piece and `&&` intersects character classes.

@@ -27,7 +27,7 @@ _SAFE_CUT = re.compile(r"\n(?=[^\n])")
 
 
 class SpacedBpeTokenizer(Tokenizer):
-    """A tokenizer for `tokenizer.ggml.model` = "gemma4" vocabularies."""
+    """A tokenizer for vocabularies with `tokenizer.ggml.model` = "gemma4"."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)

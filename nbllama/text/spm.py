@@ -38,7 +38,7 @@ _BPE = 2  # TrainerSpec.ModelType
 
 
 class SpmTokenizer(Tokenizer):
-    """A tokenizer for `tokenizer.ggml.model` = "llama" vocabularies."""
+    """A tokenizer for vocabularies with `tokenizer.ggml.model` = "llama"."""
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)

@@ -18,8 +18,8 @@ from nbllama.text.sandbox import MAX_SOURCE_BYTES
 class Layout(NamedTuple):
     """A chat template, and how to combine an instruction and an input (Alpaca data).
 
-    The input follows the instruction, separated by `joint`. `with_input` is the system message, or
-    "" for none, of a chat that has an input but no system message.
+    The input follows the instruction, separated by `joint`. `with_input` is the system message for
+    a chat that has an input but no system message, or "" for none.
     """
 
     source: str

@@ -107,11 +107,11 @@ class Tokenizer(ABC):
         parse_special: bool = False,
         continues: bool = False,
     ) -> tuple[list[int], list[int]]:
-        """Return the ids from `encode`, with the index in `text` of the first character of each.
+        """Return the ids from `encode`, and the index in `text` of each id's first character.
 
-        A token that starts inside a character has the index of that character; bos has 0, and eos
-        has `len(text)`. Starts never decrease. `continues` means that `text` follows other plain
-        text, so no space is prepended.
+        For a token that starts inside a character, the index is that of the character; for bos, it
+        is 0, and for eos, `len(text)`. Starts never decrease. `continues` means that `text` follows
+        other plain text, so no space is prepended.
         """
         ids, starts = self.encode_arrays(text, parse_special=parse_special, continues=continues)
         if add_special:
@@ -124,7 +124,7 @@ class Tokenizer(ABC):
     def encode_arrays(
         self, text: str, *, parse_special: bool = False, continues: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `encode_with_starts` without bos and eos, as int32 [n] and int64 [n] arrays."""
+        """Return the ids and starts without bos and eos, as int32 [n] and int64 [n] arrays."""
         parts: list[np.ndarray] = []
         places: list[np.ndarray] = []
         for token_id, prefix, start, end in self._fragments(text, parse_special):
@@ -201,7 +201,9 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids, special=special).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], *, special: bool = False) -> bytes:
-        """Return the bytes of `ids`, including control and unknown tokens only if `special`.
+        """Return the bytes of `ids`.
+
+        Control and unknown tokens are included only if `special` is set.
 
         If the model adds a space before a text, one space at the start of the first token is
         removed. The result is the same as from `llama_detokenize`, except that llama.cpp drops
@@ -216,8 +218,8 @@ class Tokenizer(ABC):
     def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
         """Return the bytes of one token, like `llama_token_to_piece`.
 
-        Control and unknown tokens are empty unless `special`. Raises ValueError for an id outside
-        the vocabulary.
+        Control and unknown tokens are empty unless `special` is set. Raises ValueError for an id
+        outside the vocabulary.
         """
         piece = self._pieces.get(token_id)
         if piece is None:

@@ -68,7 +68,7 @@ class Traits:
 
     @cached_property
     def closer(self) -> str:
-        """The text that the template writes between a thought and the words; "" if no thoughts."""
+        """The text between a thought and the words, or "" if the template writes no thoughts."""
         answer = {"role": "assistant", "content": "zqwords"} | dict.fromkeys(KEYS, "zqthought")
         text = self._render([_QUESTION, answer]) or ""
         begin = text.rfind("zqthought")

@@ -214,7 +214,7 @@ def _check_bytes(ids: dict[str, int]) -> None:
 
 
 def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
-    """Return the ids from keys, and any default bos, eos and unk ids in the vocabulary."""
+    """Return the ids given by keys, and any default bos, eos and unk ids in the vocabulary."""
     n = len(v.texts)
     roles = {r: i for r, i in _DEFAULT_IDS[v.model].items() if i < n}
     if v.pre is not None and not v.pre.has_bos:

@@ -2,7 +2,7 @@
 
 "messages" is a chat; if it ends with an answer, that answer is left out of the prompt. A string
 under "instruction" or "question" is passed to the chat template as in the `alpaca` format. Text
-under "prompt" is used unchanged, without a template. All other keys of the record are for the
+under "prompt" is used unchanged, without a template. All other keys of the record are passed to the
 reward.
 
 This format is not in `FORMATS` because it has no answer to train on by likelihood.

@@ -93,7 +93,7 @@ class Style(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A format: its name, the keys that identify its records, and a function to read a record.
+    """A format: its name, the keys that identify its records, and the function that reads a record.
 
     `suits` is an additional condition that records of this format must meet.
     """
@@ -185,7 +185,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
 
 
 def weight_of(record: Record) -> float:
-    """Return the loss weight of a record, by default 1. Raises `DataError`."""
+    """Return the loss weight of a record, which defaults to 1. Raises `DataError`."""
     value = record.get("weight")
     if value is None:
         return 1.0
@@ -196,9 +196,12 @@ def weight_of(record: Record) -> float:
 
 
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
-    """Return the text under `key`, or `default`, if given, for null or a missing key.
+    """Return the text under `key`.
 
-    Raises `DataError` for a missing key, a value that is not text, or an unpaired surrogate.
+    If the key is missing or its value is null, `default` is returned, if given.
+
+    Raises `DataError` if the key is missing, or if the value is not text or contains an unpaired
+    surrogate.
     """
     value = record.get(key)
     if value is None and default is not None:
@@ -213,7 +216,10 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
 
 
 def filled(value: str, what: str) -> str:
-    """Return `value`, or raise `DataError` "`what` is empty" if it contains only white space."""
+    """Return `value`, which must not be empty.
+
+    If it contains only white space, raises `DataError` with the message "`what` is empty".
+    """
     if not value.strip():
         raise DataError(f"{what} is empty")
     return value

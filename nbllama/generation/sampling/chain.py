@@ -16,7 +16,7 @@ from nbllama.generation.sampling.random import Random
 
 
 class Sampler:
-    """Choose tokens: call `sample`, then `accept` with the token (and with all prompt tokens).
+    """A token sampler: call `sample`, and pass the token to `accept`, as well as all prompt tokens.
 
     The order without mirostat is penalties, top_k, typical, top_p, min_p, temperature, and a random
     draw; with mirostat, it is temperature and mirostat. `banned` tokens are never chosen. `n_ctx`

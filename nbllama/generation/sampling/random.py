@@ -1,4 +1,4 @@
-"""The random numbers of llama.cpp's C++ library, so that a seed leads to the same choices."""
+"""The random numbers of llama.cpp's C++ library, so that the same seed gives the same choices."""
 
 from __future__ import annotations
 
