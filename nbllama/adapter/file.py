@@ -6,7 +6,7 @@
 | ends in `/`, or an existing folder | Hugging Face PEFT |
 | any other, such as `.gguf` | the format of current llama.cpp |
 
-When a file is read, the content determines the format (the old tool named its `.bin` files
+When a file is read, its contents determine the format (the old tool named its `.bin` files
 `.gguf`). See docs/adapters.md.
 """
 
@@ -99,8 +99,8 @@ def save_adapter(
 ) -> list[str]:
     """Write `adapter` atomically, in the format given by the name; return `adapter_notes`.
 
-    With `july_2024`, write a `.bin` that is byte for byte the same as from the old tool of that
-    month.
+    With `july_2024`, write a `.bin` file that is byte-identical to the one that the old tool of
+    July 2024 writes.
 
     Raises `OutputError` if the path cannot be written, and `UsageError` for a name or an adapter
     that the format does not support. Raises `ValueError` for an adapter that no reader would
@@ -120,12 +120,12 @@ def load_adapter(
     """Read an adapter in any format, for a base model with tensor `shapes` (numpy).
 
     An adapter read from a file written by nbllama is equal to the trained adapter, and
-    bit-identical if the format required no rounding. If pairs have different scales (as in files
-    from `convert_lora_to_gguf.py`, with lora_r = the largest rank), B is multiplied to compensate.
+    bit-identical if the format required no rounding. If pairs have different scales, as in files
+    from `convert_lora_to_gguf.py`, lora_r is the largest rank, and B is multiplied to compensate.
     `say` is called with a line about ignored parts of the file; without `say`, a warning is issued.
 
     Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged or
-    does not fit the base model.
+    does not match the base model.
     """
     stored = read_stored(path, Base.of(hp, shapes))
     for note in stored.notes:

@@ -115,7 +115,7 @@ def read_ggla(path: Path) -> Stored:
 
 
 def _record(f: Source) -> tuple[str, int, np.ndarray]:
-    """Read the name of a base tensor, 0 for loraA or 1 for loraB, and the values (n, rank)."""
+    """Read a record: the base tensor's name, 0 (loraA) or 1 (loraB), and the values (n, rank)."""
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:

@@ -2,8 +2,9 @@
 
 PEFT scales a pair by alpha / rank, or by alpha / √rank with `use_rslora`. Rank and alpha can be set
 for individual modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly.
-PEFT does not support pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank),
-which are nbllama's B and A transposed. See `hf_names` for names and the row order of q and k.
+PEFT does not support pairs for norm vectors. The pair for the embedding is A (rank, V) and B (C,
+rank), which are nbllama's B and A, transposed. See `hf_names` for names and the row order of q and
+k.
 
 Files written by nbllama store the head size and architecture in the metadata of the safetensors
 file, which PEFT ignores. Reading other files requires the GGUF file of the base model.
@@ -45,10 +46,10 @@ _ARCH, _HEAD_DIM = "nbllama.arch", "nbllama.head_dim"
 
 
 def write_peft(path: Path, stored: Stored) -> list[str]:
-    """Write the two files, each atomically, the configuration last.
+    """Write the two files, each atomically; the configuration is written last.
 
-    Returns a line about norm pairs, which are omitted. Raises `OutputError`, and `UsageError` if
-    too little is known about the base model or no pairs are left.
+    Returns a line about norm pairs, which are omitted. Raises `OutputError`. Also raises
+    `UsageError` if too little is known about the base model, or if no pairs remain.
     """
     names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
     norms = [name for name in names if hf_module(name, modules) is None]
@@ -237,7 +238,7 @@ def read_peft(path: Path, base: Base) -> Stored:
 def _of_all_experts(
     path: str, read: dict[tuple[str, int | None], list[np.ndarray | None]]
 ) -> dict[str, list[np.ndarray | None]]:
-    """Return the halves by tensor; for a tensor with experts, their halves are stacked."""
+    """Return the halves by tensor; for a tensor with experts, the experts' halves are stacked."""
     out: dict[str, list[np.ndarray | None]] = {}
     experts: dict[str, dict[int, list[np.ndarray | None]]] = {}
     for (name, expert), halves in read.items():
@@ -269,7 +270,10 @@ def _unknown(key: str) -> str:
 def _scaled(
     path: Path, config: Config, pairs: dict[str, Any], modules: dict[str, str], base: Base
 ) -> Stored:
-    """Return the pairs, scaled as in the configuration, whose ranks must match the tensors."""
+    """Return the pairs, scaled as in the configuration.
+
+    The ranks in the configuration must match the tensors.
+    """
     alphas = {}
     for name, pair in pairs.items():
         r, alpha = config.of(modules[name])

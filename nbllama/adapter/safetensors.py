@@ -1,8 +1,8 @@
-"""Read and write safetensors files of adapters, with whole F32, F16 and BF16 arrays.
+"""Read and write adapters as safetensors files with F32, F16 and BF16 arrays.
 
 A file consists of a u64 with the size of the header, the header in JSON, and the values of all
-tensors without gaps: https://github.com/huggingface/safetensors#format. The package `safetensors`
-would be an additional compiled dependency that saves only forty lines.
+tensors without gaps: https://github.com/huggingface/safetensors#format. The `safetensors` package
+would add a compiled dependency and save only forty lines.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Return the start, name, dtype and shape of a tensor; its bytes must match them exactly."""
+    """Return the start, name, dtype and shape of a tensor; its size must match them."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")

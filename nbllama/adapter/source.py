@@ -1,4 +1,4 @@
-"""Read a file sequentially, with checks that no read exceeds the file."""
+"""Read a file sequentially, checking that no read goes past its end."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Scaled(NamedTuple):
 class Stored:
     """All pairs in a file; each adds `alphas[name] / rank · B A` (see `nbllama.lora`).
 
-    `alpha` and `lora_r` apply to the whole file: a run that continues from the file uses the scale
+    `alpha` and `lora_r` apply to the whole file: a run that starts from the file uses the scale
     alpha / lora_r for all pairs.
     """
 
@@ -98,8 +98,8 @@ class Stored:
     def of(cls, adapter: Adapter, base: Base) -> Stored:
         """Return `adapter` in the form in which files store it.
 
-        Raises `ValueError` for an adapter that no reader accepts: no pairs, a non-positive alpha,
-        NaN.
+        Raises `ValueError` for an adapter that no reader accepts: one without pairs, with a
+        non-positive alpha, or with NaN values.
         """
         alpha, r = adapter.alpha, adapter.lora_r
         if not adapter.pairs or not ALPHAS[0] < alpha < ALPHAS[1] or r < 1:
@@ -130,7 +130,7 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter that scales pairs by alpha / lora_r wherever possible exactly.
+        """Return an equal adapter that scales pairs by alpha / lora_r if this is possible exactly.
 
         For files written by nbllama, this undoes `scaled`.
         """
@@ -163,9 +163,9 @@ def refuse(path: object, where: str, what: str) -> CheckpointError:
 
 
 def fitting(path: object, stored: Stored, base: Base) -> Stored:
-    """Check that each pair fits the base model; return `stored` with the known values of `base`.
+    """Check that each pair matches the base model; return `stored` with known values of `base`.
 
-    Raises `CheckpointError` for a pair that does not fit.
+    Raises `CheckpointError` for a pair that does not match.
     """
     mine = stored.base
     if None not in (mine.arch, base.arch) and mine.arch != base.arch:

@@ -101,7 +101,7 @@ class Batch:
         return self if self.tree is None else self.tree.samples
 
     def trained(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row and target of each position in the loss, in order, each `[M]`."""
+        """Return the row and the target of each position in the loss, both `[M]`."""
         at = np.flatnonzero(self.targets != NOT_TRAINED)
         return at if self.tree is None else self.tree.rows[at], self.targets[at]
 

@@ -1,4 +1,4 @@
-"""Get predictions from llama.cpp, through the package `xllamacpp` if it is installed.
+"""Get predictions from llama.cpp, through the `xllamacpp` package, if it is installed.
 
 llama.cpp aborts the whole process on some files, so it runs in a child process (`_llama_child.py`).
 After each token, its server returns the `CANDIDATES` most likely next tokens, with log p from the

@@ -19,7 +19,7 @@ from nbllama.export.merge import Parts
 from nbllama.lora.mix import mix
 from nbllama.model.passes import Model, load_model
 
-LOST = 0.1  # share of the effect that a merge may lose, or by which llama.cpp may differ
+LOST = 0.1  # share of the effect that a merge may lose, or by which llama.cpp's result may differ
 HARDLY = 1e-6  # nats per token; float32 rounding can have the same effect
 TOO_MUCH = 0.5  # lost share of the effect above which a merge fails
 
@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """The share of the effect that was lost in the merge; 0 if there is hardly any effect."""
+        """The share of the effect that the merge lost, or 0 if there is hardly any effect."""
         return float(self.found.kl.mean()) / self.effect if self.effect > HARDLY else 0.0
 
 

@@ -107,7 +107,7 @@ def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def scored(n: int) -> tuple[int, int]:
-    """Return (first, last + 1) of the positions, among `n` tokens, whose next token is scored."""
+    """Return (first, last + 1) for the positions among `n` tokens whose next token is scored."""
     return n // 2, n - 1
 
 

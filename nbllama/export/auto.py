@@ -1,8 +1,8 @@
-"""`--outtype auto`: choose the smallest type that keeps the effect of the pair, per merged matrix.
+"""`--outtype auto`: choose the smallest type that keeps the pair's effect for each merged matrix.
 
 The effect of a pair is its contribution to the layer's products, squared and summed over the
-sample. The loss is the same sum for the rounding error. Both are quadratic in small changes, like
-the KL divergence of the model's output.
+sample. The lost effect is the same sum for the rounding error. Both sums are quadratic in small
+changes, like the KL divergence of the model's output.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ class Rounder:
         """Round w float32 `[R, n]` with one or two sets of scales, and keep the better rows.
 
         `base` contains the tensor's blocks before the merge, if they are of the same type. Raises
-        ValueError for weights that cannot be encoded, and for a lower block than in the last call.
+        ValueError for weights that cannot be encoded, and if the block precedes the block of the
+        previous call.
         """
         factor = self.factor(name)
         found, costs = [], []

@@ -11,7 +11,7 @@ an importance matrix and without experts:
   blocks.
 - A row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
 
-The numbers are those of `enum llama_ftype`.
+The numbers are the same as in `enum llama_ftype`.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def tensor_types(
 ) -> dict[str, str]:
     """Return the weight types of all tensors that may change (see `may_change`), by name.
 
-    Shapes are in numpy order. With `pure`, the main type is used for all tensors. Rows that are not
-    even whole blocks of 32 become F16.
+    Shapes are in numpy order. With `pure`, the main type is used for all tensors. Tensors whose
+    rows are not even whole blocks of 32 become F16.
     """
     mixed = not pure and kind.main not in _PLAIN
     tied = "output.weight" not in shapes
@@ -143,7 +143,7 @@ def _more_bits(layer: int, n_layer: int) -> bool:
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return a tensor's type in a model with eight experts, of which attention is a small part."""
+    """Return a tensor's type in a model with eight experts, in which attention is a small part."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":

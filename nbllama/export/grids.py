@@ -69,7 +69,10 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy `raw` with the codes replaced with int8 `[R, n]`. Raises the errors of `grid_of`."""
+    """Copy `raw`, replacing its codes with `codes`, int8 `[R, n]`.
+
+    Raises the same errors as `grid_of`.
+    """
     kind, out = _kind(type_id), _blocks(type_id, raw, codes.size).copy()
     least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written unchanged
     kind.pack(out, (codes.astype(np.int16) - least).astype(np.uint8).reshape(len(out), -1))

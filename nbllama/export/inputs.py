@@ -128,7 +128,7 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
-        """Compute or copy what the block reads in addition to the stream of this batch."""
+        """Compute or copy the other inputs of the block, besides the stream of this batch."""
         if self._model.hp.n_per_layer:
             self._model.embed_tokens(self._bound, self._acts, batch)
         for name, x in lent.items():

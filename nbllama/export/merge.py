@@ -26,9 +26,9 @@ def deltas_of(parts: Parts) -> Deltas:
 def merged_types(
     f: GGUFFile, hp: Hparams, parts: Parts, kind: FileType | None
 ) -> tuple[dict[str, int], list[str]]:
-    """Return type ids by tensor name, for file type `kind` or (None) unchanged.
+    """Return type ids by tensor name, for file type `kind`, or the unchanged types for None.
 
-    Also return one line for each merged tensor type that cannot be written.
+    Also returns one line for each merged tensor type that cannot be written.
     """
     if kind is None:
         return kept_types(f, deltas_of(parts))
@@ -47,7 +47,10 @@ def merge(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     whole: Whole | None = None,
 ) -> Changes:
-    """Write `f` with merged adapters; `types` is from `merged_types`. Raises as `rewrite` does."""
+    """Write `f` with merged adapters; `types` is from `merged_types`.
+
+    Raises the same errors as `rewrite`.
+    """
     metadata = metadata_for(f, kind.id if kind else None)
     return rewrite(
         f, path, types, deltas_of(parts), metadata=metadata, progress=progress, whole=whole

@@ -156,7 +156,7 @@ def rewrite(
 
 
 def _block(name: str) -> int:
-    """Return the block number of a tensor, or -1 outside the blocks."""
+    """Return the number of the block that a tensor belongs to, or -1 if it is not in a block."""
     found = _IN_BLOCK.match(name)
     return int(found[1]) if found else -1
 
@@ -199,7 +199,7 @@ def _pieces(
         except ValueError as e:
             raise f.error(f"tensor '{info.name}'", str(e)) from e
         flat = x.reshape(-1)
-        with np.errstate(over="ignore"):  # the squares can overflow even if the weights do not
+        with np.errstate(over="ignore"):  # the squares can overflow even if the weights are finite
             change.squares += float(np.dot(flat, flat))
             flat -= decode(new, out, flat.size)
             change.errors += float(np.dot(flat, flat))

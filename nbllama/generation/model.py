@@ -69,7 +69,8 @@ class Model(passes.Model):
         ------
         UsageError
             A setting is unknown or invalid, the prompt is empty, or there is no chat template.
-        DataError The template rejects the messages.
+        DataError
+            The template rejects the messages.
         """
         stream = self.generate_stream(
             prompt, adapter, max_tokens, temperature,

@@ -141,7 +141,7 @@ class Times:
     def add(self, n: int, seconds: float) -> None:
         """Record a pass of `n` tokens.
 
-        A pass of more than one token counts as reading, and a pass of one token as generation.
+        If n > 1, the pass reads a prompt; otherwise, it generates an answer.
         """
         if n > 1:
             self.prompt = (self.prompt[0] + n, self.prompt[1] + seconds)

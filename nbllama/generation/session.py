@@ -129,7 +129,7 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Drop all tokens after the first `length`; if the model has states, drop all.
+        """Drop all tokens after the first `length`; if the model has states, drop all tokens.
 
         `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
         `length` tokens.

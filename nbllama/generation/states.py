@@ -1,7 +1,7 @@
 """The states of sequences in blocks without attention.
 
 A state summarises all previous tokens. States of earlier positions are not kept, so a text can only
-grow or start again.
+grow or restart.
 """
 
 from __future__ import annotations

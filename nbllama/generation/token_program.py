@@ -202,7 +202,10 @@ class TokenProgram(ProgramParts):
         self.add(layer, "o", self._att[:size])
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
-        """Return the per-head norm of queries or keys; a norm over all heads is its own phase."""
+        """Return the per-head norm of queries or keys.
+
+        A norm over all heads is a separate phase.
+        """
         if not self.model.hp.has_qk_norm:
             return None
         w = self.model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]

@@ -134,7 +134,7 @@ class GGUFFile:
         return value
 
     def element_type(self, key: str) -> ValueType:
-        """Return the type of the elements of an array value."""
+        """Return the element type of an array value."""
         value = self.metadata[key]
         if isinstance(value, StringArray):
             return ValueType.STRING
@@ -168,7 +168,10 @@ class GGUFFile:
             raise self.error("file", f"has changed since it was opened ({', '.join(changed)})")
 
     def close(self) -> None:
-        """Close the mapping, or let it close with the last view if views are still in use."""
+        """Close the mapping.
+
+        If views of the mapping are still in use, it is closed when the last view is deleted.
+        """
         self._bytes = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:

@@ -1,4 +1,4 @@
-"""Read a model in several files, as written by llama.cpp's `gguf-split`, like a single file.
+"""Read a model that `gguf-split` of llama.cpp has split into several files, like a single file.
 
 The first part contains the metadata; the other parts contain only `split.no` (from 0),
 `split.count`, `split.tensors.count`, and their tensors. The file name contains the number of the
@@ -20,7 +20,7 @@ from nbllama.gguf_io.reader import open_one
 from nbllama.system.part_names import part_name, part_of
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-_MOST = 99_999  # names have five digits
+_MOST = 99_999  # part numbers have five digits
 
 
 class PartsFile(GGUFFile):

@@ -52,7 +52,7 @@ def write_gguf(
     metadata: Metadata,
     tensors: Iterable[tuple[str, np.ndarray | RawTensor]],
 ) -> None:
-    """Write keys and tensors to `path` in the given order; any old file is replaced at the end.
+    """Write keys and tensors to `path` in the given order; an existing file is replaced at the end.
 
     `metadata` contains (key, value, value type), with a type from `ValueType` or
     `gguf.GGUFValueType`. Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int ->
@@ -60,8 +60,9 @@ def write_gguf(
     written as F32, F16, F64 or I8..I64 by their dtype.
 
     Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
-    is written, for names, values, shapes and sizes that the format or `limits` do not allow. A
-    wrong total size of pieces also raises `ValueError`, and the old file is kept.
+    is written, for names, values, shapes and sizes that the format or `limits` do not allow. If the
+    pieces of a tensor have the wrong total size, `ValueError` is raised later, and the old file is
+    kept.
     """
     tensors = list(tensors)
     header, bodies, alignment = _encode(list(metadata), tensors)

@@ -7,7 +7,7 @@ For each half p of a pair, let g be the gradient that training would use and L t
 
 Two directions are tested: the direction of g, which reveals a wrong size or sign, and a random
 direction, which involves every number of g. In a random direction, an error in a gradient of n
-elements appears √n times smaller; the factor √n corrects for this.
+elements appears √n times smaller, which the factor √n corrects.
 
 The kernels use float32, with errors of about 1e-5 of the gradient norm. The error of the slope is
 about h² times the norm. A wrong formula causes an error of a large fraction of the norm.
@@ -77,7 +77,7 @@ def slope(
 
 
 class Losses(NamedTuple):
-    """The loss according to the kernels and according to the float64 model."""
+    """The loss, computed by the kernels and by the float64 model."""
 
     ours: float
     reference: float

@@ -75,7 +75,7 @@ def _blocks(hp: Hparams, layers: Sequence[int]) -> tuple[BlockSizes, ...]:
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
-    """Return the pairs in these blocks and the pairs outside all blocks."""
+    """Return the pairs in these blocks, and the pairs that are not in any block."""
     pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
     return replace(adapter, pairs=pairs)
 

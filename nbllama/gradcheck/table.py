@@ -1,4 +1,4 @@
-"""The results of `check` as a table, by kind of tensor or by tensor."""
+"""The results of `check` as a table, with one row per kind of tensor or per tensor."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
-    """Add the sizes of a model, the use of each tensor, and the tensors that would be trained."""
+    """Add a model's sizes, the use of each tensor, and the tensors that would be trained."""
     hp = None
     try:
         hp = hparams_from_gguf(f)
@@ -170,7 +170,7 @@ def _target(slot: Slot, shapes: list[tuple[int, ...]], ranks: Mapping[str, list[
 
 
 def _numbers(shape: tuple[int, ...]) -> int:
-    """Return the size of a pair of rank 1: n_out + n_in for each expert."""
+    """Return the number of parameters in a pair of rank 1: n_out + n_in for each expert."""
     return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
 
 

@@ -160,7 +160,7 @@ def activation_names(n_layer: int) -> list[str]:
 
 
 def parameter_names(parameters: Iterable[str], suffixes: Sequence[str]) -> list[str]:
-    """Return each parameter name, unchanged and with each suffix."""
+    """Return each parameter name, both unchanged and with each suffix."""
     return [name + s for name in parameters for s in ("", *suffixes)]
 
 

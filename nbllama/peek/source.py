@@ -25,9 +25,9 @@ MOST_BYTES = 8 << 30  # limit for the total size of one file's decoded tensors
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
     """Read the tensors of a file that match a pattern, decoded to float32.
 
-    A checkpoint also contains the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if the file
-    does not exist or no name matches, `GGUFError` and `CheckpointError` for a file that cannot be
-    read, and `NotEnoughMemory` if the tensors exceed 8 GB.
+    For a checkpoint, the moments are also available, as `NAME.m` and `NAME.v`. Raises `UsageError`
+    if the file does not exist or no name matches, `GGUFError` and `CheckpointError` for a file that
+    cannot be read, and `NotEnoughMemory` if the tensors exceed 8 GB.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{shown(path, 400)}: no such file")

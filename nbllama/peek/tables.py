@@ -108,7 +108,7 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
-    """Compare all arrays by name, in the order of A, followed by the arrays only in B."""
+    """Compare all arrays by name, in the order of A, followed by the arrays that are only in B."""
     here, there = dict(a), dict(b)
     return [difference(name, here.get(name), there.get(name)) for name in here | there]
 

@@ -124,7 +124,7 @@ class Watcher:
                 self.into.arrays[full] = x.copy()
 
     def finish(self, opt: Optimiser | None = None) -> None:
-        """Copy the parameters' gradients of the last pass, and the moments of `opt`."""
+        """Copy the parameters' gradients from the last pass, and the moments in `opt`."""
         if self.bound is not None:
             self.take(self.bound.grads, ".grad")
         if opt is not None:

@@ -71,7 +71,7 @@ class EvaluationRecord:
     `val_loss` is in nats per trained token of the validation data, or None without such data, and
     `perplexity` is derived from `val_loss`. `best` is the lowest `val_loss` so far. `train_loss` is
     the mean since the last evaluation, or None at the start. `samples` contains prompts with their
-    answers and any reward. `measures` is the same as in `StepRecord`, for the validation data.
+    answers and any reward. `measures` is as in `StepRecord`, but for the validation data.
     """
 
     iter: int
@@ -155,8 +155,8 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
 class MetricsLog:
     """A file with one JSON object per line, which is appended to and can be read during training.
 
-    A disk error does not stop training: `on_error` is called once, and later lines are still
-    attempted. A truncated line (after a full disk or a killed process) is terminated before the
+    A disk error does not stop training: `on_error` is called once, and the log still tries to write
+    later lines. A truncated line (after a full disk or a killed process) is terminated before the
     next line is written.
     """
 

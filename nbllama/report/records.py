@@ -18,7 +18,7 @@ MAX_BYTES = 1 << 30
 
 @dataclass
 class Run:
-    """Rows of the log in the order of their iterations; the last of repeated rows is kept.
+    """Rows of a log in the order of their iterations; if a row is repeated, the last one is kept.
 
     `run` is the last start. `steps` and `evaluations` contain one row per iteration. `norms`,
     `texts` and `questions` are measurements and questions of a run with `--live`. `verdict` is the

@@ -73,7 +73,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep_temporary(path: Path) -> list[str]:
-    """Remove temporary files left by killed writers of `path`; return their names.
+    """Remove temporary files that killed processes left behind for `path`; return their names.
 
     A temporary file whose writer is alive is locked, and is not removed.
     """
@@ -186,7 +186,10 @@ def _sync_folder(folder: str) -> None:
 
 
 def try_lock(fd: int, *, strict: bool = False) -> bool:
-    """Lock an open file exclusively unless it is locked; with `strict`, raise any other error."""
+    """Lock an open file exclusively unless it is already locked.
+
+    With `strict`, raises any other error.
+    """
     try:
         if sys.platform == "win32":
             os.lseek(fd, 1 << 30, os.SEEK_SET)  # far beyond the text, which must stay readable

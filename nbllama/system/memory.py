@@ -20,7 +20,7 @@ def mapped(*paths: str | os.PathLike[str]) -> int:
 
 
 def resident() -> int:
-    """Return how many bytes of this process are now in memory."""
+    """Return how many bytes of this process are currently in memory."""
     return int(psutil.Process().memory_info().rss)
 
 

@@ -1,4 +1,4 @@
-"""Files that an output may replace: files of the same kind, and empty files.
+"""Check whether an output may replace a file: only files of the same kind and empty files.
 
 A file that contains only zero bytes, for example after a power cut, is treated as empty.
 """

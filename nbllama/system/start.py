@@ -37,8 +37,8 @@ class Stopped(BaseException):
 class Unwinding:
     """A signal handler that raises `Stopped`, at most once per second, so that cleanup can finish.
 
-    When `over` is set, the handler no longer raises.
-    `last`: time of the last exception in seconds; -1: the next signal raises one in any case.
+    When `over` is set, the handler no longer raises. `last` is the time of the last exception, in
+    seconds. If it is -1, the next signal always raises an exception.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Unwinding:
 
 
 def _send_again(stopped: Stopped) -> None:
-    """Send a signal again in a moment; its handler then raises, even within the same second."""
+    """Send a signal again after a moment; its handler then raises, even within the same second."""
     from threading import Timer  # takes milliseconds, and is hardly ever needed
 
     if stopped.handler is not None:
@@ -105,7 +105,8 @@ def signals() -> Iterator[signal.Signals]:
 def unwinding() -> Iterator[Unwinding]:
     """Make signals without another handler raise `Stopped` inside the block.
 
-    After the block, signals that `leave` handled before are ignored, because the program has ended.
+    After the block, signals previously handled by `leave` are ignored, because the program has
+    ended.
     """
     free = (signal.SIG_DFL, signal.default_int_handler, leave)
     handler, before = Unwinding(), {}

@@ -260,7 +260,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Return the first position from `at` where a split keeps the same ids, or the end."""
+        """Return the first position from `at` where a split does not change the ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:

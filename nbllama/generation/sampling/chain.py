@@ -69,7 +69,10 @@ class Sampler:
         return self._draw(self.filtered(c))
 
     def filtered(self, c: Candidates) -> Candidates:
-        """Return the candidates left by the chain without mirostat; c is the whole vocabulary."""
+        """Return the candidates that remain after the chain without mirostat.
+
+        `c` must contain the whole vocabulary.
+        """
         params = self._params
         c = self._penalties.apply(c)
         c = filters.top_k(c, params.top_k)

@@ -44,7 +44,7 @@ _SECRET_PATH = re.compile(r"/([A-Za-z0-9_-]+)/(.*)", re.DOTALL)
 class LiveServer:
     """Serve a `LiveState` until `close`; the threads end with the program.
 
-    `address` is the address for a browser, including the secret. Raises `OSError` for a port in
+    `address` is the address for a browser, including the secret. Raises `OSError` if the port is in
     use.
     """
 

@@ -116,7 +116,7 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Add a version (the caller holds the lock); for None, readers receive the whole run."""
+        """Add a version, while holding the lock; if it is None, readers receive the whole run."""
         self._version += 1
         if news is None:
             self._whole_from = self._version
@@ -138,8 +138,8 @@ class LiveState:
     def since(self, version: int, timeout: float) -> dict[str, Any]:
         """Return the updates after `version`; wait up to `timeout` seconds for updates.
 
-        The result contains `version` (after the updates), `events` (rows), `run` (the whole run
-        instead of events, or None) and `over` (whether the run has ended).
+        The result contains `version` (the version after the updates), `events` (new rows), `run`
+        (the whole run instead of events, or None) and `over` (whether the run has ended).
         """
         with self._changed:
             self._last_read = time.monotonic()
