@@ -2,9 +2,9 @@
 
 PEFT scales a pair by alpha / rank, or by alpha / √rank with `use_rslora`. Rank and alpha can be set
 for individual modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly.
-PEFT does not support pairs for norm vectors. The pair for the embedding is A (rank, V) and B (C,
-rank), which are nbllama's B and A, transposed. See `hf_names` for names and the row order of q and
-k.
+PEFT does not support pairs for norm vectors. The pair for the embedding consists of A (rank, V) and
+B (C, rank), which are nbllama's B and A, transposed. For names and the row order of q and k, see
+`hf_names`.
 
 Files written by nbllama store the head size and architecture in the metadata of the safetensors
 file, which PEFT ignores. Reading other files requires the GGUF file of the base model.

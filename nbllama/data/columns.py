@@ -15,8 +15,8 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """Return whether the first line is the header of a table.
 
-    A header names all columns of a format with at least two columns, or consists only of common
-    names, including one for the question and one for the answer.
+    A header either contains the names of all columns of a format that has at least two, or consists
+    only of common names, including one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:

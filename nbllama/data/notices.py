@@ -1,4 +1,4 @@
-"""Counts of content that was not read exactly as written, reported in a few lines per file."""
+"""Count content that was not read exactly as written, and report it in a few lines per file."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Notices:
         self.more: list[str] = []
 
     def add(self, line: int, found: Counter[str]) -> None:
-        """Add the counts found for the record on a line.
+        """Add the counts for the record on a line.
 
         The keys come from `READ`, or are "role:NAME" for a role whose messages the template leaves
         out.

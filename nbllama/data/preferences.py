@@ -3,9 +3,9 @@
 The rows of a batch are the answers with their prompts; for pairs, the order is chosen, rejected,
 chosen, ... Both sides of a pair are always in the same micro-batch.
 
-For KTO, every answer is also combined with the prompt of a different record, because the loss needs
-an estimate of how far the model has moved on answers that do not belong to the prompt. In a
-separate data set (`others`), the answer of sample i follows the prompt of sample i - 1.
+For KTO, every answer is also combined with the prompt of a different record, because the loss
+requires an estimate of how far the model has moved on answers that do not belong to the prompt. In
+a separate data set (`others`), the answer of sample i follows the prompt of sample i - 1.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Rules(NamedTuple):
     """How to build rows; the names match the options.
 
-    pad: fill short rows with EOS, which is trained on, as in the old tool. Otherwise, they stay
-    short.
+    pad: whether to fill short rows with EOS, which is trained, as in the old tool. Otherwise, they
+    stay short.
     """
 
     fill_with_next_samples: bool = False

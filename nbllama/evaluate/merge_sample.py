@@ -19,7 +19,7 @@ from nbllama.export.merge import Parts
 from nbllama.lora.mix import mix
 from nbllama.model.passes import Model, load_model
 
-LOST = 0.1  # share of the effect that a merge may lose, or by which llama.cpp's result may differ
+LOST = 0.1  # share of the effect that a merge may lose, or by which llama.cpp's effect may differ
 HARDLY = 1e-6  # nats per token; float32 rounding can have the same effect
 TOO_MUCH = 0.5  # lost share of the effect above which a merge fails
 

@@ -20,7 +20,9 @@ _HIGHEST = {"seed": 2**32 - 1, "mirostat": 2}
 
 
 def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingParams:
-    """Return sampling settings from `given`, named as in llama.cpp; the default seed is random.
+    """Return sampling settings from `given`, named as in llama.cpp.
+
+    By default, the seed is random.
 
     Raises `UsageError` for an unknown name or an invalid value.
     """

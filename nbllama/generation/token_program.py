@@ -32,13 +32,13 @@ from nbllama.quants.dot import SUMMED
 
 
 class TokenProgram(ProgramParts):
-    """A single-token step, for one adapter and one KV cache (`generation.cache.new_cache`).
+    """A step for a single token, with one adapter and one KV cache (`generation.cache.new_cache`).
 
-    `states` contains the states of blocks without attention, which each run updates. `run` reads
-    the token's embedding from `x` (`[C]`), overwrites it with the output of the last block, and
-    writes the logits to `logits` (`[V]`). `rows` `[L, P]` contains the token's per-block
-    embeddings, if the model has any. Without `exact`, weights whose type has an integer dot product
-    are multiplied by int8 blocks of the input, as in llama.cpp.
+    `states` contains the states of blocks without attention; each run updates them. `run` reads the
+    token's embedding from `x` (`[C]`), overwrites it with the output of the last block, and writes
+    the logits to `logits` (`[V]`). `rows` `[L, P]` contains the token's per-block embeddings, if
+    the model has any. Without `exact`, weights whose type has an integer dot product are multiplied
+    by int8 blocks of the input, as in llama.cpp.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Read a model that `gguf-split` of llama.cpp has split into several files, like a single file.
+"""Read a model that llama.cpp's `gguf-split` has split into several files, like a single file.
 
 The first part contains the metadata; the other parts contain only `split.no` (from 0),
 `split.count`, `split.tensors.count`, and their tensors. The file name contains the number of the

@@ -61,8 +61,8 @@ def write_gguf(
 
     Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
     is written, for names, values, shapes and sizes that the format or `limits` do not allow. If the
-    pieces of a tensor have the wrong total size, `ValueError` is raised later, and the old file is
-    kept.
+    pieces of a tensor have the wrong total size, `ValueError` is raised during writing, and the old
+    file is kept.
     """
     tensors = list(tensors)
     header, bodies, alignment = _encode(list(metadata), tensors)

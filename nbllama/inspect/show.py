@@ -127,7 +127,10 @@ def _targets(targets: Sequence[Target]) -> list[str]:
 
 
 def as_json(found: Found) -> str:
-    """Return one JSON document; long arrays and strings are truncated, with their full length."""
+    """Return one JSON document.
+
+    Long arrays and strings are truncated; their full length is included.
+    """
     refused = found.refused
     document = {
         "path": found.path,

@@ -71,7 +71,8 @@ class EvaluationRecord:
     `val_loss` is in nats per trained token of the validation data, or None without such data, and
     `perplexity` is derived from `val_loss`. `best` is the lowest `val_loss` so far. `train_loss` is
     the mean since the last evaluation, or None at the start. `samples` contains prompts with their
-    answers and any reward. `measures` is as in `StepRecord`, but for the validation data.
+    answers and any reward. `measures` contains the same numbers as in `StepRecord`, computed on the
+    validation data.
     """
 
     iter: int

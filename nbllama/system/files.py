@@ -73,7 +73,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep_temporary(path: Path) -> list[str]:
-    """Remove temporary files that killed processes left behind for `path`; return their names.
+    """Remove temporary files of `path` whose writers were killed; return the names of the files.
 
     A temporary file whose writer is alive is locked, and is not removed.
     """

@@ -25,7 +25,7 @@ def kind_of(mode: int) -> str:
 
 
 def open_own(name: str, flags: int) -> int:
-    """Open a regular file for writing, creating it if missing; return the descriptor.
+    """Open a regular file for writing, creating it if it does not exist; return the descriptor.
 
     `flags` is `os.O_RDWR` or `os.O_WRONLY`, with or without `os.O_APPEND`. Links are not followed,
     and FIFOs and devices are not opened. Raises `OSError` with a reason.

@@ -37,8 +37,8 @@ def read(record: Record, style: Style) -> Conversation:
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
     """Return the messages under `key`.
 
-    Also returns the numbers (from 0) of untrained answers, and kinds of notices (see
-    `Conversation`).
+    Also returns the numbers (from 0) of the answers that are not trained, and the kinds of notices
+    (see `Conversation`).
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
@@ -111,10 +111,10 @@ def _parts(parts: list[Any], where: str) -> str:
 
 
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the numbers of answers excluded from training by a key, and kinds of notices.
+    """Return the numbers of the answers that a key excludes from training, and kinds of notices.
 
-    Raises `DataError` if the value of such a key is neither yes nor no, if keys contradict each
-    other, and if a key requests training on a message that is not an answer.
+    Raises `DataError` if the value of such a key means neither yes nor no, if keys contradict each
+    other, or if a key requests training on a message that is not an answer.
     """
     silent = set()
     notices: tuple[str, ...] = ()
