@@ -91,7 +91,7 @@ def adapter_of(key: str) -> str:
 
 
 def bare_module(name: str) -> str:
-    """Return the path of a module, or the end of a path, without the prefixes added by wrappers."""
+    """Return the path of a module, or the end of a path, without the prefixes that wrappers add."""
     return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 

@@ -125,7 +125,7 @@ def _whole(content: bytes, place: int) -> int:
 
 
 def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
-    """Return messages about samples that do not fill exactly one row."""
+    """Return messages to the user about samples that do not fill exactly one row."""
     notes = []
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]

@@ -64,7 +64,7 @@ def encode_continuation(
 
 
 def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
-    """Return whether the ids end with an end-of-generation token, ignoring trailing white space."""
+    """Return whether the ids end in an end-of-generation token, ignoring trailing white space."""
     kept = ids.tolist()
     while kept and not tokenizer.token_bytes(kept[-1]).strip():
         kept.pop()

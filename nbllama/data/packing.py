@@ -5,8 +5,8 @@ positions restart with each sample. Packing changes how samples are grouped. All
 about the same number of tokens and therefore take about the same time and memory, and batches of
 short samples are large enough for efficient matrix products.
 
-Samples stay in the order of the epoch, and a batch ends before the first sample that does not fit.
-The position in the data is therefore still (epoch, next sample), and unused room costs nothing.
+Samples stay in the order of the epoch. A batch ends before the first sample that does not fit. The
+position in the data is therefore still (epoch, next sample), and unused room costs nothing.
 
 If samples share beginnings (`nbllama.data.shared`), only computed tokens count. To limit memory,
 such a batch also ends before its trained targets exceed the room, or its tokens exceed

@@ -59,12 +59,12 @@ class Beginnings:
 
 
 def sort_key(tokens: np.ndarray) -> bytes:
-    """Return bytes that sort in the same order as the tokens."""
+    """Return bytes that sort in the same order as the sequence of tokens."""
     return tokens.astype(">i4").tobytes()
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the number of common tokens at the start of both, or 0 if fewer than `LEAST`."""
+    """Return the number of tokens that both have in common at the start; 0 if below `LEAST`."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = int(different[0]) if len(different) else n

@@ -117,7 +117,7 @@ def special_spans(
 ) -> list[tuple[int, int]]:
     """Locate, in the rendered `text`, strings of a chat that contain the text of a special token.
 
-    Usually, there are none. Raises the same errors as `encode_rendered`.
+    Usually, there are no such strings. Raises the same errors as `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -263,7 +263,7 @@ def _trimmings(content: str) -> list[str]:
 
 
 def _after(text: str, at: int, piece: str) -> int:
-    """Return the position after `piece` if `text` contains it at `at`, else -1."""
+    """Return the position after `piece` if `text` contains `piece` at `at`, else -1."""
     return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
 
 

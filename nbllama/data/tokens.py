@@ -19,8 +19,8 @@ Ranges = Sequence[tuple[int, int]]
 class Tokens(NamedTuple):
     """The ids of a text, in which the character ranges `plain` were not parsed for special tokens.
 
-    A prompt begins with BOS if the tokenizer adds it. `continues` means that the text continues
-    plain text. A truncated answer has ids for only part of its text.
+    A prompt begins with BOS if the tokenizer adds BOS. `continues`: whether the text continues
+    plain text. For a truncated answer, the ids cover only part of the text.
     """
 
     text: str

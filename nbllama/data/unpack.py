@@ -98,7 +98,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
 
 
 def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
-    """Yield the contents of the frames in a Zstandard file."""
+    """Yield the decompressed contents of each frame in a Zstandard file."""
     try:
         from compression.zstd import ZstdError, ZstdFile  # Python 3.14
     except ImportError:

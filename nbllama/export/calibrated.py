@@ -1,6 +1,6 @@
 """Round matrices so that their products with a sample of the training data are preserved.
 
-Rounding to the nearest code returns most weights to their old values, because an adapter changes
+Rounding to the nearest code restores the old values of most weights, because an adapter changes
 them by less than half a step. With error feedback (`nbllama.export.feedback`), the codes of a row
 are chosen jointly. Each row is rounded twice, with the scales of the base and with new scales for
 the merged weights, and the result with the smaller error in the products is kept.

@@ -40,8 +40,8 @@ def generate_many(
 ) -> list[list[int]]:
     """Complete each prompt greedily.
 
-    Computation is in float32, as in `generation.Session(exact=True)`. The answers are the same
-    except for near ties.
+    All computation uses float32, as in `generation.Session(exact=True)`. The answers are the same
+    as from a session, except for near ties.
 
     Parameters
     ----------

@@ -114,8 +114,8 @@ class Model(passes.Model):
     ) -> list[str]:
         """Answer many prompts greedily, several at a time.
 
-        Computation is in float32, so near ties can be resolved differently from `generate` without
-        `exact=True`. Parameters that are not listed are the same as for `generate`.
+        All computation uses float32, so near ties can be resolved differently than by `generate`
+        without `exact=True`. Parameters that are not listed are the same as for `generate`.
 
         Parameters
         ----------

@@ -152,7 +152,7 @@ class GGUFFile:
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:
-        """Raise `GGUFError` if the file's size, modification time or inode has changed since.
+        """Raise `GGUFError` if the file's size, modification time or inode changed after opening.
 
         Call this method before and after a long use. A change between two calls is detected only by
         the second, and truncating the file while its pages are being read kills the process

@@ -89,7 +89,7 @@ def _pad(file: BinaryIO, size: int, alignment: int) -> None:
 def _encode(
     metadata: list[tuple[str, object, int]], tensors: list[tuple[str, np.ndarray | RawTensor]]
 ) -> tuple[bytes, list[tuple[int, Any]], int]:
-    """Return the unpadded header, each tensor's size and bytes (or a function), and alignment."""
+    """Return the unpadded header, each tensor's size and bytes (or function), and the alignment."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     alignment = limits.DEFAULT_ALIGNMENT
     seen: set[str] = set()

@@ -24,8 +24,8 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
 
     With `kind` "auto", probabilities are drawn as attention maps and other arrays as histograms.
     The suffix of `path` determines the format. With `head`, only this head is drawn. Raises
-    `UsageError` if matplotlib is missing, for an unknown suffix, and for arrays that do not suit
-    this kind of picture. Raises `OutputError` if writing fails.
+    `UsageError` if matplotlib is missing, for an unknown suffix, and for arrays that cannot be
+    drawn in this way. Raises `OutputError` if writing fails.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
     if ending not in _FORMATS:

@@ -206,7 +206,7 @@ def _samples(row: Row) -> list[dict[str, str]]:
 
 
 def _verdict(row: Row) -> dict[str, Any] | None:
-    """Return the verdict on a run: a word, the reason, and answers from before and after it."""
+    """Return the verdict on a run: a word, the reason, and answers before and after training."""
     if not row:
         return None
     keys = ("kind", "question", "wanted", "before", "after")

@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Return how many bytes of mapped files are now in memory, or 0 if this is not reported."""
+    """Return how many bytes of mapped files are in memory, or 0 if the system does not say."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):

@@ -63,12 +63,12 @@ def prepare_streams() -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, ValueError):  # the reader can be gone; the exit code is not affected
+    with suppress(OSError, ValueError):  # the reader may have exited; the exit code is not affected
         print(shown(line, _LINE), file=sys.stderr, flush=True)
 
 
 def _close_stdout() -> None:
-    """Flush standard output; if the reader is gone, prevent an error at Python's exit."""
+    """Flush standard output; if the reader has exited, prevent an error when Python exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -2,9 +2,9 @@
 
 Let P be the chat before an answer, including the prompt for the answer, and F the chat including
 the answer, both as rendered by a server. If F begins with P, the answer is the rest of F. With many
-templates, F does not begin with P: the prompt opens a thought that the history does not show, or
-contains a closed thought, or the history has a different system message. These differences are
-accepted, and all others are refused.
+templates, F does not begin with P: the prompt opens a thought that the history does not show, the
+prompt contains a closed thought, or the history contains a different system message. These
+differences are accepted; all others are refused.
 """
 
 from __future__ import annotations

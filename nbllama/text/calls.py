@@ -1,9 +1,9 @@
 """Tool calls: the form that a chat template accepts, and a form for templates without support.
 
-Most templates expect the arguments of a call as an object, but some expect a string; the wrong form
-raises an error, is printed as Python, or is encoded twice. Some templates write calls only in
-messages whose content is null. The form that a template needs is determined once, by rendering a
-small chat.
+Most templates expect the arguments of a call as an object, but some expect a string. If the form is
+wrong, the template raises an error, prints the arguments as Python, or encodes them twice. Some
+templates write calls only in messages whose content is null. The form that a template needs is
+determined once, by rendering a small chat.
 """
 
 from __future__ import annotations

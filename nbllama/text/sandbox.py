@@ -38,7 +38,7 @@ class TemplateFailed(Exception):
 class TemplateSandbox:
     """A compiled template in a separate process, which is restarted if it exceeds a limit.
 
-    Every method may raise TemplateFailed. Do not use after `close`.
+    Every method may raise TemplateFailed. Do not use the object after `close`.
     """
 
     def __init__(

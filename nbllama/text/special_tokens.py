@@ -1,9 +1,9 @@
 """Tokens that llama.cpp identifies by their text, as data, and how they are handled.
 
 Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary contains several
-names for a role and no key specifies the id, llama.cpp uses the first match in its hash table,
-whereas this module uses the first match in the list. For the end of a turn, this affects only
-`eot_id`, because every name with that role ends generation anyway.
+names for a role, and no key specifies the id, llama.cpp uses the first match in its hash table, but
+this module uses the first match in the list. For the end of a turn, this affects only `eot_id`,
+because every name with that role ends generation anyway.
 """
 
 from __future__ import annotations

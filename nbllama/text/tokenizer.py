@@ -207,7 +207,7 @@ class Tokenizer(ABC):
 
         If the model adds a space before a text, one space at the start of the first token is
         removed. The result is the same as from `llama_detokenize`, except that llama.cpp drops
-        spaces before punctuation for some vocabularies, whereas this method drops nothing. Raises
+        spaces before punctuation for some vocabularies, which this method does not do. Raises
         ValueError for an id outside the vocabulary.
         """
         pieces = [self.token_bytes(i, special=special) for i in ids]

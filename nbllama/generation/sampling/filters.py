@@ -1,7 +1,7 @@
 """Samplers that drop candidates or change their logits, independent of earlier tokens.
 
-Sums are sequential and in float32 in the same places as in llama.cpp, because the last digit
-matters at the cutoff of a filter.
+Sums are computed sequentially and in float32 in the same places as in llama.cpp, because the last
+digit matters at the cutoff of a filter.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._serve()
             self.wfile.flush()
         except (TimeoutError, ConnectionError):
-            pass  # an error on the reader's side; the reader can connect again
+            pass  # an error on the reader's side; the reader can reconnect
         finally:
             self.close_connection = True
 
