@@ -1,7 +1,7 @@
-"""Check that the heads in the matrices of a delta net are in Hugging Face's order.
+"""Check that the heads in a delta net's matrices are in Hugging Face's order.
 
-If several value heads share a key head, llama.cpp's converter reorders the value heads: the rows of
-some matrices, and the columns of one.
+If several value heads share a key head, llama.cpp's converter reorders the value heads in the rows
+of some matrices and in the columns of one matrix.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _MUST_BE_OFF = {
 
 @dataclass(frozen=True)
 class Config:
-    """Rank and alpha of each module, and how they determine the scale."""
+    """The rank and alpha of each module, and how they determine the scale."""
 
     r: int
     alpha: float

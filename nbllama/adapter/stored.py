@@ -20,7 +20,7 @@ MAX_RANK = 65536  # same limit as for `--lora-r`
 
 
 class Base(NamedTuple):
-    """What is known about the base model of an adapter; unknown values are None."""
+    """The known properties of an adapter's base model; unknown values are None."""
 
     arch: str | None = None
     head_dim: int | None = None
@@ -34,7 +34,7 @@ class Base(NamedTuple):
         return cls(hp.arch, hp.head_dim, hp.n_layer, shapes, hp.delta)
 
     def or_else(self, other: Base) -> Base:
-        """Return the same values, with unknown values filled in from `other`."""
+        """Return these properties, with unknown values filled in from `other`."""
         return Base(
             **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
         )
@@ -158,7 +158,7 @@ class Stored:
 
 
 def refuse(path: object, where: str, what: str) -> CheckpointError:
-    """Return a one-line error about an unusable file."""
+    """Return a one-line error about a file that cannot be used."""
     return CheckpointError(f"{shown(path, 400)}: {where}: {what}; the adapter cannot be used")
 
 

@@ -17,7 +17,10 @@ PAIRS, LABELLED = "preference", "labelled"
 
 
 class Judged(NamedTuple):
-    """For each answer: good, bool [n] (chosen, or labelled true), and loss weight, float64 [n]."""
+    """For each answer: whether it is good, bool [n], and its loss weight, float64 [n].
+
+    Good answers are chosen in a pair or labelled true.
+    """
 
     good: np.ndarray
     weight: np.ndarray

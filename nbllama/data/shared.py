@@ -59,7 +59,7 @@ class Beginnings:
 
 
 def sort_key(tokens: np.ndarray) -> bytes:
-    """Return bytes that sort in the same order as the sequence of tokens."""
+    """Return bytes that sort in the same order as sequences of tokens."""
     return tokens.astype(">i4").tobytes()
 
 

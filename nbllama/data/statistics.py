@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
 
     @property
     def trained_share(self) -> float:
-        """Trained targets divided by tokens."""
+        """The number of trained targets divided by the number of tokens."""
         return self.trained / self.tokens
 
 

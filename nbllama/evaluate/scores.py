@@ -1,7 +1,7 @@
 """Measure how well a model predicts a text, and how much two models differ, in nats per token.
 
 A text is split into chunks of `n_ctx` tokens, which are read separately. The first half of a chunk
-serves only as context; each token in the second half is scored given all preceding tokens in the
+serves only as context; each token in the second half is scored, given all preceding tokens in the
 chunk. llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`) uses the same method, so the
 numbers are comparable:
 

@@ -22,7 +22,7 @@ from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 
-AT_ONCE = 16  # sequences; the cache is this many times as large as the longest sequence requires
+AT_ONCE = 16  # sequences; the cache has room for this many sequences of the maximum length
 
 Choose = Callable[[Sequence[int], np.ndarray], list[int]]
 """Takes row numbers and logits float32 `[rows, V]`; returns the next token of each row."""

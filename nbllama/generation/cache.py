@@ -1,4 +1,4 @@
-"""Memory for caches of keys and values."""
+"""Allocate memory for caches of keys and values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nbllama.arch import Hparams
 
 
 def cache_floats(hp: Hparams) -> int:
-    """Return the number of floats in a token's keys in all blocks (the same as in its values)."""
+    """Return the number of floats in a token's keys in all blocks; its values contain as many."""
     sizes = map(hp.sizes_at, hp.attention_layers)
     return sum(of.n_head_kv * of.head_dim for of in sizes)
 

@@ -141,7 +141,7 @@ class Times:
     def add(self, n: int, seconds: float) -> None:
         """Record a pass of `n` tokens.
 
-        If n > 1, the pass reads a prompt; otherwise, it generates an answer.
+        If n > 1, the pass reads part of a prompt; otherwise, it generates a token.
         """
         if n > 1:
             self.prompt = (self.prompt[0] + n, self.prompt[1] + seconds)

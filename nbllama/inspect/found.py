@@ -31,7 +31,8 @@ class TensorRow(NamedTuple):
 class Target(NamedTuple):
     """One kind of tensor that has LoRA pairs or can have them.
 
-    `parameters` and `ranks` are keyed by column header; without a pair, there are 0 parameters.
+    `parameters` and `ranks` are keyed by column header; the number of parameters is 0 if there is
+    no pair.
     """
 
     option: str  # `--rank-NAME` of nbllama.finetune

@@ -24,7 +24,7 @@ MOST_BYTES = 4 << 30  # limit for the total size of copies; further arrays are s
 class Watcher:
     """A `nbllama.model.watching.Watcher` that copies arrays matching `patterns` into a `Dump`.
 
-    `left_out` contains the names of the arrays that did not fit in `most_bytes`.
+    `left_out` contains the names of the arrays that were not copied because of `most_bytes`.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """A worker in a run on many machines, during one iteration.
+    """The work of one worker during one iteration of a run on many machines.
 
     `blocks` is the number of blocks that it computed, `tokens_per_s` its throughput while
     computing, and `share` the fraction of the iteration spent computing, 0 to 1.
@@ -42,10 +42,10 @@ class StepRecord:
     `loss` is in nats per trained token. `seconds` is the time of the step without compiling and
     saving. `tokens` is the number of input tokens in the samples of the step, on which
     `tokens_per_s` is based; `computed_tokens` excludes tokens that a sample shares with an earlier
-    sample in its micro-batch. `skipped` means that the loss or gradient was not finite and no
+    sample in its micro-batch. `skipped` means that the loss or the gradient was not finite, so no
     parameter was changed. `measures` contains further numbers of the objective, each of which has
-    its own key in a row. `workers` is for runs on many machines; the key is omitted from a row
-    without workers.
+    its own key in a row. `workers` is for runs on many machines; a row without workers omits the
+    key.
     """
 
     iter: int

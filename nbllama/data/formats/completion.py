@@ -1,7 +1,7 @@
 """A prompt and its continuation: {"prompt", "completion"}.
 
-Two strings are concatenated unchanged, without a template or a space in between. Two lists of
-messages form one chat, in which the answers in "completion" are trained.
+If both are strings, they are concatenated unchanged, without a template or a space in between. If
+both are lists of messages, they form one chat, in which the answers in "completion" are trained.
 """
 
 from __future__ import annotations

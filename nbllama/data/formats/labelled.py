@@ -1,7 +1,7 @@
 """An answer with a label: {"prompt", "completion", "label": true or false}.
 
-Prompt and completion are read as in the `completion` format. The label can also be 1 or 0, or, as
-in tables, any of these values as a string.
+The prompt and the completion are read as in the `completion` format. The label can also be 1 or 0,
+or, as in tables, any of these values as a string.
 """
 
 from __future__ import annotations

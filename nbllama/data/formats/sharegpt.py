@@ -1,8 +1,8 @@
 """Chats in ShareGPT's format: {"conversations": [{"from": "human", "value": ...}, ...]}.
 
 The record can contain a system message under "system" and tools under "tools". The value of a
-"function_call" turn is a call in JSON. Records whose "conversations" use "role" and "content" are
-read as chats.
+"function_call" turn is a tool call in JSON. Records whose "conversations" use "role" and "content"
+are read as chats.
 """
 
 from __future__ import annotations
