@@ -48,7 +48,7 @@ READ = {
         "messages do not appear verbatim in the rendered text: the chat template changes them"
     ),
 }
-"""What to report about records, by a short name."""
+"""Kinds of notices about records, by short name."""
 
 
 class Notices:

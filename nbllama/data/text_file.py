@@ -11,7 +11,7 @@ from nbllama.errors import DataError, shown
 from nbllama.system.regular import read_whole
 
 MAX_BYTES = 4 << 30
-"""Largest number of bytes that is read from a file or pipe."""
+"""Maximum number of bytes to read from a file or pipe."""
 
 _MARKS = (  # longer marks first, because the UTF-32 mark begins with the UTF-16 mark
     (codecs.BOM_UTF32_LE, "utf-32"),

@@ -20,7 +20,7 @@ from nbllama.data.text_file import read_bytes
 from nbllama.errors import DataError, shown
 
 MAX_UNPACKED = 1 << 29
-"""Limit on the unpacked bytes of one compressed file or archive."""
+"""Limit on the unpacked size of a compressed file or archive, in bytes."""
 MAX_MEMBERS = 100_000
 
 EXTRA = "pip install 'nbllama[data]'"

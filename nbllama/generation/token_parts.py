@@ -39,7 +39,7 @@ class ProgramParts:
     def layers(
         self, layer: int, outputs: Mapping[str, np.ndarray], add: bool = False
     ) -> list[Layer]:
-        """Return linear layers of a block, with their outputs, by their names in `LINEARS`."""
+        """Return a block's linear layers, given by their names in `LINEARS`, with their outputs."""
         found = []
         for slot, y in outputs.items():
             w, bias = self.model.linear(layer, slot), self.model.bias(layer, slot)

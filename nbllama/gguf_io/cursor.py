@@ -40,8 +40,8 @@ class Cursor:
     def take(self, size: int, what: str, part: str = "") -> int:
         """Skip `size` bytes, which must exist; return the position of the first.
 
-        An error names `what` and its `part`, which are separate so that strings are joined only for
-        errors.
+        An error message names `what` and its `part`. They are separate arguments so that strings
+        are joined only if there is an error.
         """
         start = self.pos
         if size > self.end - start:

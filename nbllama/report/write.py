@@ -14,7 +14,7 @@ from nbllama.system.replaced import PAGE, check_kind
 
 
 def write_report(logs: str | Sequence[str], out: str) -> None:
-    """Write the page `out` atomically, from one log or from several logs to compare.
+    """Write the page `out` atomically, from one log or from several logs to be compared.
 
     Raises `DataError` for a file that is not a log, `OutputError` if the page cannot be written or
     would replace a file that is not a report, and `UsageError` if the page would replace a log or

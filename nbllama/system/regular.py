@@ -36,7 +36,7 @@ def open_own(name: str, flags: int) -> int:
     more = [getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
     fd = os.open(name, flags | os.O_CREAT | sum(more), 0o666)
     mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):  # it was replaced in the meantime
+    if not stat.S_ISREG(mode):  # the file was replaced in the meantime
         os.close(fd)
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", name)
     return fd

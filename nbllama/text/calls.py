@@ -27,7 +27,7 @@ class Form(NamedTuple):
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], Any], str | None]
-"""The text of messages with tools (or None), without a prompt; None if the template fails."""
+"""Renders messages with tools (or None), without a prompt for an answer; returns None if this fails."""
 
 _NAME, _KEY, _VALUE = "zqname", "zqkey", "zqvalue"
 

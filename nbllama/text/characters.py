@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Group(NamedTuple):
     r"""Tokens `first` to `last` (inclusive) of a sequence, and their text.
 
-    A byte that is not part of a character is written as `\xHH`.
+    Bytes that are not part of a character are written as `\xHH`.
     """
 
     first: int

@@ -15,8 +15,8 @@ from typing import NamedTuple
 _SPACES = " \t\n\v\f\r"
 
 Part = tuple[int, int, int | None]
-"""A part of a text: its first character, the one after its last, and the special token's id (None
-for plain text).
+"""A part of a text: the positions of its first character and of the character after its last, and
+the id of the special token (None for plain text).
 """
 
 

@@ -8,10 +8,9 @@ merges all kinds in the same way. Every token is therefore declared as a normal 
 - the 256 byte tokens, which must have the type byte and are therefore never merged;
 - an additional unknown token, past the vocabulary.
 
-If merges could produce the text of a byte token, such as "<0x0A>" from "<0x0A" and ">", the
-vocabulary is merged by `merge_pieces` instead, which follows llama.cpp's rules but is about 15
-times slower. Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`,
-`llama_vocab::byte_to_token`.
+If merges could produce the text of a byte token, such as "<0x0A>" from "<0x0A" and ">",
+`merge_pieces` is used instead, which follows llama.cpp's rules but is about 15 times slower.
+Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`, `llama_vocab::byte_to_token`.
 """
 
 from __future__ import annotations

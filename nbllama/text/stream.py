@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class StreamDecoder:
     """A decoder for tokens as they are generated.
 
-    A character whose bytes span several tokens is returned with the last token.
+    A character whose bytes span several tokens is returned with the last of these tokens.
 
     `at_start` means that the first token begins a text. In that case, a space that the model adds
     at the start is removed, and the concatenated parts equal the result of `Tokenizer.decode`. A

@@ -23,8 +23,8 @@ _KEPT = 1_000_000  # characters in texts whose ids are cached
 
 
 Piece = tuple[int, int | None, list[int]]
-"""A special token of a text, or the text between two of them: the index of its first character,
-the token's id (None: plain text), and the ids.
+"""A special token in a text, or the plain text between two special tokens: the index of its first
+character, the id of the special token (None for plain text), and the ids.
 """
 
 

@@ -16,9 +16,9 @@ from nbllama.errors import DataError, shown
 Record = dict[str, Any]
 Message = dict[str, Any]
 """A message as a server receives it: "role" and "content", both strings, and optionally
-"tool_calls" (of {"id", "type", "function": {"name", "arguments", "text"}}, `text` being the
-arguments as they were written), the thought under each of `nbllama.text.thoughts.KEYS`, "name" and
-"tool_call_id".
+"tool_calls" (a list of {"id", "type", "function": {"name", "arguments", "text"}}, where `text` is
+the arguments as written in the record), the thought under each of `nbllama.text.thoughts.KEYS`,
+"name" and "tool_call_id".
 """
 
 ANSWERING_ROLE = "assistant"
