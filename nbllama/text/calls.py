@@ -27,7 +27,7 @@ class Form(NamedTuple):
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], Any], str | None]
-"""Renders messages with tools (or None), without a prompt for an answer; returns None if this fails."""
+"""Renders messages with tools (or None), without a prompt; returns None if the template fails."""
 
 _NAME, _KEY, _VALUE = "zqname", "zqkey", "zqvalue"
 
