@@ -9,7 +9,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("nbllama.cli.report", "generate a page about a run from its log, or compare runs"),
     "chat": ("nbllama.cli.chat.converse", "chat with a model, with or without adapters"),
     "generate": ("nbllama.cli.chat.generate", "complete a prompt"),
-    "verify": ("nbllama.cli.verify", "check the effect of an adapter, also in llama.cpp"),
+    "verify": ("nbllama.cli.verify", "check the effect of an adapter, including in llama.cpp"),
     "perplexity": ("nbllama.cli.perplexity", "measure how well a model predicts text"),
     "export-lora": ("nbllama.cli.export_lora", "merge adapters into a model"),
     "quantize": ("nbllama.cli.quantize", "convert a model to a different weight type"),

@@ -51,7 +51,7 @@ def _bytes(n: int) -> str:
 
 def _headline(found: Found) -> str:
     if found.kind == "model":
-        return "what would be trained: parameters by kind of training data"
+        return "trainable parameters for each kind of training data"
     return "pairs"
 
 

@@ -138,7 +138,7 @@ function rewardCards(run) {
 function sampleCard(run) {
   const body = h("div");
   const element = card("Sample answers", body, h("p", {class: "note"},
-    "The most likely words at each evaluation. Coloured: a new lowest validation loss."));
+    "Greedy answers at each evaluation. Coloured: evaluations with a new lowest validation loss."));
   const kept = {};
   function draw() {
     if (!changed(kept, run.evaluations.length, last(run.evaluations))) return;
@@ -203,7 +203,7 @@ function evaluationCard(run) {
     });
     element.hidden = !rows.length;
     body.replaceChildren(table(rows,
-      ["iteration", "validation loss", "perplexity", "training loss since the last"]));
+      ["iteration", "validation loss", "perplexity", "training loss since the last evaluation"]));
   }
   return {element, draw};
 }
