@@ -54,7 +54,7 @@ class MainOptions:
         Text(), "", "file with the text to complete", also=["-f"], shown_default="none"
     )
     escape: bool = _text(
-        None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escapes",
+        None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escape sequences",
         also=["-e"],
         off=["--no-escape"],
     )  # fmt: skip

@@ -129,7 +129,7 @@ class RecordOptions:
     train_on_prompt: bool = record_option(
         None,
         False,
-        "compute the loss on every token of a record, not on answers only",
+        "compute the loss on every token of a record, not only on the answers",
         only="records",
     )
     parse_special: bool = record_option(

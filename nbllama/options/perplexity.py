@@ -17,7 +17,7 @@ _files = partial(option, "Files")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.perplexity"
-_ABOUT = """Measure how well a model predicts text: exp of the mean loss per token, as
+_ABOUT = """Measure how well a model predicts text: the exponential of the mean loss per token, as
 llama-perplexity computes it. With --kl-divergence, also compare the model with a
 second model."""
 _EPILOG = """The text is read in chunks of --ctx-size tokens; only the second half of each chunk

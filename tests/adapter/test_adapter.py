@@ -217,7 +217,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
         {n: np.ascontiguousarray(x.T) for n, x in halves(4).items()}, {}, r"\(4, 4\)"),
     "unknown block": (halves(4, name="blk.2.attn_q.weight"), {}, "no such tensor"),
     "no target at all": (halves(4, name="blk.0.attn_q.bias"), {}, "no model has"),
-    "name of a model's tensor": ({Q: np.ones((64, 64), np.float32)}, {}, "not a half"),
+    "name of a model's tensor": ({Q: np.ones((64, 64), np.float32)}, {}, "not half of"),
     "wrong n_in": (halves(4, n_in=96), {}, r"\(64, 96\).*\(64, 64\)"),
     "wrong n_out": (halves(4, n_out=32), {}, r"\(32, 64\).*\(64, 64\)"),
     "token_embd not swapped": (halves(4, 320, 64, "token_embd.weight"), {}, "differ"),

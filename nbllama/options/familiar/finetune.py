@@ -164,7 +164,7 @@ DATA: Rows = (
                     " --completion-only --response-template --roles-to-train"),
     ("--chat-template", "--template --conversation-template --chat-template-path --prompt-template"
                         " --chat-template-file --prompt-style --chat-template-jinja"),
-    ("leave it out: write the system prompt as the first message of each chat",
+    ("put the system prompt in the data, as the first message of each chat",
      "--system --system-prompt --default-system --system-message"),
     ("--data-format", "--dataset-type --format --dataset-format --data-type --dataset-kwargs"),
     ("--data-columns takes key=name, such as prompt=question,completion=answer", "--columns"
@@ -183,7 +183,7 @@ EVALUATION: Rows = (
     (_WHOLE, "--val-batches --eval-batches --eval-iters --max-eval-samples --test-batches"),
     (_PRINTED, "--logging-steps --steps-per-report --log-every --logging-strategy --log-interval"
                " --logging-first-step --report-every --plot-loss --print-every --log-steps"),
-    ("measure it afterwards with `nbllama perplexity`", "--test"),
+    ("measure the test loss afterwards with `nbllama perplexity`", "--test"),
     ("leave it out: numbered files are kept, and LATEST is replaced", "--overwrite-output-dir"
      " --overwrite"),
     ("--debug shows the traceback of an error", "--verbose -v"),

@@ -61,7 +61,7 @@ class SampleOptions:
         only="text",
     )
     escape: bool = _text(
-        None, False, r"interpret \n \r \t \' \" \\ and \xHH in --sample-start as escapes"
+        None, False, r"interpret \n \r \t \' \" \\ and \xHH in --sample-start as escape sequences"
     )
     overlapping_samples: bool = _text(
         None,

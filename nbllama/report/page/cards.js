@@ -93,8 +93,8 @@ function otherCards(run) {
     const limit = run.forecast.peak_bytes, entries = [];
     if (name === "rss_bytes" && limit && found.length) {
       const ends = [[found[0][0], limit], [last(found)[0], limit]];
-      lines.push({name: "forecast of the peak", points: ends, style: "limit"});
-      entries.push(["limit", "forecast of the peak"]);
+      lines.push({name: "forecast peak", points: ends, style: "limit"});
+      entries.push(["limit", "forecast peak"]);
     }
     return [lines, entries];
   }, {show, fromZero: true}));
