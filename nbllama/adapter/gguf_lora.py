@@ -100,7 +100,7 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
     for name in dict.fromkeys(t.rpartition(".")[0] for t in f.tensors if t not in stray):
         halves = (f"{name}.lora_a", f"{name}.lora_b")
         if not any(half in f.tensors for half in halves):
-            raise f.error(f"tensor '{shown(name)}'", "not a half of a LoRA pair")
+            raise f.error(f"tensor '{shown(name)}'", "not half of a LoRA pair")
         a, b = (_matrix(f, half) if half in f.tensors else None for half in halves)
         if name == _SWAPPED:
             a, b = (None if b is None else b.T), a
@@ -121,7 +121,7 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
     if not stray:
         return ()
     listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
-    return (f"{shown(path, 400)}: {listed} is ignored: a constant of the base model",)
+    return (f"{shown(path, 400)}: {listed} is ignored because it is a constant of the base model",)
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:

@@ -79,8 +79,8 @@ def read_config(path: Path) -> Config:
         raise refuse(
             path,
             "key 'init_lora_weights'",
-            f"{shown(start)}: such an adapter fits only the base model that this initialisation "
-            "has changed",
+            f"{shown(start)}: such an adapter fits only the base model as changed by this "
+            f"initialisation",
         )
     return Config(
         _rank(path, "r", found.get("r")),

@@ -169,7 +169,7 @@ def fitting(path: object, stored: Stored, base: Base) -> Stored:
     """
     mine = stored.base
     if None not in (mine.arch, base.arch) and mine.arch != base.arch:
-        problem = f"made for {shown(mine.arch)}, but the base model is {shown(base.arch)}"
+        problem = f"trained for {shown(mine.arch)}, but the base model is {shown(base.arch)}"
         raise refuse(path, "architecture", problem)
     if base.shapes is not None:
         for name, pair in stored.pairs.items():

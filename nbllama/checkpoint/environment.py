@@ -43,8 +43,8 @@ def more_of_environment() -> dict[str, str]:
 def environment_notes(written: Mapping[str, str]) -> list[str]:
     """Return one line for each change that will alter the last digits of a resumed run."""
     return [
-        f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
-        " digits may differ from those of an uninterrupted run"
+        f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the "
+        f"results may differ from an uninterrupted run in the last digits"
         for name, now in environment().items()
         if written.get(name, now) != now
     ]

@@ -170,5 +170,5 @@ def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
     """Read a flat moment vector into arrays by parameter name, in this program's orientation."""
     order = list(f.get("nbllama.moment_order", "strings"))
     if sorted(order) != sorted(adapter.parameters()):
-        raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")
+        raise f.error("key 'nbllama.moment_order'", "does not list the tensors in the file")
     return split(vector(f, name, adapter.n_parameters), order, adapter)

@@ -102,7 +102,7 @@ def model_fingerprint(f: GGUFFile) -> str:
     return digest(keys, sampled)
 
 
-_DIGESTS = {"base": "the base model is a different one", "data": "the training data are different"}
+_DIGESTS = {"base": "the base model is different", "data": "the training data are different"}
 
 
 def _values(x: Identity) -> dict[str, Any]:

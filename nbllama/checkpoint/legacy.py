@@ -155,7 +155,7 @@ def _counters(f: GGUFFile) -> dict[str, Any]:
 
 def _optimiser(f: GGUFFile) -> dict[str, Any]:
     if (version := f.count("optimizer.file_version", 1 << 31)) != 0:
-        raise f.error("key 'optimizer.file_version'", f"{version}; known: 0")
+        raise f.error("key 'optimizer.file_version'", f"{version}; supported: 0")
     if (kind := f.get("optimizer.type", "str")) != "adam":
         raise f.error(
             "key 'optimizer.type'", f"{shown(kind)}, but only adam checkpoints can be resumed"

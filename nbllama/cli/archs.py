@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 CHECKS = """\
-What was checked for each kind, on thin random models: logits against llama.cpp (F32, F16, Q8_0,
-Q4_K, Q2_K), every gradient against finite differences, an adapter on every matrix in llama.cpp,
-and its merge. PEFT: whether adapters can be written to and read from Hugging Face PEFT folders."""
+Checks for each kind, on narrow random models: logits against llama.cpp (F32, F16, Q8_0, Q4_K,
+Q2_K), every gradient against finite differences, an adapter for every matrix in llama.cpp, and the
+merged adapter. PEFT: whether adapters can be written to and read from Hugging Face PEFT folders."""
 
 
 def rows() -> list[tuple[str, str, str]]:

@@ -65,7 +65,7 @@ def verify(asked: Verify, threads: int) -> None:
             model, parts, kind=kind, outtype=o.outtype, rows=rows, effect=effect
         )
     if o.llama and not llama_cpp.installed():
-        print("llama.cpp: not compared because the package xllamacpp is not installed")
+        print("llama.cpp: not compared because the xllamacpp package is not installed")
     elif o.llama:
         problems += llama_check(
             asked, model, parts, rows, effect=float(effect.kl.mean()), threads=threads
@@ -163,7 +163,7 @@ def llama_check(
     print(f"llama.cpp against nbllama, with the adapter: {adapted}")
     if base.kl > OTHER_BASE:
         return [
-            "llama.cpp computes different predictions for the base model: KL divergence "
+            "llama.cpp's predictions for the base model differ: KL divergence "
             f"{base.kl:.3g} "
             "nats per token"
         ]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m nbllama.convert"
 ABOUT = """Rewrite a GGUF model under a different architecture name, for programs that support only
-that architecture. The conversion baichuan-to-llama is for Baichuan 7B, which has the same blocks as
+that architecture. The baichuan-to-llama conversion is for Baichuan 7B, which has the same blocks as
 llama. Keys are renamed, and tensors are copied byte for byte. nbllama can train Baichuan without
 this conversion."""
 EPILOG = """exit codes: 0 success, 1 failure, 2 bad usage or model cannot be converted, 3 output

@@ -82,7 +82,9 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     for what, name in (("IN", source), ("--model-base", model_base)):
         for file in filter(os.path.exists, files_of(name)):
             if os.path.exists(target) and os.path.samefile(file, target):
-                raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same; rename OUT")
+                raise UsageError(
+                    f"{shown(target, 400)}: {what} and OUT are the same file; rename OUT"
+                )
     if (kind := format_of(target)) != "peft":
         check_kind(target, GGLA if kind == "bin" else GGUF)
     base, notes, tied = Base(), [], False

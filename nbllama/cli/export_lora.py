@@ -86,7 +86,7 @@ def _run(words: list[str]) -> None:
     )  # fmt: skip
     if change is not None and change.lost > TOO_MUCH and not options.force:
         raise NbllamaError(
-            f"{options.model_out} is written, but {change.lost:.0%} of the adapters' effect is "
+            f"{options.model_out} was written, but {change.lost:.0%} of the adapters' effect is "
             "lost; --force accepts that"
         )
 

@@ -44,7 +44,7 @@ def _run(words: list[str]) -> None:
         adapter = part_of_adapter(adapter, layers)
         if not adapter.pairs:
             raise UsageError(
-                "--layers: the adapter has no pair in these blocks; pass different blocks"
+                "--layers: the adapter has no pairs in these blocks; pass different blocks"
             )
     else:
         adapter = random_adapter(model, o.rank, o.seed)
@@ -119,7 +119,9 @@ def _batch(model: Model, o: GradcheckOptions) -> Batch:
             raise DataError(f"{shown(o.data, 400)}: cannot be read: {e.strerror}") from e
     ids = np.array(model.tokenizer.encode(text, add_special=False)[: o.tokens + 1], np.int32)
     if len(ids) < 4:
-        raise DataError(f"{shown(o.data, 400)}: {len(ids)} tokens are too few; use a longer text")
+        raise DataError(
+            f"{shown(o.data, 400)}: {len(ids)} tokens are not enough; use a longer text"
+        )
     cut = 2 * len(ids) // 3
     rows = [ids[:cut], ids[cut - 1 :]]
     return Batch.from_rows([(row[:-1].copy(), row[1:].copy()) for row in rows])

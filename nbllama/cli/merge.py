@@ -63,7 +63,9 @@ def table(changes: Changes) -> list[str]:
 def note_parts(f: GGUFFile, target: str) -> None:
     """Print a note if a split model is written as one file."""
     if len(f.paths) > 1:
-        print(f"the model has {len(f.paths)} file parts; {shown(target, 400)} is a single file")
+        print(
+            f"the model has {len(f.paths)} file parts; {shown(target, 400)} will be a single file"
+        )
 
 
 def print_result(path: str, changes: Changes, seconds: float) -> None:

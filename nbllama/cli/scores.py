@@ -151,8 +151,8 @@ def divergence_lines(c: Compared) -> list[str]:
         ("Mean KLD", f"{kl.value:.6f} +/- {kl.error:.6f}"),
         ("Maximum KLD", f"{c.kl.max():.6f}"),
         *((f"{p:.1f}% KLD", f"{np.percentile(c.kl, p):.6f}") for p in PERCENTILES),
-        ("Mean change of p", f"{dp.mean():.3f} %"),
-        ("RMS change of p", f"{np.sqrt((dp**2).mean()):.3f} %"),
+        ("Mean change in p", f"{dp.mean():.3f} %"),
+        ("RMS change in p", f"{np.sqrt((dp**2).mean()):.3f} %"),
         ("Same top token", f"{same.value:.3f} +/- {same.error:.3f} %"),
     ]
     return [f"{name:17} {value}" for name, value in rows]

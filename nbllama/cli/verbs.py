@@ -5,17 +5,17 @@ from __future__ import annotations
 # For each verb: the module of its program, which defines `main`, and a description.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
-    "show-data": ("nbllama.cli.show_data", "show which tokens of the training data are trained"),
+    "show-data": ("nbllama.cli.show_data", "show which tokens in the training data are trained"),
     "report": ("nbllama.cli.report", "generate a page about a run from its log, or compare runs"),
     "chat": ("nbllama.cli.chat.converse", "chat with a model, with or without adapters"),
     "generate": ("nbllama.cli.chat.generate", "complete a prompt"),
-    "verify": ("nbllama.cli.verify", "check the effect of an adapter, also in llama.cpp"),
+    "verify": ("nbllama.cli.verify", "check the effect of an adapter, including in llama.cpp"),
     "perplexity": ("nbllama.cli.perplexity", "measure how well a model predicts text"),
     "export-lora": ("nbllama.cli.export_lora", "merge adapters into a model"),
     "quantize": ("nbllama.cli.quantize", "convert a model to a different weight type"),
     "convert-lora": ("nbllama.cli.convert_lora", "convert an adapter to a different file format"),
     "convert": ("nbllama.cli.convert", "rename a Baichuan model's keys to llama's keys"),
-    "inspect": ("nbllama.cli.inspect", "show what is in a model, checkpoint or adapter"),
+    "inspect": ("nbllama.cli.inspect", "show the contents of a model, checkpoint or adapter"),
     "peek": ("nbllama.cli.peek", "show any tensor by name"),
     "gradcheck": ("nbllama.cli.gradcheck", "check the gradients of a model"),
 }

@@ -44,7 +44,7 @@ def _after(server: Any, prompt: list[int], k: int, draw: int) -> tuple[list[int]
     try:
         top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     except (KeyError, IndexError, TypeError):
-        raise RuntimeError(f"an answer without logprobs: {str(answer)[:400]}") from None
+        raise RuntimeError(f"the answer contains no logprobs: {str(answer)[:400]}") from None
     return [item["id"] for item in top], [item["logprob"] for item in top]
 
 

@@ -73,7 +73,7 @@ def candidates(
         raise NbllamaError(f"llama.cpp did not answer within {_SECONDS} s") from None
     if done.returncode:
         code = done.returncode
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = f"was terminated by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise NbllamaError(f"llama.cpp {how}: {shown(_last_words(done.stderr))}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:

@@ -38,7 +38,8 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:
         raise DataError(
-            f"{name}: {len(ids)} tokens, but {2 * n_ctx} are needed with a context of {n_ctx}; use "
+            f"{name}: {len(ids)} tokens, but {2 * n_ctx} are required with a context of {n_ctx}; "
+            f"use "
             "a longer text or a smaller --ctx-size"
         )
     return ids

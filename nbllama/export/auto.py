@@ -40,7 +40,8 @@ class Plan(NamedTuple):
         counts = Counter(self.types.values())
         names = ", ".join(f"{n} {TENSOR_TYPES[t].name}" for t, n in sorted(counts.items()))
         size = f"{self.nbytes / 2**20:.2f} MiB"
-        return f"auto: {names}; {size} in total, {self.kept:.1%} of the effect on the products kept"
+        kept = f"{self.kept:.1%} of the effect on the products is kept"
+        return f"auto: {names}; {size} in total, {kept}"
 
 
 class Spool:

@@ -67,8 +67,8 @@ def _blocks(hp: Hparams, layers: Sequence[int]) -> tuple[BlockSizes, ...]:
     for i, (layer, of) in enumerate(zip(layers, blocks, strict=True)):
         if of.kv_from not in layers[: i + 1]:
             raise UsageError(
-                f"--layers: block {layer} uses the keys and values of block {of.kv_from}; pass "
-                "that block too"
+                f"--layers: block {layer} uses the keys and values of block {of.kv_from}; also "
+                f"pass that block"
             )
         blocks[i] = of._replace(kv_from=layers.index(of.kv_from))
     return tuple(blocks)

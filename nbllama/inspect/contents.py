@@ -47,7 +47,7 @@ def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
         if check:
             for t in f.tensors.values():
                 check_finite(t.type_id, as_readonly(f.data(t.name)), math.prod(t.shape), t.name)
-            found.facts["weights"] = "all read, all finite"
+            found.facts["weights"] = "all read and finite"
     except NbllamaError as e:
         found.refused = e
     found.facts = _sizes(f) | ({} if hp is None else _architecture(hp)) | found.facts
@@ -105,7 +105,7 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         facts["sliding window"] = hp.window
     if hp.lent:
         own = len(hp.attention_layers)
-        facts["keys and values"] = f"of the first {own} blocks; the other blocks reuse some of them"
+        facts["keys and values"] = f"from the first {own} blocks; the others reuse some of them"
     if hp.n_per_layer:
         facts["embeddings for each block"] = f"{hp.n_per_layer} wide"
     if hp.mixers:
@@ -125,7 +125,7 @@ def _each(hp: Hparams, text: Callable[[BlockSizes], str]) -> list[str]:
 
 def _use(name: str) -> str:
     found = slot_of(name)
-    return f"frozen; LoRA by {_option(found[0])}" if found else "frozen, cannot have LoRA"
+    return f"frozen; LoRA with {_option(found[0])}" if found else "frozen, cannot have LoRA"
 
 
 def _use_unknown(f: GGUFFile, name: str) -> str:

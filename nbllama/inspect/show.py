@@ -32,7 +32,7 @@ def as_text(found: Found, everything: bool = False) -> str:
         lines += _columns([_key(key) for key in found.metadata], rows)
     if found.tensors:
         nbytes = sum(t.nbytes for t in found.tensors)
-        lines += ["", f"tensors, {len(found.tensors)} in {_bytes(nbytes)}"]
+        lines += ["", f"tensors, {len(found.tensors)} ({_bytes(nbytes)})"]
         each = [_tensor(t) for t in found.tensors] if everything else _groups(found.tensors)
         lines += _columns(each, rows)
     if found.targets:
@@ -51,7 +51,7 @@ def _bytes(n: int) -> str:
 
 def _headline(found: Found) -> str:
     if found.kind == "model":
-        return "what would be trained: parameters by kind of training data"
+        return "trainable parameters for each kind of training data"
     return "pairs"
 
 

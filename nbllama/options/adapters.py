@@ -23,13 +23,16 @@ _LARGEST = 3.4e38  # largest float32
 
 def lora_option(*also: str) -> Any:
     """Declare the option field `lora`; `also` is its short name."""
-    return _files(Text("FILE,..."), "", "adapters at scale 1", also=also, shown_default="none")
+    return _files(
+        Text("FILE,..."), "", "adapters to apply at scale 1", also=also, shown_default="none"
+    )
 
 
 def lora_scaled_option(*also: str) -> Any:
     """Declare the option field `lora_scaled`."""
     text = (
-        f"adapters with other scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` takes one adapter"
+        f"adapters to apply at different scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` takes "
+        f"one adapter"
     )
     return _files(Text("FILE:SCALE,..."), "", text, also=also, shown_default="none")
 

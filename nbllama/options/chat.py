@@ -30,8 +30,8 @@ _ANY = Real(-1e30, 1e30)
 
 PROG = "python -m nbllama.main"
 _ABOUT = """Complete a prompt or chat, with any number of LoRA adapters."""
-_EPILOG = """-p or -f alone completes the prompt. -cnv chats using the model's template, and is the
-default if neither a prompt nor a mode is given. Ctrl-C stops the answer; a second Ctrl-C, or
+_EPILOG = """-p or -f alone completes the prompt. -cnv starts a chat with the model's template; it
+is the default if neither a prompt nor a mode is given. Ctrl-C stops the answer; a second Ctrl-C, or
 Ctrl-D, ends the program.
 
 exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter does not fit,
@@ -54,7 +54,7 @@ class MainOptions:
         Text(), "", "file with the text to complete", also=["-f"], shown_default="none"
     )
     escape: bool = _text(
-        None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escapes",
+        None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escape sequences",
         also=["-e"],
         off=["--no-escape"],
     )  # fmt: skip
@@ -62,12 +62,14 @@ class MainOptions:
         None, True, "also print the prompt", off=["--no-display-prompt"], shown_default="on"
     )
     reverse_prompt: tuple[str, ...] = _text(
-        Text("TEXT"), (), "stop when this text is generated and, in interactive mode, read your "
-                          "input; can be repeated", also=["-r"], shown_default="none", many=True,
+        Text("TEXT"), (), "stop when the model generates this text and, in interactive mode, read "
+                          "your input; can be repeated", also=["-r"], shown_default="none",
+        many=True,
     )  # fmt: skip
 
     predict: int = _run(
-        Whole(-2), -1, "maximum tokens per answer; -1: no limit, -2: until the context is full",
+        Whole(-2), -1, "maximum number of tokens per answer; -1: no limit, -2: until the context "
+                       "is full",
         also=["-n", "--n-predict"],
     )  # fmt: skip
     ctx_size: int | None = _run(
@@ -80,19 +82,22 @@ class MainOptions:
         off=["--no-context-shift"],
     )  # fmt: skip
     keep: int = _run(
-        Whole(-1), 0, "tokens at the start of the prompt that --context-shift keeps; -1: all"
+        Whole(-1),
+        0,
+        "number of tokens at the start of the prompt that --context-shift keeps; -1: all",
     )
     ignore_eos: bool = _run(
         None, False, "ignore EOS, so that answers end only at the maximum length"
     )
-    strict: bool = _run(None, False, "refuse a context longer than the model was trained with")
+    strict: bool = _run(None, False, "refuse a context longer than the model's trained length")
 
     conversation: bool | None = _talk(
-        None, None, "chat using a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
+        None, None, "chat using the chat template", also=["-cnv"],
+        off=["-no-cnv", "--no-conversation"],
         shown_default="on if neither a prompt nor another mode is given",
     )  # fmt: skip
     system_prompt: str = _talk(
-        Text("TEXT"), "", "system message of the chat", also=["-sys"], shown_default="none"
+        Text("TEXT"), "", "system message for the chat", also=["-sys"], shown_default="none"
     )
     chat_template: str = _talk(
         Text("NAME|FILE"), "", "chat layout: alpaca, baichuan, chatml, llama-2, llama-3, or"
@@ -113,15 +118,15 @@ class MainOptions:
     instruct: bool = _talk(
         None,
         False,
-        "like --interactive-first, with Alpaca's headings around your input",
+        "like --interactive-first, with Alpaca headings around your input",
         also=["-ins"],
     )
     in_prefix: str = _talk(
-        Text("TEXT"), "", "text to put before your input; disables the chat template",
+        Text("TEXT"), "", "text to insert before your input; disables the chat template",
         shown_default="none",
     )  # fmt: skip
     in_suffix: str = _talk(
-        Text("TEXT"), "", "text to put after your input; disables the chat template",
+        Text("TEXT"), "", "text to insert after your input; disables the chat template",
         shown_default="none",
     )  # fmt: skip
     color: bool = _talk(
@@ -140,13 +145,15 @@ class MainOptions:
         also=["--temperature"],
     )  # fmt: skip
     top_k: int = _sampling(
-        Whole(-(2**31)), _D.top_k, "draw from the K most likely tokens; 0 or less: all"
+        Whole(-(2**31)), _D.top_k, "sample from the K most likely tokens; 0 or less: all"
     )
     top_p: float = _sampling(
-        _ANY, _D.top_p, "draw from the most likely tokens that together reach probability P; 1: all"
+        _ANY,
+        _D.top_p,
+        "sample from the most likely tokens whose total probability reaches P; 1: all",
     )
     min_p: float = _sampling(
-        _ANY, _D.min_p, "leave out tokens less likely than P times the most likely one; 0: none"
+        _ANY, _D.min_p, "drop tokens less likely than P times the most likely token; 0: drop none"
     )
     typical: float = _sampling(
         _ANY, _D.typical, "locally typical sampling with this total probability; 1: off",
@@ -155,7 +162,7 @@ class MainOptions:
     repeat_last_n: int = _sampling(
         Whole(-1),
         _D.repeat_last_n,
-        "apply the penalties to this many of the last tokens; -1: the whole context",
+        "number of recent tokens to which the penalties apply; -1: the whole context",
     )
     repeat_penalty: float = _sampling(
         Real(above=True),
@@ -171,7 +178,9 @@ class MainOptions:
         _ANY, _D.presence_penalty, "presence penalty: subtracted from a logit if its token occurs"
     )
     mirostat: int = _sampling(
-        Whole(0, 2), _D.mirostat, "1 or 2: Mirostat, which replaces the filters and penalties"
+        Whole(0, 2),
+        _D.mirostat,
+        "1 or 2: use Mirostat instead of the filters and penalties; 0: off",
     )
     mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "Mirostat's learning rate eta")
     mirostat_ent: float = _sampling(
@@ -187,10 +196,10 @@ class MainOptions:
         Whole(-(2**31)), 0, "only 0 is allowed: this program runs on the CPU", also=["-ngl"]
     )
     dump: tuple[str, ...] = _machine(
-        Text("PATTERN"), (), "write the arrays with these names (patterns as in nbllama.peek); "
-                             "can be repeated", shown_default="none", many=True,
+        Text("PATTERN"), (), "dump the arrays whose names match these patterns (as in "
+                             "nbllama.peek); can be repeated", shown_default="none", many=True,
     )  # fmt: skip
-    dump_out: str = _machine(Text(), "dump.npz", "file to which --dump writes")
+    dump_out: str = _machine(Text(), "dump.npz", "output file for --dump")
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
@@ -263,7 +272,7 @@ def parse_main(
         for name in ("system_prompt", "chat_template", "template_vars", "single_turn"):
             if getattr(o, name):
                 text = name.replace("_", "-")
-                raise UsageError(f"--{text} is for chats; pass --conversation too")
+                raise UsageError(f"--{text} applies only to chats; also pass --conversation")
     return main
 
 
@@ -279,8 +288,9 @@ def options_page() -> str:
 Generated by `python -m nbllama.options.chat > docs/main-options.md`; a test checks that it is up
 to date.
 
-`--option VALUE` and `--option=VALUE` are the same, and `_` in a name is read as `-`. If an option
-is given twice, the last value is used, except for `--lora`, `--lora-scaled` and `-r`, which add up.
+`--option VALUE` and `--option=VALUE` are equivalent, and `_` in an option name is read as `-`. If
+an option is repeated, the last value is used, except for `--lora`, `--lora-scaled` and `-r`, whose
+values accumulate.
 
 """
     return head + markdown(table(MainOptions))

@@ -29,7 +29,7 @@ a conversation instead.
 
 def _conversation(default: str) -> Any:
     return option(
-        "Interactive and chat", None, None, "chat with a template", also=["-cnv"],
+        "Interactive and chat", None, None, "chat using the chat template", also=["-cnv"],
         off=["-no-cnv", "--no-conversation"], shown_default=default,
     )  # fmt: skip
 

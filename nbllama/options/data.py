@@ -93,7 +93,7 @@ class RecordOptions:
     data_columns: str = record_option(
         Text("KEY=NAME,..."),
         "",
-        "key names in the file if they differ from the format's, such as "
+        "key names in the file, if they differ from the format's own, such as "
         "prompt=question,completion=answer",
         shown_default="the format's own",
         only="records",
@@ -123,20 +123,19 @@ class RecordOptions:
     system_as_user: bool = record_option(
         None,
         False,
-        "put a system message in front of the first question if the chat template has no system "
-        "role",
+        "prepend a system message to the first question if the chat template has no system role",
         only="records",
     )
     train_on_prompt: bool = record_option(
         None,
         False,
-        "compute the loss on every token of a record, not on answers only",
+        "compute the loss on every token of a record, not only on the answers",
         only="records",
     )
     parse_special: bool = record_option(
         None,
         False,
-        "read control tokens spelled out in documents and completions as tokens, not as text",
+        "parse control tokens spelled out in documents and completions as tokens, not as text",
         only="records",
     )
     on_long: str = record_option(

@@ -28,26 +28,28 @@ class GradcheckOptions:
 
     model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
-        Text(), "", "adapter to check the gradients with",
-        shown_default="random A and B on every tensor that can have a pair",
+        Text(), "", "adapter whose gradients to check",
+        shown_default="random A and B for every tensor that can have a pair",
     )  # fmt: skip
     data: str = _files(
         Text(),
         "",
-        "text file, of which the first tokens are used",
+        "text file; only its first tokens are used",
         shown_default="a sentence",
     )
     layers: str = _run(
         Text("BLOCKS"), "", "blocks to check: first:N, last:N, all, or a list such as 0,4-6",
-        shown_default="one block per combination of weight types, and the last block",
+        shown_default="one block per combination of weight types, plus the last block",
     )  # fmt: skip
-    tokens: int = _run(Whole(3, 4096), 12, "tokens, in two sequences", also=["-n"])
-    rank: int = _run(Whole(1, 1024), 4, "rank of random pairs", also=["--lora-r"])
-    seed: int = _run(Whole(), 0, "seed of random pairs and of the directions", also=["-s"])
+    tokens: int = _run(
+        Whole(3, 4096), 12, "number of tokens, split into two sequences", also=["-n"]
+    )
+    rank: int = _run(Whole(1, 1024), 4, "rank of the random pairs", also=["--lora-r"])
+    seed: int = _run(Whole(), 0, "seed for the random pairs and the directions", also=["-s"])
     tolerance: float = _run(
         Real(above=True),
         1e-3,
-        "largest error accepted in a gradient, as a share of its norm",
+        "largest accepted error of a gradient, relative to its norm",
     )
     threads: int | None = threads_option()
     all: bool = _run(None, False, "list every tensor instead of summarising by kind")

@@ -14,9 +14,9 @@ from nbllama.options.values import Text, Whole
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.inspect"
-ABOUT = """Show what is in FILE: a GGUF model, a checkpoint of nbllama or of the old finetune, or an
-adapter (GGUF, .bin, or a folder of PEFT): metadata, tensors, types, sizes, trainable parameters,
-and what is refused and why."""
+ABOUT = """Show what is in FILE: a GGUF model, a checkpoint from nbllama or the old finetune, or an
+adapter (GGUF, .bin or a PEFT folder). Prints metadata, tensors, types, sizes and trainable
+parameters, and says why a file is refused."""
 EPILOG = """exit codes: 0 the file can be used, 2 bad usage, or a model that cannot be used, 5 a
 checkpoint or adapter that cannot be used or does not fit --model-base"""
 
@@ -37,7 +37,7 @@ class InspectOptions:
         Text(), "", "base model that a checkpoint or adapter must fit", also=["-m"],
         shown_default="none",
     )  # fmt: skip
-    check: bool = _show(None, False, "read every weight and refuse NaN and infinity")
+    check: bool = _show(None, False, "read every weight and refuse a file with NaN or infinity")
     debug: bool = debug_option("Show")
 
 

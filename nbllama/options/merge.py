@@ -21,14 +21,14 @@ _run = partial(option, "Run")
 
 EXPORT_PROG = "python -m nbllama.export_lora"
 _EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
-tensor that has a pair (linears, token_embd, output and norms). All metadata is kept."""
+tensor that has a pair (linear layers, token_embd, output and norms). All metadata is kept."""
 _EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; auto gives each merged matrix the
 smallest type that keeps 95 % of its pair's effect on the sample; or a file type as in
 `nbllama quantize`, in upper or lower case: {_TYPES}
 
 Quantised matrices are rounded to preserve their products with a sample of the training data.
 
--l and -s can be repeated; all adapters are added.
+-l and -s can be repeated; all adapters are merged.
 
 exit codes: 0 success, 1 failure, or more than half of the adapters' effect is lost (--force: 0), 2
 bad usage or bad file, 3 output cannot be written, 4 out of memory, 5 adapter does not fit, 130
@@ -62,8 +62,8 @@ class ExportOptions:
         off=["--no-compare"], shown_default="on",
     )  # fmt: skip
     sample: str = _run(
-        Text(), "", "UTF-8 text for the comparison, of which the first 256 tokens are used",
-        shown_default="completions of four openings, written by the model",
+        Text(), "", "UTF-8 text for the comparison; only its first 256 tokens are used",
+        shown_default="the model's own completions of four short prompts",
     )  # fmt: skip
     force: bool = _run(
         None, False, "exit with 0 even if more than half of the adapters' effect is lost"
@@ -134,7 +134,7 @@ class QuantizeOptions:
 
     pure: bool = _run(None, False, "use one type for all matrices instead of a mix")
     allow_requantize: bool = _run(
-        None, False, "quantise a model that is already quantised; the errors add up"
+        None, False, "allow a model that is already quantised; the rounding errors add up"
     )
     threads: int | None = threads_option()
     debug: bool = debug_option()

@@ -164,12 +164,12 @@ def help_text(
         if o.group not in groups:
             groups[o.group] = parser.add_argument_group(o.group)
         text = f"{o.help} (default: {o.shown_default})"
-        text += f"; {'/'.join(o.off)} is the opposite" if o.off else ""
+        text += f"; {'/'.join(o.off)} turns this off" if o.off else ""
         kind = {"action": "store_true"} if o.value is None else {"metavar": o.value.metavar}
         groups[o.group].add_argument(*o.names, help=text.replace("%", "%%"), **kind)
     last = parser.add_argument_group("About")
     last.add_argument("--version", action="store_true", help="show the version and exit")
-    last.add_argument("-h", "--help", action="store_true", help="show this list and exit")
+    last.add_argument("-h", "--help", action="store_true", help="show this help and exit")
     return parser.format_help()
 
 

@@ -32,7 +32,10 @@ class PeekOptions:
 
     values: int = _show(Whole(), 0, "print the first N numbers of each array", also=["-n"])
     picture: str = _show(
-        Text(), "", "draw a picture (.svg, .png, .pdf); needs matplotlib", shown_default="none"
+        Text(),
+        "",
+        "write a picture (.svg, .png or .pdf) to this file; requires matplotlib",
+        shown_default="none",
     )
     kind: str = _show(
         Choice(("auto", "histogram", "heat", "attention")), "auto",

@@ -17,11 +17,11 @@ _files = partial(option, "Files")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.perplexity"
-_ABOUT = """Measure how well a model predicts text: exp of the mean loss per token, as
-llama-perplexity computes it. With --kl-divergence, also measure how much it differs
-from another model."""
-_EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
-scored.
+_ABOUT = """Measure how well a model predicts text: the exponential of the mean loss per token, as
+llama-perplexity computes it. With --kl-divergence, also compare the model with a
+second model."""
+_EPILOG = """The text is read in chunks of --ctx-size tokens; only the second half of each chunk
+is scored.
 
 exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter does not fit,
 130 interrupted by Ctrl-C"""
@@ -32,18 +32,20 @@ class PerplexityOptions:
     """A parsed `perplexity` command line, except for the adapters."""
 
     model: str = model_option("model", "-m", "--model-base")
-    file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="none; required")
+    file: str = _files(
+        Text(), "", "UTF-8 text to score", also=["-f"], shown_default="none; required"
+    )
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens per chunk", also=["-c", "--ctx"])
-    chunks: int = _run(Whole(0), 0, "chunks to read; 0: all")
+    chunks: int = _run(Whole(0), 0, "number of chunks to read; 0: all")
     kl_divergence: bool = _run(
         None, False, "compare with --base-model: KL divergence, in nats per token"
     )
     base_model: str = _files(
         Text(),
         "",
-        "model that --kl-divergence compares with, without adapters",
+        "model to compare with for --kl-divergence, without adapters",
         shown_default="the model itself, without adapters",
     )
     threads: int | None = threads_option()

@@ -15,7 +15,7 @@ from nbllama.options.values import Text, Whole
 
 PROG = "python -m nbllama.show_data"
 ABOUT = """Show how training reads a file: its first samples token by token, with the trained
-tokens marked, and statistics of all samples."""
+tokens marked, and statistics for all samples."""
 
 _show = partial(option, "Show")
 

@@ -50,7 +50,7 @@ class Words(Text):
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return "text in UTF-8"
+        return "UTF-8 text"
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,16 @@ class Real:
         """Describe the range, for help and errors."""
         if math.isinf(self.low):
             return "a number"
-        low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
         if math.isinf(self.high):
-            return f"a number, {low}"
-        return f"a number, {low}, {'below' if self.below else 'at most'} {self.high:g}"
+            return (
+                f"a number above {self.low:g}" if self.above else f"a number, {self.low:g} or more"
+            )
+        if not self.above and not self.below:
+            return f"a number from {self.low:g} to {self.high:g}"
+        low = "above" if self.above else "at least"
+        return (
+            f"a number {low} {self.low:g} and {'below' if self.below else 'at most'} {self.high:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ class Day:
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return "a day as YYYY-MM-DD"
+        return "a date as YYYY-MM-DD"
 
 
 @dataclass(frozen=True)

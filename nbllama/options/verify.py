@@ -19,9 +19,9 @@ _run = partial(option, "Run")
 
 PROG = "python -m nbllama.verify"
 _ABOUT = "Check that an adapter has an effect, that merging keeps it and that llama.cpp agrees."
-_EPILOG = """Three checks on a short text: the model with the adapter against the model without it;
-merged against unmerged; and, if the package xllamacpp is installed, llama.cpp against this
-program, with the same files.
+_EPILOG = """Runs three checks on a short text. They compare the model with and without the adapter,
+the merged with the unmerged model and, if the xllamacpp package is installed, llama.cpp with
+nbllama on the same files.
 
 exit codes: 0 all checks passed, 1 a check failed, 2 bad usage or bad file, 3 output cannot be
 written, 4 out of memory, 5 adapter does not fit, 130 interrupted by Ctrl-C"""
@@ -35,8 +35,8 @@ class VerifyOptions:
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     file: str = _files(
-        Text(), "", "UTF-8 sample text, of which the first 256 tokens are used", also=["-f"],
-        shown_default="completions of four openings, written by the model",
+        Text(), "", "UTF-8 sample text; only its first 256 tokens are used", also=["-f"],
+        shown_default="the model's own completions of four short prompts",
     )  # fmt: skip
     merge: bool = _checks(
         None, True, "merge into a temporary file and compare", off=["--no-merge"],

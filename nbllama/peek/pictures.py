@@ -29,13 +29,17 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
     if ending not in _FORMATS:
-        raise UsageError(f"{shown(path, 400)}: a picture must end in {', '.join(_FORMATS)}")
+        formats = ", ".join(_FORMATS)
+        raise UsageError(f"{shown(path, 400)}: the name of a picture must end in {formats}")
     panels = _panels(dump, kind, head)
     if not panels:
-        raise UsageError("nothing to draw: no array has numbers")
+        raise UsageError("nothing to draw: no array contains numbers")
     notes = []
     if len(panels) > MOST_PANELS:
-        notes.append(f"the first {MOST_PANELS} of {len(panels)} panels; use a narrower pattern")
+        notes.append(
+            f"only the first {MOST_PANELS} of {len(panels)} panels are drawn; use a narrower "
+            "pattern"
+        )
         panels = panels[:MOST_PANELS]
     check_writable(path)
     figure = _figure(panels)
@@ -99,7 +103,7 @@ def _figure(panels: list[Panel]) -> Any:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise UsageError("pictures need matplotlib: pip install 'nbllama[pictures]'") from e
+        raise UsageError("pictures require matplotlib: pip install 'nbllama[pictures]'") from e
     matplotlib.rcParams["svg.hashsalt"] = "nbllama"
     columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
@@ -114,7 +118,7 @@ def _figure(panels: list[Panel]) -> Any:
             axes.set_ylabel("numbers", fontsize=8)
         elif kind == "attention":
             image = axes.imshow(x, cmap="viridis", vmin=0, interpolation="nearest")
-            axes.set_xlabel("looked at", fontsize=8)
+            axes.set_xlabel("attended token", fontsize=8)
             axes.set_ylabel("token", fontsize=8)
             figure.colorbar(image, ax=axes, shrink=0.8)
         else:

@@ -61,8 +61,8 @@ def split_answer(
         raise MessageError(
             [number],
             f": the prompt for this answer ends with '{shown(_rest(prompt, through), 60)}', which "
-            "the chat template does not write when the answer is included, so it is unclear what "
-            "the model has to write",
+            f"the chat template does not write when the answer is included; it is therefore "
+            f"unclear what the model has to generate",
         )
     if held is None:
         return Part("", at)
@@ -77,8 +77,8 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
     if thought:
         raise MessageError(
             [number],
-            ": it has a thought, but the prompt of the chat template closes the thought before the "
-            "answer begins; pass --template-vars that enable thoughts, if the template has such "
+            ": it contains a thought, but the chat template closes the thought before the answer "
+            "begins; pass --template-vars that enable thoughts, if the template has such "
             "variables, or remove the thoughts",
         )
     shown_thought = opening(through, at)

@@ -122,7 +122,7 @@ class ChatTemplate:
     def _refusal(self, e: TemplateFailed) -> NbllamaError:
         message = shown(e, 300)
         if e.kind == "raised":
-            return DataError(f"{self._where} refuses the messages: {message}")
+            return DataError(f"{self._where} rejects the messages: {message}")
         line = f"{self._where}: {_PROBLEMS[e.kind]}"
         return self._error(f"{line}: {message}" if message else line)
 
@@ -159,8 +159,8 @@ def chat_template_for(
     elif source is None:
         if None in (tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")):
             raise UsageError(
-                f"{shown(tokenizer.path, 400)}: no chat template, and no <|im_start|> and "
-                "<|im_end|> tokens for ChatML; pass a template"
+                f"{shown(tokenizer.path, 400)}: no chat template, and the <|im_start|> and "
+                f"<|im_end|> tokens for ChatML are missing; pass a template"
             )
         source, where = CHATML, "ChatML"
     return ChatTemplate(

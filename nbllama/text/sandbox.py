@@ -46,7 +46,7 @@ class TemplateSandbox:
     ) -> None:
         size = len(source.encode("utf-8", "surrogatepass"))
         if size > MAX_SOURCE_BYTES:
-            raise TemplateFailed("size", f"{size} bytes, limit {MAX_SOURCE_BYTES}")
+            raise TemplateFailed("size", f"{size} bytes, but the limit is {MAX_SOURCE_BYTES}")
         self._source = source
         self._render_seconds = render_seconds
         self._compile_seconds = compile_seconds

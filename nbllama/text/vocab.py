@@ -99,7 +99,8 @@ def _read(f: GGUFFile, pre: str | None) -> Vocab:
     if len(ids) != len(texts):
         first, second = _first_duplicate(texts)
         raise GGUFError(
-            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is both token {first} and {second}"
+            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is both token {first} and token "
+            f"{second}"
         )
     v = Vocab(model, texts, ids, _attrs(f, texts), path=f.path)
     if pre is not None and model != "gpt2":
@@ -159,15 +160,15 @@ def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
     wrong = np.flatnonzero((types < 0) | (types >= len(ATTR_OF_TYPE)))
     if wrong.size:
         raise GGUFError(
-            f"tokenizer.ggml.token_type[{wrong[0]}]: {types[wrong[0]]}, known types are "
+            f"tokenizer.ggml.token_type[{wrong[0]}]: {types[wrong[0]]}, supported types are "
             f"0..{len(ATTR_OF_TYPE) - 1}"
         )
     attrs = [ATTR_OF_TYPE[t] for t in types.tolist()]
     for i, attr in enumerate(attrs):
         if attr == BYTE and byte_value(texts[i]) is None:
             raise GGUFError(
-                f"tokenizer.ggml.tokens[{i}]: '{shown(texts[i])}' is of type byte, "
-                "but not of the form <0xHH>"
+                f"tokenizer.ggml.tokens[{i}]: '{shown(texts[i])}' has type byte, but is not of "
+                f"the form <0xHH>"
             )
     return attrs
 

@@ -217,7 +217,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
         {n: np.ascontiguousarray(x.T) for n, x in halves(4).items()}, {}, r"\(4, 4\)"),
     "unknown block": (halves(4, name="blk.2.attn_q.weight"), {}, "no such tensor"),
     "no target at all": (halves(4, name="blk.0.attn_q.bias"), {}, "no model has"),
-    "name of a model's tensor": ({Q: np.ones((64, 64), np.float32)}, {}, "not a half"),
+    "name of a model's tensor": ({Q: np.ones((64, 64), np.float32)}, {}, "not half of"),
     "wrong n_in": (halves(4, n_in=96), {}, r"\(64, 96\).*\(64, 64\)"),
     "wrong n_out": (halves(4, n_out=32), {}, r"\(32, 64\).*\(64, 64\)"),
     "token_embd not swapped": (halves(4, 320, 64, "token_embd.weight"), {}, "differ"),
@@ -362,9 +362,9 @@ def test_a_stray_table_of_rope_is_passed_over(toy: Path, tmp_path: Path, name: s
     path = converted(tmp_path / "a.gguf", tensors | {name: np.ones(8, np.float32)})
     lines: list[str] = []
     assert equal(plain, load_adapter(path, *model(toy), lines.append))
-    assert lines == [f"{path}: {name} is ignored: a constant of the base model"]
+    assert lines == [f"{path}: {name} is ignored because it is a constant of the base model"]
     with pytest.warns(UserWarning, match="is ignored"):
         load_adapter(path, *model(toy))
     norm = {"blk.0.attn_norm.weight": np.ones(64, np.float32)}
-    with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_norm': not a half of a LoRA"):
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_norm': not half of a LoRA"):
         load_adapter(converted(tmp_path / "b.gguf", tensors | norm), *model(toy))

@@ -107,7 +107,7 @@ def test_model_numbers(tmp_path: Path) -> None:
 FORCIBLE = [
     ({"lora_r": 8}, "lora_r was 4, now 8"),
     ({"lora_alpha": 4.0}, "lora_alpha was 8.0, now 4.0"),
-    ({"base": "cc"}, "the base model is a different one"),
+    ({"base": "cc"}, "the base model is different"),
     ({"data": "cc"}, "the training data are different"),
     ({"model": {"rope.freq_base": 2.0}}, "rope.freq_base was 1.0, now 2.0"),
     ({"settings": {"ctx": 128}}, "ctx was 64, now 128"),

@@ -122,7 +122,7 @@ def test_contexts(folder: Path, ask: Ask) -> None:
     _, err = ask("-p", "the", "-c", "300", "-n", "2")
     assert "warning: context 300 is longer than the 256 tokens the model was trained with\n" in err
     _, err = ask("-p", "the", "-c", "2", "-n", "2")
-    assert "the context is raised to the minimum of 8 tokens" in err
+    assert "the context is increased to the minimum of 8 tokens" in err
 
 
 def len_ids(folder: Path, text: str) -> int:
@@ -165,7 +165,7 @@ def test_a_chat_reads_only_what_is_new(folder: Path, ask: Ask) -> None:
 
 def test_layouts(folder: Path, ask: Ask) -> None:
     out, err = ask(*CHAT, "-st", said="the")
-    assert "warning: the model has no chat template; using Alpaca's layout\n" in err
+    assert "warning: the model has no chat template; using the Alpaca layout\n" in err
     assert ask(*CHAT, "-st", "--chat-template", "Alpaca", said="the")[0] == out
     other, err = ask(*CHAT, "-st", "--chat-template", "llama-2", said="the")
     assert "warning" not in err and other != out

@@ -76,7 +76,7 @@ MEANT = {
     "-m": "did you mean --model-base?",
     "--adapter-path": "--lora-out FILE is the adapter to write, and --lora-in",
     "--save-steps": "did you mean --save-every?",
-    "--logging-steps": "--log FILE writes one line",
+    "--logging-steps": "--log FILE writes one JSON line",
     "--eval-steps": "did you mean --eval-every?",
     "--resume-from-checkpoint": "did you mean --checkpoint-in?",
     "--resume-adapter-file": "did you mean --lora-in?",

@@ -64,7 +64,7 @@ def test_each_value_lands_in_its_own_field() -> None:
             continue
         if o.dest == "template_vars":
             assert parse("-cnv", "--template-vars", "a=1").template_vars == "a=1"
-            with pytest.raises(UsageError, match="--template-vars is for chats"):
+            with pytest.raises(UsageError, match="--template-vars applies only to chats"):
                 parse("-p", "x", "--template-vars", "a=1")
             continue
         for name in (*o.names, *o.off):
@@ -116,8 +116,8 @@ def test_adapters_are_taken_in_order() -> None:
         ("-p x", "--model FILE is missing"),
         ("-m m -p x -f y", "pass only one of them"),
         ("-m m -cnv -ins", "pass only one of them"),
-        ("-m m -p x --system-prompt y", "--system-prompt is for chats"),
-        ("-m m -i --chat-template y", "--chat-template is for chats"),
+        ("-m m -p x --system-prompt y", "--system-prompt applies only to chats"),
+        ("-m m -i --chat-template y", "--chat-template applies only to chats"),
         ("-m m -ngl 20", "runs on the CPU only"),
         ("-m m --temp hot", "--temp: 'hot' is not allowed; use a number"),
         ("-m m --mirostat 3", "from 0 to 2"),

@@ -257,8 +257,8 @@ def test_what_is_refused() -> None:
         (["--model-base", "m", "--use-chekpointing"], "--use-checkpointing"),
         (["--model-base", "m", "-ngl", "33"], "on the CPU only"),
         (["--model-base", "m", "--checkpoint-order", "up"], "'up' is not allowed; use left or ri"),
-        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest must be part of a file"),
-        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it must be part"),
+        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest must be a non-empty part"),
+        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it must be a non-empty"),
         (["--model-base", "m", "--escape", "--sample-start", r"\xff"], "is not UTF-8"),
     ]:
         with pytest.raises(UsageError, match=re.escape(word)):

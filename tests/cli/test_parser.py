@@ -121,7 +121,7 @@ def test_whole_numbers(value: str) -> None:
 @pytest.mark.parametrize("value", ["0", "1", "nan", "inf", "-inf", "x", "0.5x", ""])
 def test_real_numbers(value: str) -> None:
     line = refused(f"--rate={value}")
-    assert line == f"--rate: '{value}' is not allowed; use a number, above 0, below 1"
+    assert line == f"--rate: '{value}' is not allowed; use a number above 0 and below 1"
 
 
 def test_ends_of_the_ranges() -> None:
@@ -134,7 +134,7 @@ def test_ends_of_the_ranges() -> None:
     for bad in ("", "M", "0", "-1M", "1T", "nan", "inf", "1e30G"):
         with pytest.raises(ValueError):
             Size().parse(bad)
-    assert Real(0, 1).allowed() == "a number, 0 or more, at most 1"
+    assert Real(0, 1).allowed() == "a number from 0 to 1"
     assert Whole(1).allowed() == "a whole number, 1 or more"
     assert Whole(-(2**31)).allowed() == "a whole number"
 

@@ -242,7 +242,7 @@ def test_records_that_the_template_refuses_are_bad_ones(
     assert found.lines.tolist() == [1, 4] and found.n_bad == 2
     assert found.notes[0] == (
         "2 of 4 records are bad and were skipped; first: line 2: the given chat template "
-        "refuses the messages: llama-2 has no role tool"
+        "rejects the messages: llama-2 has no role tool"
     )
     lines(path, good, {"messages": tool})
     with pytest.raises(DataError, match=r"x, line 2: .* llama-2 has no role tool"):

@@ -168,7 +168,7 @@ def test_divergence_of_models(tmp_path: Path, run: Run) -> None:
     [
         (("-f", "none.txt"), 2, "none.txt: no such file"),
         (("-f", "gbk.txt"), 2, "gbk.txt is not UTF-8: byte 0xba at offset 0"),
-        (("-f", "t.txt", "-c", "400"), 2, "are needed with a context of 400"),
+        (("-f", "t.txt", "-c", "400"), 2, "are required with a context of 400"),
         (("-f", "t.txt", "--lora", "none.gguf"), 2, "none.gguf: no such adapter"),
         (("-f", "t.txt", "--lora-scaled", "none.gguf", "much"), 2, "'much' is not a number"),
         (("-f", "t.txt", "--lora", "other.gguf"), 5, "other.gguf"),

@@ -112,7 +112,7 @@ def test_a_process_that_llama_cpp_ends(tmp_path: Path, run: Run) -> None:
     made = adapter_for(base, rank=2, alpha=4.0, ranks={"tok_embd": 2})
     nbllama.save_adapter(tmp_path / "a.gguf", made, nbllama.load_model(base))
     done = run("-m", base, "--lora", tmp_path / "a.gguf", "--no-merge")
-    assert done.code == 1 and "llama.cpp was ended by signal 6: " in done.err, done
+    assert done.code == 1 and "llama.cpp was terminated by signal 6: " in done.err, done
     assert len(done.err.splitlines()) == 1
 
 
@@ -125,7 +125,7 @@ def test_without_xllamacpp_and_without_room(
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     done = run("-m", base, "--lora", lora)
     assert done.code == 0, done
-    assert "llama.cpp: not compared because the package xllamacpp is not installed\n" in done.out
+    assert "llama.cpp: not compared because the xllamacpp package is not installed\n" in done.out
     assert re.search(r"not compared because .* does not fit in .* \(0 MB free\)", done.out), done
 
 

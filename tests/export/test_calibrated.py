@@ -113,7 +113,7 @@ def test_a_merge_that_loses_too_much_fails_and_is_written(
     words = ["-m", base, "-l", lora, "-o", out, "--nearest", "--sample", text_file(tmp_path)]
     assert export_lora.main([str(w) for w in words]) == 1
     line = capsys.readouterr().err.splitlines()[-1]  # after the progress
-    assert line.startswith(f"error: {out} is written, but ") and "--force" in line
+    assert line.startswith(f"error: {out} was written, but ") and "--force" in line
     assert out.stat().st_size == base.stat().st_size
     assert export_lora.main([*map(str, words), "--force"]) == 0
 

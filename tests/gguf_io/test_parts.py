@@ -192,6 +192,6 @@ def test_inspect_and_quantise(
     assert len(found.tensors) == len(look(str(whole)).tensors)
     out = tmp_path / "q.gguf"
     assert quantize([str(parts[2]), str(out), "F16"]) == 0
-    assert f"the model has 3 file parts; {out} is a single file" in capsys.readouterr().out
+    assert f"the model has 3 file parts; {out} will be a single file" in capsys.readouterr().out
     with open_gguf(out) as f:
         assert len(f.tensors) == len(found.tensors) and "split.count" not in f.metadata

@@ -71,7 +71,12 @@ def test_the_closer_is_the_templates_own() -> None:
 @pytest.mark.parametrize(
     ("prompt", "through", "more", "reason"),
     [
-        (U + "<think></think>", U + "yes", {"thinking": "T"}, "message 2: it has a thought, but"),
+        (
+            U + "<think></think>",
+            U + "yes",
+            {"thinking": "T"},
+            "message 2: it contains a thought, but",
+        ),
         (U + "Steps:\n", U + "yes", {}, r"ends with 'Steps:\\n', which"),
         ("<u>q<x>", "<v>q<y>yes", {}, "which the chat template does not write when"),
         (U + "<|START_THINKING|>", U + "<think>T</think>yes", {}, "its thought is marked with"),

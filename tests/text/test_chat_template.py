@@ -102,7 +102,7 @@ def test_environment() -> None:
 
 def test_template_refuses_messages() -> None:
     with ChatTemplate(LLAMA2) as t:
-        with pytest.raises(DataError, match="refuses the messages: Only user and assistant roles"):
+        with pytest.raises(DataError, match="rejects the messages: Only user and assistant roles"):
             t.render(CHAT, False)
         assert t.render(CHAT[1:2], False) == "[INST] Hello 天地 😀 <b> [/INST]"
 

@@ -95,12 +95,8 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
         ("plain text", ["--train-on-prompt"], "--train-on-prompt is for records, but "),
         ('{"text": "the"}', ["--sample-start", "x"], "--sample-start is for plain text, but "),
         ('{"text": "the"}', ["--data-format", "nix"], "--data-format: 'nix' is not allowed"),
-        ('{"text": "the"}', ["--template-date", "2024-02-30"], "use a day as YYYY-MM-DD"),
-        (
-            '{"text": "the"}',
-            ["--on-long", "refuse", "--ctx", "1"],
-            "line 1: 2 tokens exceed",
-        ),
+        ('{"text": "the"}', ["--template-date", "2024-02-30"], "use a date as YYYY-MM-DD"),
+        ('{"text": "the"}', ["--on-long", "refuse", "--ctx", "1"], "line 1: 2 tokens exceed"),
     ],
 )
 def test_options_that_do_not_go_with_the_data(

@@ -164,7 +164,7 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
         ({"ctx": "many"}, "--ctx: 'many' is not allowed; use a whole number from 1"),
         ({"epochs": 1.5}, "--epochs: '1.5' is not allowed"),
         ({"epochs": True}, "--epochs: 'True' is not allowed"),
-        ({"lr": float("nan")}, "'nan' is not allowed; use a number, above 0"),
+        ({"lr": float("nan")}, "'nan' is not allowed; use a number above 0"),
         ({"packing": 1}, "packing: '1' is not allowed; use True or False"),
         ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw or sgd or lion"),
         ({"lora_out": object()}, "lora_out: a value of type object is not allowed"),

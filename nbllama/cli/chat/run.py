@@ -108,7 +108,7 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
     """
     tokens = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
     if not (name or tokenizer.chat_template) and None in tokens:
-        console.note("warning: the model has no chat template; using Alpaca's layout")
+        console.note("warning: the model has no chat template; using the Alpaca layout")
         name = "alpaca"
     source = find_layout(name).source if name else None
     return chat_template_for(tokenizer, source, variables=parse_variables(variables))
@@ -123,7 +123,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
             raise UsageError(f"--strict: {line}")
         console.note(f"warning: {line}")
     if n_ctx < _SHORTEST:
-        console.note(f"warning: the context is raised to the minimum of {_SHORTEST} tokens")
+        console.note(f"warning: the context is increased to the minimum of {_SHORTEST} tokens")
     return max(n_ctx, _SHORTEST)
 
 

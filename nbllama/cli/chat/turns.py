@@ -68,6 +68,7 @@ def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]])
     new = len(ids) - (predictor.n_read if talk.options.context_shift else 0)
     if new > talk.n_ctx - 4:
         raise UsageError(
-            f"{new} tokens do not fit in the context of {talk.n_ctx}; pass a larger --ctx-size"
+            f"{new} tokens do not fit in the context of {talk.n_ctx} tokens; pass a larger "
+            f"--ctx-size"
         )
     predictor.become(ids)

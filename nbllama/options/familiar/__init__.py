@@ -19,7 +19,7 @@ def answers(*tables: Rows) -> dict[str, str]:
 
 
 # For every program: options that other tools need because of their hardware or model format.
-_CPU = "leave it out: everything runs on the CPU; --threads sets the number of cores"
+_CPU = "leave it out: everything runs on the CPU; --threads sets the number of CPU threads"
 _AS_IT_IS = "leave it out: weights keep the types of the GGUF file"
 _LOCAL = "leave it out: the model is a GGUF file on this machine, and nothing is downloaded"
 _TEXT_IN_FILE = "leave it out: the tokenizer is in the GGUF file"
@@ -39,7 +39,8 @@ ANYWHERE: Rows = (
     (_LOCAL, "--trust-remote-code --cache-dir --hf-token --hf-repo -hf --hf-file --use-auth-token"
              " --revision --model-revision --push-to-hub --hub-model-id --upload-repo"),
     (_TEXT_IN_FILE, "--tokenizer --tokenizer-name --tokenizer-path --tokenizer-type"),
-    ("leave it out: the model file is mapped into memory, and the system caches what is used",
+    ("leave it out: the model file is memory-mapped, and the operating system caches the parts in "
+     "use",
      "--mlock --no-mmap --mmap --low-vram"),
     ("--threads", "--num-threads --n-threads --nthreads --num-workers --threads-batch -tb --cpus"),
 )  # fmt: skip

@@ -18,7 +18,7 @@ _FOLDER = (
     " --checkpoint-out FOLDER/chk-ITERATION.gguf for checkpoints"
 )
 _ANSWERS_ONLY = "leave it out: only answers count in the loss, unless --train-on-prompt is given"
-_PRINTED = "leave it out: every iteration is printed; --log FILE writes one line of JSON for each"
+_PRINTED = "leave it out: every iteration is printed; --log FILE writes one JSON line per iteration"
 _WHOLE = "leave it out: an evaluation reads all validation data"
 _ONLY_LORA = "leave it out: this program trains LoRA adapters on text or on input-answer pairs"
 
@@ -43,7 +43,7 @@ FILES: Rows = (
                         " --auto-resume-from-checkpoints"),
     ("--save-every", "--save-steps --save-interval --steps-per-save --checkpoint-every"
                      " --save-frequency"),
-    ("saves are counted in iterations: pass --save-every N; 0 saves only at the end",
+    ("the save interval is in iterations: pass --save-every N; 0 saves only at the end",
      "--save-strategy --saves-per-epoch --save-per-epoch"),
     ("--keep-last", "--save-total-limit --max-checkpoints --keep-checkpoints"),
     ("leave it out: the adapter with the lowest validation loss is kept as BEST",
@@ -62,7 +62,7 @@ LENGTH: Rows = (
     ("--batch", "--batch-size --per-device-train-batch-size --per-device-batch-size"
                 " --micro-batch-size --mini-batch-size --train-batch-size --ubatch-size -ub"
                 " --per-gpu-train-batch-size"),
-    ("leave it out: validation data are read in batches of --batch",
+    ("leave it out: validation uses batches of --batch as well",
      "--per-device-eval-batch-size --eval-batch-size"),
     ("--grad-acc", "--gradient-accumulation-steps --grad-accumulation-steps --grad-accum"
                    " --gradient-accumulation --accumulation-steps --grad-accum-steps"
@@ -91,10 +91,11 @@ ADAPTER: Rows = (
     ("--lora-dropout", "--dropout --peft-lora-dropout"),
     (_TARGETS, "--lora-target-modules --target-modules --lora-target --lora-modules --lora-keys"
                " --peft-target-modules --exclude-modules --rank-pattern"),
-    ("leave it out: with records, all seven matrices of a block are trained; to exclude one, set "
+    ("leave it out: for records, all seven matrices of each block are trained; to exclude one, set "
      "its option (--rank-wq to --rank-w3) to 0",
      "--lora-target-linear --all-linear --target-linear"),
-    ("whole matrices are not trained; --rank-tok-embd and --rank-out add pairs to token_embd and "
+    ("full-matrix training is not supported; --rank-tok-embd and --rank-out add pairs to "
+     "token_embd and "
      "output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
      " --ensure-weight-tying"),
     ("pass --lora-layers last:N, or all instead of -1", "--num-layers --num-lora-layers"),
@@ -104,7 +105,7 @@ ADAPTER: Rows = (
      "--lora-parameters --lora-config --peft-config"),
     ("--rslora", "--use-rslora --peft-use-rslora --rs-lora"),
     ("--loraplus-lr-ratio", "--lora-plus-ratio --loraplus-ratio"),
-    ("leave it out: A starts with random numbers, B with zeros", "--init-lora-weights"
+    ("leave it out: A is initialised with random numbers, B with zeros", "--init-lora-weights"
      " --pissa-init --use-loftq --loftq-config --peft-init-lora-weights"),
     ("only plain LoRA and its variants --rslora and --loraplus-lr-ratio are supported",
      "--use-dora --dora --peft-use-dora --galore --use-galore --use-badam --freeze-trainable-layers"
@@ -134,7 +135,8 @@ STEP: Rows = (
     ("leave it out: epsilon is 1e-8", "--adam-epsilon --adam-eps --optim-eps"),
     ("noise on embeddings is not supported; use --lora-dropout to regularise",
      "--neftune-noise-alpha --noisy-embedding-alpha --neftune-alpha"),
-    ("use --label-smoothing, which is for pairs", "--label-smoothing-factor --dpo-label-smoothing"),
+    ("use --label-smoothing, which applies to preference pairs", "--label-smoothing-factor "
+                                                                 "--dpo-label-smoothing"),
     ("--objective", "--loss-type --rl --pref-loss --rlhf-type --train-objective --loss-fn"
                     " --preference-loss --cpo-loss-type --dpo-loss"),
     ("--beta", "--pref-beta --dpo-beta --kto-beta --orpo-beta --orpo-alpha --simpo-beta"
@@ -146,9 +148,10 @@ STEP: Rows = (
     ("--sft-weight", "--rpo-alpha --pref-ftx --sft-alpha --cpo-alpha"),
     ("--reference", "--ref-model --reference-model-path --ref-adapters --ref-adapter-name"
                     " --reference-free --ref-model-path"),
-    ("leave it out: the reference is computed once, before the first iteration, and kept",
+    ("leave it out: the reference is computed once, before the first iteration, and stored",
      "--precompute-ref-log-probs --precompute-ref-batch-size --sync-ref-model"),
-    ("leave it out: one process trains, on one machine", "--deepspeed --fsdp --fsdp-config --ddp"
+    ("leave it out: training runs in one process on one machine", "--deepspeed --fsdp "
+                                                                  "--fsdp-config --ddp"
      " --ddp-timeout --ddp-find-unused-parameters --nproc-per-node --num-processes"
      " --accelerate-config --use-unsloth --enable-liger-kernel --use-liger-kernel"),
 )  # fmt: skip
@@ -161,7 +164,7 @@ DATA: Rows = (
                     " --completion-only --response-template --roles-to-train"),
     ("--chat-template", "--template --conversation-template --chat-template-path --prompt-template"
                         " --chat-template-file --prompt-style --chat-template-jinja"),
-    ("leave it out: write the system prompt as the first message of each chat",
+    ("put the system prompt in the data, as the first message of each chat",
      "--system --system-prompt --default-system --system-message"),
     ("--data-format", "--dataset-type --format --dataset-format --data-type --dataset-kwargs"),
     ("--data-columns takes key=name, such as prompt=question,completion=answer", "--columns"
@@ -174,13 +177,13 @@ DATA: Rows = (
 EVALUATION: Rows = (
     ("--eval-every", "--eval-steps --steps-per-eval --eval-interval --val-interval --val-every"
                      " --evaluation-steps --eval-frequency"),
-    ("evaluations are counted in iterations: pass --eval-every N",
+    ("the evaluation interval is in iterations: pass --eval-every N",
      "--eval-strategy --evaluation-strategy --evals-per-epoch"),
     ("--early-stop", "--early-stopping-patience --early-stopping --patience"),
     (_WHOLE, "--val-batches --eval-batches --eval-iters --max-eval-samples --test-batches"),
     (_PRINTED, "--logging-steps --steps-per-report --log-every --logging-strategy --log-interval"
                " --logging-first-step --report-every --plot-loss --print-every --log-steps"),
-    ("measure it afterwards with `nbllama perplexity`", "--test"),
+    ("measure the test loss afterwards with `nbllama perplexity`", "--test"),
     ("leave it out: numbered files are kept, and LATEST is replaced", "--overwrite-output-dir"
      " --overwrite"),
     ("--debug shows the traceback of an error", "--verbose -v"),

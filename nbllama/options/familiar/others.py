@@ -50,7 +50,8 @@ _EXPORT: Rows = (
     ("--model-base", f"{_MODEL} --model-file --base --base-model --hf-path"),
     ("--lora", _ADAPTER),
     ("--model-out takes the name of a GGUF file", f"{_OUT} --export-dir --gguf-path"),
-    ("pass it with the adapter: --lora-scaled FILE SCALE", "--scale --alpha --lora-scale --weight"),
+    ("pass the scale with the adapter: --lora-scaled FILE SCALE", "--scale --alpha --lora-scale "
+                                                                  "--weight"),
     ("leave it out: the output is a GGUF file", "--export-gguf --safe-serialization"
      " --export-size --max-shard-size"),
 )  # fmt: skip
@@ -62,7 +63,7 @@ _QUANTIZE: Rows = (
     ("pass the files as arguments: IN OUT TYPE", f"{_MODEL} {_OUT} --model -m --model-base"
      " --output -o --in --input -i --source --model-out"),
     ("importance matrices are not supported", "--imatrix --include-weights --exclude-weights"),
-    ("--pure gives all matrices one type; types cannot be chosen for individual matrices",
+    ("--pure uses one type for all matrices; types cannot be chosen for individual matrices",
      "--output-tensor-type --token-embedding-type --tensor-type --leave-output-tensor"),
     ("--allow-requantize", "--requantize --force"),
 )  # fmt: skip
@@ -78,7 +79,7 @@ _PERPLEXITY: Rows = (
     ("--ctx-size", "--max-seq-length --max-seq-len --sequence-length --seq-len --max-length --n-ctx"
                    " --context-length"),
     ("--chunks", "--num-samples --n-chunks --limit --max-samples"),
-    ("--kl-divergence with --base-model FILE compares with another model", "--kl-divergence-base"
+    ("--kl-divergence with --base-model FILE compares with a second model", "--kl-divergence-base"
      " --kl"),
     ("leave it out: each chunk is computed in one pass", "--batch-size -b --batch -ub"
      " --ubatch-size"),

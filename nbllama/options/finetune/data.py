@@ -28,7 +28,8 @@ class SampleOptions:
     share_prompts: bool | None = record_option(
         None,
         None,
-        "if samples of a batch share a prefix, compute it only once; the loss is bit-identical",
+        "if samples in a batch share a prefix, compute the prefix only once; the loss is "
+        "bit-identical",
         off=["--no-share-prompts"],
         shown_default="on, except with --lora-dropout or --compat",
         saved=Saved(39, taken=True, may_change=True),
@@ -37,7 +38,7 @@ class SampleOptions:
     group_prompts: bool = record_option(
         None,
         False,
-        "put samples with the same prefix into the same batches, so that more tokens are shared",
+        "put samples with the same prefix into the same batch so that more tokens are shared",
         off=["--no-group-prompts"],
         saved=Saved(40),
         only="records",
@@ -47,7 +48,7 @@ class SampleOptions:
     sample_start: str = _text(
         Words(),
         "",
-        "text at which a sample starts; empty: a sample starts at every token",
+        "text that marks the start of a sample; empty: a sample starts at every token",
         shown_default="empty",
         saved=Saved(17),
         only="text",
@@ -60,12 +61,12 @@ class SampleOptions:
         only="text",
     )
     escape: bool = _text(
-        None, False, r"interpret \n \r \t \' \" \\ and \xHH in --sample-start as escapes"
+        None, False, r"interpret \n \r \t \' \" \\ and \xHH in --sample-start as escape sequences"
     )
     overlapping_samples: bool = _text(
         None,
         False,
-        "let samples overlap, instead of ending each one at the start of the next",
+        "let samples overlap instead of ending each sample at the start of the next",
         saved=Saved(19),
         only="text",
     )
@@ -79,7 +80,7 @@ class SampleOptions:
     separate_with_eos: bool = _text(
         None,
         False,
-        "put EOS between the samples of a row, with --fill-with-next-samples",
+        "with --fill-with-next-samples, insert EOS between the samples in a row",
         off=["--no-separate-with-eos"],
         saved=Saved(21),
         only="text",
@@ -87,7 +88,7 @@ class SampleOptions:
     separate_with_bos: bool = _text(
         None,
         True,
-        "put BOS between the samples of a row, with --fill-with-next-samples",
+        "with --fill-with-next-samples, insert BOS between the samples in a row",
         off=["--no-separate-with-bos"],
         shown_default="on",
         saved=Saved(22),
@@ -96,7 +97,7 @@ class SampleOptions:
     sample_random_offsets: bool = _text(
         None,
         False,
-        "start the first sample of each row at a random token of the sample",
+        "start the first sample of each row at a random token within the sample",
         saved=Saved(23),
         only="text",
     )

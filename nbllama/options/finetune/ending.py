@@ -21,7 +21,8 @@ class EndOptions:
     val_data: str = _val(
         Text(),
         "",
-        "validation data, read like --train-data; the adapter with the lowest validation loss is "
+        "validation data, read in the same way as --train-data; the adapter with the lowest "
+        "validation loss is "
         "kept as BEST",
         shown_default="none",
         file="reads",
@@ -37,7 +38,7 @@ class EndOptions:
     eval_every: int | None = _val(
         Whole(1),
         None,
-        "iterations between two evaluations",
+        "number of iterations between evaluations",
         shown_default="a tenth of the run, at least 5",
         saved=Saved(35, taken=True, may_change=True),
     )
@@ -51,8 +52,8 @@ class EndOptions:
     answers: int | None = _val(
         Whole(0, 100),
         None,
-        "number of training questions, and of validation questions, to answer before and after "
-        "the run; 0: none",
+        "number of training questions, and also of validation questions, to answer before and "
+        "after the run; 0: none",
         shown_default="3 for records, else 0",
     )
     sample_prompts: str = _val(
@@ -69,10 +70,10 @@ class EndOptions:
     opt_past: int = _stop(
         Whole(0, 1 << 20),
         0,
-        "compare the loss with the loss this many iterations earlier (see --opt-delta); 0: off",
+        "compare the loss with its value this many iterations earlier (see --opt-delta); 0: off",
     )
     opt_delta: float = _stop(
-        Real(-inf), 1e-5, "relative change of the loss below which --opt-past stops the run"
+        Real(-inf), 1e-5, "relative change in the loss below which --opt-past stops the run"
     )
     opt_max_no_improvement: int = _stop(
         Whole(-(2**31)), 0, "stop after this many iterations without a new lowest loss; 0: off"
@@ -90,8 +91,8 @@ class EndOptions:
     checkpoint_order: str | None = _old(
         Choice(("left", "right")),
         None,
-        "evaluation order of the run that wrote an old checkpoint",
-        shown_default="detected from its moments",
+        "evaluation order used by the run that wrote an old checkpoint",
+        shown_default="detected from the moments",
     )
     n_gpu_layers: int = _old(
         Whole(-(2**31)), 0, "only 0 is allowed: this trainer runs on the CPU", also=["-ngl"]

@@ -18,7 +18,7 @@ class FileOptions:
     model_base: str = _files(
         Text(),
         "",
-        "base model to train on, a GGUF file",
+        "base model, a GGUF file",
         shown_default="none; required",
         file="reads",
     )
@@ -34,13 +34,15 @@ class FileOptions:
         None,
         "resume from this checkpoint, or from the newest valid one in a folder, and train for "
         "more iterations; if the file is missing, start from the beginning",
-        shown_default="the newest of --checkpoint-out, to complete a stopped run",
+        shown_default="the newest checkpoint written to --checkpoint-out, to complete a stopped "
+        "run",
         file="reads",
     )
     lora_in: str = _files(
         Text(),
         "",
-        "start from this adapter (.gguf, .bin or a PEFT folder) with new moments, unless there is "
+        "start from this adapter (.gguf, .bin or a PEFT folder) with new optimiser moments, "
+        "unless there is "
         "a checkpoint to resume from",
         shown_default="a new adapter",
         file="reads",
@@ -48,23 +50,23 @@ class FileOptions:
     checkpoint_out: str = _files(
         Text(),
         "checkpoint-ITERATION.gguf",
-        "name of the checkpoints to save; empty: none",
+        "file name for the checkpoints; empty: save none",
         file="writes",
     )
     strict_resume: bool = _files(
         None,
         False,
-        "if the newest checkpoint is damaged, refuse it instead of resuming from the previous one",
+        "if the newest checkpoint is damaged, stop instead of resuming from the previous one",
     )
     lora_out: str = _files(
         Text(),
         "ggml-lora-ITERATION-f32.gguf",
-        "name of the adapters to save: .gguf for current llama.cpp, .bin for llama.cpp of 2023, "
-        "or a name that ends with / for PEFT; empty: none",
+        "file name for the adapters: .gguf for current llama.cpp, .bin for llama.cpp of 2023, or "
+        "a name that ends in / for PEFT; empty: save none",
         file="writes",
     )
     only_write_lora: bool = _files(
-        None, False, "write the adapter of --checkpoint-in to --lora-out, then exit"
+        None, False, "write the adapter in --checkpoint-in to --lora-out, then exit"
     )
     pattern_fn_it: str = _files(
         Text("TEXT"),
@@ -75,7 +77,7 @@ class FileOptions:
         Text("TEXT"), "LATEST", "text that replaces --pattern-fn-it in the name of the newest file"
     )
     save_every: int = _files(
-        Whole(-(2**31)), 10, "iterations between two saves; 0 or less: save only at the end"
+        Whole(-(2**31)), 10, "number of iterations between saves; 0 or less: save only at the end"
     )
     keep_last: int | None = _files(
         Whole(),

@@ -61,8 +61,8 @@ def check_objective(options: Any) -> None:
         )
     if options.reference == NONE and options.beta:
         raise UsageError(
-            f"--reference none and --beta {options.beta:g}: there is no KL without a reference; "
-            "pass --beta 0, or a different reference"
+            f"--reference none and --beta {options.beta:g}: the KL divergence requires a "
+            f"reference; pass --beta 0, or a different reference"
         )
 
 

@@ -24,7 +24,7 @@ def _rank(
     default = "--lora-r" if slot.in_block else _ENDS
     if slot.kind == "norm":
         default = "0; 1 if --lora-out ends in .bin, or with --compat"
-    text = f"rank of {slot.tensor}{more}; 0: none"
+    text = f"rank for {slot.tensor}{more}; 0: none"
     return _lora(Whole(0, 65536), None, text, also=also, shown_default=shown_default or default)
 
 
@@ -58,20 +58,20 @@ class LoraOptions:
         " ffn_up)",
     )
     rank_conv_in: int | None = _rank("conv_in", ", in blocks with a short convolution")
-    rank_conv_out: int | None = _rank("conv_out", ", in the same blocks")
+    rank_conv_out: int | None = _rank("conv_out", ", in blocks with a short convolution")
     rank_attn_gate: int | None = _rank("attn_gate", ", in blocks with a delta net")
-    rank_ssm_alpha: int | None = _rank("ssm_alpha", ", in the same blocks")
-    rank_ssm_beta: int | None = _rank("ssm_beta", ", in the same blocks")
-    rank_ssm_out: int | None = _rank("ssm_out", ", in the same blocks")
+    rank_ssm_alpha: int | None = _rank("ssm_alpha", ", in blocks with a delta net")
+    rank_ssm_beta: int | None = _rank("ssm_beta", ", in blocks with a delta net")
+    rank_ssm_out: int | None = _rank("ssm_out", ", in blocks with a delta net")
     rank_inp_gate: int | None = _rank("inp_gate", ", in models with per-block embeddings")
-    rank_proj: int | None = _rank("proj", ", in the same models")
-    rank_gate_shexp: int | None = _rank("gate_shexp", ", of a shared expert")
-    rank_down_shexp: int | None = _rank("down_shexp")
-    rank_up_shexp: int | None = _rank("up_shexp")
+    rank_proj: int | None = _rank("proj", ", in models with per-block embeddings")
+    rank_gate_shexp: int | None = _rank("gate_shexp", ", in a shared expert")
+    rank_down_shexp: int | None = _rank("down_shexp", ", in a shared expert")
+    rank_up_shexp: int | None = _rank("up_shexp", ", in a shared expert")
     rank_experts: int | None = _lora(
         Whole(0, 65536),
         None,
-        "rank of the pairs of every routed expert in a mixture of experts; 0: none",
+        "rank of the pairs for the routed experts in mixture-of-experts models; 0: none",
         shown_default="0",
     )
     rank_gate_exps: int | None = _rank("gate_exps", shown_default="--rank-experts")
@@ -87,7 +87,7 @@ class LoraOptions:
     rslora: bool = _lora(
         None,
         False,
-        "scale by alpha / sqrt(r) instead (rank-stabilised LoRA)",
+        "scale the adapter by alpha / sqrt(r) instead (rank-stabilised LoRA)",
         saved=Saved(33),
         without=False,
     )

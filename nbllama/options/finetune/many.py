@@ -19,8 +19,9 @@ class ManyOptions:
     block: int | None = _many(
         Whole(),
         None,
-        "sum the gradients of N micro-batches (a power of two) before adding them to the step's "
-        "gradient; 0: all of them. Changes the last digits of the results. Required to spread a "
+        "sum the gradients of N micro-batches (a power of two) before adding the sum to the "
+        "step's gradient; 0: all micro-batches. Changes the last digits of the results. Required "
+        "to spread a "
         "step over several workers",
         shown_default="0",
         saved=Saved(49, taken=True),
@@ -36,20 +37,20 @@ class ManyOptions:
     model_dir: str = _many(
         Text("FOLDER"),
         "",
-        "folder for the base model on the worker machines; a file with its sha256 is used if "
-        "present, otherwise the model is copied there",
+        "folder for the base model on the worker machines; a file in it with the same sha256 is "
+        "used, otherwise the model is copied there",
         shown_default="~/.cache/nbllama/models",
     )
     allow_mixed_cpu: bool = _many(
         None,
         False,
-        "accept workers with a different kind of CPU; results may then not be bit-identical",
+        "accept workers with different CPU models; results may then differ in the last digits",
     )
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "seconds to wait for a worker if none is left, before saving and stopping with exit code "
-        "1; 0: compute on this machine instead",
+        "if no workers are left, seconds to wait for one to connect before saving and stopping "
+        "with exit code 1; 0: compute on this machine instead",
     )
     audit: int = _many(
         Whole(),
@@ -68,10 +69,10 @@ def check_many(options: ManyOptions, dumps: bool) -> None:
         )
     if options.audit and options.allow_mixed_cpu:
         raise UsageError(
-            "--audit and --allow-mixed-cpu: the bits of different CPUs can differ, so the audit "
-            "could exclude a good machine; leave one of the two out"
+            "--audit and --allow-mixed-cpu: results from different CPUs can differ in the last "
+            "digits, so the audit could exclude a good machine; leave out one of the two"
         )
     if options.ray and dumps:
         raise UsageError(
-            "--dump and --ray: the steps are computed on other machines; leave one of the two out"
+            "--dump and --ray: the steps are computed on other machines; leave out one of the two"
         )

@@ -18,32 +18,33 @@ class ModelOptions:
     """Arrays to dump from an iteration, and constants that override the model file."""
 
     dump: tuple[str, ...] = _inside(
-        Dumped(), (), "write arrays by iteration and name, such as 1:kq_soft_max-*, 10-12:*.grad;"
+        Dumped(), (), "arrays to dump, by iteration and name, such as 1:kq_soft_max-*, "
+                      "10-12:*.grad;"
         " can be repeated", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
         Text(),
         "dump-ITERATION.npz",
-        "file to which --dump writes; ITERATION is replaced by the iteration number",
+        "output file for --dump; ITERATION is replaced by the iteration number",
         file="writes",
     )
 
     norm_rms_eps: float | None = _model(
-        Real(0, 1, above=True), None, "epsilon of the RMS norms", shown_default="the model's"
+        Real(0, 1, above=True), None, "epsilon of the RMS norms", shown_default="from the model"
     )
     rope_freq_base: float | None = _model(
-        Real(1, 1e12), None, "base frequency of RoPE", shown_default="the model's"
+        Real(1, 1e12), None, "base frequency of RoPE", shown_default="from the model"
     )
     rope_freq_scale: float | None = _model(
         Real(1e-6, 1e6),
         None,
-        "factor for RoPE positions: 1 / n to stretch the context n times",
-        shown_default="the model's",
+        "scaling factor for RoPE positions; 1 / n extends the context n times",
+        shown_default="from the model",
     )
     pre: str | None = _model(
         Text("NAME"),
         None,
-        "pre-tokenizer of a BPE vocabulary, if the file names an unsupported one",
+        "pre-tokenizer for a BPE vocabulary, if the one named in the file is not supported",
         shown_default="the model's tokenizer.ggml.pre",
     )
 

@@ -35,15 +35,15 @@ class ObjectiveOptions:
         Real(0, 1e4),
         None,
         "weight of the preferences relative to the distance from the reference: beta in dpo, kto "
-        "and simpo, tau in ipo, lambda in orpo; with grpo, weight of the KL to the reference, "
-        "which may be 0",
+        "and simpo, tau in ipo, lambda in orpo; with grpo, weight of the KL divergence from the "
+        "reference, which may be 0",
         shown_default=_defaults("beta"),
         saved=Saved(42),
     )
     label_smoothing: float | None = _objective(
         Real(0, 0.5, below=True),
         None,
-        "assumed share of pairs whose sides are swapped, for dpo and simpo",
+        "assumed share of pairs with swapped labels (dpo and simpo only)",
         shown_default="0",
         saved=Saved(43),
         without=0.0,
@@ -51,7 +51,7 @@ class ObjectiveOptions:
     margin: float | None = _objective(
         Real(0, 1e4),
         None,
-        "target margin of the chosen answer, for simpo (gamma in the paper)",
+        "target margin between the chosen and the rejected answer (simpo only; gamma in the paper)",
         shown_default=f"{MARGIN:g}",
         saved=Saved(44),
         without=0.0,
@@ -59,17 +59,16 @@ class ObjectiveOptions:
     reference: str | None = _objective(
         Text("none|base|start|FILE"),
         None,
-        "reference for dpo, ipo, kto and grpo: the base model, the adapter of --lora-in (start), "
-        "the"
-        " adapter in a file, or none",
+        "reference for dpo, ipo, kto and grpo: the base model (base), the adapter passed as "
+        "--lora-in (start), the adapter in a file, or none",
         shown_default="start with --lora-in, else base",
         file="reads",
     )
     sft_weight: float | None = _objective(
         Real(0, 1e4),
         None,
-        "weight of an additional loss term: the negative log-likelihood of the chosen answer, per "
-        "token",
+        "weight of an additional loss term: the per-token negative log-likelihood of the chosen "
+        "answer",
         shown_default=_defaults("sft_weight"),
         saved=Saved(45),
         without=0.0,

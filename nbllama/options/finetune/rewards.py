@@ -26,13 +26,13 @@ class RewardOptions:
     reward_seconds: float | None = _rewards(
         Real(0, 1e5, above=True),
         None,
-        "time limit for one call of the reward, in seconds",
+        "time limit per call of the reward function, in seconds",
         shown_default="10",
     )
     group_size: int | None = _rewards(
         Whole(2, 1024),
         None,
-        "number of answers to draw for each prompt, for grpo",
+        "number of answers to draw per prompt (grpo only)",
         shown_default=str(GROUP_SIZE),
         saved=Saved(46),
     )

@@ -42,23 +42,24 @@ class RunOptions:
     trunk_cache: int | None = _run(
         Size(least=0),
         None,
-        "with --lora-layers last:N, store the output of the blocks below in a file of at most SIZE "
-        "bytes next to the checkpoint, so that it is computed only once; 0: never",
-        shown_default="on for several epochs, if the file takes at most a tenth of the free disk "
+        "with --lora-layers last:N, store the output of the untrained blocks below in a file of "
+        "at most SIZE bytes next to the checkpoint, so that these blocks run only once; 0: never",
+        shown_default="on for several epochs, if the file needs at most a tenth of the free disk "
         "space",
     )
     live: int | None = _run(
         Port(),
         None,
-        "serve the run's page to a browser on this machine during training; the address, which "
-        "contains a secret, is printed",
+        "serve a live page about the run to browsers on this machine; the address, which contains "
+        "a secret, is printed",
         shown_default="off",
     )
     dry_run: bool = _run(None, False, "print the time and memory forecast, then exit")
     force: bool = _run(
         None,
         False,
-        "replace the outputs of an earlier run; with --checkpoint-in, resume even if the model, "
+        "overwrite the output files of an earlier run; with --checkpoint-in, resume even if the "
+        "model, "
         "data or options differ",
     )
     list_archs: bool = _run(
@@ -69,7 +70,8 @@ class RunOptions:
     adam_iter: int | None = _data(
         Whole(0),
         None,
-        "iterations in this run, in addition to those before the checkpoint; 0: only run the "
+        "number of iterations in this run, not counting those before the checkpoint; 0: only run "
+        "the "
         "evaluation that was due after the checkpoint",
         shown_default="256 for plain text, no limit for records or with --epochs",
         saved=Saved(38, "last", may_change=True),
@@ -78,14 +80,15 @@ class RunOptions:
         Whole(-(2**31)),
         None,
         "passes over the data in this run; 0 or less: no limit",
-        shown_default="no limit for plain text; for records, depends on their number",
+        shown_default="no limit for plain text; for records, depends on the number of records",
     )
     batch: int = _data(  # None until `nbllama.train.run.plan` sets it
         Whole(1, 65536),
         None,
-        "samples per forward and backward pass; with --packing, this many times --ctx tokens",
+        "samples per forward and backward pass; with --packing, up to this value times --ctx "
+        "tokens",
         also=["-b"],
-        shown_default="8 for plain text; for records, depends on their number",
+        shown_default="8 for plain text; for records, depends on the number of records",
         saved=Saved(1, taken=True),
     )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches per iteration", saved=Saved(2))

@@ -42,13 +42,13 @@ class StepOptions:
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "share of the schedule, at its end, over which wsd lowers the learning rate",
+        "final share of the schedule, over which wsd lowers the learning rate",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(
         Real(1e-6, 1e6),
         1.0,
-        "learning rate of B / learning rate of A, in all pairs (LoRA+)",
+        "ratio of B's learning rate to A's, for all pairs (LoRA+)",
         saved=Saved(32),
         without=1.0,
     )
@@ -58,7 +58,7 @@ class StepOptions:
     warmup: int | None = _rate(
         Whole(),
         None,
-        "warm-up iterations, in which the learning rate rises from its minimum",
+        "number of warm-up iterations, in which the learning rate rises from its minimum",
         shown_default="100 for plain text, 3 % of the run for chat",
         saved=Saved(11, taken=True),
     )
@@ -83,21 +83,21 @@ class StepOptions:
     enable_restart: bool = _rate(
         None,
         False,
-        "restart the cosine when it ends",
+        "restart the cosine decay when it ends",
         off=["--disable-restart"],
         saved=Saved(15),
     )
     cos_decay_restart: float = _rate(
         Real(1, 1e3),
         1.1,
-        "factor applied to the length of the decay at each restart",
+        "factor by which each restart multiplies the length of the decay",
         saved=Saved(14),
     )
 
     optimizer: str = _adam(
         Choice(tuple(OPTIMISERS)),
         "adamw",
-        "optimiser that turns gradients into steps",
+        "optimiser to use",
         saved=Saved(27),
         without="adamw",
     )
@@ -112,7 +112,7 @@ class StepOptions:
     adam_decay_min_ndim: int = _adam(
         Whole(),
         2,
-        "decay only tensors with at least this many dimensions",
+        "apply weight decay only to tensors with at least this many dimensions",
         saved=Saved(9),
     )
     adam_beta1: float = _adam(

@@ -104,7 +104,7 @@ class LiveState:
         """End the run; wait up to `patience` seconds until all readers have been informed."""
         with self._changed:
             for row in self._open.values():
-                answer = str(row.get("answer", "")) or "(the run ended before an answer)"
+                answer = str(row.get("answer", "")) or "(the run ended before the answer)"
                 self._run.add(row | {"answer": answer, "done": True})
             self._open.clear()
             self._waiting.clear()
@@ -167,7 +167,7 @@ class LiveState:
             if self._over:
                 return "the run is over"
             if not text or len(text) > MOST_LETTERS:
-                return f"a question must have 1 to {MOST_LETTERS} letters"
+                return f"a question must be 1 to {MOST_LETTERS} characters long"
             if len(self._waiting) >= MOST_WAITING:
                 return f"{MOST_WAITING} questions are already waiting"
             self._asked += 1

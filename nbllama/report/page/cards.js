@@ -93,8 +93,8 @@ function otherCards(run) {
     const limit = run.forecast.peak_bytes, entries = [];
     if (name === "rss_bytes" && limit && found.length) {
       const ends = [[found[0][0], limit], [last(found)[0], limit]];
-      lines.push({name: "forecast of the peak", points: ends, style: "limit"});
-      entries.push(["limit", "forecast of the peak"]);
+      lines.push({name: "forecast peak", points: ends, style: "limit"});
+      entries.push(["limit", "forecast peak"]);
     }
     return [lines, entries];
   }, {show, fromZero: true}));
@@ -138,7 +138,7 @@ function rewardCards(run) {
 function sampleCard(run) {
   const body = h("div");
   const element = card("Sample answers", body, h("p", {class: "note"},
-    "The most likely words at each evaluation. Coloured: a new lowest validation loss."));
+    "Greedy answers at each evaluation. Coloured: evaluations with a new lowest validation loss."));
   const kept = {};
   function draw() {
     if (!changed(kept, run.evaluations.length, last(run.evaluations))) return;
@@ -203,7 +203,7 @@ function evaluationCard(run) {
     });
     element.hidden = !rows.length;
     body.replaceChildren(table(rows,
-      ["iteration", "validation loss", "perplexity", "training loss since the last"]));
+      ["iteration", "validation loss", "perplexity", "training loss since the last evaluation"]));
   }
   return {element, draw};
 }

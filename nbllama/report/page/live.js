@@ -60,7 +60,8 @@ function askCard(run, state) {
     form.hidden = !(state && state.connected && !state.over);
     element.hidden = form.hidden && !run.questions.length;
     said.textContent = form.hidden ? "" : clean(problem
-      || "Answered between two iterations. Training pauses meanwhile; its results stay bit-identical.");
+      || "Questions are answered between iterations. Training pauses meanwhile, but its results "
+      + "stay bit-identical.");
     list.replaceChildren(...[...run.questions].reverse().map(q => h("div", {class: "sample"},
       h("p", {class: "prompt text"}, q.prompt),
       h("p", {class: "text answer"}, q.answer || h("span", {class: "none"},

@@ -41,8 +41,8 @@ function tokenCard(run) {
     Array.from({length: SHADES + 1}, (_, i) => h("i", {class: `tok l${i}`}, "\u00a0\u00a0")),
     ` ${DARKEST} or more nats; grey: not trained`);
   const element = card("What it reads",
-    h("p", {class: "lead"}, "Training text with the loss of each token: the darker a token, the less it was "
-      + "expected. Followed samples show what is learned from one epoch to the next."),
+    h("p", {class: "lead"}, "Training text with per-token losses: the darker a token, the less expected "
+      + "it was. Tracked samples show what the model learns from one epoch to the next."),
     h("div", {class: "pick"}, h("label", null, "Text ", select), slider, when), body, scale);
   function draw() {
     element.hidden = !run.texts.length;

@@ -118,7 +118,7 @@ def test_another_base_model(done_10: Path, run: Run) -> None:
     (done_10 / "toy.gguf").rename(done_10 / "renamed.gguf")
     assert resume(run, done_10, "--model-base", str(done_10 / "renamed.gguf")).code == 0
     make_llama(done_10 / "toy.gguf", seed=1)
-    refused(resume(run, done_10), 5, "the base model is a different one", "--force")
+    refused(resume(run, done_10), 5, "the base model is different", "--force")
     assert resume(run, done_10, "--force").code == 0
     make_llama(done_10 / "toy.gguf", n_layer=3)
     for more in ([], ["--force"]):
