@@ -6,6 +6,7 @@ them. Every run trains a small random model, and the sha256 of its last checkpoi
     W1  no Ray, then 1, 2, 3, 4 workers
     W2  kill -9 of a worker at a random moment
     W3  the cable of a second machine is pulled and plugged in again (network namespaces; root)
+    W4  a delay of 50 ms and a loss of 1 % between two machines (root)
     W5  a worker leaves and another one joins in every step
     W6  kill -9 of the driver at a random moment, continued with another number of workers
     W7  a machine with another version, another base model, a wrong token, no token (root)
@@ -33,11 +34,11 @@ from scripts.many_parts.runs import make
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "tests", nargs="+", choices=["w1", "w2", "w3", "w5", "w6", "w7", "overhead"]
+        "tests", nargs="+", choices=["w1", "w2", "w3", "w4", "w5", "w6", "w7", "overhead"]
     )
     parser.add_argument("--kills", type=int, default=50, help="times of W2")
     parser.add_argument("--cuts", type=int, default=10, help="times of W3")
-    parser.add_argument("--steps", type=int, default=12, help="steps of W1 and W5")
+    parser.add_argument("--steps", type=int, default=12, help="steps of W1, W4 and W5")
     parser.add_argument("--driver-kills", type=int, default=20, help="times of W6")
     parser.add_argument("--pairs", type=int, default=6, help="pairs of steps for overhead")
     parser.add_argument("--model", default="", help="model of overhead")
@@ -53,6 +54,7 @@ def main() -> int:
             "w1": lambda: local.w1(folder, args.steps),
             "w2": lambda: local.w2(folder, args.kills, rng),
             "w3": lambda: network.w3(folder, args.cuts, rng),
+            "w4": lambda: network.w4(folder, args.steps, args.seed),
             "w5": lambda: local.w5(folder, args.steps),
             "w6": lambda: local.w6(folder, args.driver_kills, rng),
             "overhead": lambda: overhead(folder, args.model, args.pairs),

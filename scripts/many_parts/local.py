@@ -153,9 +153,9 @@ def w7(folder: Path) -> list[str]:
     run = started(partial(Run, folder, "stranger", ENDLESS, ray="local:2"))
     address = cluster_of(run.process.pid)
     env = {name: x for name, x in os.environ.items() if not name.startswith("RAY_")}
-    code = f"import ray; ray.init(address={address!r}, logging_level='ERROR')"
+    program = f"import ray; ray.init(address={address!r}, logging_level='ERROR')"
     other = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
     )
     run.stop()
     refused = other.returncode == 1 and "AuthenticationError" in other.stderr
@@ -172,6 +172,6 @@ def cluster_of(driver: int) -> str:
         with contextlib.suppress(OSError):
             name, _, rest = stat.read_text().rpartition(")")
             if name.endswith("(raylet") and int(rest.split()[1]) == driver:
-                words = stat.with_name("cmdline").read_text().split("\0")
-                return next(w for w in words if "gcs-address=" in w).partition("=")[2]
+                words = stat.with_name("cmdline").read_text()
+                return re.findall(r"gcs-address=([0-9.]+:[0-9]+)", words)[0]
     raise RuntimeError(f"process {driver} has no raylet")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from scripts.many_parts.lossy import LossyCable
 from scripts.many_parts.runs import ENDLESS, ROOT, Run, compared, same_bits
 
 PORT = 6399
@@ -46,16 +48,22 @@ class Machines:
         for n in (0, 1, 2):
             ip("netns", "add", f"nbr{n}")
             ip("-n", f"nbr{n}", "link", "set", "lo", "up")
+        self._connect()
+        return self
+
+    def _connect(self) -> None:
         ip("-n", "nbr0", "link", "add", "switch", "type", "bridge")
         ip("-n", "nbr0", "link", "set", "switch", "up")
         for n in (1, 2):
             ip("link", "add", f"port{n}", "netns", "nbr0", "type", "veth", "peer", "name", "eth",
                "netns", f"nbr{n}")  # fmt: skip
             ip("-n", "nbr0", "link", "set", f"port{n}", "master", "switch", "up")
-            ip("-n", f"nbr{n}", "addr", "add", f"10.77.0.{n}/24", "dev", "eth")
-            ip("-n", f"nbr{n}", "link", "set", "eth", "up")
+            self._up(n)
             self._tc(n)
-        return self
+
+    def _up(self, n: int) -> None:
+        ip("-n", f"nbr{n}", "addr", "add", f"10.77.0.{n}/24", "dev", "eth")
+        ip("-n", f"nbr{n}", "link", "set", "eth", "up")
 
     def __exit__(self, *error: object) -> None:
         self._remove()
@@ -115,7 +123,7 @@ class Machines:
                     return True
         return False
 
-    def cable(self, n: int, *, plugged: bool) -> None:
+    def plug(self, n: int, *, plugged: bool) -> None:
         """Pull the cable of a machine, or plug it in."""
         ip("-n", "nbr0", "link", "set", f"port{n}", "up" if plugged else "down")
 
@@ -123,6 +131,46 @@ class Machines:
         """Start a run on machine 1."""
         env = self.env | {"RAY_AUTH_TOKEN": str(others.get("token", self.token))}
         return Run(folder, out, steps, *more, ray=HEAD, around=self.on(1), env=env)
+
+
+class LossyMachines(Machines):
+    """Two machines on a cable that delays each frame by 50 ms and loses 1 % of them."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def _connect(self) -> None:
+        self.cable = LossyCable(("nbrtap1", "nbrtap2"), delay=0.05, loss=0.01, seed=self._seed)
+        for n in (1, 2):
+            ip("link", "set", f"nbrtap{n}", "netns", f"nbr{n}", "name", "eth")
+            self._up(n)
+
+    def __exit__(self, *error: object) -> None:
+        for n in (1, 2):
+            self.stop(n)
+        self.cable.close()
+        super().__exit__(*error)
+
+
+def w4(folder: Path, steps: int, seed: int) -> list[str]:
+    """Train on a slow and lossy network."""
+    with LossyMachines(seed) as machines:
+        machines.start_surely(1)
+        machines.start_surely(2)
+        time.sleep(5)
+        run = machines.run(folder, "lossy", steps)
+        found, text = run.bits(), run.seen()
+        cable = machines.cable
+    joined = text.count("joined")
+    blocks = [int(n) for n in re.findall(r"worker \S+: (\d+) blocks", text)]
+    late = text.count("has not answered")
+    wanted = Run(folder, "plain4", steps).bits()
+    return [
+        f"W4 | delay 50 ms in each direction, loss 1 %: {joined} workers, {steps} steps, blocks "
+        f"{blocks}, {cable.lost} of {cable.lost + cable.passed} frames lost, {late} blocks overdue "
+        f"| {found} | {compared([found], wanted) if joined == 2 and min(blocks) else 'OTHER'}"
+    ]
 
 
 def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
@@ -146,9 +194,9 @@ def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
             time.sleep(rng.random())
             # every third cut is longer than Ray needs to notice it
             lengths.append(rng.uniform(70, 90) if i % 3 == 2 else rng.uniform(1, 25))
-            machines.cable(2, plugged=False)
+            machines.plug(2, plugged=False)
             time.sleep(lengths[-1])
-            machines.cable(2, plugged=True)
+            machines.plug(2, plugged=True)
             now = run.seen().count("iter=")
             run.wait_for("iter= ", now + 3)
             found.append(run.stop())
@@ -197,7 +245,7 @@ def w7(folder: Path) -> list[str]:
         line = next((x for x in text.splitlines() if "cannot join" in x), "")
         rows.append(
             f"W7 | a machine with version 0.0.1: `{line}` | {found} | "
-            f"{refused(text, 'it is refused: nbllama is 0.0.1 there')}, the bits are "
+            f"{refused(text, 'it was refused: nbllama is 0.0.1 on the worker')}, the bits are "
             f"{compared([found], wanted)}"
         )
         machines.stop(2)
