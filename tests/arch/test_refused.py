@@ -136,7 +136,7 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
         (
             f"M16-{n}",
             edit("count", f"tokenizer.ggml.{n}_token_id", V),
-            f"{n}_token_id': 40, vocabula",
+            f"{n}_token_id': 40, but the vocabulary has 40",
         )
         for n in ("bos", "eos", "padding", "unknown", "eot", "fim_pre")
     ],

@@ -233,7 +233,7 @@ def test_built_in_rewards(reward: str, cases: list[tuple[str, dict[str, Any], fl
 def test_records_that_a_built_in_reward_cannot_score() -> None:
     for reward, record, words in (
         ("exact", {"prompt": "a"}, 'requires the correct answer under "answer"'),
-        ("sql", {"answer": "select 1"}, 'under "database"'),
+        ("sql", {"answer": "select 1"}, 'under the key "database"'),
         ("sql", {"answer": "select a", "database": ""}, "its SQL does not run: no such column"),
         ("sql", {"answer": "select 1", "database": "create x"}, "its SQL does not run"),
     ):
