@@ -35,8 +35,7 @@ from nbllama.train.blocks.shares import Shares
 from nbllama.train.blocks.worker import Answer, Key, computed, mixed_line
 from nbllama.train.objective import Check, Task
 
-LEAST_WAIT, TIMES_MEDIAN = 60.0, 5.0
-POLL = 0.2  # seconds
+LEAST_WAIT, TIMES_MEDIAN, POLL = 60.0, 5.0, 0.2  # in seconds, except for the second one
 HERE = "this process"
 
 
