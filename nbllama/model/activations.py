@@ -118,7 +118,10 @@ def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`: norms of q and k, after attention, and at the end."""
+    """Return the shapes of `BlockSet.norms`.
+
+    These are the norms of q and k, after attention, and after feed-forward.
+    """
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)
     if hp.has_qk_norm:

@@ -41,7 +41,10 @@ class Blocks(Mixers):
         return rms_norm_ref(v.reshape(-1, v.shape[-1]), one, self.hp.rms_eps).reshape(v.shape)
 
     def values_grad(self, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the gradients of `values` with respect to h and, if used as values, the keys."""
+        """Return the gradients of `values` with respect to h and the projected keys.
+
+        The second gradient is None if the block projects its own values.
+        """
         if self.hp.values_normed:
             raw = self.kept[f"raw values-{i}"]
             rows, one = raw.reshape(-1, raw.shape[-1]), np.ones(raw.shape[-1], raw.dtype)
@@ -53,7 +56,10 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Add block i's dk and dv to the sums of later blocks that use the same keys and values."""
+        """Add dk and dv of block i to the sums of the later blocks that share its keys and values.
+
+        Returns the new sums.
+        """
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
         total = self.lent[of] = dk + before[0], dv + before[1]

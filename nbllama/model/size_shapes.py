@@ -45,7 +45,7 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return the shape of one token in a block's array, or None if it does not vary by block."""
+    """Return the shape of a token's numbers in an array, or None if all blocks use the same."""
     if name in _QUERIES:
         return n_head, sizes.head_dim
     if name in _KEYS:

@@ -43,7 +43,10 @@ def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
 
 
 def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
-    """Turn dv into the gradient of the projected values; add it to dk if these are the keys."""
+    """Turn dv into the gradient of the projected values.
+
+    If the projected keys are used as values, this gradient is added to dk.
+    """
     rows, rstd = _rows(block, block.kept.norms["v"])
     d = dv.reshape(rows.shape)
     rms_norm_grad(d, rows, _ones(block), rstd, dx=d)
