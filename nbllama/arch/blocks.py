@@ -11,7 +11,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 class BlockSizes(NamedTuple):
-    """Sizes of one block."""
+    """The sizes of one block."""
 
     n_head_kv: int
     head_dim: int
@@ -32,10 +32,10 @@ def read_blocks(
     n_rot: int,
     window: int,
 ) -> tuple[BlockSizes, ...]:
-    """Read the sizes of each block; return () if all blocks of the architecture have the same size.
+    """Read the sizes of each block, or return () if the architecture has a single block size.
 
     `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may lack keys and
-    values; they then use the ones from the last earlier block of the same kind.
+    values. If so, they use the keys and values of the last earlier block of the same kind.
     """
     if not row.varied:
         return ()
@@ -77,7 +77,7 @@ def read_blocks(
 
 
 def _windows(f: GGUFFile, key: str, n_layer: int) -> list[bool]:
-    """Return which blocks have a window, from the file's flags (one per block)."""
+    """Read the file's flags, one per block, and return which blocks have a window."""
     flags = [bool(flag) for flag in f.get(key, "flags")]
     if len(flags) != n_layer:
         raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")

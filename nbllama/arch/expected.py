@@ -1,4 +1,4 @@
-"""The tensors of a model of given sizes."""
+"""The tensors that a model of given sizes can contain."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nbllama.arch.rows import ARCHS
 
 
 class ExpectedTensor(NamedTuple):
-    """Shape in numpy order, and whether the tensor is required."""
+    """The shape of a tensor in numpy order, and whether the tensor is required."""
 
     shape: tuple[int, ...]
     required: bool
 
 
 def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
-    """Return all tensors, required or optional, of a model of these sizes, in file order."""
+    """Return all required and optional tensors of a model of these sizes, in file order."""
     row = ARCHS[hp.arch]
     sizes = {
         "n_vocab": hp.n_vocab,
@@ -57,7 +57,7 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
 
 
 def _varying(hp: Hparams, layer: int) -> dict[str, int]:
-    """Return the sizes of a block that differ between blocks."""
+    """Return the sizes of a block that can vary from block to block."""
     if not hp.blocks:
         return {}
     of = hp.blocks[layer]

@@ -16,18 +16,18 @@ _GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # values of the key expert
 
 
 class ExpertsRow(NamedTuple):
-    """The properties of the experts that are determined by the name of the architecture."""
+    """The properties of the experts that follow from the name of the architecture."""
 
     gating: str  # a key of `ops.experts.router.CODES`
     normed: bool = False  # do the weights of the chosen experts sum to 1?
-    gating_keys: bool = False  # can keys in the file change these two?
-    own_width: bool = True  # is it expert_feed_forward_length, not feed_forward_length?
+    gating_keys: bool = False  # can keys in the file override `gating` and `normed`?
+    own_width: bool = True  # is the width in expert_feed_forward_length?
     shared: str = ""  # shared expert: "key": width in a key, "count": number of expert widths
     lead_key: bool = False  # leading_dense_block_count: number of blocks without experts
     step_key: bool = False  # interleave_moe_layer_step: one in this many blocks has experts
-    optional: bool = False  # can a file be without experts?
+    optional: bool = False  # can a file contain a dense model?
     kind: str = "silu"  # a key of `ops.experts.gate.CODES`
-    tensors: tuple[TensorRow, ...] = ROUTED  # instead of the feed-forward tensors of a dense block
+    tensors: tuple[TensorRow, ...] = ROUTED  # replace a dense block's feed-forward tensors
 
 
 class Experts(NamedTuple):
@@ -36,7 +36,7 @@ class Experts(NamedTuple):
     total: int
     used: int  # experts per token
     n_ff: int  # width of one expert
-    n_ff_shared: int  # width of the shared expert; 0: none
+    n_ff_shared: int  # width of the shared expert; 0 if there is none
     first: int  # blocks before this one have no experts
     gating: str
     normed: bool
@@ -61,7 +61,7 @@ def block_rows(
 def read_experts(
     f: GGUFFile, arch: str, row: ExpertsRow | None, n_layer: int, *, warnings: list[str]
 ) -> Experts | None:
-    """Read the settings of the experts in a file; return None for a dense model."""
+    """Read the expert settings in a file, or return None for a dense model."""
     if row is None:
         return None
     count_key = f"{arch}.expert_count"
@@ -108,7 +108,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
 def _weights(
     f: GGUFFile, arch: str, row: ExpertsRow, warnings: list[str]
 ) -> tuple[str, bool, float]:
-    """Return the gating, whether the weights are normed, and their scale."""
+    """Return the gating, whether the weights are normalised, and their scale."""
     keys = {k: f"{arch}.{k}" for k in ("expert_gating_func", "expert_weights_norm")}
     scale_key = f"{arch}.expert_weights_scale"
     if not row.gating_keys:

@@ -44,7 +44,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     """Read the sizes and constants of the model in `f`, and check all its tensors.
 
     The presence, shape and type of every tensor are checked. Raises `GGUFError` with a one-line
-    message for a file that is not a supported model or contradicts itself. Unusual values are only
+    message if the file is inconsistent or is not a supported model. Unusual values are only
     reported in `Hparams.warnings`.
     """
     row = _row(f)
@@ -170,7 +170,7 @@ def _row(f: GGUFFile) -> ArchRow:
 
 
 def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> int:
-    """Read the width of a dense feed-forward layer, which is optional if no block is dense."""
+    """Read the width of dense feed-forward layers; its key is optional if no block is dense."""
     key = f"{row.name}.feed_forward_length"
     if experts is not None and experts.first == 0 and key not in f.metadata:
         return experts.n_ff
@@ -184,7 +184,7 @@ def _n_per_layer(f: GGUFFile, row: ArchRow) -> int:
 
 
 def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
-    """Read four numbers per block; their keys have no architecture prefix."""
+    """Read the four xIELU numbers of each block, whose keys have no architecture prefix."""
     names = ("alpha_p", "alpha_n", "beta", "eps")
     values = (numbers(f, f"xielu.{name}", n_layer) for name in names)
     return tuple(zip(*values, strict=True))
@@ -201,14 +201,14 @@ def _logit_scale(row: ArchRow, scales: Scales) -> float:
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
-    """Read a soft-cap; 0 means none, in the file as well."""
+    """Read a soft-cap. Both in the file and in the result, 0 means that there is none."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
     return positive(f, key, default)
 
 
 def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
-    """Return the scales of the file or else of the row, in float32 as in llama.cpp."""
+    """Return the file's scales or the row's defaults, rounded to float32 as in llama.cpp."""
     factors = {
         name: None if value is None else float(np.float32(value))
         for name, value in row.scales(sizes)._asdict().items()

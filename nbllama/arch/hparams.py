@@ -30,7 +30,7 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # for YaRN's factor on all numbers of a head; 0: none
+    log_mul: float = 0.0  # multiplier in YaRN's factor for all numbers of a head; 0: none
 
 
 class Rope(NamedTuple):
@@ -39,12 +39,12 @@ class Rope(NamedTuple):
     freq_base: float
     freq_scale: float
     yarn: bool = True
-    n_rot: int = 0  # number of rotated numbers per head; 0: `Hparams.n_rot`
+    n_rot: int = 0  # number of rotated numbers per head; 0 means `Hparams.n_rot`
     factors: bool = True  # do the factors in `rope_freqs` apply?
 
 
 class Temperature(NamedTuple):
-    """The factor for queries at position p: 1 + scale ln(1 + floor(p / length))."""
+    """The factor applied to queries at position p: 1 + scale ln(1 + floor(p / length))."""
 
     scale: float
     length: int
@@ -57,10 +57,10 @@ class Temperature(NamedTuple):
 
 
 class DeltaNet(NamedTuple):
-    """Sizes of a gated delta net: heads of `size` numbers, and the taps of the convolution."""
+    """Sizes of a gated delta net: its heads of `size` numbers, and the taps of its convolution."""
 
     heads: int
-    key_heads: int  # head h uses the keys of h mod key_heads
+    key_heads: int  # head h uses the keys of key head h mod key_heads
     size: int
     taps: int
 
@@ -114,7 +114,7 @@ class Hparams:
     norm: str = "rms"  # or "layer": LayerNorm
     attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
     ffn_norm: str = "ffn_norm"  # the norm before feed-forward
-    qk_norm_last: bool = False  # are queries and keys normalised after RoPE, not before?
+    qk_norm_last: bool = False  # are queries and keys normalised after RoPE instead of before?
     rope_period: int = 0  # one in this many blocks (the last) has no RoPE; 0: all have RoPE
     temperature: Temperature | None = None  # scales the queries by their position
     gated: bool = True  # feed-forward: act(gate) * up if true, else act(up)
@@ -168,7 +168,7 @@ class Hparams:
         return sorted({b.kv_from for i, b in enumerate(self.blocks) if b.kv_from != i})
 
     def window_at(self, layer: int) -> int:
-        """Return how many tokens, including itself, a token attends to in this block; 0: all.
+        """Return how many tokens, including itself, a token attends to in this block (0 means all).
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
@@ -182,7 +182,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """Numbers per token in gate (and in up), in the chosen experts or in a dense block."""
+        """The size of gate (and of up) per token, over all chosen experts or in a dense block."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)
@@ -190,7 +190,7 @@ class Hparams:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether attention and feed-forward read the same input, and both add to it."""
+        """Whether attention and feed-forward read the same input and add their outputs to it."""
         return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
 
     def rope_at(self, layer: int) -> Rope | None:

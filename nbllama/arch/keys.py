@@ -11,12 +11,12 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
-    """Read a count of at least one."""
+    """Read a count, which must be at least 1."""
     return int(f.count(key, at_most, low=1))
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """Read a count given once or per layer, which must be the same in all layers."""
+    """Read a count that must be the same in all layers, stored once or once per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -31,7 +31,7 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
 
 
 def per_block(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> list[int]:
-    """Read a count for each layer, given once or per layer."""
+    """Return a count for each layer, which the file stores once or once per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return [size(f, key) if default is None or key in f.metadata else default] * n_layer
     values = f.get(key, "ints")
@@ -62,7 +62,7 @@ def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
 
 
 def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
-    """Read a finite number for each layer, given once or per layer."""
+    """Return a finite number for each layer, which the file stores once or once per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         f.get(key, "float")  # raises an error if the key is missing
         return [any_number(f, key)] * n_layer
@@ -75,7 +75,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 
 
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
-    """Return the period of the blocks without a window, given as a number or as per-block flags."""
+    """Return the period of the blocks without a window, stored as a number or as flags."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:

@@ -12,7 +12,7 @@ MOST_TAPS = 64
 
 
 def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
-    """Return "attention" or the row's `mixer` for each block; () if all blocks have attention."""
+    """Return "attention" or the row's `mixer` for each block, or () if all use attention."""
     if not row.mixer:
         return ()
     key, has = _by_heads(f, row) if row.mixer == "conv" else _by_period(f, row, n_layer)
@@ -55,7 +55,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
 
 
 def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
-    """Read the sizes of the blocks with a delta net; return None for other models."""
+    """Read the sizes of the blocks with a delta net, or return None for other models."""
     if row.mixer != "delta":
         return None
     key = f"{row.name}.ssm"
@@ -92,7 +92,7 @@ def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
 
 
 def conv_taps(f: GGUFFile, row: ArchRow) -> int:
-    """Read the number of tokens that a short convolution reads; return 0 if the model has none."""
+    """Return how many tokens a short convolution reads, or 0 if the model does not contain one."""
     if row.mixer != "conv":
         return 0
     return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

@@ -38,7 +38,7 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
-    """Read how many numbers of a head RoPE rotates, by default all."""
+    """Read how many numbers of a head RoPE rotates (default: all)."""
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
@@ -115,7 +115,7 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:
-    """Read how queries are scaled by position; return None if they are not."""
+    """Read how queries are scaled by position, or return None if they are not scaled."""
     key = f"{row.name}.attention.temperature_scale"
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None

@@ -22,10 +22,10 @@ class Window(NamedTuple):
 
     In each group of `period` blocks, the last block attends to all tokens and the others only to
     the last `size` tokens. If `size` is 0, all blocks attend to all tokens; if it is None, the file
-    must specify the number. `freq_base` is the RoPE base of the blocks with a window, or None for
-    the same base as in the other blocks. `base_key` says whether the file can specify a different
-    base, and `yarn` whether YaRN also applies to these blocks. `depths` limits windows to models
-    with these numbers of blocks.
+    must specify the size. `freq_base` is the RoPE base of the blocks with a window, or None for the
+    same base as in the other blocks. `base_key` is True if the file can specify a different base,
+    and `yarn` is True if YaRN also applies to these blocks. If `depths` is not empty, only models
+    with these numbers of blocks have windows.
     """
 
     size: int | None
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Scale factors of a model, used if the file does not contain their keys (`SCALE_KEYS`)."""
+    """A model's scale factors, used if the file does not contain their keys (`SCALE_KEYS`)."""
 
     embedding: float = 1.0  # factor for the embeddings
     residual: float = 1.0  # factor for the outputs of attention and feed-forward
@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchRow:
-    """The properties determined by the name of an architecture; others are read from the file."""
+    """The properties that follow from an architecture's name; others are read from the file."""
 
     name: str
     tensors: tuple[TensorRow, ...]
@@ -72,7 +72,7 @@ class ArchRow:
     norm: str = "rms"  # or "layer": LayerNorm, with a bias if the file has one
     attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
     ffn_norm: str = "ffn_norm"  # the norm before feed-forward; "attn_norm": both in parallel
-    qk_norm_last: bool = False  # are queries and keys normalised after RoPE, not before?
+    qk_norm_last: bool = False  # are queries and keys normalised after RoPE instead of before?
     rope_pairing: str = "interleaved"  # or "halves"
     partial_rope: bool = False  # can rope.dimension_count be smaller than the head size?
     rope_period: int = 0  # one in this many blocks (the last) has no RoPE; 0: all have RoPE
@@ -84,7 +84,7 @@ class ArchRow:
     activation: str = "silu"  # or "gelu"; without a gate, "gelu", "relu2" or "xielu"
     no_eps: bool = False  # llama.cpp does not read eps for the norms, so it is 0
     scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
-    logit_factor: bool = False  # is logit_scale a factor, not a divisor?
+    logit_factor: bool = False  # is logit_scale a factor instead of a divisor?
     scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose keys are read
     fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # no other value is supported
     attn_softcap: float | None = None  # default for attn_logit_softcapping; None: no such key
@@ -98,7 +98,7 @@ class ArchRow:
     mixer: str = ""  # used by some blocks instead of attention: "conv" or "delta"
     attn_gate: bool = False  # is there a gate for each number of the attention output?
     output_norm: str = "output_norm"  # the name of the last norm
-    same_as: str = ""  # a row whose models compute the same results if both have RoPE
+    same_as: str = ""  # row of an equivalent architecture, if both use RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # can heads have RoPE sections (vision models)? text has one position
     hf_turned: bool = True  # is the row order of q and k different in Hugging Face (interleaved)?

@@ -40,5 +40,5 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }
 
-# The only architecture that llama.cpp's `finetune` could train; its `.bin` adapters name none.
+# The only architecture that llama.cpp's `finetune` could train; its `.bin` adapters omit the name.
 OLD_TOOL_ARCH = "llama"

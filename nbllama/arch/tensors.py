@@ -19,7 +19,7 @@ class TensorRow(NamedTuple):
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
-    """Return the same tensors without the weights with these names."""
+    """Return the rows except those for the weights `names`."""
     return tuple(row for row in rows if row.name.removesuffix(".weight") not in names)
 
 

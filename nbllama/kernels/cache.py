@@ -71,7 +71,7 @@ class KernelCache(_Cache):
         return str(self._folder().path or "")
 
     def enable(self) -> None:
-        """Use the cache, if the function has a source file."""
+        """Use the cache if the function has a source file."""
         self._enabled = bool(self._source)
 
     def disable(self) -> None:

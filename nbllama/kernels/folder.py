@@ -31,7 +31,7 @@ _PREFIX = "kernels-"
 
 
 class KernelFolder(NamedTuple):
-    """The folder; if none can be used, `path` is None and `why` is the reason."""
+    """The folder; if no folder can be used, `path` is None and `why` is the reason."""
 
     path: Path | None
     why: str
@@ -52,7 +52,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Return why a file or folder with this `lstat` is not trusted, or "" if it is trusted."""
+    """Return why a file or folder with the `lstat` result `found` is not trusted, or ""."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":
@@ -125,7 +125,7 @@ def _hold(path: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """Return when a folder was last used, in seconds; a lock file is not required."""
+    """Return when a folder was last used, in seconds; its lock file can be missing."""
     times = [folder.lstat().st_mtime]
     with suppress(OSError):
         times.append((folder / _IN_USE).lstat().st_mtime)
@@ -133,7 +133,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _prune(root: Path, own: Path) -> None:
-    """Remove folders that are not locked, not among the `KEPT` newest, and not used `LATELY`."""
+    """Remove folders that are unlocked, unused for `LATELY`, and not among the `KEPT` newest."""
     if sys.platform == "win32":
         return
     found = []

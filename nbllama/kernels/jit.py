@@ -112,7 +112,7 @@ def kernel(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Compile the decorated function (see the module docstring).
 
-    `own` is the folder of the package if its kernels have a separate cache, and empty otherwise.
+    `own` is the source folder if its kernels have a separate cache folder, and empty otherwise.
     `inline` copies the function into its caller before types are inferred. Use it for functions
     that are called once per row, because an array argument is passed as seven words.
     """

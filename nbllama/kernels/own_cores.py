@@ -79,7 +79,7 @@ def own_cores() -> Iterator[None]:
     """Bind each of Numba's threads, including this thread, to a core inside the block.
 
     Programs and threads started by this thread inside the block inherit its core. Other Python
-    threads wait at the start of such a block until this thread has left its own.
+    threads wait at the start of such a block until this thread has left its block.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -47,7 +47,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 
 @intrinsic
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """Compute C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers: the micro-kernel.
+    """Run the micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], for ROWS x PANEL numbers.
 
     With `fresh`, the sum starts from zero instead of the contents of C, so C need not be cleared
     first. `a`, `b` and `c` are float32 arrays of any rank and layout: only the address of the first

@@ -50,7 +50,7 @@ _launched = False
 
 
 def launch() -> None:
-    """Make Numba launch its threads, with the layer of this module unless one is running."""
+    """Make Numba launch its threads, using this module's layer unless a layer is running."""
     global _launched
     if _launched:
         return

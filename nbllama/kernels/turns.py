@@ -61,8 +61,8 @@ def new_turn() -> Any:
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
     """Allow only one thread at a time to run the decorated methods of an object.
 
-    This also works for functions whose first argument is the object. The object must have an
-    attribute `turn` (`new_turn`). Methods of other objects are not blocked.
+    This also works for functions whose first argument is the object. The object must have a `turn`
+    attribute, created by `new_turn`. Methods of other objects are not blocked.
     """
 
     @wraps(method)

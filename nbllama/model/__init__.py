@@ -1,4 +1,4 @@
-"""Compute a model: its tensors, a single block, and the passes through all blocks.
+"""The computation of a model: its tensors, a single block, and the passes through all blocks.
 
 Read the modules in this order: `weights` (the tensors in the file), `bound` (binds an adapter to
 them), `activations` (memory for a step), `block` (one block, forward and backward), `passes` (the

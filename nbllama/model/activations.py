@@ -11,8 +11,8 @@ forward pass of each block. As a compromise, `kept` blocks can have their own se
 their second forward pass. The last block does not need its own set, because its backward pass
 directly follows its forward pass. The gradient is bit-identical in all cases.
 
-If nothing is trained (`ForwardActivations`), a block's input is not read again after the block, so
-the stream alternates between two arrays, and all blocks share one set.
+If nothing is trained (`ForwardActivations`), a block's input is not read again after the block has
+run, so the stream alternates between two arrays, and all blocks share one set.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Layout(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """Floats per token of the widest linear layer input or output gradient."""
+        """The maximum floats per token in any linear layer's input or output gradient."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
 
     @property
     def ff_input(self) -> int:
-        """Floats per token of the widest input to the last matrix of a feed-forward layer."""
+        """The maximum floats per token in the input of any feed-forward layer's last matrix."""
         e = self.hp.experts
         if e is None:
             return self.hp.ff_width
@@ -113,12 +113,15 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
-    """Return the shape of what a norm saves for `n` rows: rstd and, for LayerNorm, the mean."""
+    """Return the shape of a norm's saved array for `n` rows: rstd, and the mean for LayerNorm."""
     return (n,) if hp.norm == "rms" else (n, 2)
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`: of q and k, after attention, after feed-forward."""
+    """Return the shapes of `BlockSet.norms`.
+
+    These are the norms of q and k, after attention, and after feed-forward.
+    """
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)
     if hp.has_qk_norm:
@@ -187,7 +190,7 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
-    """Return the shapes of a block's set, by group; the last group contains the h of the pairs."""
+    """Return the shapes of a block's set by group; the last group contains each pair's h."""
     hp, n = layout.hp, layout.tokens
     mixed = mixer_shapes(hp, n) | per_layer.kept_shapes(hp, n)
     return block_shapes(hp, n), norm_shapes(hp, n), mixed, kept_shapes(hp, n), h_shapes(layout)
@@ -233,7 +236,10 @@ class Arena:
 
 
 class Activations:
-    """All arrays for a step with at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
+    """All arrays for a step with at most `layout.tokens` tokens.
+
+    The methods `x`, `shared`, `pool` and `block` return the arrays.
+    """
 
     def __init__(self, layout: Layout, *, checkpointing: bool, kept: int = 0) -> None:
         """Allocate the arrays; the arguments are the same as for `activation_bytes`."""
@@ -257,7 +263,7 @@ class Activations:
 
     @property
     def nbytes(self) -> int:
-        """Number of allocated bytes, for comparison with `activation_bytes` or `forward_bytes`."""
+        """The number of allocated bytes, to compare with `activation_bytes` or `forward_bytes`."""
         return int(self._arena.memory.nbytes)
 
     def recomputes(self, layer: int) -> bool:
@@ -265,22 +271,22 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Return the input `[n, C]` of block `layer`, or the last block's output for `n_layer`.
+        """Return the input `[n, C]` of block `layer`; index `n_layer` is the last block's output.
 
         If nothing is trained, this is the same array as the input of block `layer - 2`.
         """
         return self._stream[layer % len(self._stream)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
-        """Return an array of `shared_shapes`, limited to its first `n` rows."""
+        """Return the first `n` rows of an array listed in `shared_shapes`."""
         return self._shared[name][:n]
 
     def pool(self, name: str) -> np.ndarray:
-        """Return a whole memory pool of `shared_shapes`: "panels", "hidden" or "dropped"."""
+        """Return one of the memory pools in `shared_shapes`: "panels", "hidden" or "dropped"."""
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """Return the set of block `layer`, limited to its first `n` rows."""
+        """Return the set of block `layer`, with the first `n` rows of each array."""
         index = 1 + layer - (self._top - self.kept)  # the last and all lower blocks share set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)

@@ -67,11 +67,11 @@ def block_forward(
     k_offsets: np.ndarray | None = None,
     states: StateExchange | None = None,
 ) -> None:
-    """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
+    """Run block `layer` from acts.x(layer) to acts.x(layer + 1), and save a `BlockSet`.
 
-    With `recompute`, stop as soon as everything for the backward pass has been computed. With
-    `cache`, `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`
-    contains the states of the sequences, for blocks without attention.
+    With `recompute`, stop as soon as everything that the backward pass requires is available. With
+    `cache`, `k_offsets` `[S+1]` contains the offsets of the keys that the cache returns. `states`
+    contains the states of the sequences, which blocks without attention use.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:
@@ -86,7 +86,7 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Run block `layer` backward: turn acts.dx from the gradient of its output into its input's.
+    """Run block `layer` backward: turn acts.dx from its output gradient into its input gradient.
 
     `lowest` is the lowest block with trained parameters. For this block, gradients that would only
     be passed to lower blocks are skipped.
@@ -118,7 +118,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: project, normalise (if required), rotate."""
+        """Compute queries or keys y `[N, heads, D]`: project, normalise if required, rotate."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -156,12 +156,12 @@ class Block(BlockParts):
         self.see(node, y)
 
     def turn_grad(self, node: str, dy: np.ndarray) -> None:
-        """Rotate the gradient back."""
+        """Rotate the gradient dy `[N, heads, D]` back."""
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows as long as its weight (one head or all), and rstd."""
+        """Return the norm's name, x in rows of the weight's length (one or all heads), and rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]

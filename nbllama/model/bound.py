@@ -23,7 +23,7 @@ class Bound:
     load: np.ndarray | None = None  # int64 [n_layer, E]: tokens per expert so far
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
-        """Bind `adapter`; raise `CheckpointError` if its shapes do not match the model."""
+        """Bind `adapter`. Raises `CheckpointError` if its shapes do not match the model."""
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
             raise CheckpointError(f"the adapter is for a different model: {problem}")
         self._model = model
@@ -88,7 +88,8 @@ class Bound:
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
         """Write y `[N, C]`, the norm of x `[N, C]` with this weight, and rstd for the gradient.
 
-        rstd is `[N]`, or `[N, 2]` for LayerNorm, including the mean (`activations.norm_numbers`).
+        rstd is `[N]`. For LayerNorm, it is `[N, 2]` and also contains the mean
+        (`activations.norm_numbers`).
         """
         w, hp = self.norm(name), self._model.hp
         if hp.norm == "layer":
@@ -108,7 +109,10 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Set dx `[N, C]` (`add`: +=) to the gradient of x; add the gradients of the pair."""
+        """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
+
+        The gradients of the norm's pair are added to `grads`.
+        """
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return
@@ -120,7 +124,7 @@ class Bound:
             rms_norm_grad(dy, x, w, rstd, dx=dx, add=add)
 
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
-        """Add the gradients of a norm's pair, if it has a trained pair.
+        """Add the gradients of a norm's pair, if the norm has a trained pair.
 
         dy `[N, C]` is the gradient of the norm's output, x `[N, C]` is its input, and rstd is the
         result of `normed`. With dw `[C]`, the gradient with respect to the effective weight:

@@ -68,7 +68,7 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Return the floats per token of the widest linear layer input or output, or 0 for none."""
+    """Return the maximum floats per token in any linear layer's input or output (0 for none)."""
     widths = [3 * hp.n_embd if "conv" in hp.mixers else 0]
     if of := hp.delta:
         widths += [of.n_qkv, of.n_values]

@@ -50,7 +50,7 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return a layer's pair, always the same object because `Input` compares by identity."""
+        """Return a layer's pair: always the same object, because `Input` compares by identity."""
         key = name, expert
         if key not in self._pairs:
             found = self.block.bound.expert_pair(self.block.layer, _TENSORS[name], expert)
@@ -83,7 +83,7 @@ class Mixture:
     def project_grad(
         self, name: str, expert: int, dy: np.ndarray, x: Input, *, dx: np.ndarray, add: bool = False
     ) -> None:
-        """Set dx `[M, n_in]` (`add`: +=), and add the gradients of the pair."""
+        """Write dx `[M, n_in]`, or add it with `add`; add the gradients of the pair."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
         h = NO_PANELS if pair is None else x.hidden(pair, None)

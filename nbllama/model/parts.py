@@ -41,7 +41,7 @@ class BlockParts:
         self.watch = model.watch
 
     def _fit(self) -> None:
-        """Reshape the arrays of `kept` for this block; use shared arrays for lent keys."""
+        """Reshape the arrays of `kept` for this block; use shared arrays for lent k and v."""
         kept, n, sizes = self.kept, self.n, self.sizes
         for name in ("q", "att", "k", "v", "gate", "up"):
             shape = own_shape(name, sizes, self.hp.n_head)
@@ -102,7 +102,7 @@ class BlockParts:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, *, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; add the gradients of the norm's pair."""
+        """Add the gradient with respect to x to dx, and add the gradients of the norm's pair."""
         if norm:
             self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:
@@ -121,7 +121,7 @@ class BlockParts:
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """Set y `[N, ...]` (`add`: +=) to the output of layer `name`, including the bias."""
+        """Write layer `name`'s output, with the bias, to y `[N, ...]`, or add it with `add`."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
         self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)

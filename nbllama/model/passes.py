@@ -246,9 +246,9 @@ class Model(Weights):
         kept: int = 0,
         dropout: bool = False,
     ) -> Activations:
-        """Allocate memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
+        """Allocate memory for micro-batches of up to `n` tokens with up to `n_trained` trained.
 
-        For `kept`, see `nbllama.model.activations`.
+        See `nbllama.model.activations` for `kept`.
         """
         sizes = layout(self, adapter, n, n_trained, dropout=dropout)
         return Activations(sizes, checkpointing=checkpointing, kept=kept)
@@ -268,7 +268,7 @@ class Model(Weights):
 def layout(
     model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
 ) -> Layout:
-    """Return the sizes for a step's arrays, with the largest rank of each layer in any block."""
+    """Return the layout of a step's arrays; each layer's rank is the largest in any block."""
     ranks = dict.fromkeys(LINEARS, 0)
     for base, pair in (adapter.pairs if adapter is not None else {}).items():
         for name, (tensor, _) in model.linears.items():

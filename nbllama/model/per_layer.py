@@ -5,12 +5,12 @@ from the token's usual embedding x (after scaling):
 
     e_i = (norm(p_i) + sqrt(P) T_i[token]) / sqrt(2)        p_i = x M_iᵀ / sqrt(C)
 
-After feed-forward, a block adds the following to its stream x
+After feed-forward, a block adds the following to its stream x:
 
     norm(proj(gelu(inp_gate(x)) * e_i))
 
-and multiplies the sum by a factor, if the file contains one. `inp_gate` and `proj` can have LoRA
-pairs; the table T and the matrix M cannot, because llama.cpp would not apply them.
+It then multiplies the sum by a factor, if the file contains one. `inp_gate` and `proj` can have
+LoRA pairs. The table T and the matrix M cannot, because llama.cpp would not apply their pairs.
 
 The rows are stored in one shared array, block by block. The backward pass of a block overwrites its
 rows with their gradient, which is used only for the token embedding's pair (`embed_grad`). The
@@ -143,7 +143,7 @@ def forward(block: BlockParts, x: np.ndarray) -> None:
 
 
 def backward(block: BlockParts, dx: np.ndarray) -> None:
-    """Turn dx from the gradient of the block's output into the gradient before `forward`."""
+    """Turn dx from the gradient of the block's output into the gradient of the input x."""
     if (scale := _scale(block)) is not None:
         dx *= scale
     if not block.hp.n_per_layer:

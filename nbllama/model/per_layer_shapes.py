@@ -8,7 +8,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of what a block saves: stream, inputs of gate and norm, rstd."""
+    """Return the shapes of a block's saved arrays: stream, inputs of gate and norm, and rstd."""
     if not hp.n_per_layer:
         return {}
     return {

@@ -116,7 +116,7 @@ class _Pass(Blocks):
         return keep(f"attn_out-{i}", self.linear(att, i, "o"))
 
     def heads(self, x: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return queries or keys x `[N, heads, D]`, normalised and rotated as in this model."""
+        """Normalise and rotate queries or keys x `[N, heads, D]` as the model requires."""
         node = LINEARS[name].node
         if self.hp.qk_norm_last:
             x = self.keep(f"{node}-{i}", self.rotate(x, i))
@@ -126,7 +126,7 @@ class _Pass(Blocks):
         return x if self.hp.qk_norm_last else self.keep(f"{node}-{i}", self.rotate(x, i))
 
     def backward(self) -> None:
-        """Add the gradients of the mean loss to `grads`: the lines of `forward` in reverse."""
+        """Add the gradients of the mean loss to `grads`, by reversing the lines of `forward`."""
         hp, kept = self.hp, self.kept
         rows = self.batch.targets >= 0
         z, dz = kept["result_output"], np.zeros_like(kept["result_output"])
@@ -169,7 +169,7 @@ class _Pass(Blocks):
         self.embed_grad(hp.embed_scale * (dx + self.embed_rows_grad()))
 
     def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to h of `attend`, given the gradient of its output."""
+        """Return the gradient of `attend` with respect to h, given the gradient of its output."""
         hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
         att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
         datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
@@ -185,7 +185,7 @@ class _Pass(Blocks):
         return dh
 
     def heads_grad(self, dy: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return the gradient with respect to x of `heads`, given the gradient of its result."""
+        """Return the gradient of `heads` with respect to x, given the gradient of its result."""
         node, last = LINEARS[name].node, self.hp.qk_norm_last
         if not last:
             dy = self.rotate(dy, i, inverse=True)

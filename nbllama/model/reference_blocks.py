@@ -17,7 +17,7 @@ _NORM = "per_layer_proj_norm"
 
 
 class Blocks(Mixers):
-    """Operations, mixers, and the parts of blocks of different sizes."""
+    """The operations, the mixers, and the parts for blocks of different sizes."""
 
     # Keys and values
 
@@ -41,7 +41,10 @@ class Blocks(Mixers):
         return rms_norm_ref(v.reshape(-1, v.shape[-1]), one, self.hp.rms_eps).reshape(v.shape)
 
     def values_grad(self, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the gradients with respect to h of `values` and, if it uses them, the keys."""
+        """Return the gradients of `values` with respect to h and the projected keys.
+
+        The second gradient is None if the block projects its own values.
+        """
         if self.hp.values_normed:
             raw = self.kept[f"raw values-{i}"]
             rows, one = raw.reshape(-1, raw.shape[-1]), np.ones(raw.shape[-1], raw.dtype)
@@ -53,7 +56,10 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sum the gradients of keys and values over the blocks that use them, up to block i."""
+        """Add dk and dv of block i to the sums of the later blocks that share its keys and values.
+
+        Returns the new sums.
+        """
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
         total = self.lent[of] = dk + before[0], dv + before[1]
@@ -73,7 +79,7 @@ class Blocks(Mixers):
             self.kept[f"per_layer_row-{i}"] = e / np.sqrt(2)
 
     def own_rows(self) -> list[slice]:
-        """Return the columns of the table for each block."""
+        """Return each block's columns in the table."""
         size, rows = self.hp.n_per_layer, [self.hp.sizes_at(i).row for i in range(self.hp.n_layer)]
         return [slice(row * size, (row + 1) * size) for row in rows]
 
@@ -82,7 +88,7 @@ class Blocks(Mixers):
         return self.tensors[f"{MODEL_PROJ}.weight"]
 
     def embed_rows_grad(self) -> np.ndarray | float:
-        """Return the gradient with respect to the embeddings through all blocks' rows."""
+        """Return the gradient that flows to the embeddings through the rows of all blocks."""
         if not self.hp.n_per_layer:
             return 0.0
         dx: np.ndarray | float = 0.0
@@ -115,6 +121,6 @@ class Blocks(Mixers):
         return np.asarray(dx + self.linear_grad(dgate, kept[f"pe_in-{i}"], i, "inp_gate"))
 
     def out_scale(self, i: int) -> float:
-        """Return the factor of a block's output."""
+        """Return the factor for a block's output."""
         scale = self.tensors.get(f"blk.{i}.layer_output_scale.weight")
         return 1.0 if scale is None else float(scale[0])

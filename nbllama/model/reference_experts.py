@@ -1,4 +1,4 @@
-"""The mixture of experts in the reference model, one expert at a time, for all its tokens."""
+"""The mixture of experts in the reference model, which processes one expert at a time."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ReferenceMixture:
         return dh
 
     def shared_grad(self, dy: np.ndarray, h: np.ndarray) -> np.ndarray:
-        """Return the gradient through the shared expert."""
+        """Return the gradient that flows to h through the shared expert."""
         i, run = self.layer, self.run
         gate, up = run.kept[f"shared-{i}"]
         act = gated_ref(gate, up, False)

@@ -18,7 +18,7 @@ from nbllama.ops.short_conv import short_conv_grad_ref, short_conv_ref
 
 
 class Mixers(Operations):
-    """Operations, and the alternatives to attention in some blocks."""
+    """The operations, and the alternatives to attention that some blocks use."""
 
     def mixed(self, h: np.ndarray, i: int) -> np.ndarray:
         """Compute the mixer output of block `i`, which has no attention, for h `[N, C]`."""
@@ -30,7 +30,7 @@ class Mixers(Operations):
         return self.keep(f"conv_out-{i}", self.linear(y, i, "conv_out"))
 
     def mixed_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to h of `mixed`, given the gradient of its output."""
+        """Return the gradient of `mixed` with respect to h, given the gradient of its output."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta_grad(dy, i)
         kept, taps = self.kept, self.taps("shortconv.conv", i)
@@ -60,7 +60,7 @@ class Mixers(Operations):
         return keep(f"ssm_out-{i}", self.linear(y, i, "ssm_out"))
 
     def delta_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to h of `delta`."""
+        """Return the gradient of `delta` with respect to h, given the gradient of its output."""
         kept, offsets, n = self.kept, self.batch.seq_offsets, len(dy)
         dout = self.linear_grad(dy, kept[f"delta_out-{i}"], i, "ssm_out")
         o, norm = kept[f"delta_o-{i}"], f"blk.{i}.ssm_norm"
@@ -92,7 +92,7 @@ class Mixers(Operations):
         return [x.reshape(len(y), -1, of.size) for x in np.split(y, [keys, 2 * keys], axis=1)]
 
     def gate_inputs(self, i: int) -> dict[str, np.ndarray]:
-        """Return the inputs of the two gates, by the arguments of `gates_ref`."""
+        """Return the inputs of the two gates as keyword arguments for `gates_ref`."""
         a, dt = self.tensors[f"blk.{i}.ssm_a"], self.tensors[f"blk.{i}.ssm_dt.bias"]
         alpha, b = self.kept[f"delta_alpha-{i}"], self.kept[f"delta_beta-{i}"]
         return {"alpha": alpha, "b": b, "a": a, "dt": dt}
@@ -103,12 +103,12 @@ class Mixers(Operations):
 
     @property
     def delta_scale(self) -> float:
-        """The factor of the queries' outputs."""
+        """The factor `scale` of the delta rule."""
         assert self.hp.delta is not None
         return float(1 / np.sqrt(self.hp.delta.size))
 
     def to_length_1(self, x: np.ndarray) -> np.ndarray:
-        """Compute x / sqrt(sum of squares + eps) of each head."""
+        """Compute x / sqrt(sum of squares + eps) for each head."""
         length = np.sqrt((x * x).sum(axis=-1, keepdims=True) + self.hp.rms_eps)
         return np.asarray(x / length)
 

@@ -160,11 +160,11 @@ class Operations:
         return self.norm(x, f"blk.{layer}.{norm}") if norm else x
 
     def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return the gradient with respect to the stream, given the gradient of the result."""
+        """Return the gradient of `reads` with respect to the stream x."""
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Normalise x `[N, heads, D]` per head or over all heads; the weight's length decides."""
+        """Normalise x `[N, heads, D]` per head or over all heads, by the length of the weight."""
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:

@@ -29,7 +29,7 @@ def most_kv_heads(hp: Hparams) -> int:
 
 
 def norm_shapes_of_values(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of what the norm of the values saves, if there is one."""
+    """Return the shapes of the arrays saved by the norm of the values, if there is one."""
     if not hp.values_normed:
         return {}
     return {"v": (n, *head_shapes(hp)[1]), "rstd_v": (n, most_kv_heads(hp))}
@@ -45,7 +45,7 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return a token's shape in a block's array, or None if it is the same in all blocks."""
+    """Return the shape of a token's numbers in an array, or None if all blocks use the same."""
     if name in _QUERIES:
         return n_head, sizes.head_dim
     if name in _KEYS:

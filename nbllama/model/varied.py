@@ -3,11 +3,11 @@
 All arrays are large enough for the largest block (`nbllama.model.activations`). A smaller block
 uses the beginning of each array, with its own shape.
 
-Some blocks do not compute keys and values, but use the ones from an earlier block, `kv_from`. The
-keys and values of the earlier block are stored in separate arrays, not in its set of activations,
-because later blocks read them after the set has been reused. Their gradient is the sum over all
-blocks that read them: from the last block to the first, each later block adds its part to an array,
-and the earlier block adds the sum to its own gradient.
+Some blocks do not compute keys and values, but use the keys and values of an earlier block,
+`kv_from`. The earlier block stores them in separate arrays, not in its set of activations, because
+later blocks read them after the set has been reused. Their gradient is the sum over all blocks that
+read them: from the last block to the first, each later block adds its part to an array, and the
+earlier block adds the sum to its own gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
     """Compute the values y, including their norm in some models.
 
-    If there is no matrix for the values, they are the projected keys.
+    If the block has no matrix for values, the projected keys are used as values.
     """
     if not block.hp.values_normed:
         block.project("v", x, y)
@@ -43,7 +43,10 @@ def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
 
 
 def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
-    """Turn dv into the gradient of the projection's output, or add dv to dk if there is none."""
+    """Turn dv into the gradient of the projected values.
+
+    If the projected keys are used as values, this gradient is added to dk.
+    """
     rows, rstd = _rows(block, block.kept.norms["v"])
     d = dv.reshape(rows.shape)
     rms_norm_grad(d, rows, _ones(block), rstd, dx=d)
@@ -52,9 +55,10 @@ def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
 
 
 def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
-    """Return whether the block has its own keys; if so, add the parts of later blocks to dk, dv.
+    """Sum dk and dv over blocks that share keys; return whether this block owns its keys.
 
-    Otherwise, add dk and dv to the gradients of the block that owns the keys.
+    If the block owns its keys, the parts of later blocks are added to dk and dv. Otherwise, dk and
+    dv are added to the gradients of the block that owns the keys.
     """
     of, hp = block.sizes.kv_from, block.hp
     if of not in hp.lent:

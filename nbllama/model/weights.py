@@ -42,7 +42,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return a model's layers of `LINEARS`; one tensor in the file can contain several layers."""
+    """Return the layers in `LINEARS` that a model contains; layers can share a tensor."""
     layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -164,12 +164,12 @@ class Weights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Numpy shape of every base tensor, except key and value tensors that no block uses."""
+        """The numpy shapes of all base tensors except keys and values that no block uses."""
         idle = unused_tensors(self.hp)
         return {name: t.shape for name, t in self.gguf.tensors.items() if name not in idle}
 
     def rope_tables(self, n_positions: int, layer: int = 0) -> Tables | None:
-        """Return cos and sin `[n_positions or more, n_rot/2]`; they grow with the context.
+        """Return cos and sin `[n_positions or more, n_rot/2]`; the tables grow with the context.
 
         Returns None for a block without RoPE.
         """
@@ -219,7 +219,7 @@ class Weights:
 
 
 def _slices(name: str, type_id: int, raw: np.ndarray, shape: tuple[int, ...]) -> tuple[Weight, ...]:
-    """Return the matrices in a tensor with all experts, as views of its bytes."""
+    """Return each expert's matrix in a tensor with all experts, as a view of the tensor's bytes."""
     n, n_out, n_in = shape
     parts = as_readonly(raw).reshape(n, -1)
     return tuple(Weight(f"{name}[{e}]", type_id, parts[e], (n_out, n_in)) for e in range(n))

@@ -40,7 +40,7 @@ _ONE = np.float32(1.0)
 
 
 def _sigmoid_ref(a: np.ndarray, gelu: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(s, dz/da)."""
+    """Return (s, dz/da)."""
     z = _LINEAR * a + _CUBIC * a**3 if gelu else a
     slope = _LINEAR + 3 * _CUBIC * a**2 if gelu else np.ones_like(a)
     return (1 + np.tanh(z / 2)) / 2, slope  # equals s(z), without overflow
@@ -126,7 +126,7 @@ def _grad(dout, gate, up, gelu):
 
 
 def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = False) -> None:
-    """Compute out `[N, F]` = act(gate) * up: SwiGLU, or GeGLU with `gelu`.
+    """Compute out `[N, F]` = act(gate) * up: GeGLU with `gelu`, otherwise SwiGLU.
 
     Raises ValueError for mismatched arrays.
     """

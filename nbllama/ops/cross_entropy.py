@@ -46,7 +46,7 @@ def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) ->
 
 @kernel(fast=True)
 def _maxima(z, top):
-    """top[j] = largest of z[:, j]. A NaN can be missed, but it propagates to the sum."""
+    """Write the largest of z[:, j] to top[j]. NaN can be missed, but it propagates to the sum."""
     for j in range(PANEL):
         top[j] = z[0, j]
     for v in range(z.shape[0]):
@@ -91,7 +91,7 @@ def _blocks(zp, tops, sums):
 
 @kernel(parallel=True)
 def _scale(zp, factors, lift):
-    """Compute zp = zp * factors of the block + lift."""
+    """Multiply each block of zp by its factors, and add `lift`."""
     n_blocks = factors.shape[1]
     for task in prange(factors.shape[0] * n_blocks):
         p, b = task // n_blocks, task % n_blocks
@@ -113,8 +113,9 @@ def cross_entropy(
     """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
 
     The logits are overwritten with their gradient times `weight`, and with zeros past row M.
-    Without `gradient`, their contents are undefined afterwards. `weight` is a number, or float64
-    `[M]` with one weight per row. `targets` is int32 `[M]`. `floor`: see the module docstring.
+    Without `gradient`, the contents of zp are undefined afterwards. `weight` is a number, or
+    float64 `[M]` with one weight per row. `targets` is int32 `[M]`. See the module docstring for
+    `floor`.
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):

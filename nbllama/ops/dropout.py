@@ -75,7 +75,7 @@ def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def keep_ref(mask: Dropout, n: int, width: int) -> np.ndarray:
-    """Compute keep / (1 - p) as float64 `[n, width]`."""
+    """Return keep / (1 - p) as float64 `[n, width]`."""
     fours = -(-width // 4)
     t, k = (a.reshape(-1) for a in np.indices((n, fours)))
     rest = np.full((2, len(t)), [[mask.site], [mask.micro]])
@@ -106,7 +106,7 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 @kernel()
 def _mask_row(t, site, micro, k0, k1, threshold, factor, row):
-    """row[k] = factor if the value of token t in column k is kept, else 0."""
+    """Set row[k] to `factor` if the value of token t in column k is kept, otherwise to 0."""
     width = row.shape[0]
     for k in range(0, width, 4):
         four = _philox(np.uint64(k // 4), np.uint64(t), site, micro, k0, k1)
@@ -124,7 +124,7 @@ def _dropped(x, site, micro, k0, k1, threshold, factor, out):
 
 @kernel(parallel=True)
 def _add_dropped(dhp, a, site, micro, k0, k1, threshold, factor, dx):
-    """dx[t, k] += factor keep[t, k] sum_r dh[t, r] a[r, k]."""
+    """Add factor keep[t, k] sum_r dh[t, r] a[r, k] to dx[t, k]."""
     width = dx.shape[1]
     for t in prange(dx.shape[0]):
         mask = np.empty(width, np.float32)
@@ -156,7 +156,10 @@ def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
 
 
 def add_dropped(dhp: np.ndarray, a: np.ndarray, mask: Dropout, dx: np.ndarray) -> None:
-    """Add (dh A) keep / (1 - p) to dx `[N, K]`; dhp is dh packed `[P, R6, PANEL]`, a `[R, K]`."""
+    """Add (dh A) keep / (1 - p) to dx `[N, K]`.
+
+    dhp is packed dh `[P, R6, PANEL]`, and a is `[R, K]`.
+    """
     check_array("add_dropped", "dh", dhp, (n_panels(len(dx)), np.shape(dhp)[1], PANEL))
     check_array("add_dropped", "a", a, (len(a), dx.shape[1]))
     check_output("add_dropped", "dx", dx, dx.shape)

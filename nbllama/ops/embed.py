@@ -147,7 +147,7 @@ def embed_lora_grad(
 
 
 def _packed(h: np.ndarray) -> np.ndarray:
-    """Return h `[N, R]` in the panels `[P, R6, PANEL]` that `outer_product` reads."""
+    """Return h `[N, R]` packed into the panels `[P, R6, PANEL]` that `outer_product` reads."""
     n, rank = h.shape
     lanes = np.zeros((n_panels(n) * PANEL, packed_rows(rank)), np.float32)
     lanes[:n, :rank] = h

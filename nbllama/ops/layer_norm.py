@@ -100,7 +100,7 @@ def _plain_sums(dy, x, mean):
 # become the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """Compute y of one row and return (mean, rstd); pass w or b of length 0 for none."""
+    """Compute y for one row; return (mean, rstd). A missing w or b is passed with length 0."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)

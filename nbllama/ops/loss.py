@@ -1,4 +1,4 @@
-"""Cross-entropy fused with the output product, so the whole `[N, V]` logits are never stored.
+"""Cross-entropy fused with the output product, so the `[N, V]` logits are never stored as a whole.
 
     z = x Wᵀ (+ LoRA)        loss = sum over rows of the cross-entropy of z with the row's target
     dz from `ops.cross_entropy`, overwriting z            dx = dz W (+ LoRA)
@@ -71,11 +71,11 @@ def output_loss(
 ) -> float:
     """Return the unweighted sum of the rows' losses, and compute its gradient.
 
-    x is float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` is set to the gradient of
-    `weight` times the sum, or of the sum with one weight per row (float64 `[M]`); if `dx` is None,
-    only the loss is computed. `floor`: see `ops.cross_entropy`. `cap` is the soft-cap of the logits
-    (0: none); the buffers must have been created with the same value. `bias` `[V]` is added to the
-    logits before the soft-cap.
+    x is float32 `[M, C]`, targets is int32 `[M]`, and w is `[V, C]`. `dx` `[M, C]` is set to the
+    gradient of `weight` times the sum, or of the sum with one weight per row (float64 `[M]`). If
+    `dx` is None, only the loss is computed. See `ops.cross_entropy` for `floor`. `cap` is the
+    soft-cap of the logits (0 means none); the buffers must have been created with the same value.
+    `bias` `[V]` is added to the logits before the soft-cap.
     """
     total, weights = 0.0, np.broadcast_to(np.asarray(weight, np.float64), len(x))
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1

@@ -31,8 +31,8 @@ class Op:
     - `forward_ref(**inputs)` computes the output in plain numpy, in the dtype of the inputs.
     - `grad_ref(dy, **inputs)` computes the gradient of `sum(dy * output)` with respect to each
       differentiable input.
-    - `forward` and `grad` compute the same with the kernels, in float32 only. Like the wrappers,
-      they reject arrays that have a different shape or dtype or are not contiguous.
+    - `forward` and `grad` do the same computation with the kernels, in float32 only. Like the
+      wrappers, they reject arrays with a different shape or dtype and non-contiguous arrays.
 
     `tolerance` bounds the largest difference between kernel and reference, relative to the largest
     number of the reference; `why` explains it. `ggml` names the equivalent functions of ggml.
@@ -70,7 +70,7 @@ def check_array(
 def check_output(
     op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
-    """Raise ValueError if `check_array` does, or if `array` is not writable."""
+    """Raise ValueError if `check_array` rejects `array`, or if `array` is not writable."""
     check_array(op, name, array, shape, dtype=dtype)
     if not array.flags.writeable:
         raise ValueError(f"{op}: {name} is read-only")

@@ -16,7 +16,7 @@ The taps are frozen, so they have no gradient.
 
 Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets
 `[S + 1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is in the order
-of the taps, whatever else is in the batch.
+of the taps, regardless of the rest of the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
 """
@@ -164,7 +164,7 @@ def short_conv(
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
 ) -> None:
-    """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and offsets `[S + 1]` of the sequences.
+    """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and the sequences' offsets `[S + 1]`.
 
     `before` `[S, K - 1, C]` contains the state before each sequence, or is None for zeros; `after`,
     a different array of the same shape, receives the state after each sequence.

@@ -1,4 +1,4 @@
-"""Soft-cap of the logits: limit them smoothly to (-cap, cap) with a tanh.
+"""Soft-cap the logits: limit them smoothly to (-cap, cap) with a tanh.
 
     y = cap * tanh(z / cap)            dz = dy * (1 - (y / cap)^2)
 

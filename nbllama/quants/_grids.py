@@ -20,20 +20,23 @@ def _grid(kind: type) -> np.ndarray:
 
 
 IQ1 = _grid(quants.IQ1_S)
-"""2048 rows of 8 from {-1, 0, 1}; llama.cpp `iq1s_grid`."""
+"""2048 rows of 8 values from {-1, 0, 1}; llama.cpp: `iq1s_grid`."""
 IQ2_XXS = _grid(quants.IQ2_XXS)
-"""256 rows of 8 from {8, 25, 43}; llama.cpp `iq2xxs_grid`."""
+"""256 rows of 8 values from {8, 25, 43}; llama.cpp: `iq2xxs_grid`."""
 IQ2_XS = _grid(quants.IQ2_XS)
-"""512 rows of 8 from {8, 25, 43}; llama.cpp `iq2xs_grid`."""
+"""512 rows of 8 values from {8, 25, 43}; llama.cpp: `iq2xs_grid`."""
 IQ2_S = _grid(quants.IQ2_S)
-"""1024 rows of 8 from {8, 25, 43}; llama.cpp `iq2s_grid`."""
+"""1024 rows of 8 values from {8, 25, 43}; llama.cpp: `iq2s_grid`."""
 IQ3_XXS = _grid(quants.IQ3_XXS)
-"""256 rows of 4 from {4, 12, ... 52, 62}; llama.cpp `iq3xxs_grid`."""
+"""256 rows of 4 values from {4, 12, ... 52, 62}; llama.cpp: `iq3xxs_grid`."""
 IQ3_S = _grid(quants.IQ3_S)
-"""512 rows of 4 from {1, 3, ... 15}; llama.cpp `iq3s_grid`."""
+"""512 rows of 4 values from {1, 3, ... 15}; llama.cpp: `iq3s_grid`."""
 SIGNS = np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8)
-"""128 bytes: seven sign bits, and an eighth for even parity; `ksigns_iq2xs`."""
+"""128 bytes with seven sign bits and an eighth bit for even parity; llama.cpp: `ksigns_iq2xs`."""
 IQ4 = np.array(quants.IQ4_NL.kvalues, dtype=np.int8).view(np.uint8)
-"""The 16 values of the four-bit codes of IQ4_NL and IQ4_XS, denser near zero; `kvalues_iq4nl`."""
+"""The 16 values of IQ4_NL and IQ4_XS codes, denser near zero; llama.cpp: `kvalues_iq4nl`."""
 MXFP4 = np.array(quants.MXFP4.kvalues, dtype=np.int8).view(np.uint8)
-"""The 16 values, doubled, of a four-bit float (sign 1, exponent 2, mantissa 1); `kvalues_mxfp4`."""
+"""The 16 values of a four-bit float (sign 1, exponent 2, mantissa 1), doubled.
+
+llama.cpp: `kvalues_mxfp4`.
+"""

@@ -40,13 +40,13 @@ def _raw_scope(builder: Any) -> Any:
 
 
 def mark_raw_load(builder: Any, load: Any) -> None:
-    """Mark a load as one that reads `raw`, at any alignment."""
+    """Mark a load as a read of `raw`, at any alignment."""
     load.align = 1
     load.set_metadata("alias.scope", _raw_scope(builder))
 
 
 def mark_store_outside(builder: Any, store: Any) -> None:
-    """Mark a store of float32 numbers as one that does not write to `raw`."""
+    """Mark a store of float32 numbers as never writing to `raw`."""
     store.align = 4
     store.set_metadata("noalias", _raw_scope(builder))
 
@@ -149,7 +149,7 @@ def f16(typingctx, raw, i):
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """Run `f16` as on a CPU without a conversion instruction (for tests)."""
+    """Do the same as `f16`, but without a conversion instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 

@@ -28,7 +28,7 @@ QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.fa
 
 
 def quant_type(type_id: int) -> TensorType:
-    """Return the row of a type; raise GGUFError for a type that cannot be decoded."""
+    """Return the row of a type. Raises GGUFError for a type that cannot be decoded."""
     try:
         return QUANTS[type_id]
     except KeyError:
@@ -53,7 +53,10 @@ if KERNEL_SET not in ("vector", "plain"):
 
 @cache
 def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
-    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`, or raise KeyError."""
+    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`.
+
+    Raises KeyError if there is none.
+    """
     t = QUANTS[type_id]
     name = f"decode_{t.name.lower()}"  # for example decode_q4_1 in nbllama.quants.legacy
     if kernel_set == "vector" and find_spec(f"nbllama.quants.vector.{t.family}"):

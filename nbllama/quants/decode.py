@@ -39,9 +39,9 @@ def decode(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
 def decode_rows(type_id: int, raw: np.ndarray, row_elements: int, rows: np.ndarray) -> np.ndarray:
     """Decode chosen rows of a matrix (embedding lookup).
 
-    raw uint8 [n_rows * nbytes(type_id, row_elements)], rows integer [n] -> float32 [n,
-    row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do not match, and
-    IndexError for a row outside the matrix, including a negative index.
+    raw is uint8 [n_rows * nbytes(type_id, row_elements)], rows is integer [n], and the result is
+    float32 [n, row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do not
+    match, and IndexError for a row outside the matrix, including a negative index.
     """
     raw = as_readonly(raw)
     rows = np.asarray(rows)

@@ -75,7 +75,9 @@ def _first_special_mxfp4(raw, n):
 
 
 def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
-    """Return the index of the first block (F32, F16, BF16: number) that is not finite; else -1.
+    """Return the index of the first non-finite block, or -1 if all blocks are finite.
+
+    For F32, F16 and BF16, the index counts numbers.
 
     raw is uint8 [nbytes(type_id, n_elements)]. Raises GGUFError for an unsupported type, and
     ValueError if sizes do not match.

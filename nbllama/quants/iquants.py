@@ -13,7 +13,7 @@ half, u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block
 | IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
 | IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
 
-IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25. IQ3_S:
+IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: as IQ2, with 0.5 instead of 0.25. IQ3_S:
 w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125). Scales are
 four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs with an even number of minus
 signs.
@@ -37,7 +37,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def put_signed(scale, book, at, n, signs, out, to):
-    """out[to + j] = scale * book[at + j], negative where bit j of `signs` is set, j = 0 .. n-1."""
+    """Write scale * book[at + j] to out[to + j] for j < n, negated if bit j of `signs` is set."""
     for j in range(n):
         weight = scale * number(u8(book, at + j))
         put(out, to + j, -weight if (signs >> j) & 1 else weight)
@@ -45,14 +45,14 @@ def put_signed(scale, book, at, n, signs, out, to):
 
 @kernel()
 def put_shifted(scale, at, shift, out, to):
-    """out[to + j] = scale * (row + shift) for the row of 8 at byte `at` of the IQ1 code book."""
+    """Write scale * (row + shift), for the row of 8 values at byte `at` of IQ1, to out[to ...]."""
     for j in range(8):
         put(out, to + j, scale * (number(i8(_IQ1, at + j)) + shift))
 
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; per group a u32: four times seven sign bits, scale in the top bits."""
+    """Decode from 256 rows; a u32 per group contains four times seven sign bits and the scale."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -82,7 +82,10 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 1024 rows; all signs are stored.
+
+    `qh` contains two high bits per row index, in one byte per group of 32.
+    """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -98,7 +101,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4 values; the u32 of each group is the same as in IQ2_XXS."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -113,7 +116,10 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 512 rows of 4 values; all signs are stored.
+
+    `qh` contains the ninth bit of each row index, in one byte per group of 32.
+    """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -129,7 +135,10 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
+    """Decode from 2048 rows.
+
+    A u16 per group contains 4 x 3 row bits, three scale bits, and the sign of delta.
+    """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -153,9 +162,10 @@ def iq1_m_scale(raw, at):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta).
+    """Decode from 2048 rows.
 
-    There are sixteen three-bit scales, four in the low twelve bits of each u16 in `scales`.
+    Half a byte of `qh` per 8 weights contains three row bits and the sign of delta. There are
+    sixteen three-bit scales, four in the low twelve bits of each u16 in `scales`.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

@@ -25,7 +25,10 @@ from nbllama.quants._raw import f16, i8, number, put, u8
 
 @kernel()
 def decode_q2_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; q has two bits; scales byte: scale | min << 4."""
+    """Decode w = (d * scale) * q - dmin * min; q has two bits.
+
+    Each byte of `scales` is scale | min << 4.
+    """
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
         d, dmin = f16(raw, at + 80), f16(raw, at + 82)
@@ -43,8 +46,8 @@ def decode_q2_k(raw, src, n_blocks, out, dst):
 def q3_scale(raw, at, g):
     """Return the six-bit scale of group `g` from the 12 bytes at `at`.
 
-    The four low bits: low halves of bytes 0..7 for groups 0..7, high halves for groups 8..15.
-    The two high bits: field g >> 2 of byte 8 + (g & 3).
+    The four low bits are the low half of byte g for groups 0..7, and the high half of byte g - 8
+    for groups 8..15. The two high bits are field g >> 2 of byte 8 + (g & 3).
     """
     low = (u8(raw, at + (g & 7)) >> (4 * (g >> 3))) & 15
     return low | (((u8(raw, at + 8 + (g & 3)) >> (2 * (g >> 2))) & 3) << 4)
@@ -52,7 +55,7 @@ def q3_scale(raw, at, g):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third of them in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -70,9 +73,9 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 def scale_and_min(raw, at, g):
     """Return the six-bit scale and minimum of group `g` from 12 bytes (`get_scale_min_k4`).
 
-    The low six bits of bytes 0..3 are scales 0..3, and of bytes 4..7 minima 0..3. For scales and
-    minima 4..7, the four low bits are the halves of bytes 8..11, and the two high bits are the top
-    bits of bytes 0..7.
+    The low six bits of bytes 0..3 are scales 0..3; those of bytes 4..7 are minima 0..3. For scales
+    and minima 4..7, the four low bits are the halves of bytes 8..11, and the two high bits are the
+    top bits of bytes 0..7.
     """
     if g < 4:
         return u8(raw, at + g) & 63, u8(raw, at + g + 4) & 63
@@ -83,7 +86,10 @@ def scale_and_min(raw, at, g):
 
 @kernel()
 def decode_q4_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
+    """Decode w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 share 32 bytes.
+
+    Group 2p is in the low halves of the bytes, and group 2p + 1 in the high halves.
+    """
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -98,7 +104,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; as in Q4_K, with q's fifth bit in bit g of `qh`."""
+    """Decode w = (d * scale) * q - dmin * min; like Q4_K, with q's fifth bit in bit g of `qh`."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -114,7 +120,7 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q6_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`.
+    """Decode w = (d * scale) * (q - 32); q has four bits in `ql` and two in `qh`.
 
     Scales are signed bytes. For each 128 weights, 64 bytes of `ql` contain weights 0..63 in their
     low halves and 64..127 in their high halves, and each of 32 bytes of `qh` contains four two-bit

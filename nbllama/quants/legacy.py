@@ -1,6 +1,7 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with one scale `d`; some have an offset `m`.
+"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with a scale `d` and sometimes an offset `m`.
 
-Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp: `block_q4_0` ...):
+The table gives byte offsets within a block; `d` and `m` are IEEE halves (llama.cpp: `block_q4_0`
+...):
 
 | type | bytes | d | m | qh | qs | weight |
 |---|---|---|---|---|---|---|

@@ -1,7 +1,8 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with eight-bit scales for each 16.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with an eight-bit scale for each 16.
 
-A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
-eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.
+A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, and codes at 4..35. A group
+has eight bytes of codes: byte j of group s contains weight 16 s + j in its low half and weight
+16 s + 8 + j in its high half.
 
     w = scale(c) / 2 * value[q]
     scale(c) = (1 + m / 8) 2^(e - 7)  for e > 0,  m / 8 * 2^-6  for e = 0

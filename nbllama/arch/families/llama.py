@@ -21,7 +21,7 @@ from nbllama.arch.tensors import (
 
 
 def _minicpm_scales(sizes: Sizes) -> Scales:
-    """Return the scales of the 2B model, llama.cpp's defaults for files without the keys."""
+    """Return the 2B model's scales, which llama.cpp uses if a file does not contain the keys."""
     return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
 
 
@@ -84,7 +84,7 @@ ROWS = (
         (*ENDS, FACTORS),
         BLOCK + BIASES,
         scale_keys=tuple(SCALE_KEYS),
-        fixed_keys={"rope.scaling.finetuned": True},  # false: a model without positions
+        fixed_keys={"rope.scaling.finetuned": True},  # false means a model without positions
         hf_modules=HF_MODULES,
         checked=("dense", "without its keys"),
     ),

@@ -25,7 +25,7 @@ INPUTS = ("qkv", "z", "alpha", "beta")
 
 
 class _Parts(NamedTuple):
-    """Inputs of the delta rule: q and k before (`raw`) and after scaling to length 1; the rest."""
+    """The inputs of the delta rule; `raw` contains q, k and v before q and k are normalised."""
 
     raw: dict[str, np.ndarray]
     rstd: dict[str, np.ndarray]
@@ -37,7 +37,7 @@ class _Parts(NamedTuple):
 
 
 class DeltaBlock:
-    """A delta-net block for one batch; shapes as in `nbllama.ops.delta_net.delta_net`."""
+    """A delta-net block for one batch, with the shapes of `nbllama.ops.delta_net.delta_net`."""
 
     def __init__(self, block: BlockParts) -> None:
         of = block.hp.delta
@@ -53,7 +53,7 @@ class DeltaBlock:
         self.eps = block.hp.rms_eps / of.size
 
     def columns(self) -> tuple[tuple[str, int], ...]:
-        """Return the first column of queries, keys and values in `qkv`."""
+        """Return the columns of `qkv` at which queries, keys and values begin."""
         keys = self.of.key_heads * self.of.size
         return ("q", 0), ("k", keys), ("v", 2 * keys)
 
@@ -89,7 +89,7 @@ class DeltaBlock:
 
     @property
     def scale(self) -> float:
-        """The factor of the queries' outputs."""
+        """The factor `scale` of the delta rule."""
         return float(1 / np.sqrt(np.float32(self.of.size)))
 
 

@@ -161,7 +161,7 @@ def attention_grad_ref(
 
 @kernel()
 def _block(q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, tk, mine):
-    """Run one task: compute the outputs of head h for the n queries from t0 + i0 on."""
+    """Run one task: compute the outputs of head h for n queries, starting at t0 + i0."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -269,7 +269,7 @@ def attention(
     o, lse : float32 arrays [N, H, D] and [N, H]
         Overwritten with the outputs, and with the log of the sum of exp(score).
     window, cap
-        See the module docstring; 0 for none.
+        See the module docstring; 0 means that there is none.
     """
     check_streams(q, (k, v), q_offsets, k_offsets)
     check_array("attention", "slopes", slopes, q.shape[1:2])

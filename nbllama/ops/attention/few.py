@@ -1,4 +1,4 @@
-"""Attention of a few queries over many keys, for generating token by token.
+"""Attention of a few queries over many keys, used to generate text token by token.
 
 The formula is the same as in `nbllama.ops.attention`, but with so few queries, the blocks of that
 module would be mostly padding. Nothing is packed: keys are read directly from the cache. A task
@@ -38,7 +38,7 @@ MOST_QUERIES = 4
 # Flat arrays and unsigned indices: slicing for each key would cost more than its dot product.
 @kernel(fast=True)
 def _score_row(q, q0, k, k0, step, d, scale, row, n):
-    """row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n."""
+    """Compute row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n."""
     for j in range(n):
         total = np.float32(0.0)
         for c in range(d):
@@ -48,7 +48,7 @@ def _score_row(q, q0, k, k0, step, d, scale, row, n):
 
 @kernel(fast=True)
 def _weigh(p, n, v, v0, step, o, o0, d):
-    """o[o0 + c] = sum over j < n of p[j] v[v0 + j*step + c]."""
+    """Compute o[o0 + c] = sum over j < n of p[j] v[v0 + j*step + c]."""
     for c in range(d):
         o[np.uint64(o0 + c)] = np.float32(0.0)
     whole = n // 4 * 4
@@ -161,9 +161,9 @@ def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
-    """Compute `attention` of one sequence, whose last N tokens are q `[N, H, D]`.
+    """Compute `attention` for one sequence, given the queries q `[N, H, D]` of its last N tokens.
 
-    The caller has checked the arrays.
+    The caller must check the arrays.
     """
     global _scores, _found
     n, h, d = q.shape

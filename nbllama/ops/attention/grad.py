@@ -74,7 +74,7 @@ def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
 
 @kernel()
 def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
-    """out[first + j, :] += sum over queries i of the block of s[i, j] * rows[i, :].
+    """Add the sum over the block's queries i of s[i, j] * rows[i, :] to out[first + j, :].
 
     `rows` is stored in panels.
     """
@@ -150,7 +150,7 @@ def _cut(blocks, part, parts):
 
 @kernel()
 def _sum_heads(private, size, wide, heads, parts, tq, past, j, out):
-    """out[c] = sum over heads and parts of their rows j in `private`, in ascending order."""
+    """Set `out` to the sum of rows j in `private` over heads and parts, in ascending order."""
     blocks = (tq + BLOCK - 1) // BLOCK
     out[:] = np.float32(0.0)
     for h in range(heads):
@@ -252,9 +252,9 @@ def attention_grad(
 ) -> None:  # fmt: skip
     """Compute the gradients dq `[N, H, D]`, dk and dv `[Nk, G, D]` (overwritten).
 
-    o and lse are the results of the forward pass. `offsets` are the offsets of the queries and,
-    without `k_offsets`, also the offsets of the keys. With `k_offsets`, the queries belong to the
-    last tokens of longer sequences.
+    o and lse are the results of the forward pass. `offsets` contains the offsets of the queries
+    and, without `k_offsets`, also of the keys. With `k_offsets`, the queries belong to the last
+    tokens of longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

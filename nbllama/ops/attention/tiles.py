@@ -22,7 +22,7 @@ BLOCK = 48  # queries whose score rows are in memory at the same time; a multipl
 
 @kernel()
 def pack_transposed(x, t0, n, head, d, out):
-    """out[p, c, j] = x[t0 + p*PANEL + j, head, c]: panels over tokens, zeros past n."""
+    """Write out[p, c, j] = x[t0 + p*PANEL + j, head, c]: panels over tokens, zeros past n."""
     ld = x.shape[1] * d
     for p in range((n + PANEL - 1) // PANEL):
         have = min(PANEL, n - p * PANEL)
@@ -48,7 +48,7 @@ def keys_at(k0, tk, seq, g, n_kv, d):
 
 @kernel()
 def pack_rows(x, t0, n, head, d, scale, out):
-    """out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]: panels over the head's dimensions."""
+    """Write out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]: panels over head dimensions."""
     for p in range((d + PANEL - 1) // PANEL):
         have = min(PANEL, d - p * PANEL)
         for t in range(n):
@@ -62,7 +62,7 @@ def pack_rows(x, t0, n, head, d, scale, out):
 
 @kernel()
 def copy_block(x, t0, n, head, d, scale, out):
-    """out[i, c] = scale * x[t0 + i, head, c] for i < n, zeros up to BLOCK."""
+    """Write out[i, c] = scale * x[t0 + i, head, c] for i < n, and zeros up to BLOCK."""
     for i in range(n):
         row = x[t0 + i, head]
         for c in range(d):
@@ -146,7 +146,7 @@ def round_up(n: int, unit: int) -> int:
 def check_streams(
     q: np.ndarray, kv: tuple[np.ndarray, ...], q_offsets: np.ndarray, k_offsets: np.ndarray
 ) -> None:
-    """Raise ValueError unless q `[N, H, D]` and all of `kv` `[Nk, G, D]` fit the int32 offsets."""
+    """Raise ValueError unless q `[N, H, D]` and `kv` `[Nk, G, D]` match the int32 offsets."""
     if np.ndim(q) != 3 or np.ndim(kv[0]) != 3 or 0 in q.shape[1:] or 0 in kv[0].shape[1:]:
         raise ValueError(f"attention: q {np.shape(q)} [N, H, D], k {np.shape(kv[0])} [Nk, G, D]")
     check_array("attention", "q", q, q.shape)

@@ -1,11 +1,11 @@
-"""Attention of sequences with a common prefix: each shared token has one query, key and value.
+"""Attention for sequences with a common prefix: each shared token has one query, key and value.
 
 Each sequence has its own queries and attends to the keys of its *path*: rows of earlier sequences,
 then its own rows. `paths` `[P]` concatenates the rows of all paths, each in position order. K and V
 are the keys and values of the N rows:
 
     k' = K[paths]      v' = V[paths]
-    o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
+    o  = attention(q, k', v')            a sequence's queries belong to the last rows of its path
     dK[r] = sum over the indices p with paths[p] = r, in ascending order, of dk'[p]
 
 and the same for dV. Each query attends to the same keys in the same order as without sharing, so
@@ -44,7 +44,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 @kernel(parallel=True)
 def _sum_places(places, order, starts, out):
-    """out[r] = sum of places[order[i]] over starts[r] <= i < starts[r + 1], in ascending order."""
+    """Set out[r] to the sum of places[order[i]] over starts[r] <= i < starts[r + 1], ascending."""
     width = out.shape[1]
     for r in prange(out.shape[0]):
         row = out[r]
@@ -98,10 +98,11 @@ def attention_tree(
     paths: np.ndarray, scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,
     window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Compute `attention` of sequences that share keys and values.
+    """Compute `attention` for sequences that share keys and values.
 
     q is `[N, H, D]`, k and v are `[N, G, D]`, and paths is int32 `[P]`; see the module docstring.
-    `k_offsets` are the offsets of the paths. The other parameters are the same as in `attention`.
+    `k_offsets` contains the offsets of the paths. The other parameters are the same as in
+    `attention`.
     Raises `ValueError` for mismatched arrays.
     """
     _check_keys("attention_tree", k, v, paths)

@@ -70,7 +70,7 @@ def multiply_lower(a, ld, b, b_ld, n, c, c_ld, columns):
 
 @kernel()
 def multiply_upper(a, ld, b, b_ld, n, c, c_ld, columns):
-    """Add the sum over k >= i of A[k, i] B[k, j] to C[i, j]; A as in `multiply_lower`."""
+    """Add the sum over k >= i of A[k, i] B[k, j] to C[i, j]; A is as in `multiply_lower`."""
     for i in range(0, n, ROWS):
         for j in range(0, columns, PANEL):
             at = i * c_ld + j
@@ -89,21 +89,21 @@ def transpose(x, x_ld, rows, columns, y, y_ld):
 
 @kernel()
 def add_scaled(factor, x, y):
-    """Add factor x to y."""
+    """Add `factor * x` to y."""
     for i in range(y.shape[0]):
         y[i] += factor * x[i]
 
 
 @kernel()
 def scaled(factor, x, y):
-    """Write factor x to y, which may be x."""
+    """Write `factor * x` to y, which may be the same array as x."""
     for i in range(y.shape[0]):
         y[i] = factor * x[i]
 
 
 @kernel(fast=True)
 def dot(x, y):
-    """Return the sum of x y."""
+    """Return the dot product of x and y."""
     total = np.float32(0.0)
     for i in range(x.shape[0]):
         total += x[i] * y[i]
@@ -112,7 +112,7 @@ def dot(x, y):
 
 @kernel()
 def load(x, first, n, head, scale, y):
-    """Write scale x[first + t, head] to row t of y for t < n, and zeros to its other rows."""
+    """Write scale x[first + t, head] to row t of y for t < n, and zeros to the other rows of y."""
     width = x.shape[2]
     ld = stride(width)
     for t in range(n):
@@ -165,7 +165,10 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Subtract S's prediction from x = v; `rows` `[C, D]` is the keys, `turned` its transpose."""
+    """Subtract the prediction of S from x = v.
+
+    `rows` `[C, D]` contains the keys, and `turned` is its transpose.
+    """
     ld, c = stride(m), stride(CHUNK)
     multiply(rows, stride(d), 1, turned, c, d, low, c, n, CHUNK, True)
     mask(fade, b, n, np.float32(-1.0), 0, low)

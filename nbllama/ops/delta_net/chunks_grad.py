@@ -171,7 +171,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
             whole += np.float64(dot(state[i * kd : i * kd + d], turned_dstate[i * kd : i * kd + d]))
         _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, until[CHUNK - 1] * whole, n, dgates)
         dg[at : at + n, h] = dgates[:n]
-        # the parts from the other tokens of the chunk, and from S after it
+        # the parts from the chunk's other tokens, and from S after the chunk
         mask(fade, ones, n, one, 0, dkk)
         mask(fade, ones, n, one, 1, dqk)
         multiply_lower(dqk, c, keys, kd, n, to_query, kd, d)

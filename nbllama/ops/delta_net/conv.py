@@ -1,4 +1,4 @@
-"""The causal convolution before a delta net, followed by SiLU; it reads each channel's last tokens.
+"""The causal convolution before a delta net, followed by SiLU; it reads a channel's last tokens.
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
@@ -176,7 +176,7 @@ def conv_silu_grad(
 ) -> None:
     """Write du `[N, W]` for the columns of dy `[N, ...]`, which begin at `column`.
 
-    dy is overwritten with the gradient with respect to p; `memory` has dy's shape. The sequences
+    dy is overwritten with the gradient with respect to p. `memory` is as large as dy. The sequences
     have no state. Raises ValueError for mismatched arrays.
     """
     _check("conv_silu_grad", u, w, offsets, dy, column)

@@ -12,8 +12,8 @@ S is `[M, D]`; before a sequence, it is zero or a given state. There are two imp
 - Sequences without states, as in training, are processed in chunks
   (`nbllama.ops.delta_net.chunks`): a few matrix products per 30 tokens.
 - Sequences with states, as in generation, are processed token by token, and row m of S depends only
-  on v[m], not on other rows. A token's result is therefore bit-identical however a sequence is
-  divided into steps.
+  on v[m], not on other rows. A token's result is therefore bit-identical no matter how a sequence
+  is divided into steps.
 
 In both, a token's result does not depend on the rest of the batch, on later tokens, or on the
 number of threads, down to the last bit.

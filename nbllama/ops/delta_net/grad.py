@@ -110,7 +110,7 @@ def delta_net_grad(
 
 
 def gradient_floats(longest: int, size: int, width: int) -> int:
-    """Return the memory of a task in floats, for `longest` tokens per sequence and S `[M, D]`."""
+    """Return a task's memory in floats for up to `longest` tokens per sequence and S `[M, D]`."""
 
     def n(rows: int, columns: int) -> int:
         return (round_up(rows, PANEL) + ROWS) * (round_up(columns, PANEL) + LINE)

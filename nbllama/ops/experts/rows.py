@@ -26,7 +26,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 
 class Group(NamedTuple):
-    """The tokens of an expert: their indices `slots` in arrays sorted by expert, and `rows`."""
+    """An expert's tokens: `slots`, their indices in arrays sorted by expert, and their `rows`."""
 
     expert: int
     slots: slice
@@ -43,7 +43,7 @@ class Groups:
         self.counts = np.bincount(chosen.reshape(-1), minlength=n_experts)
 
     def __iter__(self) -> Iterator[Group]:
-        """Yield the groups that are not empty, in ascending order of experts."""
+        """Yield the non-empty groups in ascending order of expert."""
         ends = np.cumsum(self.counts)
         for expert in np.flatnonzero(self.counts):
             slots = slice(int(ends[expert] - self.counts[expert]), int(ends[expert]))

@@ -111,7 +111,8 @@ def _rows_256(x, q, d, sums):
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
     """Quantise x float32 `[N, K]` in blocks of `block` (32 or 256).
 
-    Raises ValueError for any other kind of array, or if its rows are not a whole number of blocks.
+    Raises ValueError for any other kind of array, or if the row length is not a multiple of
+    `block`.
     """
     if np.ndim(x) != 2 or block not in (32, 256) or x.shape[1] == 0 or x.shape[1] % block:
         raise ValueError(f"int8_rows: x {np.shape(x)} is not whole blocks of {block}")

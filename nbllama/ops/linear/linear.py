@@ -52,12 +52,12 @@ class LoraPair(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: the number of rows of A."""
+        """The rank of the pair, which is the number of rows of A."""
         return int(self.a.shape[0])
 
 
 class Masked(NamedTuple):
-    """Dropout of one input, with memory for x' `[N, K]` and for its panels."""
+    """Dropout for one input, with memory for x' `[N, K]` and for its panels."""
 
     mask: Dropout
     values: np.ndarray
@@ -171,11 +171,11 @@ def linear_grad(
     add: bool = False,
     masked: Masked | None = None,
 ) -> None:
-    """Add the pair's gradients to `da` and `db`; set dx `[N, n_in]` = (`add`: +=) dy W + dh A.
+    """Add the pair's gradients to `da` and `db`, and write dy W + dh A to dx `[N, n_in]`.
 
-    x is the layer's input, and hp is the result of `linear`. If dx is None, only the pair's
-    gradients are computed. `buffers` is memory for packed dy and packed dh. `masked` is the same as
-    in the forward pass.
+    With `add`, dy W + dh A is added to dx instead. If dx is None, only the pair's gradients are
+    computed. x is the layer's input, and hp is the result of `linear`. `buffers` is memory for
+    packed dy and packed dh. `masked` is the same as in the forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
         raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")

@@ -3,7 +3,7 @@
     y = x Wᵀ + h Bᵀ,   h = s x Aᵀ          A (R, n_in), B (n_out, R), s = alpha / lora_r
 
     dh = s dy B        dx = dy W + dh A     (`matmul_grad` adds `dh A`, and `matmul` adds `h Bᵀ`)
-    dA = dhᵀ x         dB = dyᵀ h           (`ops.lora_grad`)
+    dA = dhᵀ x         dB = dyᵀ h           (`lora_grad`)
 
 Both h and dh are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6 is R rounded up to a
 multiple of the micro-kernel's rows; rows beyond R are zero. h and dh include the factor s, so the
@@ -51,7 +51,7 @@ def lora_grad_ref(
 
 @kernel(parallel=True)
 def _thin(m, row, step, k, xp, scale, hp, rank, cs):
-    """hp[p, r, :] = scale * sum_k m[r*row + k*step] * xp[p, k, :]."""
+    """Compute hp[p, r, :] = scale * sum_k m[r*row + k*step] * xp[p, k, :]."""
     high = hp.shape[1]
     for p in prange(xp.shape[0]):
         c = cs[get_thread_id()]
@@ -92,7 +92,7 @@ def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
 
 @kernel()
 def _outer_block(hp, x, n, task, out):
-    """Run one task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns."""
+    """Run one task: write the sum over tokens t of h[t, :] * x[t, c] to COLUMNS columns of out."""
     high = hp.shape[1]
     width = x.shape[1]
     whole = width // PANEL * PANEL
@@ -124,7 +124,10 @@ def _outer(hp, x, n, out):
 
 @kernel(parallel=True)
 def _outer_packed(gp, h, db, cs):
-    """db[v, r] += sum over tokens of gp[p, v, j] * h[p*PANEL + j, r]; h in whole vectors of r."""
+    """Add the sum over tokens of gp[p, v, j] * h[p*PANEL + j, r] to db[v, r].
+
+    h is stored in whole vectors of r.
+    """
     n_out, ranks = db.shape
     for task in prange((n_out + ROWS - 1) // ROWS):
         c = cs[get_thread_id()]
@@ -162,7 +165,10 @@ def _add_hidden(hp, b, y):
 
 
 def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
-    """Add h Bᵀ to y `[N, n_out]` for a few tokens: hp packed `[P, R6, PANEL]`, b `[n_out, R]`."""
+    """Add h Bᵀ to y `[N, n_out]` for a few tokens.
+
+    hp is packed h `[P, R6, PANEL]`, and b is `[n_out, R]`.
+    """
     if b.shape[0] != y.shape[1] or hp.shape[1] < b.shape[1] or hp.shape[0] != n_panels(len(y)):
         raise ValueError(f"h {hp.shape} and b {b.shape} do not fit an output {y.shape}")
     check_array("add_hidden", "h", hp, hp.shape)
@@ -195,7 +201,7 @@ def thin_product(
 ) -> np.ndarray:
     """Compute scale * X Mᵀ, packed: xp `[P, K, PANEL]` -> `[P, R6, PANEL]`.
 
-    m `[R, K]`, or `[K, R]` with `transposed`:
+    m is `[R, K]`, or `[K, R]` with `transposed`:
 
         h  = thin_product(A, xp, s, ...)
         dh = thin_product(B, gp, s, ..., transposed=True)
@@ -220,7 +226,7 @@ def thin_product(
 def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
     """Compute the sum over tokens of h[t, :]ᵀ x[t, :], float32 `[rank, C]`.
 
-    hp packed `[P, R6, PANEL]`, x `[N, C]`:
+    hp is packed h `[P, R6, PANEL]`, and x is `[N, C]`:
 
         dA  = outer_product(dhp, x, R)
         dBᵀ = outer_product(hp, dy, R)

@@ -31,7 +31,7 @@ MOST_GROUPS = 16
 
 @kernel()
 def _add_outer(hp, p0, p1, x, n, out, group):
-    """out[group] = sum over tokens t of panels p0..p1 of h[t, :]ᵀ x[t, :]."""
+    """Set out[group] to the sum over tokens t in panels p0..p1 of h[t, :]ᵀ x[t, :]."""
     high, width = hp.shape[1], x.shape[1]
     whole = width // PANEL * PANEL
     at = group * high * width
@@ -125,10 +125,11 @@ def pack_with_gradients(
     da: np.ndarray,
     db: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pack dy `[N, n_out]` into `memory`; da `[R, n_in]` += dhᵀ x, db `[n_out, R]` += dyᵀ h.
+    """Pack dy `[N, n_out]` into `memory`, and add the pair's gradients to `da` and `db`.
 
-    b `[n_out, R]`, x `[N, n_in]`, hp = h packed `[P, R6, PANEL]`. Returns dy packed and dh packed
-    (in `dh_memory`).
+    dhᵀ x is added to da `[R, n_in]`, and dyᵀ h to db `[n_out, R]`. b is `[n_out, R]`, x is
+    `[N, n_in]`, and hp is packed h `[P, R6, PANEL]`. Returns packed dy and packed dh (in
+    `dh_memory`).
     """
     gp = panels_of(dy, memory)
     (n, n_out), rank, high = dy.shape, b.shape[1], packed_rows(b.shape[1])

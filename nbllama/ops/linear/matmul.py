@@ -48,7 +48,7 @@ CHUNK = 384  # tokens per task; their sums and the decoded part of W fit in the 
 class Weight(NamedTuple):
     """A matrix of the base model, not decoded.
 
-    `raw`: uint8 `[nbytes]`, read-only; `shape`: (n_out, n_in).
+    `raw` is read-only uint8 `[nbytes]`, and `shape` is (n_out, n_in).
     """
 
     name: str
@@ -58,7 +58,7 @@ class Weight(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Number of bytes in one row."""
+        """The number of bytes in one row."""
         q = QUANTS[self.type_id]
         return self.shape[1] // q.block_size * q.type_size
 
@@ -167,7 +167,7 @@ def matmul(
 ) -> None:
     """Write X Wᵀ + H Bᵀ to y `[N, n_out]`, or add it with `add`.
 
-    xp is X packed, hp is s X Aᵀ packed, b `[n_out, R]`.
+    xp is packed X, hp is packed s X Aᵀ, and b is `[n_out, R]`.
     """
     n = _check(w, xp, w.shape[1], y, w.shape[0])
     _forward(w, xp, n, y, NO_PANELS, hp, b, add)
@@ -221,7 +221,7 @@ def matmul_grad(
 ) -> None:
     """Write dY W + dH A to dx `[N, n_in]`, or add it with `add`.
 
-    gp is dY packed, dhp is s dY B packed, a `[R, n_in]`.
+    gp is packed dY, dhp is packed s dY B, and a is `[R, n_in]`.
     """
     n_out, n_in = w.shape
     n = _check(w, gp, n_out, dx, n_in)

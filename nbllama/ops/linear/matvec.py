@@ -62,7 +62,7 @@ _rows = np.empty((0, 0), np.float32)
 
 @in_turn
 def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
-    """Write x Wᵀ to y `[N, n_out]`, or add it with `add`; x is float32 `[N, n_in]`, N small."""
+    """Write x Wᵀ to y `[N, n_out]`, or add it with `add`; x is float32 `[N, n_in]` with small N."""
     global _rows
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):

@@ -22,7 +22,7 @@ NO_PANELS = np.empty((0, 0, PANEL), np.float32)
 
 @kernel()
 def pack_panel(x, n, p, xp):
-    """xp[p, k, j] = x[p*PANEL + j, k] for one panel, zeros past token n."""
+    """Write xp[p, k, j] = x[p*PANEL + j, k] for one panel, and zeros past token n."""
     t0 = p * PANEL
     have = min(PANEL, n - t0)
     width = x.shape[1]

@@ -27,7 +27,10 @@ PAD = 16  # with a power of two as the stride, a tile's rows would compete for t
 
 @kernel()
 def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
-    """c[i, tokens of panels p0..p1] (+)= w (rows x k) times rows first..first+k of the panels."""
+    """Add w (rows x k) times rows first..first+k of panels p0..p1 to c[i, tokens of the panels].
+
+    With `fresh`, c is overwritten instead.
+    """
     width = (p1 - p0) * PANEL
     for p in range(p0, p1):
         at = (p * xp.shape[1] + first) * PANEL
@@ -40,7 +43,7 @@ def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
 
 @kernel()
 def _store(c, width, rows, have, y, t0, n0, add):
-    """y[t0 + t, n0 + i] = (or +=) c[i, t]: write the finished tile to the output, transposed."""
+    """Write the finished tile to the output, transposed: y[t0 + t, n0 + i] = (or +=) c[i, t]."""
     ld = y.shape[1]
     square_t, square_i = have // VL * VL, rows // VL * VL
     for t in range(0, square_t, VL):
@@ -60,7 +63,7 @@ def _store(c, width, rows, have, y, t0, n0, add):
 
 @kernel()
 def _store_panels(c, width, rows, yp, p0, n0):
-    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: write the finished tile, not transposed."""
+    """Write the finished tile, not transposed: yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]."""
     for p in range(width // PANEL):
         for i in range(rows):
             for j in range(PANEL):

@@ -1,4 +1,4 @@
-"""Tasks of the phases that occur only in blocks without attention."""
+"""The tasks of phases that occur only in blocks without attention."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def delta_conv_task(p, head):
 
 @kernel()
 def delta_task(p, task):
-    """Update some rows of a head's state with the token."""
+    """Update some rows of a head's state with the current token."""
     parts = (p.size + DELTA_PART - 1) // DELTA_PART
     h, part = task // parts, task % parts
     g, beta = gates_of(

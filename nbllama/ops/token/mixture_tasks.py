@@ -1,4 +1,4 @@
-"""Tasks of the phases that occur only in mixtures of experts, one function per kind of phase."""
+"""The tasks of phases that occur only in mixtures of experts, one function per kind of phase."""
 
 from __future__ import annotations
 

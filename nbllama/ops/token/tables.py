@@ -1,9 +1,9 @@
 """The kinds of phases of a token's program: one table per kind, one row per phase.
 
 `PHASE` is the program itself: for each phase, its kind, its first row in the table of that kind,
-the number of rows, and the number of tasks. Fields named after an array contain its address. The
-code that writes the program (`nbllama.generation.token_program`) checks sizes and keeps the arrays
-alive. All arrays are float32 unless stated otherwise.
+the number of rows, and the number of tasks. A field named after an array contains the address of
+the array. The code that writes the program (`nbllama.generation.token_program`) checks sizes and
+keeps the arrays alive. All arrays are float32 unless stated otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tasks of a program's phases: the row kernels of the ops, applied to memory addresses."""
+"""The tasks of a program's phases, which apply the ops' row kernels to memory addresses."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
-    """Normalise a row, and write it in the forms that the following products read."""
+    """Normalise a row, and write it in the forms that the next products read."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -155,7 +155,7 @@ def _norm_heads(row, norm, p):
 
 @kernel()
 def _turn(row, norm, cos, sin, p):
-    """Normalise heads `[n, D]` if there is a norm, and rotate them (first, with `norm_last`)."""
+    """Normalise (if there is a norm) and rotate heads `[n, D]`; `norm_last` swaps the two steps."""
     if not p.norm_last:
         _norm_heads(row, norm, p)
     if p.half > 0:
@@ -240,7 +240,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Add a branch's output to the stream, with the model's norm and scale, if any."""
+    """Add a branch's output to the stream, after applying the model's norm and scale, if any."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)

@@ -36,7 +36,7 @@ SUMMED = 16  # numbers of x per element of `sums`
 
 
 def int8_block(type_id: int) -> int:
-    """Return how many numbers of x share a scale: 32, 256, or 0 if there is no integer product."""
+    """Return how many numbers of x share a scale: 32 or 256, or 0 without an integer product."""
     t = QUANTS[type_id]
     if t.name not in _FAMILY:
         return 0

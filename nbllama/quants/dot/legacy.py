@@ -6,6 +6,7 @@ a scale e and numbers n = q. With w = d (c - z) or d c + m:
     sum w x = d e sum c n - z d (e sum n)      or      d e sum c n + m (e sum n)
 
 where `sums` contains e sum n.
+
 llama.cpp: `ggml_vec_dot_q4_0_q8_0`, `_q4_1_q8_1`, `_q5_0_q8_0`, `_q5_1_q8_1`, `_q8_0_q8_0`.
 """
 

@@ -1,4 +1,4 @@
-"""The search for the scale of a group of weights, which chooses the candidate with the least error.
+"""The search for the scale of a group of weights, which chooses the candidate with least error.
 
 There are two kinds of codes, as in `nbllama.quants.kquants`:
 
@@ -76,7 +76,7 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):
 
 @kernel(own="quants/encode")
 def extreme(x, n):
-    """Return the element of largest absolute value among the first n; in a tie, the first one."""
+    """Return the element of largest absolute value among the first n (in a tie, the first)."""
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
         if abs(x[i]) > size:
@@ -109,7 +109,7 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Return the scale of a group of 16 with importance x^2; change codes as long as that helps.
+    """Return the scale of a group of 16 with importance x^2; change codes while that helps.
 
     `codes` is float32 scratch memory [16]. One at a time, each code is replaced with the nearest
     code for the best scale of the other codes. The change is kept if it explains more of the group

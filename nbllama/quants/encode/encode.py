@@ -1,4 +1,4 @@
-"""Quantising for Python code; sizes and values are checked before and after the kernels run."""
+"""Quantisation for Python code; sizes and values are checked before and after the kernels run."""
 
 from __future__ import annotations
 

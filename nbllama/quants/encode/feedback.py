@@ -106,7 +106,7 @@ def round_piece(
     errors: np.ndarray,
     cost: np.ndarray,
 ) -> None:
-    """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback between them.
+    """Round `m` columns of a matrix `[R, n]`, starting with the last, with feedback between them.
 
     `wanted`, float32 `[R, m]`, contains the columns starting at `at`, minus the feedback from later
     columns; it is overwritten. `weights` is float32 `[R, n]`. `factor`, float32 `[m, m]`, contains

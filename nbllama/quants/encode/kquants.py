@@ -40,7 +40,7 @@ def _take(x, at, n, group):
 
 @kernel(own="quants/encode")
 def _affine_codes(x, at, n, scale, low, high, codes, to):
-    """codes[to ...] = the best q in 0..high for `scale * q - low`; zeros if scale is 0."""
+    """Set codes[to ...] to the best q in 0..high for `scale * q - low`, or to 0 if scale is 0."""
     inverse = np.float32(1) / scale if scale > 0 else _0
     for j in range(n):
         q = np.rint((x[np.uint64(at + j)] + low) * inverse)
@@ -49,7 +49,7 @@ def _affine_codes(x, at, n, scale, low, high, codes, to):
 
 @kernel(own="quants/encode")
 def _symmetric_codes(x, at, scale, high, codes, to):
-    """codes[to ...] = high + the best q in -high..high-1 for `scale * q`, 16 weights."""
+    """Set 16 codes[to ...] to high + the best q in -high..high-1 for `scale * q`."""
     inverse = np.float32(1) / scale if scale != 0 else _0
     top = high - np.float32(1)
     for j in range(16):
@@ -180,7 +180,7 @@ def encode_q6_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):
-    """Find scales, lows and codes of 8 affine groups of 32; write 16 bytes of d, dmin, scales."""
+    """Find scales, lows and codes of 8 affine groups of 32; write d, dmin and scales (16 bytes)."""
     group, w, scales, lows = work[0], work[1], work[2], work[3]
     for g in range(8):
         squares = _take(x, at + 32 * g, 32, group)

@@ -17,7 +17,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; per group a u32: four times seven sign bits, scale in the top bits."""
+    """Decode from 256 rows; a u32 per group contains four times seven sign bits and the scale."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -48,7 +48,10 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 1024 rows; all signs are stored.
+
+    `qh` contains two high bits per row index, in one byte per group of 32.
+    """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -65,7 +68,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4 values; the u32 of each group is the same as in IQ2_XXS."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -81,7 +84,10 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 512 rows of 4 values; all signs are stored.
+
+    `qh` contains the ninth bit of each row index, in one byte per group of 32.
+    """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -100,7 +106,10 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
+    """Decode from 2048 rows.
+
+    A u16 per group contains 4 x 3 row bits, three scale bits, and the sign of delta.
+    """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -116,7 +125,10 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta)."""
+    """Decode from 2048 rows.
+
+    Half a byte of `qh` per 8 weights contains three row bits and the sign of delta.
+    """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b
         d = iq1_m_scale(raw, at)
