@@ -143,7 +143,10 @@ def attention_grad_ref(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Return the gradients (dq, dk, dv) of `attention_ref` for queries and keys of the same tokens."""
+    """Return the gradients (dq, dk, dv) of `attention_ref`.
+
+    The queries and the keys must belong to the same tokens.
+    """
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     sink = _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]

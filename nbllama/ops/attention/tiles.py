@@ -1,10 +1,11 @@
 """Code shared by the forward pass and the gradient of attention: packing, scores, scratch, checks.
 
-The score rows of a block of `BLOCK` queries are in memory at the same time, `[BLOCK, ld]`: whole
-rows, starting at the first visible panel of keys. Each kernel of this module runs inside one task.
-Keys and values are packed once per KV head, before the tasks that read them start. A task processes
-one block of queries of one head (in the gradient, several consecutive blocks). Tasks are small
-enough for all threads to finish at about the same time, even with one sequence and three KV heads.
+For each block of `BLOCK` queries, the score rows `[BLOCK, ld]` are in memory at the same time. Each
+row is complete, starting at the first visible panel of keys. Keys and values are packed once per KV
+head, before the tasks that read them start. A task processes one block of queries for one head (in
+the gradient, several consecutive blocks), and each kernel in this module runs inside a task. Tasks
+are small enough for all threads to finish at about the same time, even with one sequence and three
+KV heads.
 """
 
 from __future__ import annotations
@@ -147,7 +148,10 @@ def round_up(n: int, unit: int) -> int:
 def check_streams(
     q: np.ndarray, kv: tuple[np.ndarray, ...], q_offsets: np.ndarray, k_offsets: np.ndarray
 ) -> None:
-    """Raise ValueError unless q `[N, H, D]` and all of `kv` `[Nk, G, D]` fit the int32 offsets."""
+    """Raise ValueError unless q `[N, H, D]` and all arrays in `kv` `[Nk, G, D]` match the offsets.
+
+    The offsets are int32.
+    """
     if np.ndim(q) != 3 or np.ndim(kv[0]) != 3 or 0 in q.shape[1:] or 0 in kv[0].shape[1:]:
         raise ValueError(f"attention: q {np.shape(q)} [N, H, D], k {np.shape(kv[0])} [Nk, G, D]")
     check_array("attention", "q", q, q.shape)
