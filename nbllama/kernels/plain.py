@@ -17,7 +17,7 @@ _LARGEST, _SMALLEST = np.float32(88.02), np.float32(-87.0)
 
 @kernel()
 def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C."""
+    """Compute C[i, j] += sum over k of A[i, k] * B[k, j] for ROWS x PANEL numbers of C."""
     a, b, c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
     for i in range(ROWS):
         for j in range(PANEL):
@@ -29,7 +29,7 @@ def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
 
 @kernel()
 def transpose_tile(x, x0, x_row, y, y0, y_row):
-    """y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL."""
+    """Set y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL."""
     x, y = x.reshape(-1), y.reshape(-1)
     for i in range(VL):
         for j in range(VL):
@@ -38,7 +38,7 @@ def transpose_tile(x, x0, x_row, y, y0, y_row):
 
 @kernel()
 def transpose_add_tile(x, x0, x_row, y, y0, y_row):
-    """y[y0 + i*y_row + j] += x[x0 + j*x_row + i] for i, j < VL."""
+    """Compute y[y0 + i*y_row + j] += x[x0 + j*x_row + i] for i, j < VL."""
     x, y = x.reshape(-1), y.reshape(-1)
     for i in range(VL):
         for j in range(VL):

@@ -39,8 +39,7 @@ def gates_grad_ref(
     return dy[0] * a / (1 + np.exp(-(alpha + dt))), dy[1] * beta * (1 - beta)
 
 
-# This uses numpy's exp because `exp_f32` turns NaN into a number. There are so few numbers that
-# speed does not matter.
+# There are so few numbers that speed does not matter, so this uses numpy's exp, not `exp_f32`.
 @kernel()
 def _sigmoid(x):
     return _ONE / (_ONE + np.exp(-x))
