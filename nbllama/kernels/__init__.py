@@ -1,1 +1,1 @@
-"""What all kernels are built on: compiler options, the kernel cache, vector code, and threads."""
+"""The foundation of all kernels: compiler options, the kernel cache, vector code, and threads."""

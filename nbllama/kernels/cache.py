@@ -55,7 +55,7 @@ def _source_hash(path: str) -> str:
 
 
 class KernelCache(_Cache):
-    """A cache for one function that implements the interface Numba's dispatchers expect."""
+    """A per-function cache that implements the interface expected by Numba's dispatchers."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
         """Create the cache; `folder` is called when the first kernel is loaded or compiled.

@@ -38,7 +38,7 @@ class KernelFolder(NamedTuple):
 
 
 def cache_root() -> Path:
-    """Return `NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's cache folder."""
+    """Return `NBLLAMA_CACHE_DIR` or `NUMBA_CACHE_DIR` if set, else the user's cache folder."""
     for name in ("NBLLAMA_CACHE_DIR", "NUMBA_CACHE_DIR"):
         if base := os.environ.get(name):
             return Path(base)

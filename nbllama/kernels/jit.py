@@ -136,7 +136,7 @@ def kernel(
 def thread_routine(function: Callable[[int, int], None]) -> Any:
     """Compile a routine that runs on each thread and is called through its `address`.
 
-    Because it is called by address, the parallel loop around the call is compiled only once for all
+    With a call by address, the parallel loop around the call is compiled only once for all
     routines. A routine takes two int64 parameters.
     """
     launch()

@@ -43,9 +43,9 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return Linux's list of the processors on this processor's core.
+    """Return the processors that share a core with `processor`, as a string from Linux.
 
-    If Linux does not provide the list, return only this processor.
+    If Linux does not provide this list, return only `processor`.
     """
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
@@ -86,7 +86,7 @@ def own_cores() -> Iterator[None]:
     """Bind each of Numba's threads, including this thread, to a core inside the block.
 
     Programs and threads that this thread starts inside the block run on the same core as this
-    thread. Any other Python thread that enters such a block waits until this thread has left it.
+    thread. If a different Python thread enters such a block, it waits until this block ends.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -36,7 +36,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 def count_more(typingctx, counters, index, more):
     """Add `more` to counters[index] atomically; return the previous value.
 
-    A thread that reads the new value also sees everything that this thread has written before.
+    A thread that reads the new value also sees all earlier writes by this thread.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -57,7 +57,7 @@ def count(counters, index):
 def counted(typingctx, counters, index):
     """Read counters[index] from memory.
 
-    Everything that other threads wrote before they incremented the counter becomes visible.
+    All writes that other threads made before they incremented the counter become visible.
     """
     sig = types.int64(counters, types.int64)
 

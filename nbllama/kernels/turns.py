@@ -74,7 +74,7 @@ def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse() -> NoReturn:
-    """Raise the error that forbids kernels in a forked process (if `FORK.refused` is True)."""
+    """Raise the error that explains why this forked process cannot run kernels."""
     raise NbllamaError(_AFTER_FORK)
 
 

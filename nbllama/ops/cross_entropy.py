@@ -10,8 +10,8 @@ exp(z - m) = exp(z - m_b) exp(m_b - m).
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024,
 `ggml_cross_entropy_loss` applied a floor f = 1e-9 to the probabilities, p' = p (1 - f) + f, in the
-loss and the gradient. In this module, the floor is optional: it is 0 (off) unless an old run is to
-be reproduced. The block-wise sum is from Milakov and Gimelshein, "Online normalizer calculation for
+loss and the gradient. In this module, the floor is optional: it is 0 (off) except when reproducing
+an old run. The block-wise sum is from Milakov and Gimelshein, "Online normalizer calculation for
 softmax" (2018).
 """
 

@@ -126,7 +126,7 @@ def attention_ref(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Compute o `[N, H, D]` from q `[N, H, D]`, k, v `[Nk, G, D]` in numpy, any float dtype."""
+    """Compute o in plain numpy, in any float dtype; q is `[N, H, D]`, k and v are `[Nk, G, D]`."""
     o, sink = np.zeros_like(q), _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
     for s in range(len(q_offsets) - 1):
@@ -242,7 +242,7 @@ def _forward(
 
 
 def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
-    """Return how many floats of scratch memory `attention` uses: per thread, and shared.
+    """Return the scratch memory of `attention` in floats: (per thread, shared by all threads).
 
     There are `n` keys in `n_seq` sequences of at most `longest` keys each.
     """

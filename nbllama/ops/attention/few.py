@@ -4,12 +4,12 @@ The formula is the same as in `nbllama.ops.attention`, but with so few queries, 
 that module would be mostly padding. Nothing is packed: keys are read directly from the cache. A
 task processes one query, one KV head with its group of query heads, and `CHUNK` keys. For each
 chunk, let m, l and o be the largest score, the sum of exponentials, and the weighted sum of values.
-The chunks are then combined:
+The chunks are then combined in ascending order:
 
     m = max_c m_c     l = sum_c l_c exp(m_c - m)     o = sum_c o_c exp(m_c - m) / l
 
-in ascending order. Chunk boundaries depend only on the key position, so the result is bit-identical
-for any number of threads.
+Chunk boundaries depend only on the key position, so the result is bit-identical for any number of
+threads.
 
 Source: Dao et al., "FlashAttention" (2022), section 3.1, for combining blocks; "Flash-Decoding"
 (2023), for splitting the keys into one chunk per task. llama.cpp: `ggml_flash_attn_ext` with one

@@ -40,7 +40,7 @@ from nbllama.ops.attention.tiles import (
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
 PIECES = 8  # number of parts into which a KV head's keys are split to sum over its query heads
-TASKS = 24  # minimum number of tasks that lets threads finish at about the same time
+TASKS = 24  # minimum number of tasks, so that threads finish at about the same time
 
 
 @kernel(fast=True)
@@ -242,7 +242,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """Return how many floats of scratch memory `attention_grad` uses, as in `forward_floats`."""
+    """Return the scratch memory of `attention_grad` in floats, in the form of `forward_floats`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide

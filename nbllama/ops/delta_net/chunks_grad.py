@@ -88,7 +88,7 @@ def _solve_back(fade, kk, b, n, m, y, u):
 
 @kernel()
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
-    """Write dg[i] for the n tokens: the sum of all terms with a factor exp(g[i]) times gradient.
+    """Write dg `[n]`: dg[i] sums all terms with a factor exp(g[i]), each times its gradient.
 
     Three arguments are partial sums of these terms: `own[t]` for what o[t] and x[t] read from S,
     `ends[j]` for what d[j] adds to S after the chunk, and `whole` for what remains of S. `qk` and

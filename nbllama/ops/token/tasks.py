@@ -21,7 +21,7 @@ from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # rows of W per task
-TASKS = 4  # per thread and phase; on two cores, drawing one (0.5 us) can take as long as two rows
+TASKS = 4  # per thread and phase; drawing one can take 0.5 us (two cores), as long as two rows
 GATE_PART = 1024  # numbers of the feed-forward layer per task, in whole int8 blocks
 CAP_PART = 8192
 
@@ -111,7 +111,7 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """Compute one number of h; `task` counts through the ranks of the pairs from row `first` on."""
+    """Compute one number of h; `task` is its index across the pairs, starting at row `first`."""
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -197,7 +197,8 @@ def heads_task(p, g, step):
         values[c] = value[c]
     if p.v_norm != 0:
         norm_row(values, floats(p.v_norm, d), p.eps, values)
-    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)  # after v, which can be the same
+    # k is processed after v, because both can be the same array
+    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(key, p.k_norm, cos, sin, p)
     for c in range(d):
         keys[c] = key[0, c]
