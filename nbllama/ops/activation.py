@@ -12,8 +12,8 @@ Gradient:
 Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient is
 computed in place (gate becomes dgate, up becomes dup), because gate and up are the widest arrays in
 a layer. The kernel receives each of them as a single argument: if the same array were passed both
-as an input and as an output, LLVM's overlap check would fail, and the loop would not be vectorised,
-which makes it 5 times slower.
+as an input and as an output, LLVM's overlap check would fail, and the loop would run 5 times slower
+because it would not be vectorised.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`, and `ggml_geglu_split`,

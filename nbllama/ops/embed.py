@@ -1,4 +1,4 @@
-"""Token embedding: look up rows of a quantised table, and add the table's LoRA pair.
+"""Token embedding: look up rows in a quantised table, and add the output of its LoRA pair.
 
     x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
     x[n] += s B[tok[n]] A                       LoRA: one row of B, all of A

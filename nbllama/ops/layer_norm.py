@@ -202,7 +202,7 @@ def layer_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
+    """Write the gradient with respect to x to dx `[N, C]`; with `add`, add it to dx instead.
 
     mean and rstd `[N]` are the results of `layer_norm`. Raises ValueError for mismatched arrays.
     """

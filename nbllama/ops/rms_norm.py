@@ -150,7 +150,7 @@ def rms_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
+    """Write the gradient with respect to x to dx `[N, C]`; with `add`, add it to dx instead.
 
     rstd `[N]` is the result of `rms_norm`. Raises ValueError for mismatched arrays.
     """

@@ -165,7 +165,7 @@ def short_conv(
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
 ) -> None:
-    """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and offsets `[S + 1]` of the sequences.
+    """Write y `[N, C]`, given bcx `[N, 3 C]`, w `[K, C]` and the sequence offsets `[S + 1]`.
 
     `before` `[S, K - 1, C]` contains the state before each sequence; None means zeros. `after`, a
     different array with the same shape, receives the state after each sequence.
@@ -201,7 +201,7 @@ def leave_state(
 def short_conv_grad(
     dy: np.ndarray, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray, *, dbcx: np.ndarray
 ) -> None:
-    """Write dbcx `[N, 3 C]`, the gradient with respect to bcx, for dy `[N, C]`.
+    """Write dbcx `[N, 3 C]`, the gradient with respect to bcx, given dy `[N, C]`.
 
     Raises ValueError for mismatched arrays.
     """

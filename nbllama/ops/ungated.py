@@ -24,8 +24,7 @@ because x is the widest array in a layer.
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); So et al., "Primer" (2021);
 Huang and Schlag, "Deriving Activation Functions Using Integration" (2024). llama.cpp: `ggml_gelu`,
 whose results differ by up to 1e-3 because it reads a float16 table; `ggml_relu` and `ggml_sqr`;
-`ggml_xielu`.
-finetune.cpp: none.
+`ggml_xielu`. finetune.cpp: none.
 """
 
 from __future__ import annotations

@@ -150,7 +150,10 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return the first block of a part; parts shrink because later blocks attend to more keys."""
+    """Return the first block of a part.
+
+    All parts have about the same work; the work up to block n grows with the square of n.
+    """
     return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
 
 

@@ -1,6 +1,6 @@
 """The delta rule, computed for a chunk of tokens at a time as products of small matrices.
 
-`nbllama.ops.delta_net.delta_net` gives the formula for one token. For the C tokens of a chunk, let
+`nbllama.ops.delta_net.delta_net` contains the formula for one token. For a chunk of C tokens, let
 S be the state before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... +
 g[t]):
 

@@ -67,8 +67,8 @@ class Masked(NamedTuple):
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed on first use.
 
-    `group` contains the layers' pairs, each with memory for its h. All of them are computed while x
-    is packed. With `masked`, dropout is applied to the input of the pairs.
+    `group` contains the layers' pairs, each with memory for its h. Every h is computed while x is
+    packed. With `masked`, dropout is applied to the input of the pairs.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 Between two ordinary launches, threads fall asleep, and waking them takes longer than most matrix
 products for a single token. In this package, the threads are therefore started once per token and
 run through a *program* in step. A program is a list of phases, each of which reads the results of
-earlier phases. A phase is divided into tasks. Threads draw tasks from the phase's counter and move
-on to the next phase when all tasks are done. The modules are:
+earlier phases. Each phase is divided into tasks. Threads draw tasks from the phase's counter and
+move on to the next phase when all tasks are done. The modules are:
 
     tables.py   the kinds of phases and their parameters
     tasks.py    the computation of one task, for each kind of phase
