@@ -1,4 +1,4 @@
-"""Passes before a run that compile its kernels and measure the time of a step."""
+"""Passes that run before training to compile the kernels and to measure how long a step takes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
 ROUNDS = 3  # timing rounds; the first one touches new memory and is not counted
-TOKENS = 8  # too many for the few-token path, so the packed kernels are compiled
+TOKENS = 8  # too many tokens for the few-token path, so the packed kernels are compiled
 
 
 @one_at_a_time
 def compile_kernels(trainer: Trainer) -> float:
-    """Compile every kernel that the run needs by using a few tokens; return the seconds it took."""
+    """Compile every kernel that the run needs, using few tokens; return the time in seconds."""
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
@@ -52,7 +52,7 @@ def compile_kernels(trainer: Trainer) -> float:
 
 
 def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
-    """Clear the keys, values and gradients that blocks would read from blocks that do not run."""
+    """Clear the keys, values and gradients that blocks would read from blocks that are not run."""
     for layer in layers:
         for name in ("k", "v", "dk", "dv"):
             acts.shared(f"{name}_of_{layer}", n).fill(0)
@@ -97,7 +97,7 @@ def _mean(rounds: list[float]) -> float:
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
     """Return the expected mean seconds per iteration, with and without the frozen blocks.
 
-    Times two blocks of each kind and two losses with the run's sizes, without side effects.
+    Times two blocks of each kind and two losses at the run's sizes, without side effects.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer

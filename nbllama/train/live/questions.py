@@ -16,9 +16,9 @@ from nbllama.report.live.state import LiveState, Question
 from nbllama.system.memory import available_memory
 from nbllama.train.run.prompts import Prompt
 
-MOST_TOKENS = 200  # of an answer
+MOST_TOKENS = 200  # per answer
 MOST_SECONDS = 60.0
-_SHOWN_EVERY = 0.5  # seconds between two updates of an answer on the page
+_SHOWN_EVERY = 0.5  # seconds between updates of an answer on the page
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions; if one cannot be answered, its answer states the reason."""
+        """Answer all waiting questions; if this is not possible, the answer states the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

@@ -12,13 +12,13 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.text.characters import character_groups
 from nbllama.text.tokenizer import Tokenizer
 
-MOST_TOKENS = 700  # limit per displayed text
+MOST_TOKENS = 700  # per displayed text
 FOLLOWED = 4  # samples that are shown each time they occur
 MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """The tokens, targets and losses `[n]` of one sequence; untrained tokens have loss NaN."""
+    """The tokens, targets and losses `[n]` of one sequence; the loss of untrained tokens is NaN."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -43,7 +43,7 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Choose sequences and create the `tokens` rows of a log.
+    """Choose sequences, and create the `tokens` rows of a log.
 
     The first sequences of the first steps are followed: each time one of them recurs, a row is
     created.
@@ -66,7 +66,7 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Create a row for one sequence, chosen at a different position in each step."""
+        """Create a row for one sequence, taken from a different position at each step."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 

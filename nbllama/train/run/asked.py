@@ -91,7 +91,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Return the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
+    """Return the last answer of sample `i` with its prompt, or None for an empty or long prompt."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)

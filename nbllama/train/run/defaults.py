@@ -18,7 +18,7 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # iterations; in a shorter run, one with learning rate 0 would be too large a share
+SHORT = 10  # in a run of fewer iterations, one with a learning rate of 0 would matter too much
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def iterations(
 
     `options` must already include the plan. If both limits are given, the lower one applies. A pass
     over the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may
-    have fewer samples; if the formula does not hold, `walk` converts passes to iterations. With
+    have fewer samples. If this formula does not hold, `walk` converts passes to iterations. With
     `--compat`, the default of `--adam-iter` also limits `--epochs`.
     """
     adam_iter = options.adam_iter

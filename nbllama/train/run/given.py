@@ -17,10 +17,11 @@ Records = Sequence[Mapping[str, Any] | str]
 
 @dataclass(frozen=True)
 class Given:
-    """Values in memory, each of which replaces the file that the option of that name would read.
+    """Values in memory, each used instead of the file that the option of the same name would read.
 
     `on_step` and `on_eval` are called after each iteration and each evaluation, and end the run by
-    returning True. `keep_best` keeps a copy of the adapter with the lowest validation loss.
+    returning True. `keep_best`: whether to keep a copy of the adapter with the lowest validation
+    loss.
     """
 
     model: Model | None = None

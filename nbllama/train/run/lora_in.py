@@ -24,7 +24,7 @@ def started_from(
     """Return the adapter, and options completed with its rank, alpha and per-tensor ranks.
 
     Raises `UsageError` if the file does not exist or the command line specifies different ranks,
-    and `CheckpointError` if the adapter does not fit the model.
+    and `CheckpointError` if the adapter does not match the model.
     """
     try:
         adapter = load_adapter(options.lora_in, model.hp, model.shapes, say)
@@ -50,7 +50,8 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
     """Return options completed with the rank and alpha of `adapter`.
 
     Raises `UsageError` if the command line specifies different values. Raises `CheckpointError` if
-    one kind of tensor has several ranks, because a run and its checkpoints store one rank per kind.
+    tensors of the same kind have different ranks, because a run and its checkpoints store one rank
+    per kind.
     """
     name = shown(options.lora_in)
     found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)

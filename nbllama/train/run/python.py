@@ -130,7 +130,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
 
 @contextmanager
 def _threads(asked: int | None) -> Iterator[int]:
-    """Set the number of threads within the context."""
+    """Set the number of threads inside the context."""
     import numba
 
     before = numba.get_num_threads()

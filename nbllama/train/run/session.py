@@ -1,4 +1,4 @@
-"""The steps of `nbllama.finetune` before the first iteration: loading and the forecast."""
+"""What `nbllama.finetune` does before the first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RunSession:
             self.trainer, self.validation, size=options.trunk_cache, n_iter=self.settings.n_iter,
             outputs=outputs, say=ui.note,
         )  # fmt: skip
-        self.finished = False  # whether the run completed
+        self.finished = False  # whether the run is complete
         rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
         for note in check_rates(*rates):
             ui.note(note)

@@ -1,8 +1,9 @@
 """`--trunk-cache`: whether and where a run stores the output of its frozen blocks.
 
-By default, a run stores the output if every sample is read more than once and the file fits in a
-tenth of the free disk space. The file is created next to the checkpoint (or the adapter) and
-removed when the run finishes. An interrupted run leaves the file for the run that resumes it.
+By default, a run stores the output if every sample is used more than once and the file takes up no
+more than a tenth of the free disk space. The file is created next to the checkpoint (or the
+adapter) and removed when the run finishes. If a run is interrupted, the file is left for the run
+that resumes it.
 """
 
 from __future__ import annotations
