@@ -1,4 +1,4 @@
-"""Three convergence tests, applied to the loss after each evaluation, that can end a run.
+"""Three convergence tests that are applied to the loss after each evaluation and can end a run.
 
 The tests come from llama.cpp's `ggml.c:ggml_opt_adam` and are applied in the order below. f is the
 loss. Setting an option to 0 disables the corresponding test:

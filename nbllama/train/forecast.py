@@ -50,7 +50,7 @@ class Forecast(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Expected peak of the resident memory."""
+        """Expected peak resident memory."""
         return self.held + self.untouched + self.weights
 
 

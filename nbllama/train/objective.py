@@ -92,7 +92,8 @@ class Objective(Protocol):
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of losses of a micro-batch after its forward pass.
 
-        With `gradient`, also write the gradient of `weight` times this sum to the activations.
+        If `gradient` is true, also writes the gradient of `weight` times this sum to the
+        activations.
         """
         ...
 

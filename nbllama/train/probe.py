@@ -125,7 +125,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
             again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
             share = again / max(1, layers - lowest)
             blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
-        # With a tied output layer, each token's own embedding would have a probability of 1. The
+        # With a tied output layer, each input token would be predicted with a probability of 1. The
         # denormal probabilities of all other tokens would be many times slower to compute, so the
         # channels are shifted.
         x = trainer.acts.x(0, batch.n_tokens)
@@ -143,7 +143,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if not trainer.feed.wraps:
-        per_step = min(per_step, n / math.ceil(n / per_step))  # the last step of an epoch is short
+        per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last step may be short
     per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
     stored = per_step * (above / batch.n_tokens * computed + per_trained * mean.mean_trained)

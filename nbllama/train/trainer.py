@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
     """The evaluation of one iteration's samples; the gradient itself is in `Trainer.gradients`.
 
     trained: the number of trained tokens or answers over which the loss is averaged
-    (`Objective.before`). after: the position in the data after the samples. n_samples: the number
+    (`Objective.before`). after: the position in the data after these samples. n_samples: the number
     of samples.
     """
 

@@ -16,7 +16,10 @@ _HOST = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1
 
 
 class Address(NamedTuple):
-    """A parsed address: `local` is the number of workers to start here, or 0 to use a cluster."""
+    """A parsed address.
+
+    `local` is the number of workers to start on this machine, or 0 to use a cluster.
+    """
 
     text: str
     local: int = 0
@@ -79,6 +82,6 @@ def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
 
 
 def check_address(text: str) -> None:
-    """Raise `UsageError` if the address cannot be used; "" means no address."""
+    """Raise `UsageError` if the address cannot be used; an empty string means no address."""
     if text:
         check_token(parse_address(text))

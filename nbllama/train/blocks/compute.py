@@ -1,8 +1,8 @@
 """Blocks of micro-batches, and the order in which the gradient of a step is summed.
 
-A step consists of the micro-batches 0 ... n-1. With a block size B, block b contains the
-micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. B = 0 puts all
-micro-batches into one block. Let g(m) be the gradient of micro-batch m. All additions are
+A step consists of the micro-batches 0 ... n-1. If the block size is B, block b contains the
+micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. If B = 0, all
+micro-batches are in one block. Let g(m) be the gradient of micro-batch m. All additions are
 elementwise, in float32 and in the order written:
 
     G(b) = ((0 + g(bB)) + g(bB + 1)) + ... + g(bB + B - 1)

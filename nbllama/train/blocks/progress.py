@@ -12,7 +12,10 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass
 class Running:
-    """A unit assigned to a worker; `late`: whether it was also queued for another worker."""
+    """A unit assigned to a worker.
+
+    `late`: whether the unit was also queued for another worker.
+    """
 
     unit: Unit
     attempt: int

@@ -17,7 +17,7 @@ class Share:
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers to display; `wall` is the time with work to do, in seconds."""
+        """Return the numbers to display; `wall` is the seconds with work to do."""
         return WorkerRow(
             worker,
             self.blocks,
@@ -27,7 +27,10 @@ class Share:
 
 
 class Shares:
-    """The work done by all workers over a period; `wall` is the seconds with work to do."""
+    """The work done by all workers over a period.
+
+    `wall` is how many seconds of this period there was work to do.
+    """
 
     def __init__(self) -> None:
         self.wall = 0.0

@@ -3,9 +3,9 @@
 The workers also compute validation batches, answers to sample prompts, and the answers and
 reference values of a run on rewards.
 
-The driver adds blocks in ascending order, regardless of which worker computed them and when they
-arrived, so the results are bit-identical to those from `compute.Here`. If no worker is left, the
-driver computes the blocks itself.
+The driver adds up the blocks in ascending order, regardless of which worker computed them and when
+they arrived. The results are therefore bit-identical to the results from `compute.Here`. If no
+worker is left, the driver computes the blocks itself.
 
 | event | what happens |
 |---|---|

@@ -37,7 +37,10 @@ class Budget:
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Charge the time of finished work; at most `CREDIT` seconds of unused time carry over."""
+        """Charge the time of finished work to the budget.
+
+        At most `CREDIT` seconds of unused time are carried over.
+        """
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 

@@ -27,8 +27,8 @@ class Questions:
     """Answer the questions in a `LiveState` greedily, using separate memory.
 
     `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
-    the run should stop, which also ends an answer. `keep` is called with the `question` row of each
-    finished answer.
+    the run should stop, in which case the current answer ends as well. `keep` is called with the
+    `question` row of each finished answer.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 class Texts:
     """Choose sequences, and create the `tokens` rows of a log.
 
-    The first sequences of the first steps are followed: each time one of them recurs, a row is
-    created.
+    The first sequences of the first steps are followed: a row is created whenever one of them
+    recurs.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

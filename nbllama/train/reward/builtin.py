@@ -100,7 +100,7 @@ def _no_constant(name: str) -> None:
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
     """Return 1 if the query returns the same rows from the record's database as the correct query.
 
-    The order of the rows matters only if the correct query specifies one.
+    The order of the rows matters only if the correct query specifies an order.
     """
     db, right = _database(record["database"]), str(wanted(record))
     expected = _rows(db, right)
@@ -114,7 +114,10 @@ def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def query_in(answer: str) -> str:
-    """Return the query in an answer (in its fenced block, if any) without a trailing semicolon."""
+    """Return the query in an answer, without a trailing semicolon.
+
+    If the answer contains a fenced code block, the query is taken from the block.
+    """
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
     return (fenced[1] if fenced else answer).strip().rstrip(";").strip()
 

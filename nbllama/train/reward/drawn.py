@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """A drawn answer: its ids, text and reward; `cut`: whether the model did not end it."""
+    """A drawn answer: its ids, text and reward.
+
+    `cut`: whether drawing stopped before the model ended the answer.
+    """
 
     ids: list[int]
     text: str
@@ -41,7 +44,7 @@ class GroupOf(NamedTuple):
 
     @property
     def rewards(self) -> np.ndarray:
-        """Return the rewards, float64, without the answers whose scoring failed."""
+        """Return the rewards of all answers that have one, float64."""
         return np.array([a.reward for a in self.answers if not isinstance(a.reward, Failed)])
 
     @property

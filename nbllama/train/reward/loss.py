@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from nbllama.train.reward.scorer import Scorer
 
 FIRST_FAILED = 8  # a run ends if this many rewards fail before the first success
-_TIMED = 4  # number of tokens drawn when timing
+_TIMED = 4  # number of tokens to draw for the timing
 
 
 class RewardNumbers(NamedTuple):
@@ -87,8 +87,8 @@ class RewardLoss:
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Draw and score answers to the prompts of `batches`, and return them as micro-batches.
 
-        Answers without a reward are left out. Raises `NbllamaError` if all of the run's first
-        rewards fail.
+        Answers without a reward are left out. Raises `NbllamaError` if too many rewards fail before
+        the run's first success.
         """
         measured = self._measured = RewardMeasures(self._refers)
         start, tokenizer = time.perf_counter(), trainer.model.tokenizer
@@ -220,7 +220,7 @@ class RewardLoss:
         self._last = self._measured
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return two answers of the last step with their rewards."""
+        """Return two answers from the last step, with their rewards."""
         return tuple(
             {
                 "prompt": prompt_text(group.question.prompt),

@@ -19,7 +19,10 @@ class KL(NamedTuple):
 
 
 class RewardMeasures:
-    """The measures of one step; `refers`: whether they include the KL to the reference."""
+    """The measures of one step.
+
+    `refers`: whether the measures include the KL to the reference.
+    """
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers

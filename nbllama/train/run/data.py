@@ -81,7 +81,7 @@ def load_data(
     say: Progress | None = None,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
-    """Load the samples for training, and the samples for validation, if any.
+    """Load the training samples and, if any, the validation samples.
 
     The first return value is the options, filled in from the plan for the data.
 
@@ -261,7 +261,7 @@ def walk_epochs(
 ) -> Callable[[int], int] | None:
     """Return a function that converts epochs to iterations, for `resolve`.
 
-    Returns None if a simple division gives the number.
+    Returns None if a simple division is sufficient.
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
@@ -280,12 +280,12 @@ def walk_epochs(
 def rest_of(
     options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
-    """Return options with the remaining length of a run that resumes from `state`.
+    """Return options whose length is what remains of the run that resumes from `state`.
 
-    If no length is given, a run on records completes its planned length. A run that found the
-    checkpoint under its own output name completes the length that its options specify. If there is
-    nothing left to do, `outputs.complete_at` is set and the length is one iteration. Such a run is
-    refused later, once it is known that the checkpoint is from the same run.
+    If no length is given, a run on records completes its planned length. If the run found the
+    checkpoint under its own output name, it completes the length that its options specify. If there
+    is nothing left to do, `outputs.complete_at` is set and the length is one iteration. Such a run
+    is refused later, once it is known that the checkpoint is from the same run.
     """
     if state is None:
         return options

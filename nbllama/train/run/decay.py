@@ -123,7 +123,7 @@ def schedule(settings: Settings, decay: Decay) -> Schedule:
 def check_rates(
     decay: Decay, settings: Settings, done: int, factor: Callable[[int], float]
 ) -> list[str]:
-    """Return messages about iterations with learning rate 0.
+    """Return messages about iterations whose learning rate is 0.
 
     `factor` returns the learning-rate factor for an iteration. `done` is the number of iterations
     in the checkpoint.
@@ -134,7 +134,7 @@ def check_rates(
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
         return []  # only evaluates
-    # This happens at the end or once in between, and in the old tool also at the first iteration.
+    # The rate reaches 0 at the end or once before; in the old tool, also at the first iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:

@@ -30,7 +30,7 @@ class Defaults:
     alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
     train_ends: bool  # whether token_embd and output (if untied) have pairs
     cos_decay_min: float
-    warmup: int | float  # iterations, or share of the run
+    warmup: int | float  # number of iterations, or share of the run
     cos_decay_steps: int | None  # None means the last iteration
     adam_iter: int | None
 
@@ -60,7 +60,10 @@ DEFAULTS: dict[str, Defaults] = {
 
 
 def context(options: DataOptions, data_kind: str) -> int:
-    """Return `--ctx`, or its default for the kind of data; it is needed to split the data."""
+    """Return `--ctx`, or its default for the kind of data.
+
+    The value is needed to split the data, before the settings exist.
+    """
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
@@ -92,7 +95,7 @@ def iterations(
 
 
 def follows_length(options: Options, data_kind: str) -> bool:
-    """Return whether the decay is as long as the run unless `--lr-decay-steps` is given."""
+    """Return whether the decay, without `--lr-decay-steps`, is as long as the run."""
     if options.lr_schedule == "constant" or options.enable_restart:
         return False
     return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None

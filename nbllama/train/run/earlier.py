@@ -1,6 +1,7 @@
 """Handle existing files with this run's names: resume the earlier run, or refuse to start.
 
-No file is replaced by accident, except that `--compat` replaces files silently, like the old tool.
+No file is replaced by accident. The exception is `--compat`, which replaces files silently, like
+the old tool.
 """
 
 from __future__ import annotations

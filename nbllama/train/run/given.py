@@ -11,7 +11,7 @@ from nbllama.report.log import EvaluationRecord, StepRecord
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
 
-# A record as in a line of a JSON Lines file, or a string that is trained on as a whole.
+# Each record is like a line of a JSON Lines file, or a string that is trained on as a whole.
 Records = Sequence[Mapping[str, Any] | str]
 
 

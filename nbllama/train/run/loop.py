@@ -63,7 +63,7 @@ class Loop:
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, expected: Forecast) -> Run:
-        """Run, save and report all iterations. Raises `Diverged` and `SaveFailed`."""
+        """Run all iterations, with saves and reports. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
         self._begun = begun(self.session, expected, options, self.session.words)

@@ -74,7 +74,7 @@ def forecast_line(
 ) -> str:
     """Return a forecast of the speed-up and the traffic per step for several numbers of workers.
 
-    n_bytes: size of the gradient. seconds: time of a step on one machine. local: whether the
+    n_bytes: size of the gradient. seconds: how long a step takes on one machine. local: whether the
     workers share the cores of one machine.
     """
     size = min(block or micro, micro)

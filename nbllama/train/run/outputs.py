@@ -99,7 +99,7 @@ class Outputs:
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter and the checkpoint, each under its iteration number and as LATEST.
+        """Save the adapter and the checkpoint, both under the iteration number and as LATEST.
 
         The adapter is saved first. If the run is killed between the two saves, it can resume from
         the older checkpoint and will write the same adapter again. In the opposite order, the last
@@ -222,7 +222,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Return whether `path` matches `--checkpoint-out` or is the folder of such files."""
+        """Return whether `path` matches `--checkpoint-out` or is the folder for such files."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)

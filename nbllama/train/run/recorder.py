@@ -38,7 +38,7 @@ class Live(Protocol):
         """Show a message to the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Let the page work between two iterations."""
+        """Let the page do its work between two iterations."""
 
     def answer(self, iteration: int) -> None:
         """Answer the waiting questions."""

@@ -30,7 +30,7 @@ _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
-    """Fill in the options that were not given with the values in the checkpoint."""
+    """Fill in the options that were not given with values from the checkpoint."""
     if state is None:
         return options
     same = state.identity
@@ -39,7 +39,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
-    if options.lora_dropout:  # refused, or with --force, nothing is shared from now on
+    if options.lora_dropout:  # refused without --force; with --force, nothing is shared any more
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0 (nothing to evaluate) is not a valid option value

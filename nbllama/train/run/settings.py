@@ -25,7 +25,7 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 @dataclass(frozen=True)
 class Settings:
-    """The given options of a run, and every value derived from them.
+    """The given options of a run, and all values derived from them.
 
     Each derived value is named after its option. The options are described in docs/options.md.
     """
@@ -52,7 +52,7 @@ class Settings:
     notes: tuple[str, ...]  # messages to the user about these values
 
     def saved(self) -> dict[str, Any]:
-        """Return the options that a checkpoint stores, with its keys and in their order.
+        """Return the options to store in a checkpoint, by key and in the order of storage.
 
         Options that the objective does not use have no value and are left out.
         """

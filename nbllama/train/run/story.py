@@ -42,7 +42,7 @@ def begun(
 
 
 def data_numbers(session: RunSession) -> dict[str, Any]:
-    """Return the sizes of the training data, and a histogram of sample lengths."""
+    """Return the size of the training data and a histogram of the sample lengths."""
     data, other = session.data, session.validation
     name = os.path.basename(session.options.train_data.rstrip("/" + os.sep))
     if isinstance(data, Prompts):

@@ -1,4 +1,4 @@
-"""`--only-write-lora`: the adapter of a checkpoint, written without training."""
+"""`--only-write-lora`: write the adapter in a checkpoint to a file, without training."""
 
 from __future__ import annotations
 
