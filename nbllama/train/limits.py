@@ -14,7 +14,7 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """The size of the largest micro-batch, the length of the longest sequence, and sample means.
+    """The largest micro-batch's size, the longest sequence's length, and the means per sample.
 
     `tokens` and `trained` count all tokens and all trained positions in the largest micro-batch. If
     samples share beginnings, `computed` is the number of rows that are computed, and `keys` is the

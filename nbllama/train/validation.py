@@ -53,7 +53,7 @@ class Validation:
 
     @property
     def training_loss(self) -> float:
-        """Return the mean training loss since the last evaluation, or NaN without any steps."""
+        """Return the mean training loss since the last evaluation, or NaN if there was no step."""
         return self.sum / self.tokens if self.tokens else math.nan
 
     def improves(self, loss: float) -> bool:

@@ -66,8 +66,9 @@ def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
 def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
     """Choose a random token for a cluster on this machine, unless `env` already enables tokens.
 
-    Ray's processes listen on all network interfaces, even for `local:N`. Ray reads the variables
-    when it is imported. Returns a warning if Ray has already been imported, and "" otherwise.
+    Ray's processes listen on all network interfaces, even for `local:N`. Ray reads the token
+    settings from `env` when it is imported. Returns a warning if Ray has already been imported, and
+    "" otherwise.
     """
     if env.get("RAY_AUTH_MODE", "").lower() == "token":
         return ""

@@ -209,7 +209,7 @@ class Steps(Protocol):
         ...
 
     def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
-        """Return the sum of losses of each batch, without computing a gradient."""
+        """Return each batch's sum of losses, without computing a gradient."""
         ...
 
     def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:

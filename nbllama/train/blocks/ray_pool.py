@@ -3,7 +3,7 @@
 Each worker is a Ray actor. There is one actor per machine in the cluster, or N on this machine. The
 parameters are put into the object store once per step, and each machine fetches them once. A block
 is passed as the argument of a remote call, which returns the answer. An actor keeps the model in
-memory, but it keeps no state that a run would miss if the actor were lost.
+memory, but no state that the run depends on.
 
 A new actor is checked in a separate thread so that training does not have to wait. The actor must
 have the same packages, kernels and CPU as this machine. It opens the base model at the same path,

@@ -17,7 +17,7 @@ class Share:
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers to display; `wall` is the seconds with work to do."""
+        """Return the numbers to display; `wall` is as in `Shares`."""
         return WorkerRow(
             worker,
             self.blocks,
@@ -29,7 +29,7 @@ class Share:
 class Shares:
     """The work done by all workers over a period.
 
-    `wall` is how many seconds of this period there was work to do.
+    `wall` is the time in seconds during which there was work to do.
     """
 
     def __init__(self) -> None:

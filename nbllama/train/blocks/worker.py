@@ -60,7 +60,7 @@ class Answer:
     value: Any = None
 
     def digest(self) -> str:
-        """Return the hex sha256 of all numbers in the answer that a run uses."""
+        """Return the hex sha256 of all numbers in this answer that the run uses."""
         h = hashlib.sha256(np.array(self.losses, "<f8").tobytes())
         for name in sorted(self.grads):
             h.update(name.encode())

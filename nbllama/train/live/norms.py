@@ -41,8 +41,8 @@ class Norms:
         """Build the `norms` row of an iteration; call `take_before` before the iteration.
 
         For each kind of tensor, the row contains a list of L2 norms, one per block. Each norm is
-        taken over both A and B of a pair. Entry number `blocks`, counted from 0, is for tensors
-        outside the blocks. Gradient norms are measured before clipping.
+        taken over both A and B of a pair. The entry at index `blocks` is for tensors outside the
+        blocks. Gradient norms are measured before clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}

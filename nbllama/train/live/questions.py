@@ -45,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions; if this is not possible, the answer states the reason."""
+        """Answer all waiting questions; if one cannot be answered, the answer states the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

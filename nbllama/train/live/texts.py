@@ -13,7 +13,7 @@ from nbllama.text.characters import character_groups
 from nbllama.text.tokenizer import Tokenizer
 
 MOST_TOKENS = 700  # per displayed text
-FOLLOWED = 4  # samples that are shown each time they occur
+FOLLOWED = 4  # number of samples that are shown whenever they occur
 MOST_VISITS = 60
 
 
@@ -71,7 +71,7 @@ class Texts:
         return self._row(iteration, found[self._turn % len(found)], 0)
 
     def _row(self, iteration: int, one: Scored, sample: int) -> dict[str, Any]:
-        # the last target follows the input
+        # the last target is the token after the input
         ids = [*one.tokens.tolist(), int(max(one.targets[-1], 0))]
         losses = np.array([np.nan, *one.losses])
         if one.targets[-1] == NOT_TRAINED:

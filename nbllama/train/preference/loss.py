@@ -237,5 +237,5 @@ class PreferenceLoss(TakesData):
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference values, or zeros while only the time of a step is measured."""
+    """Return the reference values, or zeros if only the time of a step is being measured."""
     return np.zeros(len(rows)) if values is None else values[rows]

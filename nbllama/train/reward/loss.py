@@ -245,7 +245,10 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Return how many seconds it takes to draw a step's answers, all of maximum length."""
+        """Measure how many seconds it takes to draw the answers of a step.
+
+        All answers are assumed to have the maximum length.
+        """
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]

@@ -70,7 +70,7 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """Return the file for `ollama create NAME -f FILE`, whose second line explains how to merge.
+    """Return the Modelfile for `ollama create NAME -f FILE`; its second line explains how to merge.
 
     The file contains a template only for ChatML; for other models, Ollama has its own template or
     reads the one in the model file. `system` is the text that the chat template puts before a chat

@@ -134,7 +134,8 @@ def check_rates(
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
         return []  # only evaluates
-    # The rate reaches 0 at the end or once before; in the old tool, also at the first iteration.
+    # The learning rate can be 0 at the end and once before the end. In the old tool, it can also
+    # be 0 at the first iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:

@@ -123,7 +123,10 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save only the adapter, under its number and as LATEST. Raises `OutputError`."""
+        """Save only the adapter, under the iteration number and as LATEST.
+
+        Raises `OutputError` if the adapter cannot be written.
+        """
         if kept := self._save_adapter(state, hp):
             raise kept
 
@@ -144,7 +147,10 @@ class Outputs:
         return [name for name in dict.fromkeys(names) if name]
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
-        """Save the adapter with the lowest validation loss so far. Raises `OutputError`."""
+        """Save the adapter with the lowest validation loss so far.
+
+        Raises `OutputError` if the adapter cannot be written.
+        """
         if self.adapter:
             if problem := _other("--lora-out", self.best_adapter):
                 raise problem

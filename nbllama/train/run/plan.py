@@ -126,7 +126,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Fill in the options of a preference or reward loss that were not given."""
+    """Fill in the options for a preference or reward loss that were not given."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options

@@ -83,7 +83,8 @@ class RunPreferences(FirstAndLast):
     ) -> None:
         """Load the reference adapter, if any.
 
-        Raises `UsageError` if the adapter does not exist, `CheckpointError` if it does not fit.
+        Raises `UsageError` if the adapter does not exist, and `CheckpointError` if it does not
+        match the model.
         """
         sets = [data]
         if validation is not None:
@@ -129,7 +130,8 @@ class RunPreferences(FirstAndLast):
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
     """Read a separate copy of the reference adapter, or return None for the base model.
 
-    Raises `UsageError` if the adapter does not exist, `CheckpointError` if it does not fit.
+    Raises `UsageError` if the adapter does not exist, and `CheckpointError` if it does not
+    match the model.
     """
     if options.reference == BASE:
         return None

@@ -83,8 +83,8 @@ def verdict_on(
 ) -> Verdict:
     """Return the verdict on a run on records.
 
-    `steps` is the total number of iterations, `longer` contains options to train longer, and
-    `watch` contains the evaluations.
+    `steps` is the total number of iterations, `longer` contains the options for training longer,
+    and `watch` contains the evaluations.
     """
     trained = [q for q in questions if q.kind == "trained"]
     right = sum(q.right for q in trained)
