@@ -41,7 +41,7 @@ class Convergence:
             self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
-        """Test the loss of an evaluation, and return the reason to end the run, or "".
+        """Test the loss of an evaluation; return why the run should end, or "" if it should not.
 
         The loss of the first evaluation is only stored.
         """

@@ -72,9 +72,9 @@ class Drawing(Passes, Protocol):
 class Objective(Protocol):
     """A loss that is computed for each micro-batch after its forward pass.
 
-    `data`: additional data; the run's memory must have room for each of its samples. `work`: the
-    time a step takes, divided by the time its forward and backward passes take. `point`: a number
-    shared by all micro-batches of a step, set by `before`.
+    `data`: additional data; the run's memory must have room for each of its samples. `work`: how
+    long a step takes, relative to its forward and backward passes alone. `point`: a number shared
+    by all micro-batches of a step, set by `before`.
     """
 
     data: Sequence[Dataset]

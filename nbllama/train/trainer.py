@@ -175,7 +175,8 @@ class Trainer:
     ) -> StepResult:
         """Perform one iteration: `evaluate`, then `update`.
 
-        `seen` is called with the evaluation before the update, which is skipped if `seen` raises.
+        `seen` is called with the evaluation before the update. If `seen` raises, the update is
+        skipped.
         """
         found = self.evaluate(check)
         if seen is not None:

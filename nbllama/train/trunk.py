@@ -54,8 +54,8 @@ def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
 class TrunkCache:
     """A file that stores the input of block `layer` for each sample, indexed by its tokens.
 
-    Use it as a context manager, or call `close`. Reading and writing never raise: an error is
-    reported once through `say`, and training computes the vectors instead.
+    Use it as a context manager, or call `close`. Reading and writing never raise an exception: an
+    error is reported once through `say`, and training computes the vectors instead.
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class Validation:
         return self.rises == OVERFITTING
 
     def ended(self, patience: int) -> str:
-        """Return the reason to end the run, or ""."""
+        """Return why the run should end, or "" if it should continue."""
         if 0 < patience <= self.since:
             return f"no lower validation loss in {self.since} evaluations (--early-stop)"
         return ""

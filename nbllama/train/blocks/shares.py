@@ -17,7 +17,7 @@ class Share:
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers to display; `wall` is as in `Shares`."""
+        """Return the numbers to display; for `wall`, see `Shares`."""
         return WorkerRow(
             worker,
             self.blocks,

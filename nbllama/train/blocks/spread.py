@@ -226,7 +226,7 @@ class Spread:
             work.objective.add_part(before)
 
     def _take(self, work: StepWork, step: Progress, event: Event) -> None:
-        """Handle news from a worker: an answer, or the loss of the worker."""
+        """Handle news from a worker: an answer, or a report that the worker was lost."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:

@@ -216,7 +216,7 @@ _OF_CPU = ("cpu", "cpu features")
 
 
 def misfit(mine: Mapping[str, str], theirs: Mapping[str, str], *, mixed_cpu: bool) -> str:
-    """Return why a worker cannot join, or ""; `mixed_cpu` allows different CPUs."""
+    """Return why a worker cannot join, or "" if it can; `mixed_cpu` allows different CPUs."""
     for name, value in mine.items():
         other = theirs.get(name, "none")
         if value == other or (mixed_cpu and name in _OF_CPU):

@@ -69,7 +69,7 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Return the name of the file with the log-probabilities, or ""."""
+        """Return the name of the file with the log-probabilities, or "" if there is none."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")

@@ -1,7 +1,8 @@
 """Score answers in a child process, with limits on time and memory.
 
 A reward function is the user's own code and runs with the user's permissions. The limits guard
-against its bugs: an endless loop, a huge allocation, an exception, or a value that is not a number.
+against bugs in this code, such as an endless loop, a huge allocation, an exception, or a value that
+is not a number.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def find_questions(
 ) -> list[Asked]:
     """Choose up to `number` evenly spaced questions from each of the two data sets.
 
-    If a record has several answers, the last one is used. Records with a long prompt or without a
-    prompt are skipped.
+    If a record has several answers, the last one is used. Records whose prompt is long or missing
+    are skipped.
     """
     found = _questions(tokenizer, data, "trained", number)
     if validation is not None:

@@ -178,8 +178,8 @@ def write_cards(
 ) -> list[tuple[str, str]]:
     """Write the card and the Modelfile next to an adapter; `begun` is the first row of the log.
 
-    Returns (ending, file) for each file written. A failure is only reported, because the adapter
-    itself is complete.
+    Returns (ending, file) for each file written. A failure is reported but does not end the run,
+    because the adapter itself is complete.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"

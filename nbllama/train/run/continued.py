@@ -40,7 +40,8 @@ class Continued:
     def settle(self, say: Say) -> None:
         """Rename the damaged file, and give its old name to the good file.
 
-        The same command line will then find the good file. A failure is only reported.
+        The same command line will then find the good file. If this fails, a warning is printed and
+        the run continues.
         """
         if not self.damaged:
             return

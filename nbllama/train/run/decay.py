@@ -52,7 +52,8 @@ def plan(
 ) -> Decay:
     """Plan the decay for a run of `n_iter` iterations that starts from `state`.
 
-    `options` are completed from the checkpoint. `asked` is the user's `--lr-decay-steps`.
+    `options` must already be filled in from the checkpoint. `asked` is the value of
+    `--lr-decay-steps` that the user specified.
     """
     done = state.iteration if state is not None else 0
     total = done + n_iter

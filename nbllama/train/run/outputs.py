@@ -171,7 +171,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the file with the run's options, next to the newest adapter, or ""."""
+        """The name of the file with the run's options, which is next to the newest adapter, or ""."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -245,7 +245,7 @@ class Outputs:
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:
-        """Return (kind, newest file) pairs for the summary."""
+        """Return a (kind, newest file) pair for each kind of file, to show in the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
         return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 

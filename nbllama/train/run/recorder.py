@@ -105,7 +105,7 @@ class Recorder:
         self._to_page(lambda live: live.row(as_row(row)))
 
     def close(self, pairs: Pairs = ()) -> None:
-        """Close the log and the board, and show the summary: the names and values in `pairs`."""
+        """Close the page, the log and the board, and show the summary in `pairs`."""
         self._close_files()
         self._screen.close(pairs)
 

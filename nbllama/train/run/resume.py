@@ -108,7 +108,8 @@ def check_resume(
     Returns messages about the differences that `--force` permitted. `new_decay`: whether the decay
     ends at a different iteration (`nbllama.train.run.decay`).
 
-    An old checkpoint contains only the sizes of its base model and its number of samples.
+    A checkpoint from the old tool stores only the sizes of its base model and the number of
+    samples.
     """
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())

@@ -108,7 +108,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything that affects the blocks' output, except the tokens."""
+    """Return the hex sha256 of everything but the tokens that affects the output of the blocks."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -121,7 +121,7 @@ def stored_trunk(
     finished: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """Store the output of the frozen blocks during the run, if planned.
+    """Store the output of the frozen blocks during the run, if there is a plan to do so.
 
     An unusable file is reported, and the run computes all blocks. The file is removed if the run
     has `finished`.

@@ -50,7 +50,7 @@ def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
     In a run that is shorter than two epochs, each mean covers a tenth of the run. Returns None if
-    there is no valid iteration.
+    no iteration is valid.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
