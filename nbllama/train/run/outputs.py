@@ -171,7 +171,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the file with the run's options, which is next to the newest adapter, or ""."""
+        """The name of the file with the run's options, next to the newest adapter; "" if none."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
