@@ -1,4 +1,4 @@
-"""The validation state of a run: the lowest loss, the patience, and signs of overfitting."""
+"""The validation state of a run: the lowest loss, its age, and signs of overfitting."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OVERFITTING = 2  # consecutive evaluations with falling training loss and rising
 class Validation:
     """The state between evaluations; all fields are numbers, so that a checkpoint can store them.
 
-    last: iteration of the last evaluation, -1 before the first. best: lowest validation loss.
-    best_at: its iteration, -1 if there is none yet. since: evaluations since the best one.
-    previous, previous_trained: validation loss of the last evaluation, and the mean training loss
-    that preceded it. sum, tokens: training loss since the last evaluation, weighted by trained
-    tokens. rises: see `OVERFITTING`.
+    last: iteration of the last evaluation, or -1 before the first. best: lowest validation loss.
+    best_at: iteration of the lowest loss, or -1 if there is none yet. since: number of evaluations
+    since the best one. previous, previous_trained: validation loss of the last evaluation, and the
+    mean training loss that preceded it. sum, tokens: training loss since the last evaluation,
+    weighted by trained tokens. rises: see `OVERFITTING`.
     """
 
     last: int = -1
@@ -61,7 +61,10 @@ class Validation:
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Add an evaluation (`best` if its adapter was kept); return whether the run overfits."""
+        """Add an evaluation, and return whether the run is overfitting.
+
+        `best`: whether the adapter of this evaluation was kept.
+        """
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0
@@ -76,7 +79,7 @@ class Validation:
         return self.rises == OVERFITTING
 
     def ended(self, patience: int) -> str:
-        """Return the reason to end the run, or ""."""
+        """Return why the run should end, or "" if it should continue."""
         if 0 < patience <= self.since:
             return f"no lower validation loss in {self.since} evaluations (--early-stop)"
         return ""
@@ -90,7 +93,7 @@ def perplexity(loss: float) -> float:
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Yield the sample numbers in order, in the largest groups within both bounds."""
+    """Yield sample numbers in order, in the largest groups that both bounds allow."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass(frozen=True)
 class Event:
-    """News from a worker: the answer for its unit, or None and the reason why it was lost."""
+    """News from a worker: the answer for its unit, or None and the reason the worker was lost."""
 
     worker: str
     answer: Answer | None
@@ -24,12 +24,12 @@ class Event:
 class Pool(Protocol):
     """A group of named workers, each of which computes one unit (a block or a task) at a time."""
 
-    others: set[str]  # workers with a different CPU, whose first block is compared
+    others: set[str]  # workers with a different CPU; the first block of each is compared
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
         """Use these parameters from now on; return messages about machines that joined or left.
 
-        None keeps the parameters of the previous call.
+        If `params` is None, the parameters from the previous call remain in use.
         """
         ...
 

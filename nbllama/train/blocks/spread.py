@@ -3,17 +3,17 @@
 The workers also compute validation batches, answers to sample prompts, and the answers and
 reference values of a run on rewards.
 
-The driver adds blocks in ascending order, regardless of which worker computed them and when they
-arrived, so the results are bit-identical to those from `compute.Here`. If no worker is left, the
-driver computes the blocks itself.
+The driver adds up the blocks in ascending order, regardless of which worker computed them and when
+they arrived. The results are therefore bit-identical to the results from `compute.Here`. If no
+worker is left, the driver computes the blocks itself.
 
 | event | what happens |
 |---|---|
 | a worker is lost | another worker computes its block |
-| no answer within max(60 s, 5 x the median time of a block) | another worker also receives the block; the first answer counts, and later ones are dropped by (step, block, attempt) |
-| no worker is left | this process computes the blocks, or waits `worker_timeout` and raises `NoWorkers` |
+| no answer within max(60 s, 5 x the median time of a block) | another worker also receives the block; the first answer counts, and later answers, recognised by (step, block, attempt), are dropped |
+| no worker is left | this process computes the blocks, or waits for `worker_timeout` and raises `NoWorkers` |
 | a loss or gradient is not finite | the step is skipped, as on a single machine |
-| an audit finds different bits | this process computes the block; the machine whose bits differ is no longer used, and the step starts again |
+| an audit finds different bits | this process computes the block; the machine whose bits are wrong is no longer used, and the step starts again |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NoWorkers(NbllamaError):
 
 
 class Spread:
-    """`Steps` computed by the workers of `pool`."""
+    """An implementation of `Steps` that distributes the work over the workers of `pool`."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class Spread:
     ) -> None:
         """Use the workers of `pool`, with `size` micro-batches per block (0 for a whole step).
 
-        With `audit` N, one block in N is also computed by a second worker. `worker_timeout` is the
-        time in seconds to wait for a worker if none is left; with 0, this process computes
-        immediately.
+        If `audit` is N, one block in N is also computed by a second worker. `worker_timeout` is how
+        many seconds to wait for a worker if none are left; if it is 0, this process computes the
+        blocks immediately.
         """
         self.pool, self.size, self.say = pool, size, say
         self.audit, self.worker_timeout, self.least_wait = audit, worker_timeout, least_wait
@@ -133,7 +133,7 @@ class Spread:
             self.say(f"warning: {line}")
 
     def _answers(self, work: StepWork, units: Sequence[Unit], check: Check) -> dict[int, Answer]:
-        """Return the answer of each unit by its number."""
+        """Return the answers, keyed by unit number."""
         start = time.perf_counter()
         while True:
             self._begin(work)
@@ -216,7 +216,7 @@ class Spread:
             self._store(work, step, unit, HERE, answer=answer, audit=audit)
 
     def _here(self, work: StepWork, unit: Unit, check: Check) -> Answer:
-        """Compute a unit in this process without changing the measures so far."""
+        """Compute a unit in this process without affecting the measures collected so far."""
         before = work.objective.take_part()
         try:
             return computed(work, unit, Key(unit.step, unit.number, self._attempts), check)
@@ -225,7 +225,7 @@ class Spread:
             work.objective.add_part(before)
 
     def _take(self, work: StepWork, step: Progress, event: Event) -> None:
-        """Handle news from a worker: an answer, or the loss of the worker."""
+        """Handle news from a worker: an answer, or a report that the worker was lost."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:
@@ -263,7 +263,7 @@ class Spread:
             self._compare(work, step, unit)
 
     def _compare(self, work: StepWork, step: Progress, unit: Unit) -> None:
-        """Compare the two answers of an audit, and ban the worker that is wrong if they differ."""
+        """Compare the two answers of an audit; if they differ, ban the worker that is wrong."""
         n = unit.number
         pair = ((step.by[n], step.done[n]), (step.audited_by[n], step.audits[n]))
         digests = {name: answer.digest() for name, answer in pair}

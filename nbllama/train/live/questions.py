@@ -16,9 +16,9 @@ from nbllama.report.live.state import LiveState, Question
 from nbllama.system.memory import available_memory
 from nbllama.train.run.prompts import Prompt
 
-MOST_TOKENS = 200  # of an answer
+MOST_TOKENS = 200  # per answer
 MOST_SECONDS = 60.0
-_SHOWN_EVERY = 0.5  # seconds between two updates of an answer on the page
+_SHOWN_EVERY = 0.5  # seconds between updates of an answer on the page
 
 Row = dict[str, Any]
 
@@ -27,8 +27,8 @@ class Questions:
     """Answer the questions in a `LiveState` greedily, using separate memory.
 
     `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
-    the run should stop, which also ends an answer. `keep` is called with the `question` row of each
-    finished answer.
+    the run should stop, in which case the current answer ends as well. `keep` is called with the
+    `question` row of each finished answer.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions; if one cannot be answered, its answer states the reason."""
+        """Answer all waiting questions; if one cannot be answered, the answer states the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

@@ -35,7 +35,7 @@ def token_log_probabilities(
 ) -> np.ndarray:
     """Return log pi of each trained token, float64 `[M]`; the forward pass must have run.
 
-    The last block's output is not changed.
+    The output of the last block is not modified.
     """
     losses = np.empty(batch.n_trained, np.float32)
     # watchers observe only the pass that computes the gradient
@@ -52,7 +52,7 @@ def log_probabilities(
 ) -> np.ndarray:
     """Return log pi(y|x) of each sample, float64 `[S]`; the forward pass must have run.
 
-    Each value is the sum over a sample's trained tokens, of which there must be at least one. The
+    Each value is the sum over the trained tokens of a sample, which must have at least one. The
     output of the last block is not modified.
     """
     counts = answer_tokens(batch)
@@ -74,7 +74,7 @@ def of_samples(
 ) -> Iterator[np.ndarray]:
     """Yield the log-probabilities of the samples numbered `rows`, float64, batch by batch.
 
-    Batches are as large as `most` permits. `check` is called between layers.
+    The batches are as large as `most` permits. `check` is called between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
     for part in batches((tokens, trained), most.computed, most.trained):
@@ -94,8 +94,8 @@ def of_preferences(
 ) -> Iterator[np.ndarray]:
     """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
 
-    If sharing is enabled, a prompt with several answers is computed once. Each individual sample
-    must fit in the memory. `check` is called between layers.
+    If sharing is enabled, a prompt with several answers is processed only once. The memory must
+    have room for each individual sample. `check` is called between layers.
     """
     most = trainer.limits
     for numbers in batches(data.lengths(), most.tokens, most.trained):

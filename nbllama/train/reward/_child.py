@@ -28,7 +28,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, BinaryIO
 
-WHILE_LOADING = 8 << 30  # bytes by which the child may grow while the function is imported
+WHILE_LOADING = 8 << 30  # bytes by which the child may grow while importing the function
 MOST = 300  # characters per message
 
 
@@ -98,8 +98,8 @@ def message(error: BaseException) -> str:
 def limit_memory(extra: int) -> None:
     """Limit the further growth of this process to `extra` bytes.
 
-    The limit depends on the current size of the process, which only Linux reports. Windows has no
-    such limit.
+    The limit is calculated from the current size of the process, which only Linux reports. Windows
+    has no such limit.
     """
     try:
         import resource
@@ -136,7 +136,7 @@ def streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
+    """Answer requests until stdin ends; `memory` is in bytes, and `seconds` sets the alarm."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = streams()
     score: Callable[..., Any] | None = None

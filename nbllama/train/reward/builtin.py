@@ -33,8 +33,8 @@ _READING = {
 def wanted(record: dict[str, Any]) -> str | None:
     """Return the correct answer in a record, or None if there is none.
 
-    The correct answer is stored under one of the keys `WANTED`, or it is the last message of a chat
-    if that message is an answer.
+    The correct answer is stored under one of the keys in `WANTED`. In a chat, it can also be the
+    last message, if that message is an answer.
     """
     for key in WANTED:
         value = record.get(key)
@@ -67,7 +67,7 @@ def problem(name: str, record: dict[str, Any]) -> str:
 
 
 def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the answer equals the correct one, ignoring leading and trailing white space."""
+    """Return 1 if the answer equals the correct one, ignoring leading and trailing whitespace."""
     right = wanted(record)
     if right is None:
         raise ValueError("the record has no answer")
@@ -98,9 +98,9 @@ def _no_constant(name: str) -> None:
 
 
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the query finds the same rows in the record's database as the correct query.
+    """Return 1 if the query returns the same rows from the record's database as the correct query.
 
-    The order of the rows matters only if the correct query specifies one.
+    The order of the rows matters only if the correct query specifies an order.
     """
     db, right = _database(record["database"]), str(wanted(record))
     expected = _rows(db, right)
@@ -114,7 +114,10 @@ def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def query_in(answer: str) -> str:
-    """Return the query in an answer (in its fenced block, if any) without a trailing semicolon."""
+    """Return the query in an answer, without a trailing semicolon.
+
+    If the answer contains a fenced code block, the query is taken from the block.
+    """
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
     return (fenced[1] if fenced else answer).strip().rstrip(";").strip()
 
@@ -131,7 +134,7 @@ _open: dict[str, sqlite3.Connection] = {}
 
 
 def _database(script: str) -> sqlite3.Connection:
-    """Run the script in a new in-memory database, and return the database as read-only."""
+    """Run the script in a new in-memory database, make the database read-only, and return it."""
     if script not in _open:
         db = sqlite3.connect(":memory:")
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")

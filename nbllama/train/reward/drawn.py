@@ -1,4 +1,4 @@
-"""Draw and score the answers of a step, and build micro-batches of them with advantages."""
+"""Draw and score the answers of a step, and build micro-batches with their advantages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """A drawn answer: its ids, text and reward; `cut` means that the model did not end it."""
+    """A drawn answer: its ids, text and reward.
+
+    `cut`: whether drawing stopped before the model ended the answer.
+    """
 
     ids: list[int]
     text: str
@@ -41,7 +44,7 @@ class GroupOf(NamedTuple):
 
     @property
     def rewards(self) -> np.ndarray:
-        """Return the rewards, float64, leaving out the ones that failed."""
+        """Return the rewards of all answers that have one, float64."""
         return np.array([a.reward for a in self.answers if not isinstance(a.reward, Failed)])
 
     @property
@@ -55,7 +58,7 @@ class DrawnBatch(Batch):
     """A batch of drawn answers.
 
     advantage: float64 [S], one for each sequence. reference: float64 [M], log-probabilities of the
-    trained tokens under the reference, filled in later.
+    trained tokens under the reference, which are filled in later.
     """
 
     advantage: np.ndarray
@@ -76,7 +79,7 @@ def unwatched(model: Model) -> Iterator[None]:
 class Draw:
     """A task that draws the answers to the prompts of a batch, group by group.
 
-    keys: the seeds of each answer's random numbers. most: maximum number of tokens per answer.
+    keys: the seeds for each answer's random numbers. most: maximum number of tokens per answer.
     """
 
     prompts: list[list[int]]
@@ -133,7 +136,7 @@ def scored(
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
-    """Return the text of an answer in the same form as a server would."""
+    """Return the text of an answer as the server would return it."""
     decoder = StreamDecoder(tokenizer, at_start=chat)
     return "".join(map(decoder.push, ids)) + decoder.flush()
 
@@ -141,7 +144,8 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
 def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
     """Return the answers that have a reward as a batch, or None if there are none.
 
-    `every` includes answers with advantage 0, whose only gradient is due to the reference.
+    If `every` is true, answers with an advantage of 0 are included. Their gradient comes only from
+    the reference.
     """
     rows, values = [], []
     for group in groups:

@@ -1,7 +1,8 @@
 """Score answers in a child process, with limits on time and memory.
 
 A reward function is the user's own code and runs with the user's permissions. The limits guard
-against its bugs: an endless loop, a huge allocation, an exception, or a value that is not a number.
+against bugs in this code, such as an endless loop, a huge allocation, an exception, or a value that
+is not a number.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: its file, its name, and the argument to create it, if any.
+    """The source of a reward function: its file, its name, and the argument for creating it.
 
     text: the contents of the file. builtin: the name of a built-in reward, or "" for a user's
     function. identity: the value that a checkpoint stores, which depends on the contents of the
@@ -48,13 +49,13 @@ class Source(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The reason that an answer has no reward."""
+    """The reason why an answer has no reward."""
 
     reason: str
 
 
 def find_reward(text: str) -> Source:
-    """Find the reward that `--reward` names. Raises `UsageError`."""
+    """Find the reward that `--reward` names. Raises `UsageError` if that is not possible."""
     if text in builtin.NAMES:
         return Source(_BUILTIN, _own_text(), _FUNCTIONS[text], None, text, text)
     kind, colon, pattern = text.partition(":")
@@ -123,7 +124,7 @@ class Scorer:
         return found.reason if isinstance(found, Failed) else str(found)
 
     def close(self) -> None:
-        """End the child; may be called more than once."""
+        """End the child process; may be called more than once."""
         if self._child is not None:
             self._child.close()
         self._child = None

@@ -1,8 +1,8 @@
-"""Choose the checkpoint to resume from: the named file, or the newest valid one next to it.
+"""Choose the checkpoint to resume from: the given file, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run resumes from the last numbered checkpoint and
-reports this; the damaged file is kept under a different name. For a folder, its newest valid
-checkpoint is used.
+If the newest file (LATEST) is damaged, the run resumes from the last numbered checkpoint and says
+so. The damaged file is kept under a different name. If a folder is given, the run resumes from the
+newest valid checkpoint in the folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Continued:
-    """A usable checkpoint; `damaged` is the named file, if it is damaged."""
+    """A usable checkpoint.
+
+    `damaged` is the file that the user named, if that file turned out to be damaged.
+    """
 
     state: TrainState
     path: str
@@ -37,7 +40,8 @@ class Continued:
     def settle(self, say: Say) -> None:
         """Rename the damaged file, and give its old name to the good file.
 
-        The same command line will then find the good file. A failure is only reported.
+        The same command line will then find the good file. If this fails, a warning is printed and
+        the run continues.
         """
         if not self.damaged:
             return
@@ -72,8 +76,9 @@ def continued(options: Options, say: Say) -> Continued | None:
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
     """Find the checkpoint that `--checkpoint-in` names, or return None if it does not exist.
 
-    Raises `CheckpointError` for a folder without a valid checkpoint. Also raises it for an unusable
-    file if `--strict-resume` was given or no valid checkpoint of the same run exists next to it.
+    Raises `CheckpointError` for a folder that contains no valid checkpoint. Also raises it for an
+    unusable file, if `--strict-resume` was given or there is no valid checkpoint of the same run
+    next to the file.
     """
     path = options.checkpoint_in or ""
     if os.path.isdir(path):
@@ -95,7 +100,10 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 
 
 def _numbered(path: str, newest: str) -> Iterator[str]:
-    """Yield the numbered files next to `path`, highest first; nothing if `path` lacks `newest`."""
+    """Yield the numbered files next to `path`, highest number first.
+
+    If the name of `path` does not contain `newest`, yields nothing.
+    """
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)
     if not found:
@@ -107,7 +115,7 @@ def _numbered(path: str, newest: str) -> Iterator[str]:
 
 
 def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
-    """Find the valid checkpoint in a folder that has the most iterations.
+    """Find the valid checkpoint with the most iterations in a folder.
 
     A GGUF file that cannot be opened is reported, because it may be a newer checkpoint.
     """

@@ -26,10 +26,10 @@ class Decay:
 
     begin: the iteration after which the decay starts. end: the iteration at which the learning rate
     reaches its minimum. last: the last iteration planned when the decay started, or `end` if the
-    decay has its own length. first: the first iteration for `check_rates`, which is the first of
-    the whole decay if the decay is in progress, else the first of this run. new: whether the decay
-    starts with this run. renews: whether iterations after the end start a new decay. given: whether
-    `--lr-decay-steps` was given.
+    decay has its own length. first: the first iteration that `check_rates` checks: the first one of
+    the whole decay if the decay is in progress, otherwise the first one of this run. new: whether
+    the decay starts with this run. renews: whether training beyond the end starts a new decay.
+    given: whether `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -43,7 +43,7 @@ class Decay:
 
     @property
     def stored_last(self) -> int:
-        """The value of `last` in a checkpoint: 0, which stores no key, if `last` equals `end`."""
+        """The `last` to store in a checkpoint, or 0 (store nothing) if it equals `end`."""
         return 0 if self.last == self.end else self.last
 
 
@@ -52,7 +52,8 @@ def plan(
 ) -> Decay:
     """Plan the decay for a run of `n_iter` iterations that starts from `state`.
 
-    `options` are completed from the checkpoint. `asked` is the user's `--lr-decay-steps`.
+    `options` must already be filled in from the checkpoint. `asked` is the value of
+    `--lr-decay-steps` that the user specified.
     """
     done = state.iteration if state is not None else 0
     total = done + n_iter
@@ -74,7 +75,7 @@ def plan(
     with_run = last == found or (found == last + 1 and last - begin < SHORT)
     if n_iter and follows and with_run and done >= last:
         new = with_the_run(total, done)
-        # repeating the same end, as the options file of a run does, has no effect
+        # passing the same end again, as the options file of a run does, has no effect
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
@@ -103,8 +104,8 @@ def plan(
 def schedule(settings: Settings, decay: Decay) -> Schedule:
     """Return the learning-rate schedule of a run.
 
-    A new decay has no warm-up. Warm-up is for a new adapter and empty moments, but after a resume,
-    both come from the checkpoint.
+    A new decay has no warm-up. Warm-up is meant for a new adapter and empty moments, whereas a
+    resumed run reads the adapter and the moments from its checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -123,18 +124,19 @@ def schedule(settings: Settings, decay: Decay) -> Schedule:
 def check_rates(
     decay: Decay, settings: Settings, done: int, factor: Callable[[int], float]
 ) -> list[str]:
-    """Return messages about iterations with learning rate 0.
+    """Return messages about iterations whose learning rate is 0.
 
     `factor` returns the learning-rate factor for an iteration. `done` is the number of iterations
     in the checkpoint.
 
-    Raises `UsageError` if the learning rate is 0 in all iterations of the run. The exceptions are
-    --compat, which follows the old tool, and the rest of a decay in progress.
+    Raises `UsageError` if the learning rate is 0 in all iterations of the run. The error is not
+    raised with --compat, which follows the old tool, or for the rest of a decay in progress.
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
-        return []  # evaluates only
-    # This happens at the end or once in between, and in the old tool also at the first iteration.
+        return []  # only evaluates
+    # The learning rate can be 0 at the end and once before the end. In the old tool, it can also
+    # be 0 at the first iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:

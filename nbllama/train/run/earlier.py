@@ -1,6 +1,7 @@
 """Handle existing files with this run's names: resume the earlier run, or refuse to start.
 
-No file is replaced by accident, except that `--compat` replaces files silently, like the old tool.
+No file is replaced by accident. The exception is `--compat`, which replaces files silently, like
+the old tool.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Opti
     """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
 
     The default is the newest checkpoint among the run's own outputs, so that repeating the command
-    finishes a stopped run; `outputs.finishes` is then set. With only `--force`, the run starts from
-    the beginning.
+    finishes a stopped run; `outputs.finishes` is then set. With `--force` alone, the run starts
+    from the beginning.
 
     Raises `UsageError` if files of a different run would be replaced.
     """
@@ -72,8 +73,8 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
     """Add suggested commands to an error about an unsuitable checkpoint with the run's own name.
 
-    One command resumes the earlier run, and the other starts a new one. Raises `CheckpointError`,
-    and `UsageError` if the earlier run is complete.
+    One command resumes the earlier run, and the other starts a new one. Raises `CheckpointError`
+    with these commands, or `UsageError` if the earlier run is complete.
     """
     try:
         yield
@@ -118,7 +119,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the words with unused output names."""
+    """Return the words with output names that are not yet in use."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

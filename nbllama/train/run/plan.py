@@ -37,7 +37,7 @@ class Row(NamedTuple):
     epochs: int
 
 
-# The fewer the records, the smaller the batches and the more often each record is used: ten records
+# With fewer records, the batches are smaller and each record is used more often: ten records
 # give sixty steps, and thirty records give ninety-six.
 TABLE = (
     Row(16, batch=2, epochs=12),
@@ -53,9 +53,9 @@ CUSTOMARY_RATE, CUSTOMARY_WIDTH = 2e-4, 4096
 
 HELD_OUT_FROM = 50  # records; with fewer, none are held out
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
-PATIENCE = 4  # evaluations without a lower validation loss
-KEPT = 2  # numbered checkpoints to keep
-ANSWERS = 3  # questions of each kind to ask
+PATIENCE = 4  # number of evaluations without a lower validation loss
+KEPT = 2  # number of numbered checkpoints to keep
+ANSWERS = 3  # number of questions of each kind to ask
 PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws its answers
 BATCH_BEFORE = 8  # for plain text and for checkpoints older than the plan
 RATE_OF_TEXT = 1e-3
@@ -69,8 +69,8 @@ def row_of(n_records: int) -> Row:
 def rate_of(n_embd: int) -> float:
     """Return the learning rate for a model of this width, rounded to two digits.
 
-    The learning rate is a power of the width, fitted to the two known widths. Models narrower than
-    the smaller known width use its learning rate.
+    The learning rate is a power of the width, fitted to the learning rates at two known widths.
+    Models narrower than the smaller known width use the learning rate for that width.
     """
     from math import floor, log, log10
 
@@ -80,7 +80,7 @@ def rate_of(n_embd: int) -> float:
 
 
 def held_out_share(n_records: int) -> float:
-    """Return the share of records to hold out, which is 0 for few records."""
+    """Return the share of records to hold out, which is 0 if there are only a few records."""
     if n_records < HELD_OUT_FROM:
         return 0.0
     return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
@@ -99,7 +99,7 @@ def with_plan(
 
     `data_kind` is "raw" or "chat" (for all records). `n_embd` is the width of the model. `state` is
     the checkpoint to resume from, whose plan is kept and whose values are already in `options`.
-    `validated` means that there are already validation data. If the length of the run is given, no
+    `validated`: whether validation data already exist. If the length of the run is given, no
     records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
@@ -126,7 +126,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Fill in the options of a preference or reward loss that were not given."""
+    """Fill in the options for a preference or reward loss that were not given."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options

@@ -41,7 +41,7 @@ class Run:
         The newest file written of each kind: "adapter", "best", "checkpoint", "config", "log",
         "report", "card.md", "Modelfile".
     iteration : int
-        Number of iterations of training so far, including those before a resumed checkpoint.
+        Total number of training iterations so far, including those before the checkpoint.
     last : int
         The planned last iteration.
     reason : str
@@ -49,7 +49,7 @@ class Run:
     interrupted : bool
         Whether Ctrl-C or another signal ended the run.
     options : dict of str to object
-        The value that the run used for every option, by Python name.
+        The value that the run used for each option, by Python name.
     forecast : Forecast or None
         Predicted seconds per iteration and bytes of memory.
     notes : list of str

@@ -38,7 +38,7 @@ def load_prompts(
 ) -> Prompts:
     """Load prompts from a file, or from records in memory that are named `path` in messages.
 
-    Raises `DataError`.
+    Raises `DataError` if the prompts cannot be used.
     """
     o = with_objective(options)
     layout = find_layout(o.chat_template) if o.chat_template else None

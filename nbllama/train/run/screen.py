@@ -1,4 +1,4 @@
-"""The interface of the screen: notes, a header, steps, evaluations and a summary."""
+"""The interface of a screen: notes, a header, steps, evaluations, and a summary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Screen(Protocol):
         """Show names and values, before the first iteration."""
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Show that kernels are being compiled or, with `seconds`, that they are ready."""
+        """Show that kernels are being compiled or, if `seconds` is given, that they are ready."""
 
     def step(self, record: StepRecord) -> None:
         """Show a finished iteration."""

@@ -25,7 +25,7 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 @dataclass(frozen=True)
 class Settings:
-    """The given options of a run, and every value derived from them.
+    """The given options of a run, and all values derived from them.
 
     Each derived value is named after its option. The options are described in docs/options.md.
     """
@@ -41,18 +41,18 @@ class Settings:
     alpha: float  # as given; the scale is alpha / r, or alpha / sqrt(r) with rslora
     lora_alpha: float  # such that the scale is lora_alpha / r
     lora_layers: str
-    ranks: dict[str, int]  # by slot name, all of them
+    ranks: dict[str, int]  # by slot name, for all slots
     adam_alpha: float
     adam_beta2: float
     warmup: int
     cos_decay_steps: int
     cos_decay_min: float
     template_date: str  # of the chat template, or "" for plain text
-    eval_every: int  # 0: nothing to evaluate
+    eval_every: int  # 0 means that there is nothing to evaluate
     notes: tuple[str, ...]  # messages to the user about these values
 
     def saved(self) -> dict[str, Any]:
-        """Return the options that a checkpoint stores, with its keys and in their order.
+        """Return the options to store in a checkpoint, by key and in the order of storage.
 
         Options that the objective does not use have no value and are left out.
         """
@@ -61,11 +61,11 @@ class Settings:
         return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
-        """Return the value of an option in this run: the derived value, else the given one."""
+        """Return the value of an option in this run, whether derived or given."""
         return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
-        """Return the unusual settings of the adapter."""
+        """Return a description of the adapter's unusual settings."""
         more = " rank-stabilised" if self.options.rslora else ""
         more += f", dropout {self.options.lora_dropout:g}" if self.options.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
@@ -124,9 +124,10 @@ _DERIVED = {f.name for f in fields(Settings)}
 def _check_experts(
     options: Options, ranks: Mapping[str, int], missing: Collection[str]
 ) -> list[str]:
-    """Refuse pairs on experts if the model has no experts or other options rule out such pairs.
+    """Raise `UsageError` if pairs on experts are requested but not possible.
 
-    Returns a message about experts that have no pairs by default.
+    Pairs are not possible if the model has no experts or other options rule them out. Returns a
+    message if experts have no pairs only because that is the default.
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
@@ -145,7 +146,7 @@ def _check_experts(
 
 
 def _check_old(options: Options) -> None:
-    """Raise `UsageError` for an option that --compat or an old tool's checkpoint rules out."""
+    """Raise `UsageError` for an option that --compat or the old tool's checkpoint rules out."""
     for o in OPTIONS:
         # a checkpoint of such a run stores "all" for the layers, although the default is None
         if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
@@ -173,13 +174,13 @@ def resolve(
     """Return the settings of a run.
 
     data_kind: "raw" or "chat". n_samples: number of samples in the data set. missing: slots for
-    which the model has no tensor (`out` if the output is the embedding). cores: the default for
-    `--threads`. new_seed: used for `--seed -1`. done: iterations in the checkpoint, after which the
-    schedule continues. unscaled: whether the run resumes from an old checkpoint, whose scale is 1
-    (as with `--compat`). n_layer: number of blocks in the model. walk: see `iterations`. begin: the
-    iteration after which the current decay began; only the first decay, at 0, has a warm-up.
-    n_embd: width of the model. If the plan (`nbllama.train.run.plan`) has not yet been applied to
-    `options`, it is applied first.
+    which the model has no tensor (such as `out` if the output layer is tied to the embedding).
+    cores: the default for `--threads`. new_seed: the seed to use for `--seed -1`. done: iterations
+    in the checkpoint, after which the schedule continues. unscaled: whether the run resumes from an
+    old checkpoint, whose scale is 1 (as with `--compat`). n_layer: number of blocks in the model.
+    walk: see `iterations`. begin: the iteration after which the current decay began; only the first
+    decay, at 0, has a warm-up. n_embd: width of the model. If the plan (`nbllama.train.run.plan`)
+    has not yet been applied to `options`, it is applied first.
 
     Raises `UsageError` for options that contradict each other.
     """

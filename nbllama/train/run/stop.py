@@ -14,8 +14,8 @@ from nbllama.system.start import NAMES, Unwinding, repeated, signals
 class StopFlag:
     """A flag, set by signals, that stops a run.
 
-    While there is nothing to save (`at_once`), a signal ends the program immediately. Once training
-    has begun, a signal only sets the flag, which is checked between layers.
+    As long as there is nothing to save (`at_once`), a signal ends the program immediately. Once
+    training has begun, a signal only sets the flag, which is checked between layers.
     """
 
     def __init__(self, *names: str) -> None:
@@ -27,7 +27,7 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run like Ctrl-C, on request from its page; may be called from any thread."""
+        """Stop the run as Ctrl-C would, on request from its page; may be called from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 

@@ -1,8 +1,9 @@
 """`--trunk-cache`: whether and where a run stores the output of its frozen blocks.
 
-By default, a run stores the output if every sample is read more than once and the file fits in a
-tenth of the free disk space. The file is created next to the checkpoint (or the adapter) and
-removed when the run finishes. An interrupted run leaves the file for the run that resumes it.
+By default, a run stores the output if every sample is used more than once and the file takes up no
+more than a tenth of the free disk space. The file is created next to the checkpoint (or the
+adapter) and removed when the run finishes. If a run is interrupted, the file is left for the run
+that resumes it.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything that affects the blocks' output, except the tokens."""
+    """Return the hex sha256 of everything but the tokens that affects the output of the blocks."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -120,7 +121,7 @@ def stored_trunk(
     finished: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """Store the output of the frozen blocks during the run, if planned.
+    """Store the output of the frozen blocks during the run, if there is a plan to do so.
 
     An unusable file is reported, and the run computes all blocks. The file is removed if the run
     has `finished`.

@@ -1,7 +1,7 @@
-"""The result of a run, in plain words.
+"""The result of a run in plain words.
 
-The result consists of mean losses over an epoch, answers before and after the run, a verdict, and
-suggested commands.
+The result consists of the mean losses of the first and last epochs, answers before and after the
+run, a verdict, and suggested commands.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Means:
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
-    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if there is
-    no valid iteration.
+    In a run that is shorter than two epochs, each mean covers a tenth of the run. Returns None if
+    no iteration is valid.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -69,7 +69,7 @@ def _mean(results: Sequence[StepResult]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict: `word` is `LEARNED`, `HARDLY` or `BY_HEART`; `reason` includes what may help."""
+    """A verdict: `word` is `LEARNED`, `HARDLY` or `BY_HEART`; `reason` also says what may help."""
 
     word: str
     reason: str
@@ -83,8 +83,8 @@ def verdict_on(
 ) -> Verdict:
     """Return the verdict on a run on records.
 
-    `steps` is the total number of iterations, `longer` contains options to train longer, and
-    `watch` contains the evaluations.
+    `steps` is the total number of iterations, `longer` contains the options for training longer,
+    and `watch` contains the evaluations.
     """
     trained = [q for q in questions if q.kind == "trained"]
     right = sum(q.right for q in trained)
@@ -147,7 +147,7 @@ def verdict_on_rewards(
 
 
 class Ending:
-    """Answers before and after a run's iterations, and the verdict at its end.
+    """The answers before and after the iterations of a run, and the verdict at its end.
 
     `rows` contains the (name, value) lines of the summary after `judge`.
     """
@@ -227,7 +227,7 @@ class Ending:
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
-        """Return suggested next commands: either chat and merge, or continue."""
+        """Return suggested commands: either to chat and merge, or to continue the run."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
         if not adapter:
@@ -247,6 +247,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command for a different verb, in the same form as this program was called."""
+    """Return the command for a different verb, in the form in which this program was called."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"
