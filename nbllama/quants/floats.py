@@ -25,13 +25,13 @@ def decode_f32(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_f16(raw, src, n_blocks, out, dst):
-    """Convert half to float; infinities and NaN are kept."""
+    """Convert half to float, and preserve infinities and NaN."""
     for i in range(n_blocks):
         put(out, dst + i, f16(raw, src + 2 * i))
 
 
 @kernel()
 def decode_bf16(raw, src, n_blocks, out, dst):
-    """Convert bfloat16 to float; infinities and NaN are kept."""
+    """Convert bfloat16 to float, and preserve infinities and NaN."""
     for i in range(n_blocks):
         put(out, dst + i, bf16(raw, src + 2 * i))

@@ -2,13 +2,13 @@
 
 | type | d | m | code |
 |---|---|---|---|
-| Q4_0, Q5_0 | weight of largest absolute value / -8, / -16 | | round(x / d) + 8, + 16 |
+| Q4_0, Q5_0 | weight with the largest absolute value / -8, / -16 | | round(x / d) + 8, + 16 |
 | Q4_1, Q5_1 | (max - min) / 15, / 31 | min | round((x - m) / d) |
 | Q8_0 | largest absolute value / 127 | | round(x / d) |
 
-Codes are computed from `d` before it is rounded to a half.
+Codes are computed with `d` as it is before rounding to a half.
 
-llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are the same.
+llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are identical.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ def _take(x, at, group):
 
 @kernel(own="quants/encode")
 def _inverse(d):
-    """Return 1 / d, or 0 on overflow; the decoded weights are then 0 for any codes."""
+    """Return 1 / d, or 0 if d is 0 or so small that 1 / d overflows.
+
+    With such a d, all decoded weights are 0, whatever the codes are.
+    """
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0
 
 
 @kernel(own="quants/encode")
 def _symmetric(group, high, codes):
-    """Compute codes = round(x / d) + high, at most 2 high - 1; return d."""
+    """Compute codes = round(x / d) + high, limited to 2 high - 1; return d."""
     d = extreme(group, 32) / -high
     inverse = _inverse(d)
     middle, top = high + _HALF, high + high - _1
@@ -48,7 +51,7 @@ def _symmetric(group, high, codes):
 
 @kernel(own="quants/encode")
 def _affine(group, top, codes):
-    """Compute codes = round((x - least) / d), at most `top`; return d and least."""
+    """Compute codes = round((x - least) / d), limited to `top`; return d and least."""
     least = most = group[0]
     for j in range(1, 32):
         least, most = min(least, group[j]), max(most, group[j])
