@@ -38,8 +38,8 @@ _DELTA_NET = (
     TensorRow("ssm_norm.weight", ("delta_size",)),
     TensorRow("ssm_out.weight", ("n_embd", "delta_values")),
 )
-# The query matrix includes the gates of the attention output. In other models, the name of the
-# second norm denotes a norm after attention.
+# The query matrix includes the gates of the attention output. The norm before feed-forward has the
+# name that other models use for a norm after attention.
 _QWEN35 = tuple(
     row._replace(shape=("n_q_gate", "n_embd")) if row.name == "attn_q.weight" else row
     for row in _of("attention", ATTENTION + QK_NORMS)
