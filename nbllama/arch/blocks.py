@@ -34,8 +34,8 @@ def read_blocks(
 ) -> tuple[BlockSizes, ...]:
     """Read the sizes of each block; return () if all blocks of the architecture have the same size.
 
-    `head_dim` and `n_rot` apply to the blocks without a window. The last blocks need not have keys
-    and values of their own; they then use those of the last block of the same kind that has them.
+    `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may lack keys and
+    values. They then use the keys and values of the last block of the same kind that has them.
     """
     if not row.varied:
         return ()
