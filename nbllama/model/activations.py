@@ -136,7 +136,7 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def forward_shapes(layout: Layout) -> Shapes:
-    """Return the shapes of the arrays shared by all blocks in the forward pass."""
+    """Return the shapes of the arrays that all blocks share in the forward pass."""
     hp, n = layout.hp, layout.tokens
     plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
@@ -150,7 +150,7 @@ def forward_shapes(layout: Layout) -> Shapes:
 
 
 def shared_shapes(layout: Layout) -> Shapes:
-    """Return the shapes of the arrays shared by all blocks and the loss."""
+    """Return the shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
     top_rank = max(layout.expert_rank, *layout.ranks.values())
     queries, keys = head_shapes(hp)

@@ -33,7 +33,7 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
+    """Replace the gradient of `x_mid` in acts.dx with the gradient of the block's input.
 
     Without `below`, only the gradients of this block's pairs are computed.
     """
