@@ -11,7 +11,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 class BlockSizes(NamedTuple):
-    """Sizes of one block."""
+    """The sizes of one block."""
 
     n_head_kv: int
     head_dim: int

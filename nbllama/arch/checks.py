@@ -15,7 +15,8 @@ _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
 _WHOLE_SCALES = ("scale", "input_scale")  # for NVFP4 tensors, in llama.cpp
 
-# Tensors that turn images and sound into embeddings, in files that contain the whole model.
+# Files that contain a whole multimodal model have tensors with these prefixes, which turn images
+# and sound into embeddings.
 _OTHER_SENSES = ("v.", "a.", "mm.")
 
 

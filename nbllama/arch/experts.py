@@ -12,7 +12,7 @@ from nbllama.gguf_io import GGUFFile
 from nbllama.gguf_io.limits import MAX_COUNT
 
 MOST = 1024  # LLAMA_MAX_EXPERTS is 512 or more
-_GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # values of the key expert_gating_func
+_GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # by the value of the key expert_gating_func
 
 
 class ExpertsRow(NamedTuple):
@@ -31,7 +31,7 @@ class ExpertsRow(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """Sizes and constants of the experts in a model."""
+    """The sizes and constants of the experts in a model."""
 
     total: int
     used: int  # experts per token

@@ -197,7 +197,7 @@ class Hparams:
         return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
 
     def rope_at(self, layer: int) -> Rope | None:
-        """Return a block's RoPE, or None if it has no RoPE."""
+        """Return the RoPE of a block, or None if the block has no RoPE."""
         if self.alibi_max_bias or (self.rope_period and (layer + 1) % self.rope_period == 0):
             return None
         if self.window_at(layer):

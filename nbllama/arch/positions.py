@@ -60,7 +60,7 @@ def rope_scaling(
         )
     key = f"{prefix}.factor"
     if key not in f.metadata:
-        key = f"{row.name}.rope.scale_linear"  # the key in files from 2023
+        key = f"{row.name}.rope.scale_linear"  # the name of the key in files from 2023
     given = np.float32(f.get(key, "float", 0.0))
     if not (np.isfinite(given) and given >= 0):
         raise f.error(f"key '{key}'", f"{given}, must be positive and finite")
@@ -97,7 +97,10 @@ def rope_scaling(
 
 
 def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, int, Rope]:
-    """Return the size, period and RoPE of the blocks with a sliding window; size 0 means none."""
+    """Return the size, period and RoPE of the blocks with a sliding window.
+
+    The size is 0 if no block has a window.
+    """
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"

@@ -89,7 +89,7 @@ class BlockSet:
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
     norms: dict[str, np.ndarray]  # input and rstd of the norms that occur only in some models
-    mixed: dict[str, np.ndarray]  # activations of blocks without attention
+    mixed: dict[str, np.ndarray]  # `mixer_shapes.mixer_shapes`, `per_layer_shapes.kept_shapes`
     h_memory: dict[str, np.ndarray]  # memory for h, by linear layer
     h: dict[str, np.ndarray]  # the packed h that the forward pass wrote to `h_memory`
     mixture: dict[str, np.ndarray]  # for a mixture of experts; see `mixture_shapes.kept_shapes`

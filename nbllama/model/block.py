@@ -52,7 +52,7 @@ QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes a layer and its new keys and values `[N, G, D]`; returns all keys and values so far."""
+"""A function from a layer and its new keys and values `[N, G, D]` to all keys and values so far."""
 
 
 def block_forward(
@@ -110,7 +110,7 @@ class Block(BlockParts):
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
         self.mixture = None if experts is None else Mixture(self, experts)
-        if self.mixture is None and self.hp.experts is not None:  # width of a dense block
+        if self.mixture is None and self.hp.experts is not None:  # a dense block can be narrower
             for name in ("gate", "up"):
                 setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
@@ -269,7 +269,10 @@ class Block(BlockParts):
         return act
 
     def activation_grad(self, dact: np.ndarray) -> None:
-        """Overwrite `kept.gate` and `kept.up` with their gradients."""
+        """Overwrite `kept.gate` and `kept.up` with their gradients.
+
+        dact is the gradient of the result of `activation`.
+        """
         kind = self.hp.activation
         if self.hp.gated:
             gated_grad(dact, self.kept.gate, self.kept.up, gelu=kind == "gelu")

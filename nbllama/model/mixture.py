@@ -79,8 +79,8 @@ class Mixture:
         """Compute the layer's output y `[M, n_out]`, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
-        # `packed` depends on the number of tokens in the batch, not of this expert: a token's bits
-        # must not change with the expert's other tokens
+        # `packed` depends on the number of tokens in the batch, not on the tokens of this expert,
+        # so that a token's result is bit-identical regardless of the expert's other tokens
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 
     def project_grad(
@@ -108,7 +108,7 @@ class Mixture:
         np.divide(1, 1 + np.exp(-z), out=own["shared_weight"])
 
     def shared_act(self) -> np.ndarray:
-        """Compute the input `[N, F_shared]` of the shared expert's last matrix."""
+        """Compute the input `[N, F_shared]` for the last matrix of the shared expert."""
         own = self.block.kept.mixture
         act = _flat(self.block.shared("act"), self.n, self.experts.n_ff_shared)
         if self.block.model.vectors.get(self.block.name(_SHARED_WEIGHT)) is None:
@@ -119,7 +119,7 @@ class Mixture:
         return act
 
     def shared_backward(self, dy: np.ndarray, read: np.ndarray, dread: np.ndarray) -> None:
-        """Add the gradient through the shared expert to dread `[N, C]`."""
+        """Add the gradient that flows through the shared expert to dread `[N, C]`."""
         block, own = self.block, self.block.kept.mixture
         dact = _flat(block.shared("dact"), self.n, self.experts.n_ff_shared)
         block.project_grad("down_shexp", dy, self.shared_act(), dact)
@@ -137,7 +137,7 @@ class Mixture:
     # The whole mixture
 
     def route(self, source: Input) -> Groups:
-        """Choose the experts for each token."""
+        """Choose the experts for each token, and return the tokens grouped by expert."""
         block = self.block
         w, z = block.model.matrix(block.name("ffn_gate_inp")), self.scores
         linear(w, None, source, z, hidden=None)
@@ -236,7 +236,7 @@ class Mixture:
                 y += bias
 
     def _act(self, group: Group, sorted_weights: np.ndarray) -> np.ndarray:
-        """Compute the input `[M, F]` of an expert's last matrix."""
+        """Compute the input `[M, F]` for the last matrix of an expert."""
         slots = group.slots
         act = _flat(self.block.shared("act"), len(group.rows), self.experts.n_ff)
         expert_gate(

@@ -83,7 +83,7 @@ class BlockParts:
         return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return a feed-forward array as `[N, F]`; with experts, the array can be larger."""
+        """Return a feed-forward array as `[N, F]`; in a model with experts, it can be larger."""
         return fitted(array, self.n, (self.sizes.n_ff,))
 
     # Parts of the passes
@@ -108,7 +108,7 @@ class BlockParts:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, *, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; add the gradients of the norm's pair."""
+        """Add the gradient with respect to x to dx; also add the gradients of the norm's pair."""
         if norm:
             self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:
@@ -158,7 +158,7 @@ class BlockParts:
     # Branches add the outputs of attention and feed-forward to the stream; `name` is the last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """Add the layer's output to stream `[N, C]`, with the model's norm and scale, if any."""
+        """Add the layer's output to `stream` `[N, C]`, after the norm and the scale, if any."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)

@@ -72,7 +72,7 @@ def _from_embedding(model: Weights) -> np.float32:
 
 
 def embed_rows(model: Weights, bound: Bound, acts: Activations, batch: Batch) -> None:
-    """Compute the rows of all blocks from the tokens and their embeddings, acts.x(0)."""
+    """Compute the rows of all blocks from the tokens and their embeddings in acts.x(0)."""
     hp, n = model.hp, batch.n_tokens
     x, rows = Input(acts.x(0, n), acts.pool("panels")), _rows(acts, hp, n)
     raw, rstd = acts.shared("per_layer_raw", n), acts.shared("per_layer_rstd", n)

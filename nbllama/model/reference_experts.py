@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceMixture:
-    """The mixture of experts of one block in a pass."""
+    """The mixture of experts of one block, in one pass."""
 
     def __init__(self, run: Operations, layer: int, experts: Experts) -> None:
         self.run, self.layer, self.e = run, layer, experts
@@ -28,7 +28,7 @@ class ReferenceMixture:
         return self.run.tensors.get(f"blk.{self.layer}.{name}")
 
     def linear(self, x: np.ndarray, name: str, expert: int) -> np.ndarray:
-        """Apply one expert's matrix, with its pair and bias."""
+        """Apply a matrix of one expert, including its pair and its bias."""
         base = f"blk.{self.layer}.ffn_{name}_exps"
         y: np.ndarray = x @ self.run.tensors[f"{base}.weight"][expert].T
         if pair := self.run.pair(base):

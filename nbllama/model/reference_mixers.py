@@ -39,7 +39,7 @@ class Mixers(Operations):
         return self.linear_grad(dbcx, kept[f"attn_norm-{i}"], i, "conv_in")
 
     def taps(self, name: str, i: int) -> np.ndarray:
-        """Return the weights of a convolution, `[K, ...]`."""
+        """Return the weights of a convolution as `[K, ...]`."""
         return np.asarray(self.tensors[f"blk.{i}.{name}.weight"].T)
 
     # The delta net: `kept` contains the outputs of the projections
@@ -98,7 +98,7 @@ class Mixers(Operations):
         return {"alpha": alpha, "b": b, "a": a, "dt": dt}
 
     def gates(self, i: int) -> np.ndarray:
-        """Return g and beta, `[2, N, H]`."""
+        """Return the gates g and beta as one array `[2, N, H]`."""
         return gates_ref(**self.gate_inputs(i))
 
     @property

@@ -125,7 +125,7 @@ class Operations:
         return dx
 
     def linear(self, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """Apply a linear layer of a block: q, k, v, o, gate, up or down."""
+        """Apply a linear layer of a block, such as q, k, v, o, gate, up or down."""
         tensor, rows = self.model.linears[linear]
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
@@ -192,7 +192,7 @@ class Operations:
         return q if of is None else q * of.at(self.batch.positions)[:, None, None]
 
     def rotate(self, x: np.ndarray, layer: int, inverse: bool = False) -> np.ndarray:
-        """Apply RoPE to x `[N, heads, D]` if the block has it; with `inverse`, rotate back."""
+        """Apply RoPE to x `[N, heads, D]`, if the block has RoPE; with `inverse`, rotate back."""
         positions, halves = self.batch.positions, self.hp.rope_pairing == "halves"
         tables = self.model.rope_tables(int(positions.max()) + 1, layer)
         if tables is None:

@@ -30,7 +30,7 @@ class Watcher(Protocol):
         """Return whether to compute a result that the passes themselves do not require."""
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Receive a result of the forward pass, one row per token."""
+        """Receive a result of the forward pass, which has one row per token."""
 
     def attention(
         self,
@@ -48,7 +48,7 @@ class Watcher(Protocol):
 
 
 TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
-"""The nodes that `show_loss` passes to the watcher, and the logits."""
+"""The names of the results that `Model.logits` and `show_loss` pass to the watcher."""
 
 
 def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float | np.ndarray) -> None:

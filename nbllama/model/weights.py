@@ -87,7 +87,7 @@ class Weights:
                 self.matrices[name] = Weight(
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape
                 )
-            else:  # a vector, or the biases of all experts
+            else:  # a vector, or a matrix with the biases of all experts
                 n = int(np.prod(info.shape))
                 check_finite(info.type_id, as_readonly(gguf.data(name)), n, name)
                 self.vectors[name] = self.tensor(name)
@@ -136,7 +136,7 @@ class Weights:
             w = self.matrix(f"blk.{layer}.{tensor}")
             if rows != slice(None):
                 lines = w.raw.reshape(w.shape[0], -1)[rows]
-                # a separate name, so that the products of several layers can be distinguished
+                # the part has its own name, so that the layers of a tensor can be distinguished
                 part = f"{w.name}[{rows.start}:{rows.stop}]"
                 w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
             self._parts[layer, name] = w

@@ -32,8 +32,11 @@ IQ3_XXS = _grid(quants.IQ3_XXS)
 IQ3_S = _grid(quants.IQ3_S)
 """512 rows of 4 from {1, 3, ... 15}; llama.cpp `iq3s_grid`."""
 SIGNS = np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8)
-"""128 bytes: seven sign bits, and an eighth for even parity; `ksigns_iq2xs`."""
+"""128 bytes, each with seven sign bits and an eighth for even parity; llama.cpp `ksigns_iq2xs`."""
 IQ4 = np.array(quants.IQ4_NL.kvalues, dtype=np.int8).view(np.uint8)
-"""The 16 values of the four-bit codes of IQ4_NL and IQ4_XS, denser near zero; `kvalues_iq4nl`."""
+"""The 16 values of an IQ4_NL or IQ4_XS code, denser near zero; llama.cpp `kvalues_iq4nl`."""
 MXFP4 = np.array(quants.MXFP4.kvalues, dtype=np.int8).view(np.uint8)
-"""The 16 values, doubled, of a four-bit float (sign 1, exponent 2, mantissa 1); `kvalues_mxfp4`."""
+"""The 16 values of a four-bit float (sign 1, exponent 2, mantissa 1), times 2.
+
+llama.cpp: `kvalues_mxfp4`.
+"""

@@ -151,7 +151,10 @@ def f32(typingctx, raw, i):
 
 @intrinsic
 def f16(typingctx, raw, i):
-    """Read the IEEE half at byte `i` of `raw` as float32, exactly, including infinities and NaN."""
+    """Read the IEEE half at byte `i` of `raw` as float32.
+
+    The conversion is exact, including infinities and NaN.
+    """
     return _load(_I16, _half, types.float32, raw)
 
 

@@ -37,7 +37,7 @@ _I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatT
 
 
 class Codes(types.Type):
-    """`lanes` bytes."""
+    """A vector of `lanes` bytes."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes, self.lane = lanes, _I8
@@ -45,7 +45,7 @@ class Codes(types.Type):
 
 
 class Weights(types.Type):
-    """`lanes` float32 numbers."""
+    """A vector of `lanes` float32 numbers."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes, self.lane = lanes, _F32
@@ -187,7 +187,7 @@ def signed(typingctx, codes):
 
 @intrinsic
 def times_over_256(typingctx, codes, factor):
-    """Compute (code * factor) // 256 for codes 0..255 and a factor 0..255."""
+    """Compute (code * factor) // 256 for codes in 0..255 and a factor in 0..255."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = builder.zext(args[0], ir.VectorType(_I16, codes.lanes))

@@ -49,7 +49,7 @@ def nbytes(type_id: int, n_elements: int) -> int:
 
 
 KERNEL_SET = os.environ.get("NBLLAMA_KERNELS") or "vector"
-"""The decoders in use: "vector" or "plain"."""
+"""The set of decoders in use: "vector" or "plain"."""
 if KERNEL_SET not in ("vector", "plain"):
     raise UsageError(f"NBLLAMA_KERNELS is {shown(KERNEL_SET)}; use plain or vector")
 

@@ -18,7 +18,7 @@ from nbllama.arch.tensors import (
 
 
 def _of(mixer: str, rows: tuple[TensorRow, ...]) -> tuple[TensorRow, ...]:
-    """Restrict these tensors, except the first norm, to blocks of kind `mixer`."""
+    """Restrict these tensors, except the norm before the mixer, to blocks of kind `mixer`."""
     return tuple(r if r.name == "attn_norm.weight" else r._replace(mixer=mixer) for r in rows)
 
 

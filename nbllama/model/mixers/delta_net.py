@@ -100,7 +100,7 @@ class DeltaBlock:
 
 
 def forward(block: BlockParts, states: StateExchange | None) -> None:
-    """Compute `kept.x_mid` from the block's input."""
+    """Run the delta net: compute `kept.x_mid` from the block's input."""
     kept, hp, of = block.kept, block.hp, DeltaBlock(block)
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)

@@ -14,7 +14,7 @@ def _taps(block: BlockParts) -> np.ndarray:
 
 
 def forward(block: BlockParts, states: StateExchange | None) -> None:
-    """Compute `kept.x_mid` from the block's input."""
+    """Run the short convolution: compute `kept.x_mid` from the block's input."""
     kept, hp, offsets = block.kept, block.hp, block.batch.seq_offsets
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)

@@ -204,7 +204,7 @@ def _widen(signed: bool) -> Any:
     return widen
 
 
-# Convert 16 codes to 16 factors of 16 bits.
+# These functions convert 16 codes to 16 factors of 16 bits.
 unsigned_scales, signed_scales = _widen(False), _widen(True)
 
 
@@ -303,7 +303,7 @@ def zeros8(typingctx):
 
 @intrinsic
 def add_scaled(typingctx, total, dots, d):
-    """Compute total + dots * d in every lane, fused if the CPU supports it."""
+    """Compute total + dots * d in every lane, as one fused operation if the CPU supports it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, dots, d = args

@@ -31,7 +31,7 @@ from nbllama.quants.dot._lanes import (
     zeros8,
 )
 
-_LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # low bits of each of four bytes
+_LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # masks for the low bits of four bytes
 
 
 @kernel()

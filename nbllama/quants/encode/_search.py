@@ -101,7 +101,7 @@ def symmetric_scale(x, w, high):
         return zero
     scale = best = zero
     for i in range(20):
-        j = i - 10 if i > 0 else 0  # first 0, then -9 .. 9; in a tie, the first one is chosen
+        j = i - 10 if i > 0 else 0  # first 0, then -9 .. 9; if two are equal, the first is chosen
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:

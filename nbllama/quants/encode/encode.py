@@ -11,7 +11,7 @@ from nbllama.quants.finite import first_special
 
 _NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 QUANTISED: tuple[str, ...] = (*_NAMES, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-"""Names of the types that can be written."""
+"""The names of the weight types that can be written."""
 
 _LARGEST = 1e9  # larger than any weight that a type with a half as its scale can represent
 

@@ -141,7 +141,10 @@ def round_piece(
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
-    """Raise ValueError for an array that the kernel, which has no bounds checks, would misread."""
+    """Raise ValueError if an array has a different shape or dtype, or is not contiguous.
+
+    The kernel does not check bounds, so it would misread such an array.
+    """
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         wanted = f"{np.dtype(dtype)} {shape}"
         raise ValueError(

@@ -80,7 +80,7 @@ def _put_fifth_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q4_0(x, src, n_blocks, out, dst):
-    """Encode w = d * (q - 8)."""
+    """Encode blocks with w = d * (q - 8)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 18 * b
@@ -91,7 +91,7 @@ def encode_q4_0(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q4_1(x, src, n_blocks, out, dst):
-    """Encode w = d * q + m."""
+    """Encode blocks with w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 20 * b
@@ -104,7 +104,7 @@ def encode_q4_1(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_0(x, src, n_blocks, out, dst):
-    """Encode w = d * (q - 16)."""
+    """Encode blocks with w = d * (q - 16)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 22 * b
@@ -116,7 +116,7 @@ def encode_q5_0(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_1(x, src, n_blocks, out, dst):
-    """Encode w = d * q + m."""
+    """Encode blocks with w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 24 * b
@@ -130,7 +130,7 @@ def encode_q5_1(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q8_0(x, src, n_blocks, out, dst):
-    """Encode w = d * q."""
+    """Encode blocks with w = d * q."""
     group = np.empty(32, np.float32)
     for b in range(n_blocks):
         to = dst + 34 * b
