@@ -77,7 +77,7 @@ def read_blocks(
 
 
 def _windows(f: GGUFFile, key: str, n_layer: int) -> list[bool]:
-    """Return for each block whether it has a window, according to the flags in the file."""
+    """Return whether each block has a window, as specified by the flags in the file."""
     flags = [bool(flag) for flag in f.get(key, "flags")]
     if len(flags) != n_layer:
         raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")

@@ -1,4 +1,4 @@
-"""The tensors that a model with the given sizes consists of."""
+"""The tensors that a model with given sizes must or can contain."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class ExpertsRow(NamedTuple):
     gating: str  # a key of `ops.experts.router.CODES`
     normed: bool = False  # whether the weights of the chosen experts sum to 1
     gating_keys: bool = False  # whether keys in the file can change `gating` and `normed`
-    own_width: bool = True  # the width is expert_feed_forward_length, not feed_forward_length
+    own_width: bool = True  # the width key is expert_feed_forward_length, not feed_forward_length
     shared: str = ""  # width of the shared expert: "key" (in a key), "count" (of expert widths)
     lead_key: bool = False  # leading_dense_block_count: number of leading blocks without experts
     step_key: bool = False  # interleave_moe_layer_step: one in this many blocks has experts

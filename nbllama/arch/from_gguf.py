@@ -201,7 +201,7 @@ def _logit_scale(row: ArchRow, scales: Scales) -> float:
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
-    """Read a soft-cap; 0, which the file can also contain, means that there is no soft-cap."""
+    """Read a soft-cap. In the file and in the result, 0 means that there is no soft-cap."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
     return positive(f, key, default)

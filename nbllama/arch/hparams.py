@@ -30,13 +30,13 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # for YaRN's factor for all numbers of a head; 0: no such factor
+    log_mul: float = 0.0  # determines YaRN's factor for all numbers of a head; 0: no such factor
 
 
 class Rope(NamedTuple):
-    """The RoPE of a block: freq_base and freq_scale as in `ggml_rope_ext`, and what else applies.
+    """The RoPE of a block. `freq_base` and `freq_scale` are parameters of `ggml_rope_ext`.
 
-    `yarn` is whether the YaRN scaling of the model applies.
+    `yarn`: whether the YaRN scaling of the model applies to the block.
     """
 
     freq_base: float
@@ -104,7 +104,7 @@ class Hparams:
     attn_scale: float
     attn_softcap: float  # 0: none
     logit_softcap: float  # 0: none
-    alibi_max_bias: float  # 0: RoPE
+    alibi_max_bias: float  # 0: the model uses RoPE
     window: int  # tokens in a sliding window; 0: no block has a window
     window_period: int
     window_rope: Rope  # RoPE of the blocks with a window

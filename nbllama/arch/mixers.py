@@ -1,4 +1,4 @@
-"""Functions that find the blocks with a mixer other than attention, and read its sizes."""
+"""Functions that find the blocks with a mixer other than attention and read the mixer's sizes."""
 
 from __future__ import annotations
 

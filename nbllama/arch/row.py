@@ -26,9 +26,9 @@ class Window(NamedTuple):
     None, the file must specify the size.
 
     `freq_base` is the RoPE base of the blocks with a window, or None if it is the same as in the
-    other blocks. `base_key` is whether the file can specify a different base for them, and `yarn`
-    is whether YaRN applies to them. If `depths` is not empty, only models with these numbers of
-    blocks have windows.
+    other blocks. `base_key`: whether the file can specify a different base for them. `yarn`:
+    whether YaRN applies to them. If `depths` is not empty, only models with these numbers of blocks
+    have windows.
     """
 
     size: int | None
@@ -40,7 +40,7 @@ class Window(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """The scale factors of a model whose file does not contain their keys (`SCALE_KEYS`)."""
+    """The scale factors of a model. A row contains the defaults for missing keys (`SCALE_KEYS`)."""
 
     embedding: float = 1.0  # factor for the embeddings
     residual: float = 1.0  # factor for the outputs of attention and feed-forward

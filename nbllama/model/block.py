@@ -52,7 +52,10 @@ QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""A function from a layer and its new keys and values `[N, G, D]` to all keys and values so far."""
+"""A function that receives a layer and its new keys and values `[N, G, D]`.
+
+It returns all keys and values of this layer so far.
+"""
 
 
 def block_forward(
@@ -86,7 +89,7 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Run block `layer` backward: replace the gradient of its output in acts.dx with its input's.
+    """Run block `layer` backward: replace the output gradient in acts.dx with the input gradient.
 
     `lowest` is the lowest block with trained parameters. In this block, gradients that only lower
     blocks would use are not computed.
@@ -161,9 +164,9 @@ class Block(BlockParts):
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the name of the norm, x as rows, and rstd.
+        """Return the name of the norm, x reshaped to rows, and rstd.
 
-        A row is as long as the norm's weight: one head or all heads.
+        A row is as long as the weight of the norm, which covers one head or all heads.
         """
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))

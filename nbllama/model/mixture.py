@@ -50,9 +50,9 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return the pair of a layer, if it has one.
+        """Return the pair of a layer, or None if the layer has no pair.
 
-        The object is always the same for a layer, because `Input` compares pairs by identity.
+        Every call returns the same object, because `Input` compares pairs by identity.
         """
         key = name, expert
         if key not in self._pairs:
@@ -188,7 +188,7 @@ class Mixture:
         block.see("l_out", x)
 
     def backward(self, dx: np.ndarray, dread: np.ndarray) -> None:
-        """Compute the gradient dread `[N, C]` of the input.
+        """Compute the gradient dread `[N, C]` of the mixture's input.
 
         dx is the gradient of the block's output.
         """
@@ -254,5 +254,5 @@ class Mixture:
 
 
 def _flat(a: np.ndarray, n: int, width: int) -> np.ndarray:
-    """Return the first elements of a as an array `[n, width]`, which shares its memory."""
+    """Return the first elements of `a` as a view `[n, width]`."""
     return a.reshape(-1)[: n * width].reshape(n, width)

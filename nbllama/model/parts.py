@@ -83,7 +83,7 @@ class BlockParts:
         return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return a feed-forward array as `[N, F]`; in a model with experts, it can be larger."""
+        """Return a feed-forward array as `[N, F]`; the array itself can be larger, for experts."""
         return fitted(array, self.n, (self.sizes.n_ff,))
 
     # Parts of the passes
@@ -143,7 +143,7 @@ class BlockParts:
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """Set dx `[N, ...]` to the gradient with respect to x; with `add`, add it to dx.
+        """Set dx `[N, ...]` to the gradient with respect to x; with `add`, add the gradient to dx.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
