@@ -132,7 +132,7 @@ class _Pass(Blocks):
     def backward(self) -> None:
         """Add the gradients of the mean loss to `grads`.
 
-        The lines are those of `forward` in reverse order.
+        The steps are those of `forward` in reverse order.
         """
         hp, kept = self.hp, self.kept
         rows = self.batch.targets >= 0

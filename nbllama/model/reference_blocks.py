@@ -43,7 +43,7 @@ class Blocks(Mixers):
     def values_grad(self, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the gradients of `values` with respect to h and with respect to the keys.
 
-        The second one is None if the block projects its values.
+        The second gradient is None if the block projects its values.
         """
         if self.hp.values_normed:
             raw = self.kept[f"raw values-{i}"]

@@ -169,7 +169,7 @@ class Operations:
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
         """Normalise x `[N, heads, D]`, per head or over all heads.
 
-        The length of the weight determines which.
+        The length of the weight determines which of the two is done.
         """
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 

@@ -107,7 +107,7 @@ class Weights:
         return decode(info.type_id, self.gguf.data(name), count).reshape(info.shape)
 
     def matrix(self, name: str) -> Weight:
-        """Return the matrix `name`, without `.weight` in its name.
+        """Return the matrix `name`, where `name` omits `.weight`.
 
         On the first call, the matrix is checked for NaN and infinities.
         """

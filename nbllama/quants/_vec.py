@@ -148,7 +148,7 @@ def load32(typingctx, raw, i):
 
 @intrinsic
 def nibbles8(typingctx, raw, i):
-    """Read 8 bytes of `raw`, starting at byte i, as 16 codes: all low halves, then all high."""
+    """Read 8 bytes at byte i of `raw` as 16 codes: the low halves, then the high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -229,7 +229,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Return Weights(8) with each lane negated whose bit in `bits` (lowest first) is set."""
+    """Negate each lane of Weights(8) whose bit in `bits` (lowest first) is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))

@@ -1,4 +1,4 @@
-"""Integer dot products of bytes: further Numba values in addition to `nbllama.quants._vec`.
+"""Integer dot products of bytes, with Numba values that supplement `nbllama.quants._vec`.
 
 | value | meaning |
 |---|---|
@@ -144,7 +144,7 @@ def join(typingctx, low, high):
 
 @intrinsic
 def nibbles(typingctx, raw, i):
-    """Read 16 bytes of `raw`, starting at byte i, as 32 codes: all low halves, then all high."""
+    """Read 16 bytes at byte i of `raw` as 32 codes: the low halves, then the high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -221,7 +221,7 @@ def scale_of(typingctx, scales, g):
 
 @intrinsic
 def scales_of(typingctx, scales, g):
-    """Return Scales with factor `g` of `scales` in the low half and factor `g + 1` in the high."""
+    """Return Scales whose lower half is factor `g` of `scales`, and whose upper half is `g + 1`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         g = builder.trunc(args[1], _I32)

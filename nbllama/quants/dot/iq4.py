@@ -27,7 +27,7 @@ _VALUES = _grids.IQ4
 
 @kernel()
 def values32(raw, at):
-    """Look up the values of the 16 bytes at `at`: first all low halves, then all high halves."""
+    """Look up the values of the 32 codes in the 16 bytes at `at`: low halves, then high halves."""
     qs = load16(raw, at)
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 

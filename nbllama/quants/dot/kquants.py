@@ -38,7 +38,7 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # masks for the low bi
 def scales_and_mins(raw, at):
     """Return the eight scales and the eight minima of a Q4_K or Q5_K block as bytes of two int64.
 
-    `kquants.scale_and_min` documents how they are stored.
+    See `kquants.scale_and_min` for how the block stores them.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)

@@ -73,7 +73,7 @@ def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_1, which has the codes of Q5_0 and a minimum."""
+    """Compute the product for Q5_1, which has five-bit codes as in Q5_0, and a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 24 * b

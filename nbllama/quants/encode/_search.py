@@ -1,4 +1,4 @@
-"""The search for the scale of a group of weights: of several candidates, the best one is chosen.
+"""The search for the scale of a group of weights, which chooses the best of several candidates.
 
 There are two kinds of codes, as in `nbllama.quants.kquants`:
 
