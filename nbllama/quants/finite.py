@@ -81,8 +81,8 @@ def _first_special_mxfp4(raw, n):
 def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
     """Return the index of the first block that is not finite, or -1 if all are finite.
 
-    For F32, F16 and BF16, it is the index of the number. `raw` is uint8 [nbytes(type_id,
-    n_elements)]. Raises GGUFError for an unsupported type, and ValueError if sizes do not match.
+    For F32, F16 and BF16, a block is a single number. `raw` is uint8 [nbytes(type_id, n_elements)].
+    Raises GGUFError for an unsupported type, and ValueError if sizes do not match.
     """
     t = quant_type(type_id)
     raw = as_readonly(raw)

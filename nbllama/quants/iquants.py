@@ -178,8 +178,8 @@ def iq1_m_scale(raw, at):
 def decode_iq1_m(raw, src, n_blocks, out, dst):
     """Decode from 2048 rows.
 
-    Each 8 weights have half a byte of `qh` with three row bits and the sign of the shift. There are
-    sixteen three-bit scales: four in the low twelve bits of each u16 in `scales`.
+    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift. There
+    are sixteen three-bit scales: four in the low twelve bits of each u16 in `scales`.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

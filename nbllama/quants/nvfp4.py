@@ -1,4 +1,4 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1), with one eight-bit scale per 16.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with four eight-bit scales.
 
 A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3 and codes at 4..35. Each group
 s of 16 weights has eight bytes of codes. Byte j of these contains weight 16 s + j in its low half

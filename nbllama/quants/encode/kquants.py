@@ -59,7 +59,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):
 
 @kernel(own="quants/encode")
 def _round_positive(values, n, high, rounded):
-    """Divide values by their largest / high and round them to `rounded`; return largest / high."""
+    """Divide values by d = largest / high, write the rounded quotients to `rounded`, return d."""
     largest = _0
     for g in range(n):
         largest = max(largest, values[g])
@@ -137,7 +137,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Round 16 scales to s in -high..high-1, so that the largest in magnitude is -high; store d."""
+    """Round 16 scales to s in -high..high-1, mapping the largest magnitude to -high; store d."""
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
         s[:] = 0
@@ -226,7 +226,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_k(x, src, n_blocks, out, dst):
-    """Encode Q5_K, which is like Q4_K with the fifth bits of the codes in separate bytes."""
+    """Encode Q5_K, which is like Q4_K but stores the fifth bits of its codes in separate bytes."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):

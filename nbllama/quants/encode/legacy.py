@@ -6,7 +6,7 @@
 | Q4_1, Q5_1 | (max - min) / 15, / 31 | min | round((x - m) / d) |
 | Q8_0 | largest absolute value / 127 | | round(x / d) |
 
-Codes are computed with `d` as it is before rounding to a half.
+Codes are computed with the value of `d` before it is rounded to a half.
 
 llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are identical.
 """
@@ -32,7 +32,7 @@ def _take(x, at, group):
 def _inverse(d):
     """Return 1 / d, or 0 if d is 0 or so small that 1 / d overflows.
 
-    With such a d, all decoded weights are 0, whatever the codes are.
+    The codes then have no effect, because such a d is 0 when it is rounded to a half.
     """
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0

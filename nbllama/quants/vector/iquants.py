@@ -135,7 +135,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 def decode_iq1_m(raw, src, n_blocks, out, dst):
     """Decode from 2048 rows.
 
-    Each 8 weights have half a byte of `qh` with three row bits and the sign of the shift.
+    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b
