@@ -1,7 +1,7 @@
 """Architectures as rows of data, the sizes and constants of a model, and checks of its file.
 
-Architecture names appear only in the rows (`families`). To add an architecture, add a row. If it
-differs in a way that no field describes, also add a field to `ArchRow` and `Hparams`.
+Architecture names occur only in the rows (`families`). To add an architecture, add a row. If the
+architecture differs from the others in a new way, also add a field to `ArchRow` and `Hparams`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention for a batch whose samples can share prefixes (`nbllama.data.shared`)."""
+"""Attention for batches whose samples can share prefixes (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nbllama.ops.attention.tree import attention_tree, attention_tree_grad
 def attend(
     batch: Batch, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, k_offsets: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention` for all sequences; `how` contains the other arguments of `attention`.
+    """Compute the attention of all sequences; `how` contains the other arguments of `attention`.
 
-    q is `[N, H, D]`, and k and v are `[Nk, G, D]`. `k_offsets` `[S+1]` contains the offsets of the
-    keys, and is ignored if the batch has a tree.
+    q is `[N, H, D]`, and k and v are `[Nk, G, D]`. `k_offsets` `[S+1]` are the offsets of the keys;
+    they are ignored if the batch has a tree.
     """
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:
@@ -31,7 +31,7 @@ def attend(
 def attend_grad(
     batch: Batch, do: np.ndarray, *, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention_grad` for all sequences, with one key per query.
+    """Compute the gradients of the attention of all sequences, with one key per query.
 
     `how` contains the other arguments of `attention_grad`.
     """

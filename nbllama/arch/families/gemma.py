@@ -34,10 +34,9 @@ _PER_LAYER = (
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """Return the scales of a Gemma model.
+    """Return the scales; attention scores are scaled by the head size.
 
-    Scores are scaled by head size, except in the model with `largest` layers, in which they are
-    scaled by n_embd / n_head.
+    In the model with `largest` layers, they are scaled by n_embd / n_head instead.
     """
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest

@@ -17,7 +17,10 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; a u32 per group contains four times seven sign bits and the scale."""
+    """Decode from 256 rows.
+
+    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -33,7 +36,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; each byte of scales serves two groups of 16 weights."""
+    """Decode from 512 rows; each byte of `scales` contains two scales, each for 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -48,9 +51,10 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows; all signs are stored.
+    """Decode from 1024 rows.
 
-    `qh` contains two high bits per row index, in one byte per group of 32.
+    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs are
+    stored.
     """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
@@ -68,7 +72,10 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4 values; the u32 of each group is the same as in IQ2_XXS."""
+    """Decode from 256 rows of 4.
+
+    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -84,9 +91,10 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4 values; all signs are stored.
+    """Decode from 512 rows of 4.
 
-    `qh` contains the ninth bit of each row index, in one byte per group of 32.
+    The ninth bit of each row index is in `qh` (one byte per group of 32). All eight signs are
+    stored.
     """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -108,7 +116,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 def decode_iq1_s(raw, src, n_blocks, out, dst):
     """Decode from 2048 rows.
 
-    A u16 per group contains 4 x 3 row bits, three scale bits, and the sign of delta.
+    Each group has a u16 with 4 x 3 row bits, three scale bits and the sign of the shift.
     """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
@@ -127,7 +135,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 def decode_iq1_m(raw, src, n_blocks, out, dst):
     """Decode from 2048 rows.
 
-    Half a byte of `qh` per 8 weights contains three row bits and the sign of delta.
+    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b
