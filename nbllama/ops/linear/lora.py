@@ -5,9 +5,8 @@
     dh = s dy B        dx = dy W + dh A     (`matmul_grad` adds `dh A`, and `matmul` adds `h Bᵀ`)
     dA = dhᵀ x         dB = dyᵀ h           (`lora_grad`)
 
-Both h and dh are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6 is R rounded up to a
-multiple of the micro-kernel's ROWS, and the rows beyond R are zero. h and dh include the factor s,
-so the other products do not apply it. No n_out x n_in matrix is ever computed.
+Both h and dh include the factor s and are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6
+is R rounded up to a multiple of ROWS; the rows beyond R are zero. No n_out x n_in matrix is formed.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
