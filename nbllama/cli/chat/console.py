@@ -70,7 +70,7 @@ class Console:
     def read(self, prompt: str = "") -> str | None:
         """Read a message of one or more lines; all lines but the last end with a backslash.
 
-        Returns None at the end of the input. `prompt` is written only if the output is a terminal.
+        Returns None at the end of the input. `prompt` is written only if the input is a terminal.
         """
         lines: list[str] = []
         while True:
@@ -122,7 +122,7 @@ class Interrupt:
 
     @contextmanager
     def stops_answer(self) -> Iterator[None]:
-        """Make `check` raise `Stopped` after the first Ctrl-C; a second Ctrl-C ends the program."""
+        """Let the first Ctrl-C make `check` raise `Stopped`; a second Ctrl-C ends the program."""
         self._answering = True
         try:
             yield
