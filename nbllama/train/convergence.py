@@ -1,7 +1,7 @@
-"""Three convergence tests, applied to the loss after each evaluation, that can end a run.
+"""Three convergence tests that can end a run, applied to the loss after each evaluation.
 
-The tests come from llama.cpp's `ggml.c:ggml_opt_adam` and are applied in this order. f is the loss;
-setting an option to 0 disables its test:
+The tests come from llama.cpp's `ggml.c:ggml_opt_adam` and are applied in this order. Setting an
+option to 0 disables its test. f is the loss:
 
     |f - f of the previous evaluation| / f < epsf
     |f `past` evaluations ago - f| / f < delta
@@ -23,15 +23,15 @@ import numpy as np
 class Convergence:
     """The convergence tests and their state.
 
-    `past_losses` is a ring buffer. Evaluation e, counted from 0 since the very first run, is stored
-    at index e % past, as in the old tool's file.
+    `past_losses` is a ring buffer. As in the old tool's file, evaluation e, counted from 0 since
+    the very first run, is stored at index e % past.
     """
 
     past: int = 0
     delta: float = 1e-5
     max_no_improvement: int = 0
     epsf: float = 0.0
-    best: float = math.nan  # NaN: no evaluation yet
+    best: float = math.nan  # NaN before the first evaluation
     previous: float = math.nan
     no_improvement: int = 0
     past_losses: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Convergence:
             self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
-        """Test the loss of an evaluation, and return the reason to end the run, or "".
+        """Test the loss of an evaluation; return the reason to end the run, or "".
 
         The first evaluation is only stored.
         """

@@ -1,9 +1,9 @@
 """A forecast of a run's memory and time, printed at the start and checked at the end.
 
 The memory figure is exact. It is the sum of the memory that the process uses once its kernels are
-compiled, all arrays that the trainer has allocated but not yet touched, and the model file. The
+compiled, the arrays that the trainer has allocated but not yet touched, and the model file. The
 system maps the file's pages as they are read, and can drop them again because they are not private.
-The time is measured on one block and one loss with the run's sizes.
+The time is estimated by measuring one block and one loss with the same sizes as in the run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from nbllama.train.trainer import Trainer
 class Forecast(NamedTuple):
     """The memory of a run in bytes, and its seconds per iteration."""
 
-    held: int  # already resident, without the mapped file: program, kernels, data, optimiser
+    held: int  # memory in use, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
-    chosen: int  # activations of this run
-    loss: int  # logits of one chunk of positions
-    scratch: int  # tiles and score rows of all threads
+    chosen: int  # activations in this run
+    loss: int  # logits for one chunk of positions
+    scratch: int  # tiles and score rows for all threads
     saving: int  # the copy of the adapter and its moments during a save
     weights: int  # the mapped file
     seconds: float
@@ -45,12 +45,12 @@ class Forecast(NamedTuple):
 
     @property
     def untouched(self) -> int:
-        """Memory that the run will use in addition to `held`, and that the system cannot drop."""
+        """Memory in addition to `held` that the run will use and that the system cannot drop."""
         return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property
     def peak(self) -> int:
-        """Expected peak of the resident memory."""
+        """Expected peak resident memory."""
         return self.held + self.untouched + self.weights
 
 
@@ -76,7 +76,10 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
-    """Return the forecast for a trainer whose kernels are compiled and activations untouched."""
+    """Return the forecast.
+
+    The trainer's kernels must be compiled, and its activations must be untouched.
+    """
     needs = _memory(trainer, threads)  # must come first, because timing touches the activations
     seconds, stored = step_seconds(trainer)
     return needs._replace(seconds=seconds, stored_seconds=stored)
@@ -132,5 +135,5 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def _touch(array: np.ndarray) -> None:
-    """Write zeros to an array of zeros so that the system allocates its memory."""
+    """Write zeros to an array of zeros, so that the system allocates the array's memory."""
     np.multiply(array, 1, out=array)

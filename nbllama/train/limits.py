@@ -1,4 +1,4 @@
-"""Limits on the size of micro-batches, and on the number of blocks whose activations are kept."""
+"""Limits on the size of micro-batches, and the number of blocks that can keep their activations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """The largest micro-batch (tokens, trained positions), longest sequence, and per-sample means.
+    """The largest micro-batch (tokens and trained positions), the longest sequence, and the means.
 
-    If samples share beginnings, `computed` is the number of computed rows, and `keys` is the number
-    of tokens that those rows attend to.
+    The means are per sample. If samples share beginnings, `computed` is the number of computed
+    rows, and `keys` is the number of tokens that these rows attend to.
     """
 
     tokens: int
@@ -30,7 +30,7 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps` means that every row is full."""
+    """Return bounds for micro-batches of `batch` rows; `wraps`: whether every row is full."""
     lengths = dataset.lengths()
     means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)
@@ -40,7 +40,7 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = Fal
 
 
 def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
-    """Return how many blocks can keep their activations in `nbytes` of memory.
+    """Return the number of blocks whose activations fit in `nbytes` of memory.
 
     Raises `UsageError` if even the inputs of all blocks do not fit.
     """

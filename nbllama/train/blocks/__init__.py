@@ -1,1 +1,1 @@
-"""Blocks of micro-batches, which can be computed on several machines."""
+"""Blocks of micro-batches, which several machines can compute."""

@@ -1,19 +1,19 @@
 """Blocks of micro-batches, and the order in which the gradient of a step is summed.
 
-A step consists of the micro-batches 0 ... n-1. With a block size B, block b contains the
-micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. B = 0 puts all
-micro-batches into one block. With g(m) denoting the gradient of micro-batch m, and all additions
-elementwise in float32 and in the order written, the sums are
+A step consists of the micro-batches 0 ... n-1. With block size B, block b contains the
+micro-batches b B, b B + 1, ... (b + 1) B - 1. The last block can be smaller. If B = 0, a single
+block contains all micro-batches. With g(m) denoting the gradient of micro-batch m, and all
+additions elementwise in float32 and in the order written, the sums are
 
     G(b) = ((0 + g(bB)) + g(bB + 1)) + ... + g(bB + B - 1)
     G    = ((G(0) + G(1)) + G(2)) + ...
 
 (The kernels add the gradient of micro-batch m to the sum over the earlier micro-batches of its
 block.) The loss of a step is summed in the same order, in float64. Both sums depend only on B, not
-on the number of threads or on the machine that computes a block. With a single block, both sums are
-the same as in a run without blocks.
+on the number of threads or on which machine computes which block. With a single block, both sums
+are the same as in a run without blocks.
 
-A loss that is not finite ends its block and the sum: no later block is added.
+A loss that is not finite ends its block and the sum. No later block is added.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Check = Callable[[], None] | None
 
 
 class Work(Computing, Protocol):
-    """An object that computes blocks: a trainer, or a worker with its model and memory."""
+    """An object that can compute blocks: a trainer, or a worker with its own model and memory."""
 
     trunk: Trunk | None
 
     def set_dropout(self, micro: int) -> None:
-        """Set the dropout masks for a micro-batch of the current step, if dropout is enabled."""
+        """If dropout is enabled, set the dropout masks for a micro-batch of the current step."""
         ...
 
 
@@ -48,9 +48,9 @@ class Work(Computing, Protocol):
 class Block:
     """Consecutive micro-batches of a step, laid out for the passes.
 
-    step: number of earlier iterations. number: index of the block in its step. first: index of its
-    first micro-batch. trained: number of items over which the step's loss is averaged. gradient:
-    False for validation, which needs only the losses.
+    step: number of earlier iterations. number: index of the block in its step. first: index of the
+    block's first micro-batch. trained: number of items over which the step's loss is averaged.
+    gradient: whether to compute the gradient; False for validation, which requires only the losses.
     """
 
     step: int
@@ -62,7 +62,7 @@ class Block:
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens that are computed."""
+        """Number of tokens processed."""
         return sum(batch.n_tokens for batch in self.batches)
 
     @property
@@ -82,7 +82,7 @@ class Job:
 
     @property
     def n_tokens(self) -> int:
-        """Upper bound on the number of tokens that are computed."""
+        """Upper bound on the number of tokens processed."""
         return self.task.n_tokens
 
     @property
@@ -106,7 +106,7 @@ def split(
 
 
 def too_few(n: int, size: int, workers: int) -> str:
-    """Return a message if n micro-batches are too few to give each worker a block, else ""."""
+    """Return a message if there are too few micro-batches to give each worker a block, else ""."""
     own = size or n
     blocks = -(-n // own) if n else 0
     if not 0 < blocks < workers:
@@ -126,8 +126,8 @@ def compute(
 ) -> list[float]:
     """Compute a block, leaving its gradient in `work.bound.grads`.
 
-    Returns the sum of losses of each micro-batch, up to the first sum that is not finite. `check`
-    runs between layers, and `after` runs after each micro-batch.
+    Returns the sum of losses for each micro-batch, up to the first sum that is not finite. `check`
+    is called between layers, and `after` is called after each micro-batch.
     """
     if block.gradient:
         work.bound.zero_grads()
@@ -170,7 +170,7 @@ class Total:
 
     @property
     def ended(self) -> bool:
-        """Return whether the loss is no longer finite, so that no more blocks are added."""
+        """Return whether the loss is not finite, in which case no more blocks are added."""
         return not math.isfinite(self.loss)
 
     def add(self, loss: float, grads: Mapping[str, np.ndarray], load: np.ndarray | None) -> None:
@@ -189,7 +189,7 @@ class Total:
         self.n += 1
 
     def put(self, bound: Bound) -> None:
-        """Copy the sums into `bound`; the sums are 0 if no block was added."""
+        """Copy the sums into `bound`. The sums are 0 if no block was added."""
         if not self.n:
             bound.zero_grads()
         for name, total in self._sums.items():
@@ -199,7 +199,7 @@ class Total:
 
 
 class Steps(Protocol):
-    """An object that computes the loss and the gradient of a step from its micro-batches."""
+    """An object that computes the loss and the gradient of a step from the step's micro-batches."""
 
     def evaluate(
         self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
@@ -208,7 +208,7 @@ class Steps(Protocol):
         ...
 
     def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
-        """Return the sum of losses of each batch, without computing a gradient."""
+        """Return the sum of losses for each batch, without computing a gradient."""
         ...
 
     def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
@@ -221,7 +221,7 @@ class Steps(Protocol):
 
 
 class StepWork(Work, Protocol):
-    """A trainer, which computes blocks and keeps track of the next step."""
+    """A trainer that computes blocks and keeps track of the next step."""
 
     iteration: int
 
@@ -258,5 +258,5 @@ class Here:
         return [task.run(work, check) for task in tasks]
 
     def report(self) -> Sequence[WorkerRow]:
-        """Return nothing: there are no workers."""
+        """Return an empty result, because there are no workers."""
         return ()

@@ -14,7 +14,7 @@ _HEX = re.compile("[0-9a-f]{64}")
 
 
 class Copy:
-    """The file SHA256.gguf in `folder`, which receives this name only once it is complete."""
+    """The file SHA256.gguf in `folder`, which has a temporary name until it is complete."""
 
     def __init__(self, folder: str, sha256: str, size: int) -> None:
         """Begin a copy. Raises `NbllamaError` if `folder` cannot store the file."""
@@ -46,7 +46,7 @@ class Copy:
     def finish(self) -> str:
         """Check the copy, rename it to its final name, and return its path.
 
-        If the sha256 does not match, deletes the copy and raises `NbllamaError`.
+        If the sha256 does not match, the copy is deleted and `NbllamaError` is raised.
         """
         if self._sum.hexdigest() != self._wanted:
             self._remove()

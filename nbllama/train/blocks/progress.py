@@ -1,4 +1,4 @@
-"""The state of one step (or evaluation) that the workers are computing."""
+"""The progress of a step or an evaluation that the workers are computing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass
 class Running:
-    """A unit assigned to a worker; `late` means that it was also queued for another worker."""
+    """A unit assigned to a worker; `late`: whether it was also queued for another worker."""
 
     unit: Unit
     attempt: int
@@ -25,8 +25,9 @@ class Running:
 class Progress:
     """Units to compute, their answers, and who computed them, keyed by unit number.
 
-    todo: the queued units, each with a flag that marks an audit. wanted: units to audit. again:
-    whether a worker's bits differed, so that the whole step must be computed again.
+    todo: the queued units, each with a flag that says whether the unit is an audit. wanted: the
+    numbers of the units to audit. again: whether the whole step must be computed again because a
+    worker's bits differed.
     """
 
     todo: deque[tuple[Unit, bool]]
@@ -45,7 +46,7 @@ class Progress:
 
     @property
     def complete(self) -> bool:
-        """Return whether all answers have arrived, including those from audits."""
+        """Return whether all answers have arrived, including answers from audits."""
         return len(self.done) == len(self.units) and self.wanted <= self.audits.keys()
 
     def has(self, unit: Unit) -> bool:
@@ -57,7 +58,7 @@ class Progress:
         return unit.number not in (self.audits if audit else self.done)
 
     def back(self, unit: Unit, audit: bool) -> None:
-        """Queue a unit again, before the others, if its answer is missing."""
+        """If the answer for a unit is missing, put the unit back at the front of the queue."""
         if self.needs(unit, audit):
             self.todo.appendleft((unit, audit))
 
@@ -74,7 +75,7 @@ class Progress:
         return None
 
     def next_here(self) -> tuple[Unit, bool] | None:
-        """Take the next unit for this process, which may audit any worker."""
+        """Take the next unit for this process to compute; it may audit any worker."""
         while self.todo:
             unit, audit = self.todo.popleft()
             if self.needs(unit, audit):

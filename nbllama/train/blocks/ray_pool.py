@@ -2,12 +2,12 @@
 
 A worker is a Ray actor: one per machine of the cluster, or N on this machine. The parameters are
 put into the object store once per step, and each machine fetches them once. A block is the argument
-of a remote call, and an answer is its result. An actor keeps a model in memory, but no state that
-would be lost with it.
+of a remote call, and an answer is its result. An actor keeps a model in memory, but it has no state
+whose loss would matter.
 
-A new actor is checked in a separate thread, so that training does not wait. The actor must have the
-same packages, kernels and CPU as this machine. It opens the base model at the same path, finds it
-by its sha256, or receives a copy in chunks.
+A new actor is checked in a separate thread, so that training does not wait. Its machine must have
+the same packages, kernels and CPU as this machine. The actor opens the base model at the same path,
+finds a file with the same sha256, or receives a copy in chunks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nbllama.train.blocks.compute import Unit
 from nbllama.train.blocks.pool import Event
 from nbllama.train.blocks.worker import Plan, misfit, other_cpu
 
-PIECE = 32 << 20  # bytes of the base model per message
+PIECE = 32 << 20  # number of bytes of the base model per message
 JOIN_SECONDS = 300.0  # time limit for the first worker
 
 
@@ -52,7 +52,7 @@ class RayPool:
     def __init__(
         self, address: Address, plan: Plan, *, model_dir: str = "", mixed_cpu: bool = False
     ) -> None:
-        """Connect to the cluster and wait for the first worker.
+        """Connect to the cluster, and wait for the first worker.
 
         Raises `UsageError` if the cluster cannot be used, and `NbllamaError` if no worker is
         suitable.
@@ -64,7 +64,7 @@ class RayPool:
         self._refused: set[str] = set()  # machines
         self.others: set[str] = set()
         self._lines: list[str] = []
-        self._calls: dict[Any, str] = {}  # the worker that computes each pending result
+        self._calls: dict[Any, str] = {}  # the worker that is computing each pending result
         self._params: Any = None
         self._number = 0
         self._plan_ref: Any = None
@@ -106,7 +106,7 @@ class RayPool:
             return list(self._members.values())
 
     def _start_missing(self) -> None:
-        """Start an actor on each machine without one, or up to N actors on this machine."""
+        """Start an actor on each machine that has none, or start up to N actors on this machine."""
         alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
         running = [m.node for m in self._all() if not m.gone]
         wanted: list[str] = []
@@ -197,7 +197,7 @@ class RayPool:
         self._calls[handle.compute.remote(unit, attempt, point, self._params)] = worker
 
     def wait(self, seconds: float) -> list[Event]:
-        """Wait at most `seconds` for answers and lost workers, and return them."""
+        """Wait for answers and lost workers for at most `seconds`, and return them."""
         if not self._calls:
             time.sleep(seconds)
             return []
@@ -213,7 +213,7 @@ class RayPool:
             return Event(worker, None, _reason(e))
 
     def lose(self, worker: str) -> None:
-        """End a worker and forget its unit; a new worker may be started on its machine."""
+        """End a worker and discard its unit; a new worker may be started on the same machine."""
         self._calls = {ref: name for ref, name in self._calls.items() if name != worker}
         member = self._members[worker]
         with self._lock:
@@ -241,7 +241,7 @@ def _connect(address: Address) -> None:
     try:
         if address.local:
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15
-            # without "local", Ray would join a cluster that is running on this machine
+            # without "local", Ray would join any cluster that is running on this machine
             ray.init(address="local", num_cpus=address.local, **quiet)
         else:
             quiet.pop("include_dashboard")

@@ -1,4 +1,4 @@
-"""The work of each worker in a run: units, tokens per second, and share of the time."""
+"""The work that each worker does in a run: units, tokens per second, and share of the time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Share:
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers to display; `wall` is the time in seconds with work available."""
+        """Return the numbers to display; `wall` is the time with work available, in seconds."""
         return WorkerRow(
             worker,
             self.blocks,
@@ -27,14 +27,14 @@ class Share:
 
 
 class Shares:
-    """The work of all workers over a period; `wall` is the time in seconds with work to do."""
+    """The work of all workers over a period; `wall` is the time with work available, in seconds."""
 
     def __init__(self) -> None:
         self.wall = 0.0
         self._of: dict[str, Share] = {}
 
     def add(self, worker: str, n_tokens: int, seconds: float) -> None:
-        """Add a block or other unit that a worker has computed."""
+        """Add a block or a different unit that a worker has computed."""
         share = self._of.setdefault(worker, Share())
         share.blocks += 1
         share.tokens += n_tokens

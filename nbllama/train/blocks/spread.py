@@ -1,11 +1,11 @@
-"""Training steps whose blocks are computed by a `Pool` of workers.
+"""Training steps whose blocks a `Pool` of workers computes.
 
 The workers also compute validation batches, answers to sample prompts, and the answers and
 reference values of a run on rewards.
 
-The driver adds blocks in ascending order, regardless of which worker computed them and when they
-arrived, so the results are bit-identical to those from `compute.Here`. If no worker is left, the
-driver computes the blocks itself.
+The driver adds blocks in ascending order, regardless of which worker computed each block and when
+it arrived. The results are therefore bit-identical to the results of `compute.Here`. If no workers
+are left, the driver computes the blocks itself.
 
 | event | what happens |
 |---|---|
@@ -58,11 +58,11 @@ class Spread:
         least_wait: float = LEAST_WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Use the workers of `pool`, with `size` micro-batches per block (0 for a whole step).
+        """Use the workers in `pool`, with `size` micro-batches per block (0 for a whole step).
 
         With `audit` N, one block in N is also computed by a second worker. `worker_timeout` is the
-        time in seconds to wait for a worker if none is left; with 0, this process computes
-        immediately.
+        time in seconds to wait for a worker if none are left; with 0, this process computes the
+        blocks immediately.
         """
         self.pool, self.size, self.say = pool, size, say
         self.audit, self.worker_timeout, self.least_wait = audit, worker_timeout, least_wait
@@ -71,9 +71,9 @@ class Spread:
         self._running: dict[str, Running] = {}
         self._attempts = 0
         self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
-        self._count = 0  # blocks so far, to choose which to audit
+        self._count = 0  # number of blocks so far, which determines the blocks to audit
         self._alone = self._told_few = False
-        self._sent = -1  # the iteration whose parameters the pool has
+        self._sent = -1  # the iteration whose parameters were passed to the pool
         self._all, self._recent = Shares(), Shares()
 
     def evaluate(
@@ -134,7 +134,7 @@ class Spread:
             self.say(f"warning: {line}")
 
     def _answers(self, work: StepWork, units: Sequence[Unit], check: Check) -> dict[int, Answer]:
-        """Return the answer of each unit by its number."""
+        """Return the answers, keyed by unit number."""
         start = time.perf_counter()
         while True:
             self._begin(work)
@@ -184,8 +184,8 @@ class Spread:
             self._running[worker] = Running(unit, self._attempts, self.clock(), audit)
             self.pool.start(worker, unit, self._attempts, work.objective.point)
         if step.todo and all(running.late for running in self._running.values()):
-            # no worker can finish the step: an audit requires a second worker, or all workers are
-            # late
+            # No worker can finish the step: an audit requires a second worker, or all workers are
+            # late.
             self._compute_here(work, step, check)
 
     def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
@@ -217,7 +217,7 @@ class Spread:
             self._store(work, step, unit, HERE, answer=answer, audit=audit)
 
     def _here(self, work: StepWork, unit: Unit, check: Check) -> Answer:
-        """Compute a unit in this process without changing the measures so far."""
+        """Compute a unit in this process without changing the measures collected so far."""
         before = work.objective.take_part()
         try:
             return computed(work, unit, Key(unit.step, unit.number, self._attempts), check)
@@ -257,14 +257,14 @@ class Spread:
         answer: Answer,
         audit: bool,
     ) -> None:
-        """Store the first answer for a unit; for an audit, compare the two answers."""
+        """Store the first answer for a unit; in an audit, compare the two answers."""
         if not step.keep(unit, answer, worker=worker, audit=audit):
             self.dropped += 1
         elif audit and not step.again:
             self._compare(work, step, unit)
 
     def _compare(self, work: StepWork, step: Progress, unit: Unit) -> None:
-        """Compare the two answers of an audit, and ban the worker that is wrong if they differ."""
+        """Compare the two answers of an audit; if they differ, ban the worker that is wrong."""
         n = unit.number
         pair = ((step.by[n], step.done[n]), (step.audited_by[n], step.audits[n]))
         digests = {name: answer.digest() for name, answer in pair}
@@ -285,7 +285,7 @@ class Spread:
         step.again = True
 
     def _queue_overdue(self, step: Progress) -> None:
-        """Queue a unit again if its worker takes too long."""
+        """Queue a unit again if its worker is taking too long."""
         now = self.clock()
         for worker, running in self._running.items():
             known = self._seconds[running.unit.kind]

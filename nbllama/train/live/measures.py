@@ -14,17 +14,17 @@ from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # share of the run's time
-CREDIT = 30.0  # seconds of unused time that can be carried over
+CREDIT = 30.0  # maximum seconds of unused time to carry over
 MOST_COLUMNS = 400  # rows of norms per run
-MOST_PASSING = 20  # logged texts per run, besides the followed ones
+MOST_PASSING = 20  # logged texts per run, in addition to the followed samples
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """A budget that allows work as long as it takes at most `share` of the run's time so far.
+    """A budget that limits work to at most `share` of the run's time so far.
 
-    Only the CPU time of the working thread counts, so other programs have no effect.
+    Only CPU time of the working thread is charged, so other programs do not affect the budget.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -37,15 +37,15 @@ class Budget:
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Charge the time of finished work; at most `CREDIT` seconds of unused time carry over."""
+        """Charge the time spent on work; at most `CREDIT` seconds of unused time carry over."""
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
 class Measures:
     """Measure a trainer between iterations, without changing its passes or updates.
 
-    `keep` is called with rows for both the log and the page, and `show` with rows for the page
-    only. `n_iter` is the total number of iterations.
+    `keep` is called with rows for the log and the page, and `show` with rows for the page only.
+    `n_iter` is the total number of iterations.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Measures:
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
-        if isinstance(trainer.dataset, Prompts):  # the batches of such a run are placeholders
+        if isinstance(trainer.dataset, Prompts):  # in such a run, the batches are placeholders
             return
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):

@@ -14,12 +14,12 @@ from nbllama.lora.slots import slot_of
 
 def _square(x: np.ndarray) -> float:
     flat = x.reshape(-1)
-    # one thread and no copy; float32 is precise enough for a colour
+    # uses one thread and makes no copy; float32 is precise enough for a colour
     return float(np.einsum("i,i->", flat, flat))
 
 
 class Norms:
-    """Measure how the adapter's pairs change from one moment to the next.
+    """Measure how much the adapter's pairs change between two calls.
 
     `take_before` copies the parameters, always into the same memory, and `row` compares the current
     parameters with these copies.
@@ -41,8 +41,8 @@ class Norms:
         """Build the `norms` row of an iteration; call `take_before` before the iteration.
 
         For each kind of tensor, the row contains a list of L2 norms, one per block, each over A and
-        B of a pair. A tensor outside the blocks has the last of the `blocks` + 1 entries. Gradient
-        norms are measured before clipping.
+        B of a pair. For a tensor outside the blocks, the last of the `blocks` + 1 entries is used.
+        Gradient norms are measured before clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}
@@ -64,7 +64,7 @@ class Norms:
         }  # fmt: skip
 
     def _place(self, base: str) -> tuple[str, int]:
-        """Return the kind of a tensor, such as attn_q, and its row index."""
+        """Return the kind of a tensor, such as attn_q, and its index in the row."""
         found = slot_of(base)
         bare = base.removesuffix(".weight")
         if found is not None and found[0].in_block:

@@ -1,4 +1,4 @@
-"""The training text and its per-token losses, which each step computes anyway."""
+"""The training text and its per-token losses, which every step computes in any case."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.text.characters import character_groups
 from nbllama.text.tokenizer import Tokenizer
 
-MOST_TOKENS = 700  # limit per displayed text
-FOLLOWED = 4  # samples that are shown each time they occur
+MOST_TOKENS = 700  # maximum number of tokens per displayed text
+FOLLOWED = 4  # number of samples that are shown each time they occur
 MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """The tokens, targets and losses `[n]` of one sequence; untrained tokens have loss NaN."""
+    """The tokens, targets and losses `[n]` of a sequence; the loss is NaN for untrained tokens."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -43,15 +43,14 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Choose sequences and create the `tokens` rows of a log.
+    """Choose sequences, and create `tokens` rows for the log.
 
-    The first sequences of the first steps are followed: each time one of them recurs, a row is
-    created.
+    The first sequence in each of the first steps is followed: a row is created each time it recurs.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._followed: dict[bytes, list[int]] = {}  # tokens -> number, visits
+        self._followed: dict[bytes, list[int]] = {}  # tokens -> sample number, visits so far
         self._turn = 0
 
     def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:
@@ -66,7 +65,7 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Create a row for one sequence, chosen at a different position in each step."""
+        """Create a row for one sequence, taken from a different position at each step."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 

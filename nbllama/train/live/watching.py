@@ -36,7 +36,7 @@ class Watching:
         self._questions: Questions | None = None
 
     def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
-        """Attach the loaded session; `keep` writes rows to the log and passes them to `row`."""
+        """Attach the loaded session; `keep` writes a row to the log and passes it to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
             with suppress(DataError):  # a new log has no earlier iterations
@@ -83,9 +83,10 @@ class Watching:
 
 
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
-    """Serve the `--live` page, and show its address once.
+    """Serve the `--live` page within the context, and show its address once.
 
-    Yields None without `--live`, or if the page cannot be served, which does not stop the run.
+    Yields None if `--live` is not given or the page cannot be served. A page that cannot be served
+    does not stop the run.
     """
     if options.live is None:
         return None
