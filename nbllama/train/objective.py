@@ -34,20 +34,20 @@ class Passes(Protocol):
 
 
 class Computing(Passes, Protocol):
-    """An object that computes tasks: a trainer, or a worker with its model and memory."""
+    """An object that can compute tasks: a trainer, or a worker with its own model and memory."""
 
     objective: Objective
 
 
 class Task(Protocol):
-    """Work in a step other than computing gradients, such as drawing an answer.
+    """Work in a step that does not compute gradients, such as drawing an answer.
 
-    A task can be pickled, and computed in another process with the same model and adapter.
+    A task can be pickled and computed in a different process with the same model and adapter.
     """
 
     @property
     def n_tokens(self) -> int:
-        """Return an upper bound on the number of tokens that are computed."""
+        """Return an upper bound on the number of tokens processed."""
         ...
 
     def run(self, work: Computing, check: Check) -> Any:
@@ -56,7 +56,7 @@ class Task(Protocol):
 
 
 class Drawing(Passes, Protocol):
-    """The parts of a trainer that an objective needs to draw answers, such as the seed."""
+    """The parts of a trainer that are required to draw answers, such as the seed."""
 
     seed: int
     iteration: int
@@ -69,11 +69,11 @@ class Drawing(Passes, Protocol):
 
 
 class Objective(Protocol):
-    """A loss that is computed for each micro-batch after its forward pass.
+    """A loss that is computed after the forward pass of each micro-batch.
 
-    `data`: additional data, of which each sample must fit in the run's memory. `work`: the time of
-    a step divided by the time of its forward and backward passes. `point`: a number shared by all
-    micro-batches of a step, set by `before`.
+    `data`: additional data; each of its samples must fit in the run's memory. `work`: the duration
+    of a step divided by the duration of its forward and backward passes. `point`: a number that
+    `before` sets and that all micro-batches in a step share.
     """
 
     data: Sequence[Dataset]
@@ -91,7 +91,7 @@ class Objective(Protocol):
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of losses of a micro-batch after its forward pass.
 
-        With `gradient`, also write the gradient of `weight` times this sum to the activations.
+        If `gradient`, also writes the gradient of `weight` times this sum to the activations.
         """
         ...
 
@@ -104,15 +104,15 @@ class Objective(Protocol):
         ...
 
     def add_part(self, part: Any) -> None:
-        """Add sums returned by `take_part`, possibly in another process."""
+        """Add sums that `take_part` returned, possibly in a different process."""
         ...
 
     def sent(self, batch: Batch) -> Batch:
-        """Return a batch with the values that `loss` needs, but without its data set."""
+        """Return a batch with the values that `loss` requires, but without a data set."""
         ...
 
     def copied(self) -> Objective:
-        """Return a copy without data, for batches from `sent` in another process."""
+        """Return a copy without data that a different process can use for batches from `sent`."""
         ...
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
@@ -124,27 +124,27 @@ class Objective(Protocol):
         ...
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return answers to show at an evaluation, as in `report.log.EvaluationRecord`."""
+        """Return answers to show with an evaluation, as in `report.log.EvaluationRecord`."""
         ...
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes of memory that a step needs in addition to its passes."""
+        """Return the bytes of memory that a step requires in addition to its passes."""
         ...
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Return the seconds that a step takes in addition to its passes, without side effects."""
+        """Return the seconds that a step takes in addition to its passes. Has no side effects."""
         ...
 
 
 class TakesData:
-    """The methods common to all objectives that use the micro-batches of the data unchanged."""
+    """The methods shared by all objectives that use the data's micro-batches unchanged."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Return the micro-batches unchanged."""
         return batches
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return no answers."""
+        """Return an empty tuple, because no answers are drawn."""
         return ()
 
     def more_bytes(self, trainer: Drawing) -> int:
@@ -157,7 +157,7 @@ class TakesData:
 
 
 class TokenLoss(TakesData):
-    """The cross-entropy of each trained token; for `floor`, see `ops.cross_entropy`."""
+    """The cross-entropy of the trained tokens; for `floor`, see `ops.cross_entropy`."""
 
     data: Sequence[Dataset] = ()
     work = 1.0
@@ -188,7 +188,7 @@ class TokenLoss(TakesData):
         """Do nothing."""
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch unchanged, because it has no data set."""
+        """Return the batch unchanged, because it refers to no data set."""
         return batch
 
     def copied(self) -> TokenLoss:

@@ -27,9 +27,9 @@ class Pool(Protocol):
     others: set[str]  # workers with a different CPU; the first block of each is compared
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
-        """Use these parameters from now on; return messages about machines that joined or left.
+        """Set the current parameters; return messages about machines that have joined or left.
 
-        None keeps the parameters of the previous call.
+        None keeps the parameters from the previous call.
         """
         ...
 

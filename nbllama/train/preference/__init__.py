@@ -1,1 +1,1 @@
-"""Training on preferences: the losses of `nbllama.objectives` in a run."""
+"""Training on preferences with the losses in `nbllama.objectives`."""

@@ -33,9 +33,9 @@ def answer_tokens(batch: Batch) -> np.ndarray:
 def token_log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi of each trained token, float64 `[M]`; the forward pass must have run.
+    """Return log pi for each trained token, float64 `[M]`; the forward pass must have run.
 
-    The last block's output is not changed.
+    The last block's output is left unchanged.
     """
     losses = np.empty(batch.n_trained, np.float32)
     # watchers observe only the pass that computes the gradient
@@ -50,10 +50,10 @@ def token_log_probabilities(
 def log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi(y|x) of each sample, float64 `[S]`; the forward pass must have run.
+    """Return log pi(y|x) for each sample, float64 `[S]`; the forward pass must have run.
 
-    Each value is the sum over a sample's trained tokens, of which there must be at least one. The
-    output of the last block is not modified.
+    Each value is the sum over the trained tokens in a sample. Each sample must contain at least one
+    trained token. The last block's output is left unchanged.
     """
     counts = answer_tokens(batch)
     of_tokens = token_log_probabilities(model, bound, acts, buffers, batch=batch)
@@ -72,9 +72,9 @@ def of_samples(
     most: Limits,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities of the samples numbered `rows`, float64, batch by batch.
+    """Yield the log-probabilities (float64) of the samples with indices `rows`, batch by batch.
 
-    Batches are as large as `most` permits. `check` is called between layers.
+    The batches are as large as `most` permits. `check` is called between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
     for part in batches((tokens, trained), most.computed, most.trained):
@@ -92,17 +92,17 @@ def of_preferences(
     data: Preferences,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
+    """Yield the log-probabilities (float64) of all answers in `data`, batch by batch.
 
-    If sharing is enabled, a prompt with several answers is computed once. Each individual sample
-    must fit in the memory. `check` is called between layers.
+    If sharing is enabled, a prompt with several answers is computed only once. Each sample must fit
+    in memory on its own. `check` is called between layers.
     """
     most = trainer.limits
     for numbers in batches(data.lengths(), most.tokens, most.trained):
         for at in range(0, len(numbers), trainer.batch):
             part = numbers[at : at + trainer.batch]
             laid_out = trainer.laid_out([data.batch(part)])
-            if laid_out[0].n_tokens > most.computed:  # validation data may share less
+            if laid_out[0].n_tokens > most.computed:  # validation data may share fewer prompts
                 laid_out = trainer.laid_out([data.batch([i]) for i in part])
             for batch in laid_out:
                 trainer.model.forward(bound, acts, batch, check)

@@ -1,9 +1,9 @@
 """A preference loss as a trainer's objective.
 
-After the forward pass of a micro-batch, the token log-probabilities of each answer are summed. The
-derivative of the loss with respect to this sum is then used to weight the answer's tokens in a
-second pass through the output layer, which computes the gradient. The output layer is therefore
-computed twice, but the blocks only once, and no logits are kept.
+After the forward pass of a micro-batch, the token log-probabilities are summed for each answer. The
+derivative of the loss with respect to this sum then weights the answer's tokens in a second pass
+through the output layer, which computes the gradient. The output layer is therefore computed twice
+and the blocks only once. No logits are kept.
 
 The loss of a step is the weighted sum over its pairs (or labelled answers), divided by their
 number.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(NamedTuple):
-    """The numeric options for an objective; see `nbllama.options.finetune.objective`."""
+    """The numeric options of an objective; see `nbllama.options.finetune.objective`."""
 
     objective: str
     beta: float
@@ -48,9 +48,9 @@ class Numbers(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answers of a micro-batch, one per sequence; all arrays are `[S]`.
+    """The answers in a micro-batch, one per sequence; all arrays are `[S]`.
 
-    policy, reference: log-probabilities, float64. n: tokens. good: bool. weight: float64.
+    policy, reference: log-probabilities, float64. n: number of tokens. good: bool. weight: float64.
     """
 
     policy: np.ndarray
@@ -61,7 +61,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss of each sample (float64), and the derivative and reward of each answer `[S]`."""
+    """The loss for each sample (float64), and the derivative and reward for each answer `[S]`."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -69,7 +69,7 @@ class Found(NamedTuple):
 
 
 def loss_of(numbers: Numbers, answers: Answers, z: float = 0.0) -> Found:
-    """Return the loss of a micro-batch; `z` is the reference point for KTO."""
+    """Return the losses for a micro-batch; `z` is the reference point for KTO."""
     a, x = answers, numbers
     if OBJECTIVES[x.objective].data == LABELS:
         single = kto(a.policy, a.reference, a.good, beta=x.beta, z=z)
@@ -109,7 +109,7 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 
 
 class SentAnswers(NamedTuple):
-    """The values that `PreferenceLoss.loss` needs for the n answers of a batch.
+    """The values that `PreferenceLoss.loss` requires for the n answers in a batch.
 
     judged: the judgements of the answers. reference: log-probabilities, float64 `[n]`, or None.
     """
@@ -132,7 +132,7 @@ class PreferenceLoss(TakesData):
         self.history: list[dict[str, float]] = []
         self._labels = OBJECTIVES[numbers.objective].data == LABELS
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
-        # other answers require only a forward pass
+        # the other answers require only a forward pass
         self.work = 4 / 3 if self._moves else 1.0
         self.point = 0.0
         self._seen, self._measured = Seen(self._refers), Measured(self._labels)
@@ -143,7 +143,7 @@ class PreferenceLoss(TakesData):
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Estimate the reference point for KTO, and return the number of samples."""
+        """Estimate the reference point if the loss is KTO, and return the number of samples."""
         self._measured = Measured(self._labels)
         judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
         if self._moves:
@@ -185,7 +185,8 @@ class PreferenceLoss(TakesData):
             answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self.point
         )
         if gradient:
-            # each token's weight is d loss / d log pi, negated because the kernel's loss is -log pi
+            # The weight of a token is d loss / d log pi, negated because the kernel's loss is -log
+            # pi.
             of_tokens = np.repeat(-weight * found.slope, answers.n)
             trainer.model.loss(
                 trainer.bound, trainer.acts, trainer.buffers, batch, weight=of_tokens,
@@ -203,11 +204,11 @@ class PreferenceLoss(TakesData):
         return part
 
     def add_part(self, part: Measured) -> None:
-        """Add measures; adding each micro-batch in order gives the same bits as `loss`."""
+        """Add measures; adding the micro-batches in order gives the same bits as `loss`."""
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch with the judgements and reference values for only these answers."""
+        """Return the batch with only its own answers' judgements and reference values."""
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         reference = source.reference
@@ -229,12 +230,12 @@ class PreferenceLoss(TakesData):
             self._reference.prepare(trainer, check, say)
 
     def done(self, say: Callable[[str], None]) -> None:
-        """Store the measures of a step; warn about each problem once per run."""
+        """Store the measures of a step, and warn about each kind of problem once per run."""
         self.history.append(self.measures())
         for line in self._seen.step(self._measured):
             say(line)
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference values, or zeros while only the time of a step is measured."""
+    """Return the reference values, or zeros while only the duration of a step is being measured."""
     return np.zeros(len(rows)) if values is None else values[rows]

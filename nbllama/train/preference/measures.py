@@ -13,7 +13,7 @@ RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so the gradient of such a pair i
 
 
 class Measured:
-    """Sums over the good (chosen) and the bad answers of a step or an evaluation."""
+    """Sums over the good (chosen) and the bad (rejected) answers in a step or an evaluation."""
 
     def __init__(self, labels: bool) -> None:
         self._labels = labels
@@ -31,7 +31,7 @@ class Measured:
         reward: np.ndarray,
         z: float,
     ) -> None:
-        """Add the answers of a micro-batch, `[S]` each; `z` is the reference point for KTO."""
+        """Add the answers in a micro-batch, arrays `[S]`; `z` is the reference point for KTO."""
         for side, on in enumerate((good, ~good)):
             self.count[side] += np.count_nonzero(on)
             self.policy[side] += policy[on].sum()
@@ -59,10 +59,10 @@ class Measured:
     def numbers(self) -> dict[str, float]:
         """Return the means, leaving out a side without answers.
 
-        margin: reward of the chosen answers minus reward of the rejected answers. accuracy: share
-        of pairs whose chosen answer has the higher reward; for labelled answers, the share on the
-        right side of the reference point. logp_chosen, logp_rejected: sums over the tokens of an
-        answer, in nats. tokens_chosen, tokens_rejected: lengths of the answers.
+        margin: reward of the chosen answers minus reward of the rejected answers. accuracy: the
+        share of pairs whose chosen answer has the higher reward; for labelled answers, the share
+        that is on the correct side of the reference point. logp_chosen, logp_rejected: sums over
+        the tokens in an answer, in nats. tokens_chosen, tokens_rejected: lengths of the answers.
         """
         found: dict[str, float] = {}
         if not self._judged:
@@ -79,7 +79,7 @@ class Measured:
 
 
 class Seen:
-    """The most recent steps of a run, and the warnings about them.
+    """The most recent steps in a run, and the warnings about these steps.
 
     `refers`: whether changes are measured relative to the reference, not to the first steps.
     """

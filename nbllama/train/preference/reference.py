@@ -1,8 +1,8 @@
-"""Reference log-probabilities for a run on preferences, computed once and stored in a file.
+"""The reference log-probabilities for a run on preferences, computed once and stored in a file.
 
 The reference is the base model, with or without an adapter. The file is named after a digest of
-everything that the values depend on (base model, adapter, and the data with its template and
---ctx), so a resumed run or another run in the same folder can reuse it.
+everything that the values depend on: base model, adapter, and the data with its template and --ctx.
+A resumed run or a different run in the same folder can therefore reuse the file.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _MAGIC = b"nbllama reference 1\n"
 
 @dataclass
 class Reference:
-    """The reference for the answers of `sets`.
+    """The reference for the answers in `sets`.
 
     adapter: the adapter on top of the base model, or None. base: the fingerprint of the base model.
     others: whether each answer is also evaluated after a different prompt. folder: where to store
-    the file, or None to store nothing. path: the file that was read or written.
+    the file, or None to write no file. path: the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -50,7 +50,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Return the name under which a checkpoint stores the reference."""
+        """Return the name of the reference that checkpoints store."""
         return "base" if self.adapter is None else f"adapter {adapter_digest(self.adapter)[:16]}"
 
     @property
@@ -69,13 +69,13 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Return the name of the file with the log-probabilities, or ""."""
+        """Return the name of the file with the log-probabilities, or "" if there is none."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
 
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Read the log-probabilities of the data sets from the file, or compute them.
+        """Read the log-probabilities for the data sets from the file, or compute them.
 
         Raises `NbllamaError` if any value is not finite.
         """
@@ -136,7 +136,7 @@ def same_sizes(a: Adapter, b: Adapter) -> bool:
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """Return the hex sha256 of an adapter's values and scale."""
+    """Return a hex sha256 of an adapter's values and scale."""
     parts: list[bytes | str | int] = [repr(float(adapter.scale))]
     for name, values in sorted(adapter.parameters().items()):
         parts += [name, repr(values.shape), values.tobytes()]
@@ -169,7 +169,7 @@ def _begins(path: str) -> bytes:
 def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
     """Read log-probabilities, float64 `[n]`, from a file; return None if they must be computed.
 
-    A file that is damaged or has a different key is reported to the user.
+    If the file is damaged or has a different key, the user is informed.
     """
     head = len(_MAGIC) + 2 * 65
     try:

@@ -7,11 +7,11 @@ The protocol is one UTF-8 JSON object per line, with requests on stdin and repli
     {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
     any failure                                                        -> {"error": str}
 
-The child receives the text of the file instead of reading the file itself, so that editing the file
+The child receives the contents of the file instead of reading the file, so that editing the file
 during a run cannot change the reward function. If `argument` is not null, the function `name` is
-called with it and returns the reward function. `check` calls the function `problem` in the same
-file. Anything that the function prints is discarded. This module imports nothing from nbllama, so
-that the child starts quickly and contains none of the program's data.
+called with this argument and returns the reward function. `check` calls the function `problem` in
+the same file. Anything that the function prints is discarded. This module imports nothing from
+nbllama, so that the child starts quickly and has none of the program's data in memory.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, BinaryIO
 
-WHILE_LOADING = 8 << 30  # bytes by which the child may grow while the function is imported
+WHILE_LOADING = 8 << 30  # bytes by which the child may grow while it imports the function
 MOST = 300  # characters per message
 
 
 class Given(importlib.abc.SourceLoader):
-    """A loader that loads a module from a string, under the name of its file."""
+    """A loader that creates a module from source text and a file name."""
 
     def __init__(self, path: str, text: str) -> None:
         self._path, self._text = path, text
@@ -79,7 +79,7 @@ def number(value: object) -> float:
 
 
 def kind_of(value: object) -> str:
-    """Describe a value that was returned instead of a number."""
+    """Describe a value that a reward function returned instead of a number."""
     if value is None:
         return "None"
     return "text" if isinstance(value, str) else f"a {type(value).__name__}"
@@ -96,10 +96,10 @@ def message(error: BaseException) -> str:
 
 
 def limit_memory(extra: int) -> None:
-    """Limit the further growth of this process to `extra` bytes.
+    """Limit the growth of this process from now on to `extra` bytes.
 
-    The limit depends on the current size of the process, which only Linux reports. Windows has no
-    such limit.
+    The limit is set relative to the current size of the process, which only Linux reports. Windows
+    has no such limit.
     """
     try:
         import resource
@@ -119,14 +119,15 @@ def limit_memory(extra: int) -> None:
 def set_alarm(seconds: float) -> None:
     """End this process after a number of seconds; 0 means never.
 
-    The parent kills a child that takes too long; the alarm ends a child whose parent is gone.
+    The parent kills a child that takes too long. The alarm ends a child whose parent no longer
+    exists.
     """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def streams() -> tuple[BinaryIO, BinaryIO]:
-    """Return the streams from and to the parent, and send all other output to the null device."""
+    """Return the streams from and to the parent; redirect all other output to the null device."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -136,7 +137,10 @@ def streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
+    """Answer requests until stdin ends.
+
+    `memory` is the limit in bytes for `limit_memory`, and `seconds` is the time for `set_alarm`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = streams()
     score: Callable[..., Any] | None = None

@@ -1,8 +1,8 @@
 """The built-in rewards: exact match, pattern match, valid JSON, and SQL result.
 
-Each reward is 1 for a correct answer and 0 for a wrong one. Built-in rewards run in the same kind
-of child process, and under the same limits, as a user's function. `problem` checks a record before
-the run. This module imports nothing from nbllama because the child process loads it as a file.
+Each reward is 1 for a correct answer and 0 for a wrong one. Built-in rewards run in a child process
+with the same limits as a user's function. `problem` checks a record before the run. This module
+imports nothing from nbllama because the child process loads it as a file.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ PATTERN = "regex"  # regex:PATTERN
 
 WANTED = ("answer", "completion", "output", "response", "target")
 _MOST_ROWS = 10_000
-_SECONDS = 1.0  # CPU seconds per query
+_SECONDS = 1.0  # maximum CPU seconds per query
 _STEPS = 1000  # SQLite instructions between two time checks
-_KEPT = 16  # databases kept open
+_KEPT = 16  # number of databases to keep open
 _READING = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
 }  # fmt: skip
 
 
 def wanted(record: dict[str, Any]) -> str | None:
-    """Return the correct answer in a record, or None if there is none.
+    """Return the correct answer in a record, or None if the record contains no answer.
 
-    The correct answer is stored under one of the keys `WANTED`, or it is the last message of a chat
-    if that message is an answer.
+    The correct answer is stored under one of the keys in `WANTED`. Otherwise, it is the last
+    message in a chat, if that message is an answer.
     """
     for key in WANTED:
         value = record.get(key)
@@ -53,7 +53,7 @@ def wanted(record: dict[str, Any]) -> str | None:
 
 
 def problem(name: str, record: dict[str, Any]) -> str:
-    """Return why a reward cannot score answers to a record, or "" if it can."""
+    """Return why a reward cannot score answers for a record, or "" if it can."""
     if name in ("exact", "sql") and wanted(record) is None:
         return f'the reward {name} requires the correct answer under "answer"'
     if name == "sql":
@@ -67,7 +67,7 @@ def problem(name: str, record: dict[str, Any]) -> str:
 
 
 def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the answer equals the correct one, ignoring leading and trailing white space."""
+    """Return 1 if the answer equals the correct answer, ignoring whitespace at either end."""
     right = wanted(record)
     if right is None:
         raise ValueError("the record has no answer")
@@ -75,7 +75,7 @@ def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def regex(pattern: str) -> Reward:
-    """Return a reward function that returns 1 if the pattern is found in the answer."""
+    """Return a reward function that returns 1 if the answer contains a match for the pattern."""
     compiled = re.compile(pattern)
 
     def score(prompt: Any, answer: str, record: dict[str, Any]) -> float:
@@ -98,7 +98,7 @@ def _no_constant(name: str) -> None:
 
 
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the query finds the same rows in the record's database as the correct query.
+    """Return 1 if the query returns the same rows from the record's database as the correct query.
 
     The order of the rows matters only if the correct query specifies one.
     """
@@ -114,7 +114,10 @@ def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def query_in(answer: str) -> str:
-    """Return the query in an answer (in its fenced block, if any) without a trailing semicolon."""
+    """Return the query in an answer without a trailing semicolon.
+
+    If the answer contains a fenced code block, the query is the contents of that block.
+    """
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
     return (fenced[1] if fenced else answer).strip().rstrip(";").strip()
 
@@ -131,7 +134,7 @@ _open: dict[str, sqlite3.Connection] = {}
 
 
 def _database(script: str) -> sqlite3.Connection:
-    """Run the script in a new in-memory database, and return the database as read-only."""
+    """Run the script in a new in-memory database, make the database read-only, and return it."""
     if script not in _open:
         db = sqlite3.connect(":memory:")
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Draw and score the answers of a step, and build micro-batches of them with advantages."""
+"""Draw and score answers for a step, and build micro-batches from the answers and advantages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """A drawn answer: its ids, text and reward; `cut` means that the model did not end it."""
+    """A drawn answer: its ids, text and reward; `cut`: whether it reached the maximum length."""
 
     ids: list[int]
     text: str
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class GroupOf(NamedTuple):
-    """The answers to one prompt, and their advantages (0 for an answer without a reward)."""
+    """The answers to one prompt, and their advantages (0 for answers without a reward)."""
 
     question: Question
     answers: list[Answer]
@@ -41,12 +41,12 @@ class GroupOf(NamedTuple):
 
     @property
     def rewards(self) -> np.ndarray:
-        """Return the rewards, float64, leaving out the ones that failed."""
+        """Return the rewards, float64, leaving out answers that could not be scored."""
         return np.array([a.reward for a in self.answers if not isinstance(a.reward, Failed)])
 
     @property
     def same(self) -> bool:
-        """Return whether all rewards are equal, which means that nothing can be learned."""
+        """Return whether all rewards are equal, in which case the group contributes nothing."""
         return not self.advantages.any()
 
 
@@ -54,8 +54,8 @@ class GroupOf(NamedTuple):
 class DrawnBatch(Batch):
     """A batch of drawn answers.
 
-    advantage: float64 [S], one for each sequence. reference: float64 [M], log-probabilities of the
-    trained tokens under the reference, filled in later.
+    advantage: float64 [S], one per sequence. reference: float64 [M], the log-probabilities of the
+    trained tokens under the reference, which are filled in later.
     """
 
     advantage: np.ndarray
@@ -64,7 +64,7 @@ class DrawnBatch(Batch):
 
 @contextmanager
 def unwatched(model: Model) -> Iterator[None]:
-    """Hide passes from watchers, which should observe only the training passes."""
+    """Hide passes from watchers, which should observe training passes only."""
     watch, model.watch = model.watch, None
     try:
         yield
@@ -74,9 +74,9 @@ def unwatched(model: Model) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Draw:
-    """A task that draws the answers to the prompts of a batch, group by group.
+    """A task that draws the answers to the prompts in a batch, group by group.
 
-    keys: the seeds of each answer's random numbers. most: maximum number of tokens per answer.
+    keys: the seeds for each answer's random numbers. most: maximum number of tokens per answer.
     """
 
     prompts: list[list[int]]
@@ -86,7 +86,7 @@ class Draw:
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens, assuming that all answers have the maximum length."""
+        """Return the number of tokens processed if all answers have the maximum length."""
         return sum(map(len, self.prompts)) + len(self.keys) * self.most
 
     def run(self, work: Computing, check: Check) -> list[list[int]]:
@@ -100,10 +100,10 @@ class Draw:
 
 
 def draw_of(trainer: Drawing, batch: PromptBatch, temperature: float) -> Draw:
-    """Return a task that draws the answers to the prompts of a batch.
+    """Return a task that draws the answers to the prompts in a batch.
 
     Each answer has its own stream of random numbers, derived from the seed, the iteration, the
-    prompt, and the number of the answer in its group.
+    prompt, and the answer's number in its group.
     """
     source = batch.source
     keys: list[tuple[int, ...]] = [
@@ -133,15 +133,16 @@ def scored(
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
-    """Return the text of an answer in the same form as a server would."""
+    """Return the text of an answer as a server would return it."""
     decoder = StreamDecoder(tokenizer, at_start=chat)
     return "".join(map(decoder.push, ids)) + decoder.flush()
 
 
 def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
-    """Return the answers that have a reward as a batch, or None if there are none.
+    """Return a batch of the answers that have a reward, or None if there are no such answers.
 
-    `every` includes answers with advantage 0, whose only gradient is due to the reference.
+    `every`: whether to include answers with advantage 0, whose gradient comes only from the
+    reference.
     """
     rows, values = [], []
     for group in groups:
