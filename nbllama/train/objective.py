@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """The parts of a trainer that an objective uses: the model, the adapter, and their memory."""
+    """The parts of a trainer that an objective uses: the model, the adapter, and working memory."""
 
     model: Model
     adapter: Adapter
@@ -81,11 +81,11 @@ class Objective(Protocol):
     point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: `batches` unchanged, or batches built from them."""
+        """Return the micro-batches for a step: `batches`, or new batches built from `batches`."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step or an evaluation; return the number of items for averaging its loss."""
+        """Begin a step or an evaluation; return the number of items to average the loss over."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:

@@ -1,7 +1,8 @@
 """GRPO as a trainer's objective.
 
-A step draws the answers of all its micro-batches with the current adapter, scores them, and then
-performs one update. The probability ratio in the loss is therefore 1 (`nbllama.objectives.grpo`).
+A step draws answers for all its micro-batches with the current adapter, scores the answers, and
+then performs one update. The probability ratio in the loss is therefore 1
+(`nbllama.objectives.grpo`).
 
 After the forward pass of a micro-batch, a second pass through the output layer computes the
 gradient. The weight of each token in that pass is the derivative of the loss with respect to the
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
     from nbllama.train.objective import Check, Computing, Drawing, Passes
     from nbllama.train.reward.scorer import Scorer
 
-FIRST_FAILED = 8  # a run ends if this many rewards fail before the first success
-_TIMED = 4  # tokens drawn to time the drawing
+FIRST_FAILED = 8  # the run ends if this many rewards fail before the first success
+_TIMED = 4  # number of tokens to draw when measuring the drawing time
 
 
 class RewardNumbers(NamedTuple):
-    """The numeric options for the objective; see `nbllama.options.finetune.rewards`."""
+    """The numeric options of the objective; see `nbllama.options.finetune.rewards`."""
 
     beta: float
     temperature: float = 1.0
@@ -60,8 +61,8 @@ class RewardNumbers(NamedTuple):
 class RewardLoss:
     """The `Objective` of a run on rewards.
 
-    reference: the adapter of the reference, or None for the base model; not used if `beta` is 0.
-    history: the measures of each step.
+    reference: the adapter of the reference, or None for the base model. The reference is not used
+    if `beta` is 0. history: the measures of each step.
     """
 
     data: Sequence[Dataset] = ()
@@ -78,7 +79,7 @@ class RewardLoss:
         self._measured, self._last = (RewardMeasures(self._refers) for _ in range(2))
         self._n_tokens, self._failed, self._any_good = 0, 0, False
         self._say: Callable[[str], None] | None = None
-        self._memory: tuple[Activations, LossBuffers] | None = None  # for a larger reference
+        self._memory: tuple[Activations, LossBuffers] | None = None  # if the reference is larger
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Store `say`, which reports failed rewards."""
@@ -87,8 +88,8 @@ class RewardLoss:
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Draw and score answers to the prompts of `batches`, and return them as micro-batches.
 
-        Answers without a reward are left out. Raises `NbllamaError` if all of the run's first
-        rewards fail.
+        Answers without a reward are left out. Raises `NbllamaError` if all rewards fail at the
+        beginning of the run.
         """
         measured = self._measured = RewardMeasures(self._refers)
         start, tokenizer = time.perf_counter(), trainer.model.tokenizer
@@ -148,7 +149,7 @@ class RewardLoss:
     def _compute_reference(
         self, trainer: Drawing, parts: Sequence[DrawnBatch], check: Check
     ) -> None:
-        """Set the log-probabilities of all micro-batches under the reference."""
+        """Compute and store the log-probabilities under the reference for all micro-batches."""
         tasks = [UnderReference(batch) for batch in trainer.laid_out(list(parts))]
         for part, values in zip(parts, trainer.each(tasks, check), strict=True):
             part.reference[:] = values
@@ -181,7 +182,7 @@ class RewardLoss:
         )
         whole = batch.whole()
         advantage, reference = np.ones(len(n)), policy
-        if isinstance(whole, DrawnBatch):  # otherwise only the time is measured
+        if isinstance(whole, DrawnBatch):  # otherwise, only the duration is being measured
             advantage = whole.advantage
             reference = whole.reference if self._refers else policy
         found = grpo(policy, policy, reference, np.repeat(advantage, n), beta=self.numbers.beta)
@@ -195,7 +196,7 @@ class RewardLoss:
         return float(found.loss.sum())
 
     def measures(self) -> dict[str, float]:
-        """Return the rewards, KL and lengths of the step; see `RewardMeasures.numbers`."""
+        """Return the rewards, KL and answer lengths of the step; see `RewardMeasures.numbers`."""
         return self._measured.numbers()
 
     def take_part(self) -> KL:
@@ -207,7 +208,7 @@ class RewardLoss:
         self._measured.plus_kl(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch unchanged: drawn answers contain everything that `loss` needs."""
+        """Return the batch unchanged, because it contains everything that `loss` requires."""
         return batch
 
     def copied(self) -> RewardLoss:
@@ -220,7 +221,7 @@ class RewardLoss:
         self._last = self._measured
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return two answers of the last step with their rewards."""
+        """Return two answers from the last step with their rewards."""
         return tuple(
             {
                 "prompt": prompt_text(group.question.prompt),
@@ -231,7 +232,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes needed to draw answers, plus those for a reference with other ranks."""
+        """Return the bytes needed to draw answers, and for a reference with different ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -245,13 +246,13 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time to draw the answers of a step, assuming that all have maximum length."""
+        """Measure the time to draw the answers for a step if all have the maximum length."""
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]
         plain = next(i for i in range(trainer.model.hp.n_vocab) if i not in ends)
         times = []
-        for most in (2, 1, 1 + _TIMED):  # the first one compiles kernels
+        for most in (2, 1, 1 + _TIMED):  # the first round compiles kernels
             with unwatched(trainer.model):
                 start = time.perf_counter()
                 group = Group(trainer.model, trainer.adapter, part, most, copies=source.group)
@@ -270,7 +271,7 @@ class UnderReference:
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens that are computed."""
+        """Return the number of tokens processed."""
         return self.batch.n_tokens
 
     def run(self, work: Computing, check: Check) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Questions from the data, answered before and after a run.
+"""Questions from the data, which the model answers before and after a run.
 
 The answers do not affect the training.
 """
@@ -28,9 +28,10 @@ _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 
 @dataclass
 class Asked:
-    """A question, the answer from the data, and the model's answers.
+    """A question, the expected answer from the data, and the model's answers.
 
-    `kind` is "trained" or "held out". `wanted` is truncated to the maximum answer length.
+    `kind` is "trained" or "held out". `wanted`, the expected answer, is truncated to the maximum
+    answer length.
     """
 
     kind: str
@@ -55,7 +56,7 @@ class Asked:
 def find_questions(
     tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
 ) -> list[Asked]:
-    """Choose up to `number` evenly spaced questions from each of the two data sets.
+    """Choose up to `number` evenly spaced questions from the training and from the validation data.
 
     If a record has several answers, the last one is used. Records with a long prompt or without a
     prompt are skipped.
@@ -79,7 +80,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
     n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
-    order += [i for i in range(min(n, 50 * number)) if i % step]  # in case some lack a short prompt
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # if others lack short prompts
     for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:
@@ -91,7 +92,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Return the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
+    """Return sample `i`'s last answer and its prompt, or None if the prompt is empty or long."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)
@@ -110,7 +111,7 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
 
 
 def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
-    """Return the question in a prompt, without the text added by the chat template.
+    """Return the question in a prompt, without the text that the chat template adds.
 
     The question is the last string between control tokens that is not just a role name.
     """

@@ -1,4 +1,4 @@
-"""`--tensorboard`: event files, written with the package tensorboardX."""
+"""`--tensorboard`: event files, written with the tensorboardX package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVALUATION = {"val_loss": "loss/validation", "perplexity": "perplexity/validati
 
 
 class Board:
-    """A folder of event files; errors that occur during training do not stop it."""
+    """A folder of event files; errors that occur during training do not stop the run."""
 
     def __init__(self, folder: str) -> None:
         """Open the folder.
@@ -36,7 +36,7 @@ class Board:
             raise OutputError(f"--tensorboard {shown(folder, 400)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write the numbers in a record under its iteration."""
+        """Write the numbers in a record under the record's iteration."""
         row = as_row(record)
         names = _EVALUATION if isinstance(record, EvaluationRecord) else _STEP
         for key, tag in names.items():

@@ -1,6 +1,6 @@
 """`--card`: a model card and an Ollama Modelfile, written next to a run's adapter.
 
-Each file begins with a marker. An existing file without the marker belongs to the user and is never
+Each file begins with a marker. An existing file without the marker is the user's and is never
 replaced.
 """
 
@@ -36,7 +36,7 @@ PARAMETER stop "<|im_end|>"
 class Files(NamedTuple):
     """The file names of the base model and the adapter.
 
-    `gguf` is whether the adapter is in the current GGUF format, the only one that llama.cpp reads.
+    `gguf`: whether the adapter is in the current GGUF format, the only format that llama.cpp reads.
     Ollama reads other formats only for some architectures.
     """
 
@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The name of the GGUF adapter, which `conversion` creates if it does not exist."""
+        """The name of the GGUF adapter. If it does not exist, `conversion` creates it."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)
@@ -59,7 +59,7 @@ class Files(NamedTuple):
 
     @property
     def conversion(self) -> str:
-        """The command that creates `readable`, or "" if the adapter is already in GGUF format."""
+        """The command that creates `readable`, or "" if the adapter is in GGUF format."""
         words = [self.adapter, self.readable, "--model-base", self.base]
         arguments = " ".join(map(shlex.quote, words))
         return "" if self.gguf else f"python -m nbllama.convert_lora {arguments}\n"
@@ -70,14 +70,15 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """Return the file for `ollama create NAME -f FILE`, whose second line explains how to merge.
+    """Return the file for `ollama create NAME -f FILE`; its second line explains how to merge.
 
-    The file contains a template only for ChatML; for other models, Ollama has its own template or
-    reads the one in the model file. `system` is the text that the chat template puts before a chat
-    without a system message. The older form, which refers to the adapter and its base separately,
-    is included as comments.
+    The file contains a template only for ChatML. For other models, Ollama has its own template or
+    reads the template in the model file. `system` is the text that the chat template puts before a
+    chat without a system message. The older form, which names the adapter and its base model
+    separately, is included in comments.
 
-    Raises `OutputError` if a path contains a control character, which could inject an instruction.
+    Raises `OutputError` if a path contains a control character, because such a character could
+    inject an instruction.
     """
     base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
     for path in (base, adapter):
@@ -125,8 +126,8 @@ def card(
 ) -> str:
     """Return the model card in Markdown.
 
-    `run` is the first row of a log (`nbllama.train.run.story.begun`), and `results` contains lines
-    about iterations and losses.
+    `run` is the first row of the log (`nbllama.train.run.story.begun`), and `results` contains
+    lines about iterations and losses.
 
     Untrusted text, such as file names, is escaped so that it is not interpreted as Markdown or
     HTML.
@@ -176,10 +177,10 @@ def _cell(text: str) -> str:
 def write_cards(
     session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Write the card and the Modelfile next to an adapter; `begun` is the first row of the log.
+    """Write the card and the Modelfile next to an adapter; `begun` is the log's first row.
 
-    Returns (ending, file) for each file written. A failure is only reported, because the adapter
-    itself is complete.
+    Returns (ending, file) for each file that was written. A failure is only reported, because the
+    adapter itself is complete.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"
@@ -196,7 +197,7 @@ def write_cards(
 
 
 def _template(session: RunSession) -> tuple[str, str]:
-    """Return a chat run's template and system text, or else the model's own template and ""."""
+    """Return the chat template and system text of a run, or the model's own template and ""."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""
@@ -224,7 +225,7 @@ def write_all(
         try:
             write(path, made())
             written.append((ending, shown(path, 400)))
-        except Exception as e:  # the card must not end the run
+        except Exception as e:  # a failure must not end the run
             note(f"--card: {shown(e, 900)}")
     return written
 

@@ -1,4 +1,4 @@
-"""Checks and locks on outputs, so that runs neither destroy files nor write to the same ones.
+"""Checks and locks on outputs, so that runs neither destroy files nor share the same output.
 
 Locks are acquired before any slow work, and released when the run ends.
 """
@@ -33,11 +33,11 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    Also removes incomplete files left by killed runs, and refuses to replace a file of a different
-    kind.
+    Also removes incomplete files that killed runs left behind, and refuses to replace a file of a
+    different kind.
 
-    `outputs` maps options to all the files that the run writes. If an option has several names, the
-    first one is locked. A log is locked by its writer.
+    `outputs` maps each option to all the files that the run writes for it. If there are several
+    names for an option, the first name is locked. The log's writer locks the log.
 
     Raises `OutputError`.
     """
@@ -53,7 +53,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
-    """Lock the LATEST name and also the pattern, since `--fn-latest` may differ between runs."""
+    """Lock the LATEST name, and also the pattern because `--fn-latest` may differ between runs."""
     newest = names.latest
     if names.folder:
         make_folder(newest)
@@ -67,7 +67,7 @@ def _lock(names: Names, stack: ExitStack) -> None:
 def check_contents(option: str, path: str) -> None:
     """Raise `OutputError` if an output would replace a file of a different kind."""
     if os.path.isdir(path):
-        return  # one of the two PEFT files, whose names are unambiguous
+        return  # one of the two PEFT files, which their names identify
     if option in _KINDS:
         check_kind(path, _KINDS[option])
     elif option == "--lora-out" and format_of(path) == "bin":
@@ -91,7 +91,7 @@ def contents(path: str) -> str:
 
 
 def _left_over(names: Names) -> Iterator[str]:
-    """Yield the files in `names` that have a leftover temporary file."""
+    """Yield the files in `names` for which a temporary file was left behind."""
     folder = os.path.dirname(names.pattern) or os.curdir
     if names.folder:
         for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:

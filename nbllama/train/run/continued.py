@@ -1,8 +1,8 @@
-"""Choose the checkpoint to resume from: the named file, or the newest valid one next to it.
+"""Choose the checkpoint to resume from: the named file, or the newest valid file next to it.
 
-If the newest file (LATEST) is damaged, the run resumes from the last numbered checkpoint and
-reports this; the damaged file is kept under a different name. For a folder, its newest valid
-checkpoint is used.
+If the newest file (LATEST) is damaged, the run reports the damage and resumes from the last
+numbered checkpoint. The damaged file is kept under a different name. If the user names a folder,
+its newest valid checkpoint is used.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Continued:
-    """A usable checkpoint; `damaged` is the named file, if it is damaged."""
+    """A usable checkpoint.
+
+    `damaged` is the file that the user named, if that file turned out to be damaged.
+    """
 
     state: TrainState
     path: str
     damaged: str = ""
 
     def settle(self, say: Say) -> None:
-        """Rename the damaged file, and give its old name to the good file.
+        """Rename the damaged file, and give the good file the old name.
 
         The same command line will then find the good file. A failure is only reported.
         """
@@ -57,7 +60,7 @@ class Continued:
 
 
 def continued(options: Options, say: Say) -> Continued | None:
-    """Find the checkpoint with `find_checkpoint`, and report where the run starts."""
+    """Find the checkpoint with `find_checkpoint`, and report from where the run resumes."""
     path = options.checkpoint_in or ""
     if not path:
         return None
@@ -72,8 +75,9 @@ def continued(options: Options, say: Say) -> Continued | None:
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
     """Find the checkpoint that `--checkpoint-in` names, or return None if it does not exist.
 
-    Raises `CheckpointError` for a folder without a valid checkpoint. Also raises it for an unusable
-    file if `--strict-resume` was given or no valid checkpoint of the same run exists next to it.
+    Raises `CheckpointError` if a folder contains no valid checkpoint. Also raises `CheckpointError`
+    for an unusable file if `--strict-resume` is given or if no valid checkpoint of the same run
+    exists next to the file.
     """
     path = options.checkpoint_in or ""
     if os.path.isdir(path):
@@ -95,7 +99,10 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 
 
 def _numbered(path: str, newest: str) -> Iterator[str]:
-    """Yield the numbered files next to `path`, highest first; nothing if `path` lacks `newest`."""
+    """Yield the numbered files next to `path`, highest number first.
+
+    Yields nothing if the name in `path` does not contain `newest`.
+    """
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)
     if not found:
@@ -107,7 +114,7 @@ def _numbered(path: str, newest: str) -> Iterator[str]:
 
 
 def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
-    """Find the valid checkpoint in a folder that has the most iterations.
+    """Find the valid checkpoint with the most iterations in a folder.
 
     A GGUF file that cannot be opened is reported, because it may be a newer checkpoint.
     """

@@ -52,16 +52,16 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.train.run.outputs import Outputs
 
-_MUCH = 4_000_000  # characters; tokenising more takes a noticeable time
+_MUCH = 4_000_000  # characters; tokenising a longer text takes a noticeable time
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
-    """Return whether the options or the checkpoint require the old tool's order of samples."""
+    """Return whether the options or the checkpoint require the old tool's sample order."""
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
 def _shared(options: Options, model: Model) -> Options:
-    """Disable shared prompts if any block has a state, because states are never shared."""
+    """Disable shared prompts if any block has a state, because samples cannot share states."""
     if not model.hp.mixers:
         return options
     if options.share_prompts:
@@ -83,14 +83,14 @@ def load_data(
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the samples for training, and the samples for validation, if any.
 
-    The first return value is the options, completed by the plan for the data.
+    The first return value is `options`, completed with the plan for the data.
 
-    `--train-data` is a file, or a folder that contains one. The validation data come from
-    `--val-data`, `--val-split`, or the same folder.
+    `--train-data` is a file, or a folder that contains a file for training. The validation data
+    come from `--val-data`, from `--val-split`, or from the same folder.
 
     `say` receives progress messages while a long text is tokenised. `given` may contain records in
-    memory that replace the files. Raises the same errors as `_load`, and `UsageError` if validation
-    data are missing or of a different kind.
+    memory that are used instead of files. Raises the same errors as `_load`. Also raises
+    `UsageError` if validation data are missing or are of a different kind.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -129,9 +129,9 @@ def _load(
 ) -> Dataset:
     """Load the samples from a file.
 
-    The old tool could only read plain text. With `--compat`, or when resuming from its checkpoint,
-    every file is therefore read as plain text. Raises `DataError`, and `UsageError` if options for
-    plain text are combined with records or vice versa.
+    The old tool could read only plain text. With `--compat`, or when resuming from a checkpoint
+    written by the old tool, every file is therefore read as plain text. Raises `DataError`. Raises
+    `UsageError` if options for plain text are combined with records or vice versa.
     """
     if draws(options):
         return load_prompts(path, options, model.tokenizer, records)
@@ -171,10 +171,10 @@ def load_file(
     records: Records | None = None,
     keep_texts: bool = False,
 ) -> Dataset:
-    """Load samples from any file, applying the options for `--train-data`.
+    """Load samples from any file, using the options that apply to `--train-data`.
 
-    `records`, if given, replace the file and are named `path` in messages. For `keep_texts`, see
-    `load_samples`. Raises the same errors as `load_data`.
+    If `records` is given, it is used instead of the file, and messages refer to it as `path`. For
+    `keep_texts`, see `load_samples`. Raises the same errors as `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -212,7 +212,7 @@ def load_file(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # it runs in its own process
+            template.close()  # the tokenizer runs in its own process
 
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
@@ -229,7 +229,7 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
 def make_feed(
     options: Options, data: Dataset, seed: int, state: TrainState | None
 ) -> tuple[Feed, Position]:
-    """Return the data feed, and the position where the run starts.
+    """Return the data feed, and the position in the data where the run starts.
 
     A resumed run starts at the position stored in the checkpoint, unless the data have changed
     (`--force`) or `--force-reshuffle` requests a new order.
@@ -280,12 +280,12 @@ def walk_epochs(
 def rest_of(
     options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
-    """Return options with the remaining length of a run that resumes from `state`.
+    """Return `options` with the remaining length of a run that resumes from `state`.
 
-    If no length is given, a run on records completes its planned length. A run that found the
-    checkpoint under its own output name completes the length that its options specify. If nothing
-    is left to do, `outputs.complete_at` is set and the length is one iteration. Such a run is
-    refused later, once it is clear that the checkpoint is from the same run.
+    If no length is given, a run on records completes its planned length. If the checkpoint is one
+    of the run's own outputs, the run completes the length that its options specify. If nothing is
+    left to do, `outputs.complete_at` is set, and the length is one iteration. Such a run is refused
+    later, once it has been established that the checkpoint is from the same run.
     """
     if state is None:
         return options

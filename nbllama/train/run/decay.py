@@ -1,7 +1,7 @@
 """The start and end of the current learning-rate decay, and the resulting learning rates.
 
-If the decay is as long as the run, extending a finished run starts a new decay over the additional
-iterations. A checkpoint stores where the current decay began (`TrainState.decay_begin`).
+If the decay is as long as the run, extending a finished run starts a new decay that covers the
+additional iterations. A checkpoint stores where the current decay began (`TrainState.decay_begin`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Decay:
     """The current decay of a run, with iterations counted from the very first.
 
     begin: the iteration after which the decay starts. end: the iteration at which the learning rate
-    reaches its minimum. last: the last iteration planned when the decay started, or `end` if the
-    decay has its own length. first: the first iteration for `check_rates`, which is the first of
-    the whole decay if the decay is in progress, else the first of this run. new: whether the decay
-    starts with this run. renews: whether iterations after the end start a new decay. given: whether
-    `--lr-decay-steps` was given.
+    reaches its minimum. last: the last iteration that was planned when the decay started, or `end`
+    if the length of the decay was given separately. first: the first iteration that `check_rates`
+    checks: the first iteration of the decay if the decay is in progress, else the first iteration
+    of this run. new: whether the decay starts with this run. renews: whether iterations after the
+    end start a new decay. given: whether `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -43,7 +43,10 @@ class Decay:
 
     @property
     def stored_last(self) -> int:
-        """The value of `last` in a checkpoint: 0, which stores no key, if `last` equals `end`."""
+        """The value of `last` in a checkpoint.
+
+        If `last` equals `end`, the value is 0, for which no key is stored.
+        """
         return 0 if self.last == self.end else self.last
 
 
@@ -52,7 +55,8 @@ def plan(
 ) -> Decay:
     """Plan the decay for a run of `n_iter` iterations that starts from `state`.
 
-    `options` are completed from the checkpoint. `asked` is the user's `--lr-decay-steps`.
+    `options` must have been completed from the checkpoint. `asked` is the user's
+    `--lr-decay-steps`.
     """
     done = state.iteration if state is not None else 0
     total = done + n_iter
@@ -103,8 +107,8 @@ def plan(
 def schedule(settings: Settings, decay: Decay) -> Schedule:
     """Return the learning-rate schedule of a run.
 
-    A new decay has no warm-up. Warm-up is for a new adapter and empty moments, but after a resume,
-    both come from the checkpoint.
+    A new decay has no warm-up. Warm-up is for a new adapter and empty moments, but a resumed run
+    reads both from the checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -123,18 +127,19 @@ def schedule(settings: Settings, decay: Decay) -> Schedule:
 def check_rates(
     decay: Decay, settings: Settings, done: int, factor: Callable[[int], float]
 ) -> list[str]:
-    """Return messages about iterations with learning rate 0.
+    """Return messages about iterations whose learning rate is 0.
 
     `factor` returns the learning-rate factor for an iteration. `done` is the number of iterations
     in the checkpoint.
 
-    Raises `UsageError` if the learning rate is 0 in all iterations of the run. The exceptions are
-    --compat, which follows the old tool, and the rest of a decay in progress.
+    Raises `UsageError` if the learning rate is 0 in all iterations of the run, except with
+    --compat, which behaves like the old tool, or during the rest of a decay in progress.
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
-        return []  # evaluates only
-    # This happens at the end or once in between, and in the old tool also at the first iteration.
+        return []  # only evaluates
+    # The learning rate is 0 at the end or once in between, and in the old tool also at the first
+    # iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:

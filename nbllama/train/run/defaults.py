@@ -18,7 +18,7 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # iterations; in a shorter run, one with learning rate 0 would be too large a share
+SHORT = 10  # iterations; a shorter run cannot afford an iteration with learning rate 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Defaults] = {
 
 
 def context(options: DataOptions, data_kind: str) -> int:
-    """Return `--ctx`, or its default for the kind of data; it is needed to split the data."""
+    """Return `--ctx` or its default for this kind of data, which is needed to split the data."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
@@ -72,10 +72,10 @@ def iterations(
 ) -> int:
     """Return the number of iterations from `--adam-iter`, `--epochs` and the defaults.
 
-    `options` must already include the plan. If both limits are given, the lower one applies. A pass
-    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may
-    have fewer samples; if the formula does not hold, `walk` converts passes to iterations. With
-    `--compat`, the default of `--adam-iter` also limits `--epochs`.
+    `options` must include the plan. If both limits are given, the lower limit applies. A pass over
+    the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may have
+    fewer samples. If this formula does not hold, `walk` converts passes to iterations. With
+    `--compat`, the default for `--adam-iter` also limits `--epochs`.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -92,7 +92,7 @@ def iterations(
 
 
 def follows_length(options: Options, data_kind: str) -> bool:
-    """Return whether the decay is as long as the run unless `--lr-decay-steps` is given."""
+    """Return whether, without `--lr-decay-steps`, the decay is as long as the run."""
     if options.lr_schedule == "constant" or options.enable_restart:
         return False
     return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None
@@ -108,7 +108,7 @@ def with_the_run(total: int, begin: int = 0) -> int:
 
 
 def decay_end(options: Options, data_kind: str, total: int) -> int:
-    """Return the iteration at which the decay ends in a fresh run of `total` iterations."""
+    """Return the iteration at which the decay ends in a new run of `total` iterations."""
     own = DEFAULTS[data_kind].cos_decay_steps if options.lr_schedule == "cosine" else None
     fitted = with_the_run(total) if follows_length(options, data_kind) else total
     return options.cos_decay_steps or own or fitted
@@ -119,7 +119,7 @@ def slot_ranks(
 ) -> dict[str, int]:
     """Return the rank of each slot: the given rank, or the default for this kind of data.
 
-    `missing` lists the slots for which the model has no tensor.
+    `missing` lists the slots for which the model contains no tensor.
     """
     ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0

@@ -19,9 +19,9 @@ PLACEHOLDER = "ITERATION"
 class Dumps:
     """Write the requested dumps; the run continues if a file cannot be written.
 
-    `asked` contains the values of `--dump`. `out` is the file name, in which ITERATION is replaced
-    by the number. `say` receives a message for each file. Raises `UsageError` if a pattern matches
-    nothing.
+    `asked` contains the values of `--dump`. `out` is the file name; the iteration number replaces
+    ITERATION in it. `say` receives a message for each file. Raises `UsageError` if a pattern
+    matches nothing.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Dumps:
 
     @contextmanager
     def at(self, iteration: int) -> Iterator[None]:
-        """Return the context in which to run the step of this iteration."""
+        """Return the context manager in which to run the step of this iteration."""
         texts = [t for steps, own in self._asked if iteration in steps for t in own.texts]
         if not texts:
             yield

@@ -1,4 +1,4 @@
-"""Handle existing files with this run's names: resume the earlier run, or refuse to start.
+"""Handle existing files with the same names as this run's outputs: resume, or refuse to start.
 
 No file is replaced by accident, except that `--compat` replaces files silently, like the old tool.
 """
@@ -19,15 +19,15 @@ from nbllama.system.program import called_as
 if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
 
-_OLD_INPUT = "checkpoint.gguf"  # default of the old tool
+_OLD_INPUT = "checkpoint.gguf"  # default in the old tool
 
 
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
-    """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
+    """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start a new run.
 
     The default is the newest checkpoint among the run's own outputs, so that repeating the command
-    finishes a stopped run; `outputs.finishes` is then set. With only `--force`, the run starts from
-    the beginning.
+    finishes a stopped run. `outputs.finishes` is set in this case. With `--force` alone, a new run
+    starts.
 
     Raises `UsageError` if files of a different run would be replaced.
     """
@@ -70,10 +70,10 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """Add suggested commands to an error about an unsuitable checkpoint with the run's own name.
+    """Add commands to an error that says that the checkpoint with the run's own name is unsuitable.
 
-    One command resumes the earlier run, and the other starts a new one. Raises `CheckpointError`,
-    and `UsageError` if the earlier run is complete.
+    One command resumes the earlier run, and the other command starts a new run. Raises
+    `CheckpointError`, or `UsageError` if the earlier run is complete.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = [*words, "--force"]  # with the options of that run if they are known
+        own = [*words, "--force"]  # with the earlier run's options if they are known
         if outputs.config and os.path.exists(outputs.config):
             own = ["--config", outputs.config]
         raise CheckpointError(
@@ -118,7 +118,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the words with unused output names."""
+    """Return the words with output names that are not in use."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

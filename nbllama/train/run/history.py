@@ -1,4 +1,4 @@
-"""Means of an objective's recorded numbers at the start and at the end of a run."""
+"""Means of the numbers that an objective records, at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Recording(Protocol):
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
-        """One mapping per iteration, from names to numbers."""
+        """A mapping from names to numbers for each iteration."""
 
 
 class FirstAndLast:
-    """Means over the first and the last tenth of a run, each of at least one iteration."""
+    """Means over the first and the last tenth of a run (at least one iteration each)."""
 
     objective: Recording
 

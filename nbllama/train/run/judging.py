@@ -1,4 +1,4 @@
-"""The part of a run that depends on an objective other than the likelihood of answers."""
+"""The part of a run that depends on its objective, if that is not the likelihood of answers."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ class _Ended(Exception):
 class Loop:
     """Run a `RunSession` to its end.
 
-    With `--compat`, a run ends in the same way as in the old tool. That tool performs one more
-    evaluation after the last update, so the samples of one more iteration are skipped. An early end
-    takes effect before the update that would follow the evaluation, instead of after that update.
+    With `--compat`, a run ends as in the old tool. That tool performs an additional evaluation
+    after the last update, so the samples for one more iteration are skipped. An early end takes
+    effect before the update that would follow the evaluation, instead of after that update.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -106,7 +106,7 @@ class Loop:
             pass
         except (StopRequested, NoWorkers) as e:
             if self._reason:
-                self.result.last = trainer.iteration  # only an evaluation was missing
+                self.result.last = trainer.iteration  # only the evaluation remained to be done
             self._save_at_end()
             self.result.interrupted = True
             self._reason = str(e) if isinstance(e, NoWorkers) else self.stop.reason
@@ -126,7 +126,7 @@ class Loop:
         self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate once if due: at the start, every `eval_every` iterations, and at the end."""
+        """Evaluate if due: at the start, every `eval_every` iterations, and at the end."""
         now, session = self.trainer.iteration, self.session
         if not self.settings.eval_every:
             return
@@ -147,7 +147,7 @@ class Loop:
             self._keep(now, loss, best)
         watch.last = now
         if self._saved == self._last:
-            self._saved = -1  # the last save came before the evaluation; save its results too
+            self._saved = -1  # the last save came before the evaluation; save its results as well
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Handle an evaluation before the corresponding update."""
+        """Handle the evaluation of an iteration before its update."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:
@@ -197,14 +197,15 @@ class Loop:
             return made
         if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
-        # The old tool resets everything except the ring buffer in each run; 0 means no stored loss.
+        # In each run, the old tool resets everything except the ring buffer; 0 means no stored
+        # loss.
         if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement
         return made
 
     def _place_moments(self) -> None:
-        """Use the first gradient to find the order of the moments in an old checkpoint."""
+        """Use the first gradient to determine the order of the moments in an old checkpoint."""
         state = self.session.state
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
 LINK = 125e6  # bytes per second over a 1 Gbit/s link
-SHOWN = (2, 4, 8)  # worker counts in the forecast for a cluster
+SHOWN = (2, 4, 8)  # numbers of workers in the forecast for a cluster
 
 
 def plan_of(
@@ -34,10 +34,10 @@ def plan_of(
     trunk: tuple[str, int] | None = None,
     alone: bool = True,
 ) -> Plan:
-    """Return the plan that the workers of a run need; `own` is the `facts` of this machine.
+    """Return the plan for the workers of a run; `own` contains the `facts` for this machine.
 
     `alone` means that all workers run on this machine, so no file has to be found by its sha256.
-    `trunk` is the key and layer of the cache of frozen blocks.
+    `trunk` is the key and layer of the cache for the frozen blocks.
     """
     gguf, adapter = trainer.model.gguf, trainer.adapter
     path = os.path.abspath(gguf.path)
@@ -74,7 +74,7 @@ def forecast_line(
 ) -> str:
     """Return a forecast of the speed-up and traffic per step for some numbers of workers.
 
-    n_bytes: size of the gradient. seconds: time of a step on one machine. local: whether the
+    n_bytes: size of the gradient. seconds: duration of a step on one machine. local: whether the
     workers share the cores of one machine.
     """
     size = min(block or micro, micro)
@@ -94,7 +94,7 @@ def forecast_line(
 
 
 def forecast_of(session: RunSession) -> Forecast:
-    """Print the forecast of a run, including speed-up and traffic with `--ray`; see `forecast`.
+    """Print the forecast for a run, including speed-up and traffic with `--ray`; see `forecast`.
 
     Raises `NotEnoughMemory` if the run or its local workers need more memory than is available.
     """
@@ -120,7 +120,7 @@ def forecast_of(session: RunSession) -> Forecast:
 
 @contextmanager
 def many_machines(session: RunSession) -> Iterator[None]:
-    """Compute the steps of a run on the `--ray` workers, if the option is given."""
+    """If `--ray` is given, compute the steps of a run on its workers."""
     o, trainer, ui = session.options, session.trainer, session.ui
     if not o.ray:
         yield
