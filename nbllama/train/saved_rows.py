@@ -1,4 +1,4 @@
-"""The number of rows per epoch that shared beginnings (`nbllama.data.shared`) save."""
+"""The number of rows that shared beginnings (`nbllama.data.shared`) save per epoch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from nbllama.data.order import Position
 from nbllama.data.shared import share
 from nbllama.train.trainer import Trainer
 
-MOST_BATCHES = 1000  # batches to lay out when measuring the saving
+MOST_BATCHES = 1000  # maximum number of batches to lay out when measuring the saving
 
 
 class Counted(NamedTuple):
-    """Token counts for the first batches of an epoch: all tokens, and computed tokens.
+    """Token counts for the first batches in an epoch: all tokens, and computed tokens.
 
-    `whole` means that the counted batches cover the whole epoch.
+    `whole`: whether the counted batches cover the whole epoch.
     """
 
     tokens: int
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return a line to display about the rows saved per epoch."""
+    """Return a line to display about the rows that are saved per epoch."""
     if not trainer.shares:
         return f"prefixes are not shared, because {trainer.model.hp.arch} blocks carry a state"
     found = counted(trainer)
@@ -42,7 +42,10 @@ def saved_line(trainer: Trainer) -> str:
 
 
 def counted(trainer: Trainer) -> Counted:
-    """Lay out at most `MOST_BATCHES` batches of the current epoch, without side effects."""
+    """Lay out up to `MOST_BATCHES` batches of the current epoch, and count tokens.
+
+    This has no side effects.
+    """
     epoch = trainer.position.epoch
     place, tokens, computed, n = Position(epoch), 0, 0, 0
     while place.epoch == epoch and n < MOST_BATCHES:

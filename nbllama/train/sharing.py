@@ -1,4 +1,4 @@
-"""The sizes of batches whose samples share beginnings (`nbllama.data.shared`)."""
+"""The sizes of batches in which samples share beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """The sizes of the largest micro-batch: computed rows, and tokens in its samples."""
+    """The sizes of the largest micro-batch: the computed rows, and the tokens in its samples."""
 
     computed: int
     keys: int
 
 
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
-    """Return bounds for shared batches of `n_rows` rows; `tokens` is the bound without sharing.
+    """Return bounds for batches of `n_rows` rows; `tokens` is the bound without sharing.
 
-    If the data are not records, the saving is unknown in advance.
+    If the data are not records, how much sharing saves is not known in advance.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))

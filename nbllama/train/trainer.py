@@ -2,10 +2,10 @@
 
 `nbllama.train.run.loop` performs all the steps of a run, including logging and saving.
 
-The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m).
+The gradient of micro-batch m in iteration i is a pure function of (parameters, data, seed, i, m).
 `nbllama.train.blocks.compute` defines the order in which gradients are summed. The loss of an
-iteration is the mean over the trained tokens of all its micro-batches, so batch size 4 with one
-accumulation step is equivalent to batch size 1 with four.
+iteration is the mean over the trained tokens in all its micro-batches. Batch size 4 with one
+accumulation step is therefore equivalent to batch size 1 with four accumulation steps.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class StopRequested(Exception):
 
 
 class Evaluation(NamedTuple):
-    """The evaluation of one iteration's samples; the gradient itself is in `Trainer.gradients`.
+    """The loss of one iteration's samples; the gradient itself is in `Trainer.gradients`.
 
     trained: the number of trained tokens or answers over which the loss is averaged
-    (`Objective.before`). after: the position in the data after the samples. n_samples: the number
-    of samples.
+    (`Objective.before`). after: the position in the data that follows the samples. n_samples: the
+    number of samples.
     """
 
     loss: float
@@ -58,7 +58,7 @@ class Evaluation(NamedTuple):
     n_samples: int
     after: Position
     seconds: float
-    computed: int  # excluding tokens that a sample shares with an earlier one in its batch
+    computed: int  # excludes tokens that a sample shares with an earlier sample in its batch
 
 
 class StepResult(NamedTuple):
@@ -83,8 +83,8 @@ class Trainer:
     """A model, an adapter, its optimiser, and a position in the data; `step` runs one iteration.
 
     `bound` is the adapter bound to the model, and `acts` and `buffers` are the memory for the
-    passes. If set, `trunk` stores the output of the frozen blocks below the lowest pair
-    (`nbllama.train.trunk`). Several threads can share a trainer: their calls are serialised.
+    passes. `trunk`, if set, stores the output of the frozen blocks below the lowest pair
+    (`nbllama.train.trunk`). Several threads can share a trainer, because calls are serialised.
     """
 
     def __init__(
@@ -115,14 +115,15 @@ class Trainer:
 
         old_schedule: use the learning rate of the previous update, as in the old tool.
         probability_floor: `floor` for `ops.cross_entropy`. activation_memory: bytes available for
-        activations, which determine how many blocks are computed twice; with 0, `checkpointing`
+        activations, which determine how many blocks are computed twice; if 0, `checkpointing`
         decides (all or none). dropout: see `ops.dropout`; the masks are derived from `seed`.
         validation: data for `validation_loss`. objective: the loss to minimise; None means the
-        cross-entropy of each token. share_prompts: compute common beginnings of the samples of a
-        micro-batch only once (`data.shared`), unless there is dropout. block: `size` for
+        cross-entropy of each token. share_prompts: whether to compute common beginnings of samples
+        in a micro-batch only once (`data.shared`); ignored with dropout. block: `size` for
         `train.blocks.compute.split`.
 
-        Raises `UsageError` if checkpointing of every block needs more than `activation_memory`.
+        Raises `UsageError` if even checkpointing every block requires more than
+        `activation_memory`.
         """
         self.turn = new_turn()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
@@ -141,7 +142,7 @@ class Trainer:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
-            # drawn batches are not laid out again
+            # batches of drawn answers are not laid out again
             most = max(self.limits.tokens, self.limits.computed)
             self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
@@ -164,7 +165,7 @@ class Trainer:
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """The gradients of the last evaluation, by parameter name and before clipping."""
+        """The gradients from the last evaluation, by parameter name and before clipping."""
         return self.bound.grads
 
     @one_at_a_time
@@ -175,7 +176,8 @@ class Trainer:
     ) -> StepResult:
         """Perform one iteration: `evaluate`, then `update`.
 
-        `seen` is called with the evaluation before the update, which is skipped if `seen` raises.
+        `seen` is called with the evaluation before the update. If `seen` raises, the update is
+        skipped.
         """
         found = self.evaluate(check)
         if seen is not None:
@@ -201,7 +203,7 @@ class Trainer:
         return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
-        """Add validation batches of all samples in `data`, and make room for each sample."""
+        """Add validation batches with all samples in `data`, and make room for every sample."""
         self._make_room(data)
         numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
         self._validation = self.laid_out([data.batch(part) for part in numbers])
@@ -242,9 +244,10 @@ class Trainer:
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Perform one optimiser step with the gradient of the last evaluation, `found`.
+        """Perform one optimiser step with the gradient from the last evaluation, `found`.
 
-        If the loss or gradient is not finite, no parameter is changed, but the iteration counts.
+        If the loss or the gradient is not finite, no parameter changes, but the iteration is
+        counted.
         """
         start = time.perf_counter()
         factor = self.factor(self.iteration + 1)

@@ -1,15 +1,15 @@
-"""A cache, kept from epoch to epoch, of the output of the frozen blocks below the lowest pair.
+"""A cache for the output of the frozen blocks below the lowest pair, kept across epochs.
 
 With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. The input of block L at
-a token therefore depends only on the base model and the tokens up to that token. This input is
-bit-identical whether the sample is computed alone, in a batch, or as the beginning of another
-sample (`tests/train/test_trunk.py`). The first pass over a sample stores these vectors, float32
-`[n, C]`, and later passes start at block L.
+a token therefore depends only on the base model and on the tokens up to that token. The bits of
+this input do not depend on whether the sample is computed alone, in a batch, or as the beginning of
+a different sample (`tests/train/test_trunk.py`). The first pass over a sample stores these vectors,
+float32 `[n, C]`, and later passes start at block L.
 
 The file begins with `_MAGIC`, the key and C, followed by one record per sample: a digest of its
 tokens, the number of tokens, a checksum, and the vectors. Records are only appended. Reading stops
-at a record that a crash has truncated, and a record whose checksum does not match is computed
-again.
+at a record that a crash truncated. If the checksum of a record does not match, its vectors are
+computed again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from nbllama.system.run_lock import lock_or_refuse
 
 _MAGIC = b"nbllama trunk 1\n"
 _HEAD = struct.Struct("<16s64sI")  # magic, key, width
-_RECORD = struct.Struct("<16sII")  # digest and number of tokens, checksum of vectors
+_RECORD = struct.Struct("<16sII")  # digest of the tokens, number of tokens, checksum of the vectors
 
 
 class _Place(NamedTuple):
@@ -47,15 +47,15 @@ class _Place(NamedTuple):
 
 
 def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
-    """Return the size of a file for samples with `n_tokens` tokens in total."""
+    """Return the size of a file for `n_samples` samples with a total of `n_tokens` tokens."""
     return _HEAD.size + n_samples * _RECORD.size + 4 * width * n_tokens
 
 
 class TrunkCache:
-    """A file that stores the input of block `layer` for each sample, indexed by the tokens.
+    """A file that stores the input of block `layer` for each sample, indexed by its tokens.
 
-    Use as a context manager, or call `close`. Reading and writing never raise: an error is reported
-    once through `say`, and training computes the vectors instead.
+    Use it as a context manager, or call `close`. Reading and writing never raise. Errors are
+    reported once through `say`, and training computes the vectors instead.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class TrunkCache:
         return True
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
-        """Append any samples of `batch` that are not yet stored; x is `[N, C]`, as for `load`."""
+        """Append the samples in `batch` that are not stored yet; x is `[N, C]`, as for `load`."""
         if self._full or batch.n_tokens < FEWEST_ROWS:
             return
         whole, rows = batch.whole(), _rows(batch)
@@ -239,5 +239,5 @@ def digests(batch: Batch) -> list[bytes]:
 
 
 def _rows(batch: Batch) -> np.ndarray:
-    """Return, for each token of the samples, the index of its computed row."""
+    """Return the index of the computed row for each token in the samples."""
     return np.arange(batch.n_tokens) if batch.tree is None else batch.tree.rows

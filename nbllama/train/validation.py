@@ -1,4 +1,4 @@
-"""The validation state of a run: the lowest loss, the patience, and signs of overfitting."""
+"""The validation state of a run: the lowest loss, its age, and signs of overfitting."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-OVERFITTING = 2  # consecutive evaluations with falling training loss and rising validation loss
+OVERFITTING = 2  # consecutive evaluations in which training loss falls and validation loss rises
 
 
 @dataclass
 class Validation:
-    """The state between evaluations; all fields are numbers, so that a checkpoint can store them.
+    """The state between evaluations. All fields are numbers, so that a checkpoint can store them.
 
-    last: iteration of the last evaluation, -1 before the first. best: lowest validation loss.
-    best_at: its iteration, -1 if there is none yet. since: evaluations since the best one.
-    previous, previous_trained: validation loss of the last evaluation, and the mean training loss
-    that preceded it. sum, tokens: training loss since the last evaluation, weighted by trained
-    tokens. rises: see `OVERFITTING`.
+    last: iteration of the last evaluation, or -1 before the first evaluation. best: lowest
+    validation loss. best_at: iteration of the lowest loss, or -1 before the first evaluation.
+    since: number of evaluations since then. previous, previous_trained: validation loss at the last
+    evaluation, and the mean training loss before that evaluation. sum, tokens: training loss since
+    the last evaluation, weighted by trained tokens. rises: see `OVERFITTING`.
     """
 
     last: int = -1
@@ -61,7 +61,10 @@ class Validation:
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Add an evaluation (`best` if its adapter was kept); return whether the run overfits."""
+        """Add an evaluation; return whether the run is overfitting.
+
+        `best`: whether the adapter at this evaluation was kept as the best.
+        """
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0
@@ -90,7 +93,7 @@ def perplexity(loss: float) -> float:
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Yield the sample numbers in order, in the largest groups within both bounds."""
+    """Return the sample numbers in order, in the largest groups that stay within both bounds."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

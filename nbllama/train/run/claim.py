@@ -33,7 +33,7 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    Also removes incomplete files that killed runs left behind, and refuses to replace a file of a
+    Also removes incomplete files left by runs that were killed, and refuses to replace a file of a
     different kind.
 
     `outputs` maps each option to all the files that the run writes for it. If there are several
@@ -67,7 +67,7 @@ def _lock(names: Names, stack: ExitStack) -> None:
 def check_contents(option: str, path: str) -> None:
     """Raise `OutputError` if an output would replace a file of a different kind."""
     if os.path.isdir(path):
-        return  # one of the two PEFT files, which their names identify
+        return  # one of the two PEFT files, whose names are unambiguous
     if option in _KINDS:
         check_kind(path, _KINDS[option])
     elif option == "--lora-out" and format_of(path) == "bin":
@@ -91,7 +91,7 @@ def contents(path: str) -> str:
 
 
 def _left_over(names: Names) -> Iterator[str]:
-    """Yield the files in `names` for which a temporary file was left behind."""
+    """Yield the files in `names` for which a temporary file is left over."""
     folder = os.path.dirname(names.pattern) or os.curdir
     if names.folder:
         for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:

@@ -60,7 +60,7 @@ class Continued:
 
 
 def continued(options: Options, say: Say) -> Continued | None:
-    """Find the checkpoint with `find_checkpoint`, and report from where the run resumes."""
+    """Find the checkpoint with `find_checkpoint`, and report where the run starts."""
     path = options.checkpoint_in or ""
     if not path:
         return None

@@ -282,10 +282,10 @@ def rest_of(
 ) -> Options:
     """Return `options` with the remaining length of a run that resumes from `state`.
 
-    If no length is given, a run on records completes its planned length. If the checkpoint is one
-    of the run's own outputs, the run completes the length that its options specify. If nothing is
-    left to do, `outputs.complete_at` is set, and the length is one iteration. Such a run is refused
-    later, once it has been established that the checkpoint is from the same run.
+    If no length is given, a run on records completes its planned length. If the run found the
+    checkpoint under its own output name, it completes the length that its options specify. If
+    nothing is left to do, `outputs.complete_at` is set, and the length is one iteration. Such a run
+    is refused later, once it has been established that the checkpoint is from the same run.
     """
     if state is None:
         return options

@@ -26,10 +26,10 @@ class Decay:
 
     begin: the iteration after which the decay starts. end: the iteration at which the learning rate
     reaches its minimum. last: the last iteration that was planned when the decay started, or `end`
-    if the length of the decay was given separately. first: the first iteration that `check_rates`
-    checks: the first iteration of the decay if the decay is in progress, else the first iteration
-    of this run. new: whether the decay starts with this run. renews: whether iterations after the
-    end start a new decay. given: whether `--lr-decay-steps` was given.
+    if the length of the decay does not depend on the run. first: the first iteration that
+    `check_rates` checks: the first iteration of the decay if the decay is in progress, else the
+    first iteration of this run. new: whether the decay starts with this run. renews: whether
+    iterations after the end start a new decay. given: whether `--lr-decay-steps` was given.
     """
 
     begin: int

@@ -15,15 +15,15 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.system.part_names import files_of
 
 BEST = "BEST"
-# The only output that may also be an input, because a run may resume from its own checkpoint.
+# The only output that may also be an input, because a run can resume from its own checkpoint.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
 
 
 class Names:
     """All files or folders whose names match an output's `pattern`.
 
-    `mark` is the placeholder for the iteration number, or "" for a name without a number. `newest`
-    replaces the placeholder in the name of the newest file. `folder` means that the output is a
+    `mark` is the placeholder for the iteration number, or "" for a name without a number. In the
+    name of the newest file, `newest` replaces the placeholder. `folder`: whether the output is a
     folder with an adapter for PEFT.
     """
 
@@ -58,7 +58,10 @@ class Names:
         return _parent(self.pattern)
 
     def existing(self) -> Iterator[str]:
-        """Yield the existing names, ignoring case because the file system may ignore it."""
+        """Yield the existing names.
+
+        The comparison ignores case because the file system may be case-insensitive.
+        """
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
         entries = os.listdir(folder) if os.path.isdir(folder) else []
@@ -70,10 +73,10 @@ class Names:
 
 
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
-    """Raise `UsageError` if an output is also an input or coincides with a different output.
+    """Raise `UsageError` if an output is also an input or is the same as a different output.
 
-    `outputs` maps options to all the files that the run writes. Inputs are the files that any
-    option reads, including files inside a folder.
+    `outputs` maps each option to all the files that the run writes for it. The inputs are the files
+    that any option reads, including files inside a folder.
     """
     for option, own in outputs.items():
         for names in own:
@@ -120,5 +123,5 @@ def _base(path: str) -> str:
 
 
 def bare(name: str) -> str:
-    """Return the name of a folder without the trailing separator."""
+    """Return the name of a folder without trailing separators."""
     return name.rstrip("/" + os.sep) or name

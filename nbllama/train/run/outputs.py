@@ -1,8 +1,8 @@
-"""The files that a run writes: their names, their locks, and saving them.
+"""The files that a run writes: naming, locking and saving them.
 
-In the names of checkpoints and adapters, ITERATION (`--pattern-fn-it`) is replaced by the iteration
-number. Each save also writes the same file with LATEST (`--fn-latest`) in its name. An adapter for
-PEFT is a folder.
+In the names of checkpoints and adapters, the iteration number replaces ITERATION
+(`--pattern-fn-it`). Each save also writes the same file with LATEST (`--fn-latest`) in its name. An
+adapter for PEFT is a folder.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ CARD_FILES = ("card.md", "Modelfile")
 
 
 class Outputs:
-    """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or empty."""
+    """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or ""."""
 
     def __init__(self, options: Options) -> None:
-        """Set the names. Raises `UsageError` for a name that can never be valid."""
+        """Set the names. Raises `UsageError` if a name can never be valid."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -50,7 +50,7 @@ class Outputs:
         if options.only_write_lora:
             self.checkpoint = ""
         self._old_layout = options.compat
-        self.paths: dict[str, str] = {}  # the newest file written, by kind
+        self.paths: dict[str, str] = {}  # the newest file of each kind that was written
         self._folder = bool(self.adapter) and is_folder(self.adapter)
         adapter = bare(self.adapter) if self._folder else self.adapter
         named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
@@ -93,19 +93,21 @@ class Outputs:
     def claim(self, stack: ExitStack) -> None:
         """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Also removes incomplete files left by killed runs. Raises `OutputError`.
+        Also removes incomplete files left by runs that were killed. Raises `OutputError`.
         """
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
         """Save the adapter and the checkpoint, each under its iteration number and as LATEST.
 
-        The adapter is saved first. If the run is killed in between, it can resume from the older
-        checkpoint and will write the same adapter again. In the opposite order, the checkpoint of
-        the last iteration could exist without its adapter: a complete run without a result.
+        The adapter is saved first. If the run is killed between the two, it can resume from the
+        older checkpoint and will write the same adapter again. In the opposite order, the
+        checkpoint for the last iteration could exist without an adapter, and the complete run would
+        have no result.
 
-        Raises `OutputError` if a file cannot be written, or, after writing the others, if it would
-        replace a file of a different kind. Raises `Diverged` if the state is not finite.
+        Raises `OutputError` if a file cannot be written. If a file would replace a file of a
+        different kind, the other files are written before `OutputError` is raised. Raises
+        `Diverged` if the state is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
@@ -121,7 +123,7 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save only the adapter, under its number and as LATEST. Raises `OutputError`."""
+        """Save only the adapter, under its iteration number and as LATEST. Raises `OutputError`."""
         if kept := self._save_adapter(state, hp):
             raise kept
 
@@ -151,7 +153,7 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """The name of the best adapter, with BEST in place of ITERATION or at the end, or ""."""
+        """The name of the best adapter, with BEST instead of ITERATION or at the end, or ""."""
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -175,10 +177,10 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Set the number of numbered files to keep, and return the same options.
+        """Set how many numbered files to keep, and return the same options.
 
-        If the number was not given explicitly, files from before the run (the checkpoint `state`
-        and older) are not removed.
+        If the user did not specify the number, files from before the run (the checkpoint `state`
+        and older files) are not removed.
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:
@@ -220,7 +222,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Return whether `path` matches `--checkpoint-out` or is the folder of such files."""
+        """Return whether `path` matches `--checkpoint-out` or is the folder with such files."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)
@@ -228,12 +230,12 @@ class Outputs:
 
     @property
     def latest_checkpoint(self) -> str:
-        """The name of the checkpoint, with LATEST."""
+        """The name of the checkpoint with LATEST."""
         return self._latest(self.checkpoint)
 
     @property
     def latest_adapter(self) -> str:
-        """The name of the adapter, with LATEST."""
+        """The name of the adapter with LATEST."""
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """The plan for a run on records: its length, learning rate, batch size and held-out records.
 
-The plan depends on the number of records, and the learning rate also depends on the width of the
-model. The numbers come from the experiment in docs/results/defaults.md. Explicit options override
-the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+The plan depends on the number of records. The learning rate also depends on the width of the model.
+The numbers come from the experiment in docs/results/defaults.md. Explicit options override the
+plan. For plain text, the defaults are the same as in the old llama.cpp `finetune`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """The plan for at most `records` records."""
+    """The plan for runs on at most `records` records."""
 
     records: float
     batch: int
     epochs: int
 
 
-# The fewer the records, the smaller the batches and the more often each record is used: ten records
-# give sixty steps, and thirty records give ninety-six.
+# With fewer records, batches are smaller and each record is used more often: ten records result in
+# sixty steps, and thirty records result in ninety-six.
 TABLE = (
     Row(16, batch=2, epochs=12),
     Row(40, batch=4, epochs=12),
@@ -46,18 +46,18 @@ TABLE = (
     Row(400, batch=8, epochs=3),
     Row(float("inf"), batch=8, epochs=2),
 )
-# The learning rate was found on a model of this width (SmolLM2-135M). Wider models need a lower
-# learning rate: 2e-4 is customary at 4096, the width of models with 7 billion parameters.
+# The learning rate was determined on a model of this width (SmolLM2-135M). Wider models require a
+# lower learning rate: 2e-4 is customary at 4096, the width of models with 7 billion parameters.
 RATE, WIDTH = 1e-3, 576
 CUSTOMARY_RATE, CUSTOMARY_WIDTH = 2e-4, 4096
 
-HELD_OUT_FROM = 50  # records; with fewer, none are held out
+HELD_OUT_FROM = 50  # minimum number of records for holding out some of them
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
-PATIENCE = 4  # evaluations without a lower validation loss
-KEPT = 2  # numbered checkpoints to keep
-ANSWERS = 3  # questions of each kind to ask
-PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws its answers
-BATCH_BEFORE = 8  # for plain text and for checkpoints older than the plan
+PATIENCE = 4  # number of evaluations without a lower validation loss
+KEPT = 2  # number of numbered checkpoints to keep
+ANSWERS = 3  # number of questions of each kind
+PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws answers
+BATCH_BEFORE = 8  # for plain text, and for checkpoints that are older than the plan
 RATE_OF_TEXT = 1e-3
 
 
@@ -69,8 +69,8 @@ def row_of(n_records: int) -> Row:
 def rate_of(n_embd: int) -> float:
     """Return the learning rate for a model of this width, rounded to two digits.
 
-    The learning rate is a power of the width, fitted to the two known widths. Models narrower than
-    the smaller known width use its learning rate.
+    The learning rate is a power of the width, fitted to the two known widths. Models below the
+    smaller known width use the learning rate for that width.
     """
     from math import floor, log, log10
 
@@ -98,8 +98,8 @@ def with_plan(
     """Fill in the options that were not given with values from the plan.
 
     `data_kind` is "raw" or "chat" (for all records). `n_embd` is the width of the model. `state` is
-    the checkpoint to resume from, whose plan is kept and whose values are already in `options`.
-    `validated` means that there are already validation data. If the length of the run is given, no
+    the checkpoint to resume from; its plan is kept, and `options` must contain its values.
+    `validated`: whether separate validation data exist. If the length of the run is given, no
     records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
@@ -126,7 +126,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Fill in the options of a preference or reward loss that were not given."""
+    """Fill in the options for a preference or reward loss that were not given."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options

@@ -1,4 +1,4 @@
-"""Start a run from Python: convert the arguments to options, and restore the process state."""
+"""Start a run from Python: convert the arguments to options, and restore the process at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbllama.train.run.run import train
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.stop import StopFlag
 
-# The program has default names for these files; a call from Python reads and writes none.
+# The program has default names for these files. A call from Python reads and writes none of them.
 _NO_FILES = ["--checkpoint-in=", "--checkpoint-out=", "--lora-out="]
 _ARGUMENTS = {"model_base": "first", "train_data": "second"}
 _OF_THE_PROGRAM = ("debug", "list_archs")
@@ -86,7 +86,7 @@ def _read(
         keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
     words = list(_NO_FILES)
     if keywords.get("config"):
-        # after the empty default file names, and before the keywords, which override the file
+        # comes after the empty default file names, and before the keywords, which override the file
         words += config_words(_path("config", keywords["config"]), OPTIONS, FAMILIAR)
     words += keyword_words(OPTIONS, keywords, FAMILIAR)
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]
@@ -96,7 +96,7 @@ def _read(
             "the training data are missing; pass the name of a file, or a list of records"
         )
     for o in OPTIONS:
-        # if a file turns on a switch without an opposite, nothing can turn it off
+        # a switch without an opposite cannot be turned off if a file turns it on
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
             raise UsageError(
                 f"{o.dest}=False: the file {shown(options.config)} enables this option; "
@@ -117,7 +117,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """Return a file name and None, or a description of the records and the records themselves."""
+    """Return a file name and None, or a description of the records and the records."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):
@@ -130,7 +130,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
 
 @contextmanager
 def _threads(asked: int | None) -> Iterator[int]:
-    """Set the number of threads within the context."""
+    """Set the number of threads within this context."""
     import numba
 
     before = numba.get_num_threads()

@@ -1,4 +1,4 @@
-"""Report a run on the screen, and in its log and TensorBoard folder if they are enabled.
+"""Report a run on the screen, and in its log and its TensorBoard folder if these are enabled.
 
 File errors never stop training.
 """
@@ -14,19 +14,19 @@ from nbllama.train.run.screen import Pairs, Screen
 
 
 class Board(Protocol):
-    """An additional destination for records (`nbllama.train.run.board`)."""
+    """A destination for records besides the log (`nbllama.train.run.board`)."""
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write a record; after an `OSError`, this destination is no longer used."""
+        """Write a record; after an `OSError`, the destination is no longer used."""
         ...
 
     def close(self) -> None:
-        """Write the remaining records and close."""
+        """Write the remaining records, and close the destination."""
         ...
 
 
 class Live(Protocol):
-    """The live page of a run (`nbllama.train.live.watching`)."""
+    """The live page for a run (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
         """Attach a loaded `Session`; `keep` adds a row to the log."""
@@ -48,7 +48,10 @@ class Live(Protocol):
 
 
 class Recorder:
-    """A `Screen` that records a run and forwards it to another; `notes` lists all messages."""
+    """A `Screen` that records a run and forwards each call to a second screen.
+
+    `notes` lists all messages.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Recorder:
         board: Board | None = None,
         live: Live | None = None,
     ) -> None:
-        """Open the metrics file `log` ("" for none). Raises `OutputError` on failure."""
+        """Open the metrics file `log` ("" for none). Raises `OutputError` if this fails."""
         self.notes: list[str] = []
         self._screen, self._board, self._live = screen, board, live
         self._log = MetricsLog(log, self.note) if log else None
@@ -99,7 +102,7 @@ class Recorder:
         self._to_page(lambda live: live.answer(record.iter))
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Append a row of any other kind, which has an `event` key, to the log."""
+        """Append a row of any other kind to the log; such a row has an `event` key."""
         if self._log is not None:
             self._log.write(row)
         self._to_page(lambda live: live.row(as_row(row)))

@@ -32,9 +32,9 @@ class Run:
     model : Model
         The base model, which is unchanged.
     losses : list of float
-        Training loss of each iteration of this run, in nats per trained token.
+        Training loss of each iteration in this run, in nats per trained token.
     val_losses : list of (int, float)
-        Iteration and validation loss of each evaluation of this run.
+        Iteration and validation loss for each evaluation in this run.
     best : Best or None
         Lowest validation loss, and the adapter at that time; None without validation data.
     paths : dict of str to str
@@ -53,7 +53,7 @@ class Run:
     forecast : Forecast or None
         Predicted seconds per iteration and bytes of memory.
     notes : list of str
-        All messages of the run, one per line.
+        All messages from the run, one line each.
     verdict : str
         The result of a run on records: "learned: ...", "hardly learned: ..." or "learned by
         heart: ..."; "" for plain text.

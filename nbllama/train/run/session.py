@@ -1,4 +1,4 @@
-"""The steps of `nbllama.finetune` before the first iteration: loading and the forecast."""
+"""The part of `nbllama.finetune` before the first iteration: loading, and the forecast."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from nbllama.train.run.trunk import plan_trunk
 from nbllama.train.saved_rows import saved_line
 from nbllama.train.trainer import Trainer
 
-OLD_FLOOR = 1e-9  # lower bound for probabilities in ggml of 2023 and 2024
+OLD_FLOOR = 1e-9  # lower bound for probabilities in ggml in 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Load the model that `--model-base` names, or return the already loaded model.
+    """Load the model that `--model-base` names, or return the model that the caller has loaded.
 
-    Raises `GGUFError`, and `UsageError` for options that cannot apply to a loaded model.
+    Raises `GGUFError`. Raises `UsageError` for options that cannot be applied to a loaded model.
     """
     constants = options.constants()
     if given is None:
@@ -59,7 +59,7 @@ def base_model(options: Options, given: Model | None) -> Model:
 
 
 class RunSession:
-    """Everything that a run needs; `nbllama.train.run.loop` performs the run."""
+    """Everything that a run requires; `nbllama.train.run.loop` performs the run."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class RunSession:
             ui.note(f"--threads {options.threads}: using {threads}, the number of processors")
         self.continued = continued(options, ui.note)
         self.state = self.continued.state if self.continued is not None else None
-        self._decay_steps = options.cos_decay_steps  # the given value
+        self._decay_steps = options.cos_decay_steps  # the value that was given
         self.options = options = completed(options, self.state)
         check_address(options.ray)
         self.model = base_model(options, given.model)
@@ -108,7 +108,7 @@ class RunSession:
             self.trainer, self.validation, size=options.trunk_cache, n_iter=self.settings.n_iter,
             outputs=outputs, say=ui.note,
         )  # fmt: skip
-        self.finished = False  # whether the run completed
+        self.finished = False  # whether the run is complete
         rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
         for note in check_rates(*rates):
             ui.note(note)
@@ -250,7 +250,7 @@ class RunSession:
     def forecast(self) -> Forecast:
         """Print the settings and the forecast.
 
-        Raises `NotEnoughMemory` before any slow work is done.
+        Raises `NotEnoughMemory` before doing any slow work.
         """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters

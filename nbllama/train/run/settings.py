@@ -1,4 +1,4 @@
-"""The settings of a run: the given options plus defaults that depend on the training data.
+"""The settings of a run: the options that were given, and defaults that depend on the data.
 
 `resolve` is a pure function, and `Settings.pairs` lists all the values that it chose.
 """
@@ -25,43 +25,43 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 @dataclass(frozen=True)
 class Settings:
-    """The given options of a run, and every value derived from them.
+    """The options given for a run, and every value derived from these options.
 
-    Each derived value is named after its option. The options are described in docs/options.md.
+    Each derived value is named after its option. See docs/options.md for the options.
     """
 
     options: Options
     data_kind: str
-    n_iter: int  # iterations of this run
+    n_iter: int  # number of iterations in this run
     last: int  # last iteration of this run, counted from the very first iteration
     threads: int
     seed: int
     ctx: int
     lora_r: int
-    alpha: float  # as given; the scale is alpha / r, or alpha / sqrt(r) with rslora
-    lora_alpha: float  # such that the scale is lora_alpha / r
+    alpha: float  # the given value; the scale is alpha / r, or alpha / sqrt(r) with rslora
+    lora_alpha: float  # converted, so that the scale is lora_alpha / r
     lora_layers: str
-    ranks: dict[str, int]  # by slot name, all of them
+    ranks: dict[str, int]  # by slot name, for all slots
     adam_alpha: float
     adam_beta2: float
     warmup: int
     cos_decay_steps: int
     cos_decay_min: float
-    template_date: str  # of the chat template, or "" for plain text
-    eval_every: int  # 0: nothing to evaluate
-    notes: tuple[str, ...]  # messages to the user about these values
+    template_date: str  # date passed to the chat template, or "" for plain text
+    eval_every: int  # 0 if there is nothing to evaluate
+    notes: tuple[str, ...]  # messages for the user about these values
 
     def saved(self) -> dict[str, Any]:
-        """Return the options that a checkpoint stores, with its keys and in their order.
+        """Return the options that a checkpoint stores, by key and in the checkpoint's order.
 
-        Options that the objective does not use have no value and are left out.
+        Options that the objective does not use are left out because they have no value.
         """
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
         keys = [row.key or name for row, name in rows]
         return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
-        """Return the value of an option in this run: the derived value, else the given one."""
+        """Return the value of an option in this run: the derived value, else the given value."""
         return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
@@ -124,9 +124,9 @@ _DERIVED = {f.name for f in fields(Settings)}
 def _check_experts(
     options: Options, ranks: Mapping[str, int], missing: Collection[str]
 ) -> list[str]:
-    """Refuse pairs on experts if the model has no experts or other options rule out such pairs.
+    """Refuse pairs for experts if the model has no experts or if other options forbid such pairs.
 
-    Returns a message about experts that have no pairs by default.
+    Returns a message if the experts have no pairs by default.
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
@@ -145,9 +145,9 @@ def _check_experts(
 
 
 def _check_old(options: Options) -> None:
-    """Raise `UsageError` for an option that --compat or an old tool's checkpoint rules out."""
+    """Raise `UsageError` for an option that --compat or the old tool's checkpoint rules out."""
     for o in OPTIONS:
-        # a checkpoint of such a run stores "all" for the layers, although the default is None
+        # checkpoints of such runs store "all" for the layers, although the default is None
         if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
             raise UsageError(
                 f"{o.names[0]}: the old finetune had no such option; leave it out with --compat "
@@ -173,13 +173,13 @@ def resolve(
     """Return the settings of a run.
 
     data_kind: "raw" or "chat". n_samples: number of samples in the data set. missing: slots for
-    which the model has no tensor (`out` if the output is the embedding). cores: the default for
-    `--threads`. new_seed: used for `--seed -1`. done: iterations in the checkpoint, after which the
-    schedule continues. unscaled: whether the run resumes from an old checkpoint, whose scale is 1
-    (as with `--compat`). n_layer: number of blocks in the model. walk: see `iterations`. begin: the
-    iteration after which the current decay began; only the first decay, at 0, has a warm-up.
-    n_embd: width of the model. If the plan (`nbllama.train.run.plan`) has not yet been applied to
-    `options`, it is applied first.
+    which the model contains no tensor (`out` if the output layer uses the embedding). cores: the
+    default for `--threads`. new_seed: the seed to use for `--seed -1`. done: number of iterations
+    in the checkpoint, after which the schedule continues. unscaled: whether the run resumes from an
+    old checkpoint, whose scale is 1 (as with `--compat`). n_layer: number of blocks in the model.
+    walk: see `iterations`. begin: the iteration after which the current decay began; only the first
+    decay, for which `begin` is 0, has a warm-up. n_embd: width of the model. If the plan
+    (`nbllama.train.run.plan`) has not been applied to `options` yet, it is applied first.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -260,5 +260,5 @@ def resolve(
 
 
 def fresh_seed() -> int:
-    """Return a random seed from 0 to 2^31 - 1, the range of the old tool's `--seed`."""
+    """Return a random seed from 0 to 2^31 - 1, the range of `--seed` in the old tool."""
     return secrets.randbelow(2**31)

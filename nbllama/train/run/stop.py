@@ -15,7 +15,7 @@ class StopFlag:
     """A flag, set by signals, that stops a run.
 
     While there is nothing to save (`at_once`), a signal ends the program immediately. Once training
-    has begun, a signal only sets the flag, which is checked between layers.
+    has begun, a signal only sets the flag, and the run checks the flag between layers.
     """
 
     def __init__(self, *names: str) -> None:
@@ -27,13 +27,13 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run like Ctrl-C, on request from its page; may be called from any thread."""
+        """Stop the run as Ctrl-C would, on request from its page; may be called from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 
     @property
     def reason(self) -> str:
-        """Return why the run ended, for the log."""
+        """Return why the run ended; the reason is written to the log."""
         return "stopped from the live page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager

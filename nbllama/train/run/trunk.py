@@ -1,8 +1,9 @@
-"""`--trunk-cache`: whether and where a run stores the output of its frozen blocks.
+"""`--trunk-cache`: whether a run stores the output of its frozen blocks, and where.
 
-By default, a run stores the output if every sample is read more than once and the file fits in a
-tenth of the free disk space. The file is created next to the checkpoint (or the adapter) and
-removed when the run finishes. An interrupted run leaves the file for the run that resumes it.
+By default, a run stores the output if every sample is used more than once and the file takes up at
+most a tenth of the free disk space. The file is created next to the checkpoint (or the adapter) and
+removed when the run finishes. If a run is interrupted, the file remains for the run that resumes
+it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
     from nbllama.train.trainer import Trainer
 
-SHARE_OF_DISK = 0.1  # maximum share of the free disk space without --trunk-cache
+SHARE_OF_DISK = 0.1  # maximum share of the free disk space if --trunk-cache is not given
 
 
 class TrunkPlan(NamedTuple):
-    """The path, key and size of the file that stores the output of the blocks below `layer`."""
+    """The path, key and size of the file with the output of the blocks below `layer`."""
 
     path: str
     key: str
@@ -38,7 +39,7 @@ class TrunkPlan(NamedTuple):
     nbytes: int
 
     def line(self) -> str:
-        """Return a line about the file to display."""
+        """Return a line to display about the file."""
         blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
         return (
             f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"
@@ -55,10 +56,10 @@ def plan_trunk(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> TrunkPlan | None:
-    """Plan to store the output of the frozen blocks, or return None if it is not worthwhile.
+    """Plan to store the output of the frozen blocks; return None if this is not worthwhile.
 
-    `size` is the value of `--trunk-cache` in bytes, or None if it is not given. `n_iter` is the
-    number of iterations of this run. If the option cannot be applied, `say` receives a message.
+    `size` is the value of `--trunk-cache` in bytes, or None if the option is not given. `n_iter` is
+    the number of iterations in this run. If the option cannot be applied, `say` receives a message.
     """
     model = trainer.model
     layer = min(trainer.adapter.lowest_layer(), model.hp.most_frozen)
@@ -107,7 +108,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything that affects the blocks' output, except the tokens."""
+    """Return a hex sha256 of everything that affects the blocks' output, except the tokens."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -120,10 +121,10 @@ def stored_trunk(
     finished: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """Store the output of the frozen blocks during the run, if planned.
+    """If `plan` is not None, store the output of the frozen blocks within this context.
 
-    An unusable file is reported, and the run computes all blocks. The file is removed if the run
-    has `finished`.
+    If the file is unusable, this is reported, and the run computes all blocks. The file is removed
+    once the run has `finished`.
     """
     if plan is None:
         yield

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from nbllama.train.validation import Validation
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
-KNOWN = 0.25  # nats per token; below this, the text is reproduced almost without errors
+KNOWN = 0.25  # nats per token; below this loss, the model reproduces the text almost without errors
 FALLEN = 0.5  # relative to the first loss
 RISEN = 1.1  # relative to the lowest validation loss
 
 
 @dataclass(frozen=True)
 class Means:
-    """Mean losses at the start and the end of a run, in nats per trained token.
+    """Mean losses at the start and at the end of a run, in nats per trained token.
 
     `over` names the interval of each mean, such as "epoch".
     """
@@ -49,8 +49,8 @@ class Means:
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
-    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if there is
-    no valid iteration.
+    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if no
+    iteration is valid.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -69,7 +69,7 @@ def _mean(results: Sequence[StepResult]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict: `word` is `LEARNED`, `HARDLY` or `BY_HEART`; `reason` includes what may help."""
+    """A verdict: `word` is `LEARNED`, `HARDLY` or `BY_HEART`; `reason` also says what may help."""
 
     word: str
     reason: str
@@ -83,7 +83,7 @@ def verdict_on(
 ) -> Verdict:
     """Return the verdict on a run on records.
 
-    `steps` is the total number of iterations, `longer` contains options to train longer, and
+    `steps` is the total number of iterations, `longer` contains options for training longer, and
     `watch` contains the evaluations.
     """
     trained = [q for q in questions if q.kind == "trained"]
@@ -104,8 +104,8 @@ def verdict_on(
     return Verdict(LEARNED, numbers)
 
 
-RIGHT = 0.75  # share of pairs or labelled answers
-MORE = 0.1  # minimum increase of the share
+RIGHT = 0.75  # share of pairs or labelled answers that are judged correctly
+MORE = 0.1  # minimum increase in the share
 
 
 def verdict_on_preferences(
@@ -113,7 +113,7 @@ def verdict_on_preferences(
 ) -> Verdict:
     """Return the verdict on a run on preferences.
 
-    `first` and `last` are the mean measures of the first and the last iterations.
+    `first` and `last` contain the mean measures for the first and the last iterations.
     """
     names = ("accuracy", "margin")
     numbers = ", ".join(
@@ -127,7 +127,7 @@ def verdict_on_preferences(
     return Verdict(LEARNED, numbers)
 
 
-RISEN_REWARD = 0.25  # initial standard deviations; below this, the mean has hardly changed
+RISEN_REWARD = 0.25  # in initial standard deviations; below this value, the mean has hardly changed
 
 
 def verdict_on_rewards(
@@ -147,9 +147,9 @@ def verdict_on_rewards(
 
 
 class Ending:
-    """Answers before and after a run's iterations, and the verdict at its end.
+    """The answers before and after a run's iterations, and the verdict at the end of the run.
 
-    `rows` contains the (name, value) lines of the summary after `judge`.
+    After `judge`, `rows` contains the (name, value) lines for the summary.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -172,7 +172,7 @@ class Ending:
     def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
         """Ask the questions again, and report the result.
 
-        The result is stored in `rows` for the summary, in the log and in `run`, and the answers are
+        The result is stored in `rows` (for the summary), in the log and in `run`. The answers are
         shown on the screen. Raises `StopRequested`.
         """
         loss = means(results, self._per_epoch())
@@ -209,7 +209,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Return options for more iterations and, if the learning rate is low, for a higher one."""
+        """Return options for more iterations and, if the learning rate is low, for raising it."""
         s = self._session
         done = s.trainer.iteration - self._first
         epochs = max(1, math.ceil(done / self._per_epoch()))
@@ -227,7 +227,7 @@ class Ending:
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
-        """Return suggested next commands: either chat and merge, or continue."""
+        """Return the suggested next commands: either to chat and merge, or to continue."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
         if not adapter:
@@ -247,6 +247,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command for a different verb, in the same form as this program was called."""
+    """Return the command for a different verb, in the form in which this program was called."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"
