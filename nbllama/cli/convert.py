@@ -84,7 +84,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f` in the form that `write_gguf` takes, renaming `OLD.x` to `NEW.x`."""
+    """Return all keys of `f` in the form that `write_gguf` accepts, renaming `OLD.x` to `NEW.x`."""
     out = []
     for key, value, kind in f.entries():
         if key == "general.architecture":

@@ -80,7 +80,9 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """A model, an adapter, its optimiser, and a position in the data; `step` runs one iteration.
+    """A model, an adapter, its optimiser, and a position in the data.
+
+    `step` performs one iteration.
 
     `bound` is the adapter bound to the model, and `acts` and `buffers` are the memory for the
     passes. `trunk`, if set, stores the output of the frozen blocks below the lowest pair

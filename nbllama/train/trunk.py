@@ -183,7 +183,10 @@ class TrunkCache:
             self._end = place.offset + len(raw)
 
     def _values(self, place: _Place, n: int) -> np.ndarray | None:
-        """Read the vectors `[n, C]` of a sample; if they are damaged, report it and return None."""
+        """Read the vectors `[n, C]` of a sample.
+
+        If the vectors are damaged, reports this and returns None.
+        """
         try:
             raw = self._read(place.offset, 4 * self.width * place.n)
             reason = "is damaged"

@@ -16,8 +16,8 @@ class Validation:
     """The state between evaluations. All fields are numbers, so that a checkpoint can store them.
 
     last: iteration of the last evaluation, or -1 before the first evaluation. best: lowest
-    validation loss. best_at: iteration of the lowest loss, or -1 before the first evaluation.
-    since: number of evaluations since then. previous, previous_trained: validation loss at the last
+    validation loss. best_at: iteration of the lowest loss, or -1 if there is none yet. since:
+    number of evaluations since then. previous, previous_trained: validation loss at the last
     evaluation, and the mean training loss before that evaluation. sum, tokens: training loss since
     the last evaluation, weighted by trained tokens. rises: see `OVERFITTING`.
     """

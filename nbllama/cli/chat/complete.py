@@ -58,7 +58,7 @@ def interact(talk: Talk) -> None:
                 console.write(suffix, "prompt")
             said = talk.tokenizer.encode(read_escapes(o, line, "the input"))
             predictor.append([*talk.ids(prefix), *said, *talk.ids(suffix)])
-        users = not predictor.tokens  # after an empty line, the model continues any existing text
+        users = not predictor.tokens  # after an empty line, the model continues the text so far
 
 
 def _prompt(talk: Talk) -> list[int]:

@@ -133,7 +133,10 @@ def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
 def answer(
     questions: list[Asked], model: Model, adapter: Adapter, check: Callable[[], None]
 ) -> list[str]:
-    """Answer all questions by greedy decoding; `check` is called before each token, may raise."""
+    """Answer all questions by greedy decoding.
+
+    `check` is called before each token and may raise.
+    """
     if not questions:
         return []
     most = max(q.most for q in questions)

@@ -38,7 +38,7 @@ class StopFlag:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals in this context; while `at_once` is set, a signal raises `Interrupted`."""
+        """Handle signals within the context; while `at_once` is set, they raise `Interrupted`."""
         before = {}
         for signum in signals():
             if signum.name in self._names:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
 KNOWN = 0.25  # nats per token; below this loss, the model reproduces the text almost without errors
-FALLEN = 0.5  # relative to the first loss
+FALLEN = 0.5  # relative to the first mean loss
 RISEN = 1.1  # relative to the lowest validation loss
 
 
