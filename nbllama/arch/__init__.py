@@ -1,7 +1,7 @@
 """Architectures as rows of data, the sizes and constants of a model, and checks of its file.
 
-Only the rows (`families`) name architectures. To add an architecture, add a row, and add a field to
-`ArchRow` and `Hparams` if it differs in a new way.
+Architecture names occur only in the rows (`families`). To add an architecture, add a row. If the
+architecture differs from the others in a new way, also add a field to `ArchRow` and `Hparams`.
 """
 
 from __future__ import annotations

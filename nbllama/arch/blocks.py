@@ -1,4 +1,4 @@
-"""Block sizes in models whose blocks differ in their heads and feed-forward layers."""
+"""Block sizes of models in which heads and feed-forward layers differ between blocks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 class BlockSizes(NamedTuple):
-    """Sizes of one block."""
+    """The sizes of one block."""
 
     n_head_kv: int
     head_dim: int
     n_rot: int
     n_ff: int
-    window: int = 0  # tokens in a sliding window, if blocks differ in size; 0: no window
+    window: int = 0  # tokens in the sliding window (only if blocks differ in size); 0: no window
     row: int = 0  # the block's index among the per-block embeddings in the file
     kv_from: int = -1  # the block whose keys and values its queries read
 
@@ -32,10 +32,10 @@ def read_blocks(
     n_rot: int,
     window: int,
 ) -> tuple[BlockSizes, ...]:
-    """Read the sizes of each block; return () if all blocks of the architecture have the same size.
+    """Read the sizes of each block, or return () if the architecture has a single block size.
 
     `head_dim` and `n_rot` apply to the blocks without a window. The last blocks may lack keys and
-    values; they then use the ones from the last earlier block of the same kind.
+    values. They then use the keys and values of the last block of the same kind that has them.
     """
     if not row.varied:
         return ()
@@ -77,7 +77,7 @@ def read_blocks(
 
 
 def _windows(f: GGUFFile, key: str, n_layer: int) -> list[bool]:
-    """Return which blocks have a window, from the file's flags (one per block)."""
+    """Return whether each block has a window, as specified by the flags in the file."""
     flags = [bool(flag) for flag in f.get(key, "flags")]
     if len(flags) != n_layer:
         raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")

@@ -15,14 +15,15 @@ _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
 _WHOLE_SCALES = ("scale", "input_scale")  # for NVFP4 tensors, in llama.cpp
 
-# Tensors that turn images and sound into embeddings, in files that contain the whole model.
+# Files that contain a whole multimodal model have tensors with these prefixes, which turn images
+# and sound into embeddings.
 _OTHER_SENSES = ("v.", "a.", "mm.")
 
 
 def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
-    """Check that all required tensors exist and that all tensors are known and valid.
+    """Check that all required tensors exist, and that all tensors are known and valid.
 
-    Returns messages about tensors that are not used.
+    Returns messages about tensors that nbllama does not use.
     """
     expected = expected_tensors(hp)
     for name, want in expected.items():
@@ -75,7 +76,10 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
 
 
 def _check_rope_factors(f: GGUFFile) -> None:
-    """Check that the factors, which divide angles, are float32 (as in llama.cpp) and positive."""
+    """Check that the RoPE factors are F32 (as in llama.cpp), finite and positive.
+
+    The angles are divided by these factors.
+    """
     if TENSOR_TYPES[f.tensors[ROPE_FACTORS].type_id].name != "F32":
         raise f.error(f"tensor '{ROPE_FACTORS}'", "must be F32")
     values = np.frombuffer(f.data(ROPE_FACTORS).tobytes(), "<f4")

@@ -1,4 +1,4 @@
-"""The tensors of a model of given sizes."""
+"""The tensors that a model with given sizes must or can contain."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nbllama.arch.rows import ARCHS
 
 
 class ExpectedTensor(NamedTuple):
-    """Shape in numpy order, and whether the tensor is required."""
+    """The shape of a tensor, in numpy order, and whether the tensor is required."""
 
     shape: tuple[int, ...]
     required: bool
 
 
 def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
-    """Return all tensors, required or optional, of a model of these sizes, in file order."""
+    """Return all required and optional tensors of a model with these sizes, in file order."""
     row = ARCHS[hp.arch]
     sizes = {
         "n_vocab": hp.n_vocab,
@@ -57,7 +57,7 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
 
 
 def _varying(hp: Hparams, layer: int) -> dict[str, int]:
-    """Return the sizes of a block that differ between blocks."""
+    """Return those sizes of a block that can differ between blocks."""
     if not hp.blocks:
         return {}
     of = hp.blocks[layer]
@@ -66,7 +66,7 @@ def _varying(hp: Hparams, layer: int) -> dict[str, int]:
 
 
 def unused_tensors(hp: Hparams) -> set[str]:
-    """Return the names of optional key and value tensors that no block uses."""
+    """Return the names of the key and value tensors that no block uses; they are optional."""
     layers = [i for i, of in enumerate(hp.blocks) if of.kv_from != i]
     names = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
     return {f"blk.{i}.{name}" for i in layers for name in names}

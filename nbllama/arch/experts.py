@@ -1,4 +1,4 @@
-"""Mixtures of experts: settings in the row, settings in the file, and constants of the model."""
+"""Mixtures of experts: settings from the row and the file, and the resulting model constants."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from nbllama.gguf_io import GGUFFile
 from nbllama.gguf_io.limits import MAX_COUNT
 
 MOST = 1024  # LLAMA_MAX_EXPERTS is 512 or more
-_GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # values of the key expert_gating_func
+_GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # by the value of the key expert_gating_func
 
 
 class ExpertsRow(NamedTuple):
-    """The properties of the experts that are determined by the name of the architecture."""
+    """The properties of the experts that follow from the name of the architecture."""
 
     gating: str  # a key of `ops.experts.router.CODES`
-    normed: bool = False  # do the weights of the chosen experts sum to 1?
-    gating_keys: bool = False  # can keys in the file change these two?
-    own_width: bool = True  # is it expert_feed_forward_length, not feed_forward_length?
-    shared: str = ""  # shared expert: "key": width in a key, "count": number of expert widths
-    lead_key: bool = False  # leading_dense_block_count: number of blocks without experts
+    normed: bool = False  # whether the weights of the chosen experts sum to 1
+    gating_keys: bool = False  # whether keys in the file can change `gating` and `normed`
+    own_width: bool = True  # the width key is expert_feed_forward_length, not feed_forward_length
+    shared: str = ""  # width of the shared expert: "key" (in a key), "count" (of expert widths)
+    lead_key: bool = False  # leading_dense_block_count: number of leading blocks without experts
     step_key: bool = False  # interleave_moe_layer_step: one in this many blocks has experts
-    optional: bool = False  # can a file be without experts?
+    optional: bool = False  # whether a model can be dense
     kind: str = "silu"  # a key of `ops.experts.gate.CODES`
-    tensors: tuple[TensorRow, ...] = ROUTED  # instead of the feed-forward tensors of a dense block
+    tensors: tuple[TensorRow, ...] = ROUTED  # replace the feed-forward tensors of a dense block
 
 
 class Experts(NamedTuple):
-    """Sizes and constants of the experts in a model."""
+    """The sizes and constants of the experts in a model."""
 
     total: int
     used: int  # experts per token
     n_ff: int  # width of one expert
-    n_ff_shared: int  # width of the shared expert; 0: none
+    n_ff_shared: int  # width of the shared expert; 0: no shared expert
     first: int  # blocks before this one have no experts
     gating: str
     normed: bool
@@ -51,7 +51,7 @@ class Experts(NamedTuple):
 def block_rows(
     rows: tuple[TensorRow, ...], row: ExpertsRow | None, experts: Experts | None, layer: int
 ) -> tuple[TensorRow, ...]:
-    """Return the tensors of a block, given the tensors of a dense block."""
+    """Return the tensors of block `layer`; `rows` are the tensors of a dense block."""
     if row is None or experts is None or not experts.at(layer):
         return rows
     dense = tuple(r for r in rows if r.name.rpartition(".")[0] not in DENSE_FEED_FORWARD)
@@ -61,7 +61,7 @@ def block_rows(
 def read_experts(
     f: GGUFFile, arch: str, row: ExpertsRow | None, n_layer: int, *, warnings: list[str]
 ) -> Experts | None:
-    """Read the settings of the experts in a file; return None for a dense model."""
+    """Read the expert settings in a file, or return None for a dense model."""
     if row is None:
         return None
     count_key = f"{arch}.expert_count"
@@ -108,7 +108,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
 def _weights(
     f: GGUFFile, arch: str, row: ExpertsRow, warnings: list[str]
 ) -> tuple[str, bool, float]:
-    """Return the gating, whether the weights are normed, and their scale."""
+    """Return the gating function, whether the weights are normalised, and their scale."""
     keys = {k: f"{arch}.{k}" for k in ("expert_gating_func", "expert_weights_norm")}
     scale_key = f"{arch}.expert_weights_scale"
     if not row.gating_keys:

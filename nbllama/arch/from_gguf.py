@@ -1,6 +1,6 @@
 """Read `Hparams` from a GGUF file, and refuse files that are not valid models.
 
-Defaults for missing keys are the same as in llama.cpp (`llama_model_base::load_hparams`, and the
+Missing keys have the same defaults as in llama.cpp (`llama_model_base::load_hparams`, and the
 constructor of `llama_context` for YaRN). All numbers are checked before they are used in a kernel
 or an allocation.
 """
@@ -39,13 +39,13 @@ _OTHER_FILES = {
 }
 
 
-@np.errstate(all="ignore")  # values that overflow are refused with an error that names them
+@np.errstate(all="ignore")  # overflow raises an error that names the value, not a numpy warning
 def hparams_from_gguf(f: GGUFFile) -> Hparams:
     """Read the sizes and constants of the model in `f`, and check all its tensors.
 
     The presence, shape and type of every tensor are checked. Raises `GGUFError` with a one-line
-    message for a file that is not a supported model or contradicts itself. Unusual values are only
-    reported in `Hparams.warnings`.
+    message if the file is not a supported model or contradicts itself. Unusual values are not
+    errors; they are reported in `Hparams.warnings`.
     """
     row = _row(f)
     warnings: list[str] = []
@@ -170,7 +170,7 @@ def _row(f: GGUFFile) -> ArchRow:
 
 
 def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> int:
-    """Read the width of a dense feed-forward layer, which is optional if no block is dense."""
+    """Read the width of a dense feed-forward layer; the key is optional if no block is dense."""
     key = f"{row.name}.feed_forward_length"
     if experts is not None and experts.first == 0 and key not in f.metadata:
         return experts.n_ff
@@ -184,7 +184,7 @@ def _n_per_layer(f: GGUFFile, row: ArchRow) -> int:
 
 
 def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
-    """Read four numbers per block; their keys have no architecture prefix."""
+    """Read the four xielu constants of each block, whose keys have no architecture prefix."""
     names = ("alpha_p", "alpha_n", "beta", "eps")
     values = (numbers(f, f"xielu.{name}", n_layer) for name in names)
     return tuple(zip(*values, strict=True))
@@ -201,14 +201,17 @@ def _logit_scale(row: ArchRow, scales: Scales) -> float:
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
-    """Read a soft-cap; 0 means none, in the file as well."""
+    """Read a soft-cap. In the file and in the result, 0 means that there is no soft-cap."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
     return positive(f, key, default)
 
 
 def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
-    """Return the scales of the file or else of the row, in float32 as in llama.cpp."""
+    """Return the scales, rounded to float32 as in llama.cpp.
+
+    Scales that the file does not contain are taken from the row.
+    """
     factors = {
         name: None if value is None else float(np.float32(value))
         for name, value in row.scales(sizes)._asdict().items()
@@ -250,7 +253,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
 
 
 def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int:
-    """Return the number of rows of token_embd, which must match the tokenizer."""
+    """Return the number of rows in token_embd, which must match the tokenizer."""
     name = "token_embd.weight"
     info = f.tensors.get(name)
     if info is None:

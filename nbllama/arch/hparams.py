@@ -1,4 +1,4 @@
-"""Sizes and constants of a base model, and values derived from them."""
+"""The sizes and constants of a base model, and values derived from them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TINY = 2.0**-126  # the smallest normal float32
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """The scaling of positions beyond the trained context.
+    """How positions are scaled to extend the trained context.
 
-    `attn_factor` is the parameter of `ggml_rope_ext`: cos and sin are multiplied by `attn_factor`
-    and, with YaRN (`ext_factor` not 0), also by `1 + 0.1 ln(1 / rope_freq_scale)`.
+    `attn_factor` is the parameter of `ggml_rope_ext` with this name: cos and sin are multiplied by
+    `attn_factor` and, with YaRN (`ext_factor` is not 0), also by `1 + 0.1 ln(1 / rope_freq_scale)`.
     """
 
     kind: str  # "none", "linear" or "yarn"
@@ -30,21 +30,24 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # for YaRN's factor on all numbers of a head; 0: none
+    log_mul: float = 0.0  # determines YaRN's factor for all numbers of a head; 0: no such factor
 
 
 class Rope(NamedTuple):
-    """freq_base and freq_scale of `ggml_rope_ext`, and whether the model's YaRN applies."""
+    """The RoPE of a block. `freq_base` and `freq_scale` are parameters of `ggml_rope_ext`.
+
+    `yarn`: whether the YaRN scaling of the model applies to the block.
+    """
 
     freq_base: float
     freq_scale: float
     yarn: bool = True
-    n_rot: int = 0  # number of rotated numbers per head; 0: `Hparams.n_rot`
-    factors: bool = True  # do the factors in `rope_freqs` apply?
+    n_rot: int = 0  # how many numbers of a head are rotated; 0: `Hparams.n_rot`
+    factors: bool = True  # whether the factors in `rope_freqs` apply
 
 
 class Temperature(NamedTuple):
-    """The factor for queries at position p: 1 + scale ln(1 + floor(p / length))."""
+    """The factor that scales a query at position p: 1 + scale ln(1 + floor(p / length))."""
 
     scale: float
     length: int
@@ -57,27 +60,27 @@ class Temperature(NamedTuple):
 
 
 class DeltaNet(NamedTuple):
-    """Sizes of a gated delta net: heads of `size` numbers, and the taps of the convolution."""
+    """Sizes of a gated delta net, whose heads contain `size` numbers each."""
 
     heads: int
-    key_heads: int  # head h uses the keys of h mod key_heads
+    key_heads: int  # head h uses the keys of key head h mod key_heads
     size: int
     taps: int
 
     @property
     def n_values(self) -> int:
-        """The total number of elements in the values of all heads."""
+        """The number of elements in the values of all heads together."""
         return self.heads * self.size
 
     @property
     def n_qkv(self) -> int:
-        """The total number of elements in queries, keys and values."""
+        """The number of elements in the queries, keys and values of all heads together."""
         return self.n_values + 2 * self.key_heads * self.size
 
 
 @dataclass(frozen=True)
 class Hparams:
-    """Sizes and constants of a base model; floats have float32 precision, as in llama.cpp."""
+    """The sizes and constants of a base model; floats have float32 precision, as in llama.cpp."""
 
     arch: str
     n_vocab: int
@@ -96,13 +99,13 @@ class Hparams:
     rope_pairing: str
     activation: str
     embed_scale: float
-    residual_scale: float  # scale of the outputs of attention and feed-forward
+    residual_scale: float  # factor for the outputs of attention and feed-forward
     logit_scale: float
     attn_scale: float
     attn_softcap: float  # 0: none
     logit_softcap: float  # 0: none
-    alibi_max_bias: float  # 0: RoPE
-    window: int  # tokens in a sliding window; 0: no block has one
+    alibi_max_bias: float  # 0: the model uses RoPE
+    window: int  # tokens in a sliding window; 0: no block has a window
     window_period: int
     window_rope: Rope  # RoPE of the blocks with a window
     tied_output: bool
@@ -114,23 +117,23 @@ class Hparams:
     norm: str = "rms"  # or "layer": LayerNorm
     attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
     ffn_norm: str = "ffn_norm"  # the norm before feed-forward
-    qk_norm_last: bool = False  # are queries and keys normalised after RoPE, not before?
-    rope_period: int = 0  # one in this many blocks (the last) has no RoPE; 0: all have RoPE
-    temperature: Temperature | None = None  # scales the queries by their position
+    qk_norm_last: bool = False  # queries and keys are normalised after RoPE, not before
+    rope_period: int = 0  # the last of every `rope_period` blocks has no RoPE; 0: all have RoPE
+    temperature: Temperature | None = None  # scales the queries depending on their position
     gated: bool = True  # feed-forward: act(gate) * up if true, else act(up)
     # alpha_p, alpha_n, beta and eps of each block, if the activation is xielu
     xielu: tuple[tuple[float, ...], ...] = ()
-    mixers: tuple[str, ...] = ()  # "attention", "conv" or "delta" per block; (): all attention
+    mixers: tuple[str, ...] = ()  # per block: "attention", "conv" or "delta"; (): all attention
     conv_taps: int = 0  # tokens that a short convolution reads, including the current one
     delta: DeltaNet | None = None  # sizes of the blocks with a delta net
-    attn_gate: bool = False  # does attn_q include a gate for each number of the attention output?
+    attn_gate: bool = False  # attn_q includes a gate for each number of the attention output
     output_norm: str = "output_norm"
     experts: Experts | None = None
-    blocks: tuple[BlockSizes, ...] = ()  # sizes of the blocks if they differ, otherwise ()
-    values_normed: bool = False  # are values normalised (without a weight)?
+    blocks: tuple[BlockSizes, ...] = ()  # the sizes of each block if they differ, otherwise ()
+    values_normed: bool = False  # values are normalised (without a weight)
     n_per_layer: int = 0  # size of the per-block token embeddings; 0: none
     next_blocks: int = 0  # number of unused blocks after `n_layer` in the file
-    warnings: tuple[str, ...] = field(default=(), compare=False)  # one line each
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # each is one line
 
     def mixer_at(self, layer: int) -> str:
         """Return how a block mixes tokens: "attention", "conv" or "delta"."""
@@ -138,7 +141,7 @@ class Hparams:
 
     @property
     def attention_layers(self) -> list[int]:
-        """The blocks with attention, except blocks that use another block's keys and values."""
+        """The blocks with attention, except those that use the keys and values of other blocks."""
         layers = (i for i in range(self.n_layer) if self.mixer_at(i) == "attention")
         return [i for i in layers if self.sizes_at(i).kv_from == i]
 
@@ -151,14 +154,14 @@ class Hparams:
 
     @property
     def each_size(self) -> list[BlockSizes]:
-        """The sizes of all blocks, or of a single one if all are the same."""
+        """The sizes of all blocks, or of a single block if all blocks have the same size."""
         return list(self.blocks) or [self.sizes_at(0)]
 
     @property
     def most_frozen(self) -> int:
-        """The largest number of leading blocks that can be replaced with their stored output.
+        """The largest number of leading blocks whose output can be stored instead of recomputed.
 
-        Later blocks must not use the keys and values of the replaced blocks.
+        Later blocks must not use the keys and values of these blocks.
         """
         return min((*self.lent, self.n_layer))
 
@@ -168,7 +171,7 @@ class Hparams:
         return sorted({b.kv_from for i, b in enumerate(self.blocks) if b.kv_from != i})
 
     def window_at(self, layer: int) -> int:
-        """Return how many tokens, including itself, a token attends to in this block; 0: all.
+        """Return how many tokens, including itself, a token attends to in this block (0 means all).
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
@@ -182,7 +185,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """Numbers per token in gate (and in up), in the chosen experts or in a dense block."""
+        """The width of gate (and of up) per token: in all chosen experts, or in a dense block."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)
@@ -190,11 +193,11 @@ class Hparams:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether attention and feed-forward read the same input, and both add to it."""
+        """Whether attention and feed-forward run in parallel, on the same normalised input."""
         return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
 
     def rope_at(self, layer: int) -> Rope | None:
-        """Return a block's RoPE, or None if it has no RoPE."""
+        """Return the RoPE of a block, or None if the block has no RoPE."""
         if self.alibi_max_bias or (self.rope_period and (layer + 1) % self.rope_period == 0):
             return None
         if self.window_at(layer):
@@ -209,9 +212,10 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """Return `hp` with the user's constants, and with YaRN's factors adapted to the new scale.
+    """Return `hp` with the constants given by the user.
 
-    Raises `UsageError` for a value that is not a positive normal float32.
+    YaRN's factors are adapted to the new scale. Raises `UsageError` for a value that is not a
+    positive normal float32.
     """
     constants = (
         ("rms_eps", rms_eps), ("rope_freq_base", rope_freq_base),
@@ -252,12 +256,12 @@ def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
 
 
 def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0) -> np.float32:
-    """Return the factor by which llama.cpp undoes ggml's magnitude correction (float32).
+    """Return the factor (float32) with which llama.cpp undoes ggml's magnitude correction.
 
-    For a stretch by f = 1 / scale, YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f, or by 1 if f
-    < 1; `ggml_rope_ext` always multiplies by 1 + 0.1 ln f. The result is m(f) / (1 + 0.1 ln f). If
-    a file multiplies all numbers of a head by 1 + 0.1 `log_mul` ln f, the result is also divided by
-    this factor.
+    If the context is stretched by f = 1 / scale, YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln
+    f, or by 1 if f < 1. `ggml_rope_ext` always multiplies them by 1 + 0.1 ln f. The result is m(f)
+    / (1 + 0.1 ln f). If the file specifies `log_mul`, all numbers of a head are multiplied by 1 +
+    0.1 `log_mul` ln f, and the result is also divided by this factor.
     """
     if ext_factor == 0:
         return np.float32(1)

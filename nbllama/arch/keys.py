@@ -1,4 +1,4 @@
-"""Read numbers from the keys of a GGUF file; errors name the keys with invalid values."""
+"""Functions that read numbers from the keys of a GGUF file; errors name the invalid key."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
-    """Read a count of at least one."""
+    """Read a count that must be at least 1."""
     return int(f.count(key, at_most, low=1))
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """Read a count given once or per layer, which must be the same in all layers."""
+    """Read a count, which must be the same in all layers.
+
+    The file can contain one number, or one number per layer.
+    """
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -31,7 +34,7 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
 
 
 def per_block(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> list[int]:
-    """Read a count for each layer, given once or per layer."""
+    """Read a count for each layer; the file can contain one number, or one number per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return [size(f, key) if default is None or key in f.metadata else default] * n_layer
     values = f.get(key, "ints")
@@ -44,7 +47,7 @@ def per_block(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
 
 
 def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
-    """Read a finite number above zero, rounded to float32; `default` is not checked."""
+    """Read a finite number above zero and round it to float32; `default` is not checked."""
     if default is not None and key not in f.metadata:
         return default
     value = float(np.float32(f.get(key, "float")))
@@ -54,7 +57,7 @@ def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
 
 
 def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
-    """Read a finite number, rounded to float32."""
+    """Read a finite number and round it to float32."""
     value = float(np.float32(f.get(key, "float", default)))
     if not math.isfinite(value):
         raise f.error(f"key '{key}'", f"{value}, must be finite")
@@ -62,7 +65,7 @@ def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
 
 
 def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
-    """Read a finite number for each layer, given once or per layer."""
+    """Read a finite number for each layer; the file can contain one number, or one per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         f.get(key, "float")  # raises an error if the key is missing
         return [any_number(f, key)] * n_layer
@@ -75,7 +78,10 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 
 
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
-    """Return the period of the blocks without a window, given as a number or as per-block flags."""
+    """Read the period of the blocks without a window.
+
+    The file contains the period as a number, or one flag per block.
+    """
     if not isinstance(f.metadata.get(key), np.ndarray):
         period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:

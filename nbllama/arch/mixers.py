@@ -1,4 +1,4 @@
-"""Find the blocks in a file that use a mixer other than attention, and read its sizes."""
+"""Functions that find the blocks with a mixer other than attention and read the mixer's sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ MOST_TAPS = 64
 
 
 def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
-    """Return "attention" or the row's `mixer` for each block; () if all blocks have attention."""
+    """Return "attention" or the row's `mixer` for each block.
+
+    Returns () if the architecture has attention in all blocks.
+    """
     if not row.mixer:
         return ()
     key, has = _by_heads(f, row) if row.mixer == "conv" else _by_period(f, row, n_layer)
@@ -25,13 +28,16 @@ def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
 
 
 def _by_heads(f: GGUFFile, row: ArchRow) -> tuple[str, list[bool]]:
-    """Find the blocks with attention, which are the blocks with key heads."""
+    """Return the key that was read, and which blocks have attention (those with key heads)."""
     key = f"{row.name}.attention.head_count_kv"
     return key, [n > 0 for n in f.get(key, "ints").tolist()]
 
 
 def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]]:
-    """Find the blocks with attention: the last of each period, or the blocks listed in the file."""
+    """Return the key that was read, and which blocks have attention.
+
+    These are the last block of each period, or the blocks that a list in the file specifies.
+    """
     key = f"{row.name}.attention.recurrent_layers"
     if key in f.metadata:
         return key, [not flag for flag in f.get(key, "flags")]
@@ -55,7 +61,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
 
 
 def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
-    """Read the sizes of the blocks with a delta net; return None for other models."""
+    """Read the sizes of the blocks with a delta net, or return None for other models."""
     if row.mixer != "delta":
         return None
     key = f"{row.name}.ssm"
@@ -77,10 +83,10 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
 
 
 def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
-    """Check that every pair of numbers rotated by RoPE is in a section with a text position.
+    """Check that every pair of numbers rotated by RoPE is in a section that text uses.
 
-    llama.cpp interleaves the pairs of the first three sections. Pairs outside these sections are
-    rotated by a fourth position, which does not exist for text.
+    llama.cpp interleaves the pairs of the first three sections. It would rotate any other pairs by
+    a fourth position, which does not exist for text.
     """
     if row.mixer != "delta":
         return
@@ -92,7 +98,7 @@ def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
 
 
 def conv_taps(f: GGUFFile, row: ArchRow) -> int:
-    """Read the number of tokens that a short convolution reads; return 0 if the model has none."""
+    """Read how many tokens a short convolution reads; return 0 if the model has no convolution."""
     if row.mixer != "conv":
         return 0
     return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

@@ -1,4 +1,4 @@
-"""Read the position settings of a file: RoPE and its scaling, windows, ALiBi."""
+"""Functions that read the position settings of a file: RoPE and its scaling, windows, ALiBi."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
-    """Read the RoPE base, and multiply it by alpha^(D / (D - 2)) if the file contains alpha."""
+    """Read the RoPE base; if the file contains alpha, multiply the base by alpha^(D / (D - 2))."""
     base = np.float32(positive(f, f"{row.name}.rope.freq_base", default=10000.0))
     key = f"{row.name}.rope.scaling.alpha"
     if row.rope_alpha and f.get(key, "float", 0.0) > 0 and head_dim > 2:
@@ -25,7 +25,7 @@ def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
 
 
 def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
-    """Return the largest ALiBi bias, or 0 for RoPE."""
+    """Return the largest ALiBi bias, or 0 if the model uses RoPE."""
     if row.alibi_by_depth is None:
         return 0.0
     if n_layer not in row.alibi_by_depth:
@@ -38,7 +38,7 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
-    """Read how many numbers of a head RoPE rotates, by default all."""
+    """Read how many numbers of a head RoPE rotates (by default, all of them)."""
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
@@ -60,7 +60,7 @@ def rope_scaling(
         )
     key = f"{prefix}.factor"
     if key not in f.metadata:
-        key = f"{row.name}.rope.scale_linear"  # the key in files from 2023
+        key = f"{row.name}.rope.scale_linear"  # the name of the key in files from 2023
     given = np.float32(f.get(key, "float", 0.0))
     if not (np.isfinite(given) and given >= 0):
         raise f.error(f"key '{key}'", f"{given}, must be positive and finite")
@@ -97,14 +97,17 @@ def rope_scaling(
 
 
 def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, int, Rope]:
-    """Return the size, period and RoPE of the blocks with a sliding window; size 0 means none."""
+    """Return the size, period and RoPE of the blocks with a sliding window.
+
+    The size is 0 if no block has a window.
+    """
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
     known = row.window.size
     width = size(f, prefix) if known is None else f.count(prefix, MAX_COUNT, default=known)
     period = 1
-    if not row.varied:  # otherwise, `read_blocks` reads the pattern
+    if not row.varied:  # if blocks differ in size, `read_blocks` reads the pattern
         period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
     default = row.window.freq_base
     base = rope.freq_base if default is None else default
@@ -115,7 +118,7 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:
-    """Read how queries are scaled by position; return None if they are not."""
+    """Read how queries are scaled depending on their position; return None if they are not."""
     key = f"{row.name}.attention.temperature_scale"
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None

@@ -1,4 +1,4 @@
-"""The architecture table, and the names of architectures that are refused."""
+"""The table of supported architectures, and the names of architectures that are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARCHS: dict[str, ArchRow] = {
     for row in family.ROWS
 }
 
-# Reasons for refusing these architectures; other unknown names are refused without a reason.
+# Reasons for refusing the architectures below. Other names are refused without a reason.
 _EXPERTS, _STATE = "this type of mixture-of-experts model is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
@@ -40,5 +40,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }
 
-# The only architecture that llama.cpp's `finetune` could train; its `.bin` adapters name none.
+# The only architecture that llama.cpp's `finetune` could train. Its `.bin` adapter files do not
+# contain the name of an architecture.
 OLD_TOOL_ARCH = "llama"

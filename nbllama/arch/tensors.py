@@ -1,4 +1,4 @@
-"""Tensors shared by several architectures, and the Hugging Face names of the matrices."""
+"""Tensors that several architectures share, and the Hugging Face names of the matrices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
     The names of block tensors omit `blk.N.`. `mixer` is the kind of block that has the tensor
-    (`Hparams.mixer_at`), "per_layer" for blocks with their own embeddings, or "" for all blocks.
+    (`Hparams.mixer_at`), "per_layer" for models with per-block embeddings, or "" for all blocks.
     """
 
     name: str
@@ -19,7 +19,7 @@ class TensorRow(NamedTuple):
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
-    """Return the same tensors without the weights with these names."""
+    """Return `rows` without the weights that have these names."""
     return tuple(row for row in rows if row.name.removesuffix(".weight") not in names)
 
 
@@ -118,7 +118,7 @@ HF_MODULES = {
     "ffn_up": "mlp.up_proj",
 }
 HF_ATTENTION = {k: module for k, module in HF_MODULES.items() if k.startswith("attn")}
-# {e}: the index of an expert; each expert has a separate module
+# {e} is the index of an expert; every expert has its own module.
 HF_EXPERTS = HF_ATTENTION | {
     "ffn_gate_exps": "mlp.experts.{e}.gate_proj",
     "ffn_down_exps": "mlp.experts.{e}.down_proj",

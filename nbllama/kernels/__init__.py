@@ -1,1 +1,1 @@
-"""The foundation of all kernels: compiler options, kernel cache, vector code, threads and cores."""
+"""The foundation of all kernels: compiler options, the kernel cache, vector code, and threads."""

@@ -1,10 +1,11 @@
 """Compiled kernels on disk: one file per kernel and signature.
 
 Numba's own cache keeps an index per function, which can be corrupted if two processes compile at
-the same time, and it raises an error for a damaged file. In this cache, the name of a file is a
-hash of everything that the machine code depends on within the kernel set (`key`), and the file
-begins with a hash of its other bytes. A file that is truncated, modified, from a different package
-or for a different key is treated as a cache miss: the kernel is compiled, and the file is replaced.
+the same time, and it raises an error when it reads a damaged file. In this cache, a file's name is
+a hash of everything within the kernel set that affects the machine code (`key`), and the file
+begins with a hash of the remaining bytes. A file that is truncated, modified, written by a
+different package or stored under a different key is treated as a cache miss: the kernel is
+compiled, and the file is replaced.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _note(why: str) -> None:
 
 @cache
 def _source_hash(path: str) -> str:
-    """Return the hash of the file that defines a function, or "" if there is no such file."""
+    """Return the hash of the source file at `path`, or "" if the file cannot be read."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
@@ -54,10 +55,10 @@ def _source_hash(path: str) -> str:
 
 
 class KernelCache(_Cache):
-    """The cache for one function, with the interface that Numba's dispatchers expect."""
+    """A per-function cache that implements the interface expected by Numba's dispatchers."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
-        """Store `folder`, which is called when the first kernel is compiled.
+        """Create the cache; `folder` is called when the first kernel is loaded or compiled.
 
         Functions defined at an interactive prompt are not cached.
         """
@@ -71,7 +72,7 @@ class KernelCache(_Cache):
         return str(self._folder().path or "")
 
     def enable(self) -> None:
-        """Use the cache, if the function has a source file."""
+        """Turn on the cache if the function has a source file."""
         self._enabled = bool(self._source)
 
     def disable(self) -> None:
@@ -82,7 +83,7 @@ class KernelCache(_Cache):
         """Do nothing, because a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """Return everything that determines the machine code, except what is in the folder name."""
+        """Return everything that determines the machine code and is not part of the folder name."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]
@@ -103,7 +104,7 @@ class KernelCache(_Cache):
         return _load(self._path(folder.path, key), target_context, key)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write the file of a kernel; log a message if that fails."""
+        """Write a compiled kernel to its file. If writing fails, log a message."""
         folder = self._folder()
         if not self._enabled:
             return
@@ -142,7 +143,7 @@ def _load(path: Path, target_context: Any, key: str) -> Any:
 
 
 def _read(path: Path) -> bytes | None:
-    """Read the pickle in a file; return None unless the file is complete and trusted."""
+    """Return the pickle stored in a file, or None if the file is incomplete or not trusted."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     except OSError:

@@ -1,4 +1,4 @@
-"""The number of compute threads, by default the number of physical cores."""
+"""Choose the number of compute threads, which defaults to the number of physical cores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 def physical_cores() -> int:
     """Count the physical cores that this process may use.
 
-    The count respects the CPU affinity of the process and the CPU quota of its control group (the
-    limit of a container).
+    The count respects the process's CPU affinity and the CPU quota of its control group (cgroup),
+    which is how containers are limited.
     """
     import psutil
 
@@ -28,10 +28,11 @@ def processors() -> int:
 
 
 def use_threads(threads: int | None) -> int:
-    """Set the number of compute threads (None: physical cores), before or after importing Numba.
+    """Set the number of compute threads; None means one per physical core.
 
-    The number is limited to the number of processors, because additional threads would only wait
-    for each other. Returns the number of threads in use.
+    This function can be called before or after Numba is imported. It never uses more threads than
+    processors, because the extra threads would only wait for each other. Returns the number of
+    threads in use.
     """
     threads = min(threads or physical_cores(), processors())
     if "numba" not in sys.modules:

@@ -1,10 +1,10 @@
 """The folder in which processes share the machine code of one set of kernels.
 
 The files are pickles, and loading a pickle can run arbitrary code. Therefore, a folder is used only
-if it is not a link, is owned by this user or root, and is not writable by anyone else. The same is
-checked for every file. A read-only folder is used without being written to. Each process holds a
-lock on the folder that it uses. When a new folder is created, old folders without a lock are
-removed.
+if it is not a link, is owned by this user or root, and is not writable by anyone else. Every file
+must pass the same checks. If the folder is read-only, kernels are loaded from it but not saved.
+Each process holds a lock on the folder that it uses. When a new folder is created, old unlocked
+folders are removed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if sys.platform != "win32":
     import fcntl
 
 KEPT = 8  # number of most recently used folders to keep
-LATELY = 7 * 86400.0  # seconds; folders used more recently are also kept
+LATELY = 7 * 86400.0  # seconds; folders used within this time are also kept
 _HALF_WRITTEN = 3600.0  # seconds after which a temporary file is considered abandoned
 _IN_USE = "in-use"  # the locked file; its modification time is when the folder was last used
 _PREFIX = "kernels-"
 
 
 class KernelFolder(NamedTuple):
-    """The folder; if none can be used, `path` is None and `why` is the reason."""
+    """The folder to use. If no folder can be used, `path` is None and `why` gives the reason."""
 
     path: Path | None
     why: str
 
 
 def cache_root() -> Path:
-    """Return `NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's cache folder."""
+    """Return `NBLLAMA_CACHE_DIR` or `NUMBA_CACHE_DIR` if set, else the user's cache folder."""
     for name in ("NBLLAMA_CACHE_DIR", "NUMBA_CACHE_DIR"):
         if base := os.environ.get(name):
             return Path(base)
@@ -52,7 +52,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Return why a file or folder with this `lstat` is not trusted, or "" if it is trusted."""
+    """Return why the file or folder with this `lstat` result is not trusted, or "" if it is."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":
@@ -74,7 +74,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
         root.mkdir(parents=True, exist_ok=True)
         while True:
             new = not os.path.lexists(path)
-            # readable by others: a container image can be built and run by different users
+            # readable by others, because one user can build a container image and another run it
             with suppress(FileExistsError):
                 path.mkdir(mode=0o755)
             found = path.lstat()
@@ -93,13 +93,16 @@ def kernel_folder(kernels: str) -> KernelFolder:
 
 
 def _lock(fd: int, how: int) -> bool:
-    """Lock a file; return whether it is locked (always true on a file system without locks)."""
+    """Try to lock a file; return False if another process holds a conflicting lock.
+
+    On a file system without locks, shared locks always succeed and exclusive locks always fail.
+    """
     try:
         fcntl.flock(fd, how)
     except BlockingIOError:
         return False
     except OSError:
-        return not how & fcntl.LOCK_EX  # never remove a folder that cannot be locked
+        return not how & fcntl.LOCK_EX  # a folder that cannot be locked must not be removed
     return True
 
 
@@ -125,7 +128,7 @@ def _hold(path: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """Return when a folder was last used, in seconds; a lock file is not required."""
+    """Return the time of a folder's last use, in seconds; the lock file may be missing."""
     times = [folder.lstat().st_mtime]
     with suppress(OSError):
         times.append((folder / _IN_USE).lstat().st_mtime)
@@ -133,7 +136,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _prune(root: Path, own: Path) -> None:
-    """Remove folders that are not locked, not among the `KEPT` newest, and not used `LATELY`."""
+    """Remove unlocked folders, except the `KEPT` newest and those used within `LATELY` seconds."""
     if sys.platform == "win32":
         return
     found = []
@@ -153,14 +156,14 @@ def _remove(folder: Path) -> None:
     try:
         if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
             gone = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
-            folder.rename(gone)  # atomic; other processes will create a new folder
+            folder.rename(gone)  # atomic; a process that needs the folder creates a new one
             shutil.rmtree(gone, ignore_errors=True)
     finally:
         os.close(fd)
 
 
 def _sweep_half_written(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed while writing a kernel."""
+    """Remove temporary files of processes that were killed while they wrote a kernel."""
     for file in folder.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - file.lstat().st_mtime > _HALF_WRITTEN:

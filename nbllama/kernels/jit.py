@@ -1,22 +1,22 @@
 """The only module that sets Numba options.
 
-Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that there are no NaNs
-and infinities, so `isnan` is always false, and a broken loss goes unnoticed.
+Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that NaNs and infinities
+do not occur, so `isnan` is always false, and a broken loss goes unnoticed.
 
-- `kernel()`: strict IEEE arithmetic (decoders: bit-equal to numpy).
+- `kernel()`: strict IEEE arithmetic, which makes the decoders bit-identical to numpy.
 - `kernel(fast=True)`: `contract, reassoc, nsz, arcp`, so that sums can be vectorised. The order of
   such a sum depends on the vector width, not on the number of threads.
 - `kernel(parallel=True)`: `prange` over the output, never a reduction across threads.
 
-A kernel that is called by other kernels is inlined into their machine code (`forceinline`). A call
-would run whichever version the process loaded first, which may add in a different order. The
-results could then differ in the last bits between a process that compiles and a process that loads
-from the cache. A call would also be slower.
+When one kernel calls another, the callee is inlined into the caller's machine code (`forceinline`).
+A real call would be slower. It would also run whichever version the process loaded first, which may
+add in a different order, so a process that compiles its kernels and a process that loads them from
+the cache could get results that differ in the last bits.
 
 Compiled kernels are stored in a folder whose name contains a hash of all kernel sources
-(`nbllama.kernels.cache`), because editing a kernel changes all its callers. A source folder that is
-not used in training (`own="quants/encode"`) has a separate cache folder, so that editing it does
-not invalidate the training kernels. Numba's own settings and caches are not changed.
+(`nbllama.kernels.cache`), because editing a kernel also changes all its callers. A source folder
+that is not used in training (`own="quants/encode"`) has a separate cache folder, so that editing it
+does not invalidate the training kernels. Numba's own settings and caches are left alone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ OWN_FOLDERS = ("quants/encode",)
 
 
 def kernel_sources(own: str = "") -> list[Path]:
-    """Return all source files that affect the results of the kernels, in a fixed order."""
+    """Return all source files that affect the kernels' results, in a fixed order."""
     found = {p for folder in FOLDERS for p in (_PACKAGE / folder).rglob("*.py")}
     apart = {
         p for folder in OWN_FOLDERS if folder != own for p in (_PACKAGE / folder).rglob("*.py")
@@ -77,7 +77,7 @@ def _folder(own: str) -> KernelFolder:
     return kernel_folder(kernel_hash(own))
 
 
-_call = CPUDispatcher.__call__  # called a thousand times per step, so super() is avoided
+_call = CPUDispatcher.__call__  # runs a thousand times per step, so the cost of super() matters
 
 
 class _Kernel(CPUDispatcher):
@@ -94,10 +94,10 @@ class _Kernel(CPUDispatcher):
 
 
 class _ParallelKernel(_Kernel):
-    """A compiled function that runs on all threads; calls take turns."""
+    """A compiled function that runs on all threads; only one call runs at a time."""
 
     def compile(self, sig: Any) -> Any:
-        launch()  # before Numba chooses and launches a layer
+        launch()  # must run before Numba chooses and launches a layer on its own
         return super().compile(sig)
 
     def __call__(self, *args: Any) -> Any:
@@ -112,9 +112,9 @@ def kernel(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Compile the decorated function (see the module docstring).
 
-    `own` is the folder of the package if its kernels have a separate cache, and empty otherwise.
-    `inline` copies the function into its caller before types are inferred. Use it for functions
-    that are called once per row, because an array argument is passed as seven words.
+    `own` is the package folder that contains the kernel if that folder has a separate cache, and is
+    empty otherwise. `inline` copies the function into its caller before types are inferred. Use it
+    for functions that are called once per row, because an array argument is passed as seven words.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -134,10 +134,10 @@ def kernel(
 
 
 def thread_routine(function: Callable[[int, int], None]) -> Any:
-    """Decorate a routine that runs on each thread and is called by its `address`.
+    """Compile a routine that runs on each thread and is called through its `address`.
 
-    The parallel loop around the call is thus compiled only once for all routines. A routine takes
-    two int64 parameters.
+    With a call by address, the parallel loop around the call is compiled only once for all
+    routines. A routine takes two int64 parameters.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

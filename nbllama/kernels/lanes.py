@@ -1,4 +1,4 @@
-"""Sizes of the micro-kernel, which depend on the registers of the host.
+"""Sizes of the micro-kernel, which depend on the host's vector registers.
 
 | host | VL (floats per vector) | NV | ROWS | registers used |
 |---|---|---|---|---|
@@ -14,7 +14,10 @@ import numba
 
 
 def host_vector_length() -> int:
-    """Return the floats per vector of the CPU for which Numba compiles (or of `NUMBA_CPU_NAME`)."""
+    """Return how many floats fit in a vector of the CPU that Numba compiles for.
+
+    This is the host CPU unless `NUMBA_CPU_NAME` names a different one.
+    """
     name = numba.config.CPU_NAME
     if name is None:
         features = llvm.get_host_cpu_features()

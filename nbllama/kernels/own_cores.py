@@ -1,10 +1,10 @@
 """One core per thread: use `with own_cores():` around a step, a batch or a token.
 
-When all cores are busy, Linux sometimes wakes a thread on the core of the thread that woke it, does
-not search for a free core because the machine seems fully loaded, and leaves both threads on this
-core for seconds, at half the speed. To prevent this, each thread is bound to a core while the work
-runs, but only if there is one thread for every core. With fewer threads, the operating system
-chooses free cores better.
+When all cores are busy, Linux sometimes puts a thread that wakes up on the same core as the thread
+that woke it. The machine seems fully loaded, so Linux does not look for a free core, and both
+threads stay on this core for seconds, at half the speed. To prevent this, each thread is bound to a
+core while the work runs, but only if there is one thread for every core. With fewer threads, the
+operating system is better at choosing free cores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ if LINUX:
 
     @kernel(parallel=True)
     def _bind(masks):
-        """Bind thread i to the processors that are set in `masks` uint64 `[threads, words]`."""
+        """Bind thread i to the processors whose bits are set in row i of `masks`.
+
+        `masks` is uint64 `[threads, words]`.
+        """
         for _ in prange(masks.shape[0]):
             mask = masks[get_thread_id()]
             _bind_me(0, 8 * mask.size, mask.ctypes)
@@ -40,7 +43,10 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return Linux's list of the processors on the same core, or only this processor."""
+    """Return the processors that share a core with `processor`, as a string from Linux.
+
+    If Linux does not provide this list, return only `processor`.
+    """
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()
@@ -49,7 +55,7 @@ def _core_of(processor: int) -> str:
 
 
 def _masks(places: list[list[int]]) -> np.ndarray:
-    """Return uint64 `[len(places), words]` with the bits of the processors in each list."""
+    """Return uint64 `[len(places), words]`; row i has a bit set for each processor in list i."""
     masks = np.zeros((len(places), max(map(max, places)) // 64 + 1), np.uint64)
     for i, place in enumerate(places):
         for p in place:
@@ -61,7 +67,8 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Return masks that bind each thread to its own core (or processor), and masks to unbind them.
 
-    Returns None for a single thread, or if threads do not match the cores or processors one to one.
+    Returns None if there is only one thread, or if the number of threads equals neither the number
+    of cores nor the number of processors.
     """
     by_core: dict[str, list[int]] = {}
     for p in sorted(processors):
@@ -78,8 +85,8 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 def own_cores() -> Iterator[None]:
     """Bind each of Numba's threads, including this thread, to a core inside the block.
 
-    Programs and threads started by this thread inside the block inherit its core. Other Python
-    threads wait at the start of such a block until this thread has left its own.
+    Programs and threads that this thread starts inside the block run on the same core as this
+    thread. If a different Python thread enters such a block, it waits until this block ends.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -1,7 +1,7 @@
 """The routines of `nbllama.kernels.simd` as plain loops, which are easier to read.
 
 With `NBLLAMA_KERNELS=plain`, these loops replace the vector code in every matmul, attention, LoRA
-product and loss of the package. The results are equal up to rounding: a vector unit rounds a
+product and loss in the package. The results are equal up to rounding: a vector unit rounds a
 multiply-add once, whereas these loops round it twice. The loops are several times slower.
 """
 
@@ -17,7 +17,7 @@ _LARGEST, _SMALLEST = np.float32(88.02), np.float32(-87.0)
 
 @kernel()
 def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C."""
+    """Compute C[i, j] += sum over k of A[i, k] * B[k, j] for ROWS x PANEL numbers of C."""
     a, b, c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
     for i in range(ROWS):
         for j in range(PANEL):
@@ -29,7 +29,7 @@ def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
 
 @kernel()
 def transpose_tile(x, x0, x_row, y, y0, y_row):
-    """y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL."""
+    """Set y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL."""
     x, y = x.reshape(-1), y.reshape(-1)
     for i in range(VL):
         for j in range(VL):
@@ -38,7 +38,7 @@ def transpose_tile(x, x0, x_row, y, y0, y_row):
 
 @kernel()
 def transpose_add_tile(x, x0, x_row, y, y0, y_row):
-    """y[y0 + i*y_row + j] += x[x0 + j*x_row + i] for i, j < VL."""
+    """Compute y[y0 + i*y_row + j] += x[x0 + j*x_row + i] for i, j < VL."""
     x, y = x.reshape(-1), y.reshape(-1)
     for i in range(VL):
         for j in range(VL):
@@ -47,7 +47,7 @@ def transpose_add_tile(x, x0, x_row, y, y0, y_row):
 
 @kernel()
 def row_max(row, start, n):
-    """Return the largest of `row[start : start + n]`; NaN is ignored."""
+    """Return the largest number in `row[start : start + n]`; NaNs are ignored."""
     top = np.float32(-np.inf)
     for i in range(start, start + n):
         if row[i] > top:
@@ -57,7 +57,10 @@ def row_max(row, start, n):
 
 @kernel()
 def exp_f32(x):
-    """Compute exp of a float32: 0 below -87, clamped to exp(88.02) above, and NaN for NaN."""
+    """Compute exp of a float32.
+
+    The result is 0 for x below -87, is at most exp(88.02), and is NaN if x is NaN.
+    """
     if x < _SMALLEST:
         return np.float32(0.0)
     return np.float32(np.exp(_LARGEST if x > _LARGEST else x))

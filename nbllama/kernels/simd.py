@@ -1,22 +1,22 @@
-"""Vector code that cannot be expressed as Numba loops, as intrinsics built from llvmlite IR.
+"""Intrinsics built from llvmlite IR, for vector code that cannot be expressed as Numba loops.
 
 Most of the computation in this package consists of matrix products, and every matrix product uses
 one small routine, the *micro-kernel*:
 
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
-`ROWS * NV` vectors of C stay in registers during the loop over k. Each step of k loads NV vectors
-of B, broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so the bottleneck is the
-arithmetic units, not the loads. A and C are addressed by strides; B is a *panel*: `PANEL`
-neighbouring numbers for each k.
+`ROWS * NV` vectors of C stay in registers during the loop over k. For each k, the loop loads NV
+vectors of B, broadcasts ROWS numbers of A and performs `ROWS * NV` multiply-adds, so the bottleneck
+is the arithmetic units, not the loads. A and C are addressed by strides; B is a *panel*, which
+stores `PANEL` neighbouring numbers for each k.
 
 The sizes (`nbllama.kernels.lanes`) depend on the registers of the host.
 
 Each number of C is summed in one lane, in the order of k, so it is bit-identical for any tile size,
 panel size or number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU supports it.
 
-`nbllama.kernels.plain` contains the same routines as plain loops; `NBLLAMA_KERNELS=plain` selects
-the loops.
+`nbllama.kernels.plain` contains the same routines as plain loops; set `NBLLAMA_KERNELS=plain` to
+use the loops instead.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 
 @intrinsic
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """Compute C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers: the micro-kernel.
+    """Run the micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], for ROWS x PANEL numbers.
 
     With `fresh`, the sum starts from zero instead of the contents of C, so C need not be cleared
     first. `a`, `b` and `c` are float32 arrays of any rank and layout: only the address of the first
     element is used. A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, and
-    C[i, j] at `c0 + i*c_row + j`. There are no checks: the caller is responsible for the bounds.
+    C[i, j] at `c0 + i*c_row + j`. Nothing is checked: the caller is responsible for the bounds.
     """
     for array in (a, b, c):
         if not isinstance(array, types.Array) or array.dtype != types.float32:
@@ -147,7 +147,7 @@ def _make_transpose(add: bool) -> Any:
 
 
 # y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square tile, transposed in registers.
-# The second intrinsic adds to y. x and y are float32 arrays; nothing is checked.
+# The second intrinsic adds to y instead. x and y are float32 arrays; nothing is checked.
 transpose_tile = _make_transpose(add=False)
 transpose_add_tile = _make_transpose(add=True)
 
@@ -156,9 +156,9 @@ transpose_add_tile = _make_transpose(add=True)
 def next_task(typingctx, counter):
     """Increment counter[0] atomically; return the previous value, which no other thread receives.
 
-    `counter` is an int64 array that was set to 0 before the threads started. Threads that draw
-    their tasks from a counter finish at about the same time, even if one core is slow or busy with
-    a different process. If the work were divided in advance, all threads would wait for that core.
+    `counter` is an int64 array that must be 0 when the threads start. Threads that draw their tasks
+    from a counter finish at about the same time, even if one core is slow or busy with a different
+    process. If the work were divided in advance, all threads would wait for that core.
     """
     sig = types.int64(counter)
 
@@ -171,7 +171,10 @@ def next_task(typingctx, counter):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """Compute a * b + c in float32, fused if the CPU supports it; loops that call it vectorise."""
+    """Compute a * b + c in float32, fused if the CPU supports it.
+
+    LLVM can vectorise loops that call this function.
+    """
     sig = types.float32(types.float32, types.float32, types.float32)
 
     def codegen(context, builder, signature, args):
@@ -196,7 +199,7 @@ def float_of_bits(typingctx, bits):
 
 @intrinsic
 def bits_of_float(typingctx, number):
-    """Return the bit pattern of a float32 as int32."""
+    """Return the bit pattern of a float32 as an int32."""
     sig = types.int32(types.float32)
 
     def codegen(context, builder, signature, args):
@@ -207,10 +210,10 @@ def bits_of_float(typingctx, number):
 
 @intrinsic
 def row_max(typingctx, row, start, n):
-    """Return the largest of `row[start : start + n]` (float32, n >= 1).
+    """Return the largest number in `row[start : start + n]` (float32, n >= 1).
 
-    NaN is ignored, so do not use the result to detect NaN; check a sum instead. LLVM vectorises
-    such a loop only if it can assume that there is no NaN.
+    NaNs are ignored, because LLVM vectorises such a loop only if it can assume that there are none.
+    To detect a NaN, check a sum instead.
     """
     sig = types.float32(row, types.int64, types.int64)
 
@@ -245,7 +248,7 @@ def row_max(typingctx, row, start, n):
     return sig, codegen
 
 
-# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 is split in two for an exact r.
+# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 is split in two to make r exact.
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
@@ -264,10 +267,10 @@ _ZERO = np.float32(0.0)
 
 @kernel()
 def exp_f32(x):
-    """Compute exp of a float32 by range reduction and a polynomial; loops that call it vectorise.
+    """Compute exp of a float32 by range reduction and a polynomial.
 
-    The relative error is below 2.7e-7 on [-87, 88]. The result is 0 below -87, clamped to
-    exp(88.02) above, and NaN for NaN.
+    The relative error is below 2.7e-7 on [-87, 88]. The result is 0 for x below -87, is at most
+    exp(88.02), and is NaN if x is NaN. LLVM can vectorise loops that call this function.
     """
     y = _EXP_MAX if x > _EXP_MAX else x
     y = _EXP_MIN if y < _EXP_MIN else y

@@ -2,7 +2,7 @@
 
 OpenMP starts a kernel on all threads in about 1 us, whereas Numba's own work queue takes 50 to 100
 us. If the user has set a layer (`NUMBA_THREADING_LAYER`, `numba.config.THREADING_LAYER`), or a
-layer has been launched before, that layer is used.
+layer is already running, that layer is used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def _load_openmp() -> bool:
     """Load the OpenMP layer if its library is installed.
 
     In GNU's library, an idle thread polls for work about 300,000 times before it sleeps, which
-    slows down other processes on the same cores. With 10,000 polls (tens of us), this package is
-    just as fast (docs/speed.md).
+    slows down other processes on the same cores. This function sets 10,000 polls (tens of us),
+    which is just as fast for this package (docs/speed.md).
     """
     looks = {"GOMP_SPINCOUNT": "10000"}
     if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
@@ -50,7 +50,7 @@ _launched = False
 
 
 def launch() -> None:
-    """Make Numba launch its threads, with the layer of this module unless one is running."""
+    """Make Numba launch its threads, using this module's layer unless one is already running."""
     global _launched
     if _launched:
         return
@@ -66,13 +66,13 @@ def launch() -> None:
 
 
 def get_num_threads() -> int:
-    """Return the number of threads on which this thread's parallel kernels run."""
+    """Return how many threads run the parallel kernels that this thread calls."""
     launch()
     return int(numba.get_num_threads())
 
 
 def _threads_are_lost() -> bool:
-    """Return whether a forked child lacks threads that kernels or Numba's compiler use."""
+    """Return whether a forked child lacks threads that kernels or Numba's compiler depend on."""
     compiling = global_compiler_lock._lock
     if _launching.locked() or not compiling.acquire(blocking=False):
         return True
@@ -87,7 +87,7 @@ on_fork(_threads_are_lost)
 
 
 class _Bound(threading.local):
-    """The processors available to this thread before it was bound; None if it is not bound."""
+    """The processors that this thread could use before it was bound, or None if it is not bound."""
 
     processors: frozenset[int] | None = None
 
@@ -99,8 +99,8 @@ BOUND = _Bound()
 def at_large() -> Iterator[None]:
     """Unbind this thread from its core inside the block.
 
-    When Numba compiles, it may count the processors again, and would find only one if this thread
-    were bound.
+    When Numba compiles, it may count the processors again. If this thread were bound at that time,
+    Numba would find only one processor.
     """
     if BOUND.processors is None:
         yield

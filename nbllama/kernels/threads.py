@@ -1,7 +1,7 @@
-"""Counters that keep threads in step through phases, and access to memory by address.
+"""Counters that keep threads in step from phase to phase, and functions that access raw memory.
 
 A phase ends when all its tasks are *done*, not when all threads have *arrived*. If the system
-starts a thread late or never, the other threads draw its tasks and are not delayed.
+starts a thread late or not at all, the other threads draw its tasks and are not delayed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 def count_more(typingctx, counters, index, more):
     """Add `more` to counters[index] atomically; return the previous value.
 
-    All earlier writes of this thread are visible to any thread that reads the new value.
+    A thread that reads the new value also sees all earlier writes by this thread.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -55,7 +55,10 @@ def count(counters, index):
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Read counters[index] from memory, and make all writes before its last increment visible."""
+    """Read counters[index] from memory.
+
+    All writes that other threads made before they incremented the counter become visible.
+    """
     sig = types.int64(counters, types.int64)
 
     def codegen(context, builder, signature, args):
@@ -67,7 +70,7 @@ def counted(typingctx, counters, index):
 
 @kernel()
 def wait_for(done, phase, tasks):
-    """Wait until `tasks` tasks of a phase are done."""
+    """Wait until `tasks` tasks in a phase are done."""
     looks = 0
     while counted(done, phase) < tasks:
         looks += 1
@@ -88,7 +91,7 @@ def pointer(typingctx, address):
 
 @intrinsic
 def call(typingctx, routine, address, number):
-    """Call the machine code at `routine`, a `jit.thread_routine`, with two integers."""
+    """Call the machine code at address `routine` (a `jit.thread_routine`) with two integers."""
     sig = types.void(types.int64, types.int64, types.int64)
 
     def codegen(context, builder, signature, args):

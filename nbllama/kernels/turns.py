@@ -1,10 +1,10 @@
 """A lock that makes calls from several Python threads take turns.
 
-Kernels write to the package's scratch memory and draw their tasks from shared counters, and one of
-Numba's threading layers aborts the process if two threads start kernels at the same time.
-Therefore, there is one lock. Every parallel kernel holds the lock while it runs
+Kernels write to the package's scratch memory and draw their tasks from shared counters. In
+addition, one of Numba's threading layers aborts the process if two threads start kernels at the
+same time. A single lock prevents such conflicts. Every parallel kernel holds the lock while it runs
 (`nbllama.kernels.jit`), every function that uses scratch memory holds it until the result has been
-copied, and a pass of the model holds it from the first kernel to the last
+copied, and a pass through the model holds it from the first kernel to the last
 (`nbllama.kernels.own_cores`). A thread that holds the lock can acquire it again.
 """
 
@@ -32,7 +32,7 @@ _AFTER_FORK = (
 
 
 class _Fork:
-    """Fork state; `refused` is True in a forked child that lacks the threads of its parent."""
+    """Fork state; `refused` is True in a forked child that lacks its parent's threads."""
 
     refused = False
 
@@ -41,7 +41,7 @@ FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Allow only one thread at a time to run functions with this decorator."""
+    """Decorate a function; only one thread at a time may run the decorated functions."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,10 +59,10 @@ def new_turn() -> Any:
 
 
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Allow only one thread at a time to run the decorated methods of an object.
+    """Decorate a method; only one thread at a time may run an object's decorated methods.
 
-    This also works for functions whose first argument is the object. The object must have an
-    attribute `turn` (`new_turn`). Methods of other objects are not blocked.
+    The decorator also works for functions whose first argument is the object. The object must have
+    an attribute `turn`, created with `new_turn`. Methods of other objects are not blocked.
     """
 
     @wraps(method)
@@ -74,12 +74,12 @@ def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse() -> NoReturn:
-    """Raise the error for a process in which `FORK.refused` is True."""
+    """Raise the error that explains why this forked process cannot run kernels."""
     raise NbllamaError(_AFTER_FORK)
 
 
 def on_fork(threads_are_lost: Callable[[], bool]) -> None:
-    """Make forked children call `threads_are_lost` and refuse kernels if it returns True."""
+    """Make every forked child call `threads_are_lost`, and refuse kernels if it returns True."""
 
     def in_child() -> None:
         FORK.refused = FORK.refused or threads_are_lost()

@@ -1,8 +1,9 @@
-"""Compute a model: its tensors, a single block, and the passes through all blocks.
+"""The computation of a model: its tensors, a single block, and the passes through all blocks.
 
 Read the modules in this order: `weights` (the tensors in the file), `bound` (binds an adapter to
-them), `activations` (memory for a step), `block` (one block, forward and backward), `passes` (the
-whole model). `reference` is the same model in plain float64 numpy, one operation per line.
+the tensors), `activations` (the memory for a step), `block` (one block, forward and backward),
+`passes` (the whole model). `reference` implements the same model in plain float64 numpy, with one
+operation per line.
 """
 
 from nbllama.model.passes import Model, load_model

@@ -6,13 +6,13 @@ attention and feed-forward, gate and up, the small LoRA products h, and the inpu
 norms. Everything else is recomputed elementwise from these arrays.
 
 Without gradient checkpointing, every block has its own set of arrays. With checkpointing, all
-blocks share one set, only the inputs of the blocks are kept, and the backward pass repeats the
-forward pass of each block. As a compromise, `kept` blocks can have their own sets, which saves
-their second forward pass. The last block does not need its own set, because its backward pass
-directly follows its forward pass. The gradient is bit-identical in all cases.
+blocks share one set; only the inputs of the blocks are stored, and the backward pass repeats the
+forward pass of each block. As a compromise, `kept` blocks can have their own sets, which avoids the
+second forward pass of these blocks. The last block does not need its own set, because its backward
+pass directly follows its forward pass. The gradient is bit-identical in all cases.
 
-If nothing is trained (`ForwardActivations`), a block's input is not read again after the block, so
-the stream alternates between two arrays, and all blocks share one set.
+If nothing is trained (`ForwardActivations`), a block's input is not read again once the block has
+been computed. The stream therefore alternates between two arrays, and all blocks share one set.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ from nbllama.model.size_shapes import (
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
-Shapes = dict[str, tuple[int, ...]]  # by name of the array
+Shapes = dict[str, tuple[int, ...]]  # the keys are the names of the arrays
 
 ALIGN = 16  # floats; every array begins at a cache line boundary
 STREAMS = 2  # arrays for the stream if nothing is trained: a block reads one and writes the other
 
 
 class Layout(NamedTuple):
-    """The numbers that determine the sizes of all arrays for a step."""
+    """The parameters that determine the sizes of all arrays for a step."""
 
     hp: Hparams
-    ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`, 0: no pair
-    tokens: int  # in the largest micro-batch
-    trained: int = 0  # positions with a target, in the largest micro-batch
+    ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`; 0: no pair
+    tokens: int  # number of tokens in the largest micro-batch
+    trained: int = 0  # largest number of positions with a target in a micro-batch
     dropout: bool = False
-    expert_rank: int = 0  # rank of the expert pairs
+    expert_rank: int = 0  # rank of the experts' pairs
 
     @property
     def widest(self) -> int:
-        """Floats per token of the widest linear layer input or output gradient."""
+        """Floats per token in the widest input or output gradient of any linear layer."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
 
     @property
     def ff_input(self) -> int:
-        """Floats per token of the widest input to the last matrix of a feed-forward layer."""
+        """Floats per token in the widest input of the last matrix in a feed-forward layer."""
         e = self.hp.experts
         if e is None:
             return self.hp.ff_width
@@ -76,7 +76,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class BlockSet:
-    """The activations saved by the forward pass of one block; see `block_shapes` for the shapes."""
+    """The activations that the forward pass of a block saves; `block_shapes` returns the shapes."""
 
     q: np.ndarray
     k: np.ndarray
@@ -89,10 +89,10 @@ class BlockSet:
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
     norms: dict[str, np.ndarray]  # input and rstd of the norms that occur only in some models
-    mixed: dict[str, np.ndarray]  # activations of blocks without attention
-    h_memory: dict[str, np.ndarray]  # by linear layer
-    h: dict[str, np.ndarray]  # the packed h in `h_memory`, from the forward pass
-    mixture: dict[str, np.ndarray]  # for a mixture of experts: `mixture_shapes.kept_shapes`
+    mixed: dict[str, np.ndarray]  # `mixer_shapes.mixer_shapes`, `per_layer_shapes.kept_shapes`
+    h_memory: dict[str, np.ndarray]  # memory for h, by linear layer
+    h: dict[str, np.ndarray]  # the packed h that the forward pass wrote to `h_memory`
+    mixture: dict[str, np.ndarray]  # for a mixture of experts; see `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
@@ -113,12 +113,18 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
-    """Return the shape of what a norm saves for `n` rows: rstd and, for LayerNorm, the mean."""
+    """Return the shape of the numbers that a norm saves for `n` rows.
+
+    These are rstd and, for LayerNorm, the mean.
+    """
     return (n,) if hp.norm == "rms" else (n, 2)
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`: of q and k, after attention, after feed-forward."""
+    """Return the shapes of `BlockSet.norms`.
+
+    These are the norms of q, k and v, and the norms after attention and after feed-forward.
+    """
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)
     if hp.has_qk_norm:
@@ -130,7 +136,7 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def forward_shapes(layout: Layout) -> Shapes:
-    """Return the shapes of the arrays shared by all blocks in the forward pass."""
+    """Return the shapes of the arrays that all blocks share in the forward pass."""
     hp, n = layout.hp, layout.tokens
     plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
@@ -144,7 +150,7 @@ def forward_shapes(layout: Layout) -> Shapes:
 
 
 def shared_shapes(layout: Layout) -> Shapes:
-    """Return the shapes of the arrays shared by all blocks and the loss."""
+    """Return the shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
     top_rank = max(layout.expert_rank, *layout.ranks.values())
     queries, keys = head_shapes(hp)
@@ -187,7 +193,7 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
-    """Return the shapes of a block's set, by group; the last group contains the h of the pairs."""
+    """Return the shapes of a block's set, by group; the last group is the h of the LoRA pairs."""
     hp, n = layout.hp, layout.tokens
     mixed = mixer_shapes(hp, n) | per_layer.kept_shapes(hp, n)
     return block_shapes(hp, n), norm_shapes(hp, n), mixed, kept_shapes(hp, n), h_shapes(layout)
@@ -201,7 +207,7 @@ def set_bytes(layout: Layout) -> int:
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
     """Return how many bytes `Activations` will allocate.
 
-    `kept` is the number of blocks that have their own set even though `checkpointing` is on.
+    `kept` is the number of blocks that have their own set even with `checkpointing`.
     """
     n_layer = layout.hp.n_layer
     shapes = stream_shapes(layout, n_layer + 1) | shared_shapes(layout)
@@ -223,7 +229,7 @@ class Arena:
         self._used = -(self.memory.ctypes.data // 4) % ALIGN
 
     def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Return new float32 arrays by name; their contents are undefined."""
+        """Return new float32 arrays with these shapes, by name; their contents are undefined."""
         arrays = {}
         for name, shape in shapes.items():
             end = self._used + math.prod(shape)
@@ -233,7 +239,10 @@ class Arena:
 
 
 class Activations:
-    """All arrays for a step with at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
+    """All arrays for a step with at most `layout.tokens` tokens.
+
+    The methods `x`, `shared`, `pool` and `block` return the arrays.
+    """
 
     def __init__(self, layout: Layout, *, checkpointing: bool, kept: int = 0) -> None:
         """Allocate the arrays; the arguments are the same as for `activation_bytes`."""
@@ -257,7 +266,7 @@ class Activations:
 
     @property
     def nbytes(self) -> int:
-        """Number of allocated bytes, for comparison with `activation_bytes` or `forward_bytes`."""
+        """The number of bytes allocated, as predicted by `activation_bytes` or `forward_bytes`."""
         return int(self._arena.memory.nbytes)
 
     def recomputes(self, layer: int) -> bool:
@@ -265,22 +274,22 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Return the input `[n, C]` of block `layer`, or the last block's output for `n_layer`.
+        """Return the input `[n, C]` of block `layer`, or for `n_layer` the last block's output.
 
-        If nothing is trained, this is the same array as the input of block `layer - 2`.
+        If nothing is trained, the array is the same as for block `layer - 2`.
         """
         return self._stream[layer % len(self._stream)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
-        """Return an array of `shared_shapes`, limited to its first `n` rows."""
+        """Return the first `n` rows of an array in `shared_shapes`."""
         return self._shared[name][:n]
 
     def pool(self, name: str) -> np.ndarray:
-        """Return a whole memory pool of `shared_shapes`: "panels", "hidden" or "dropped"."""
+        """Return a whole array in `shared_shapes`, such as "panels" or "dropped"."""
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """Return the set of block `layer`, limited to its first `n` rows."""
+        """Return the set of block `layer`, with only the first `n` rows of each array."""
         index = 1 + layer - (self._top - self.kept)  # the last and all lower blocks share set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
@@ -288,7 +297,7 @@ class Activations:
 
 
 class ForwardActivations(Activations):
-    """The arrays for a forward pass without a backward pass."""
+    """The arrays for a forward pass that is not followed by a backward pass."""
 
     def __init__(self, layout: Layout) -> None:
         self.kept = 0

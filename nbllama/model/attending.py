@@ -1,4 +1,4 @@
-"""Attention for a batch whose samples can share prefixes (`nbllama.data.shared`)."""
+"""Attention for batches whose samples can share prefixes (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nbllama.ops.attention.tree import attention_tree, attention_tree_grad
 def attend(
     batch: Batch, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, k_offsets: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention` for all sequences; `how` contains its other arguments.
+    """Compute the attention of all sequences; `how` contains the other arguments of `attention`.
 
-    q is `[N, H, D]`, k and v are `[Nk, G, D]`. `k_offsets` `[S+1]` are the offsets of the keys;
+    q is `[N, H, D]`, and k and v are `[Nk, G, D]`. `k_offsets` `[S+1]` are the offsets of the keys;
     they are ignored if the batch has a tree.
     """
     tree, starts = batch.tree, batch.seq_offsets
@@ -31,7 +31,10 @@ def attend(
 def attend_grad(
     batch: Batch, do: np.ndarray, *, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention_grad` for all sequences, with one key per query; `how` as in `attend`."""
+    """Compute the gradients of the attention of all sequences, with one key per query.
+
+    `how` contains the other arguments of `attention_grad`.
+    """
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:
         attention_grad(do, q, k, v, offsets=starts, **how)

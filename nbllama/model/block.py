@@ -1,7 +1,7 @@
 """One block of the model, forward and backward: attention and feed-forward.
 
 Attention and feed-forward read the residual stream (in most models, a normalised copy) and add
-their outputs to the stream. Models differ in these steps, according to `Hparams`:
+their outputs to the stream. `Hparams` specifies how models differ in these steps:
 
 | step | differences |
 |---|---|
@@ -10,14 +10,14 @@ their outputs to the stream. Models differ in these steps, according to `Hparams
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
 | `activation` | the function, with or without a gate |
 | `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
-| `values` | a norm of the values; some blocks use the keys and values of an earlier block |
+| `values` | a norm of the values; whether a block uses the keys and values of an earlier block |
 | `branch` | norm and scale of the output that is added to the stream |
 
-A block is implemented three times. This module is for training: many tokens, forward and backward.
-`nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token and
-optimised for speed. `nbllama.model.reference` writes each operation as one line of plain float64
-numpy, and tests compare the other two implementations with it. If you change one implementation,
-change all three.
+There are three implementations of a block. This module is for training: it processes many tokens,
+forward and backward. `nbllama.generation.token_program`, which uses the kernels in
+`nbllama.ops.token`, processes a single token and is optimised for speed. `nbllama.model.reference`
+implements each operation in one line of plain float64 numpy, and tests compare the other two
+implementations with it. If you change one implementation, change all three.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. The forward pass saves a
 `BlockSet` (`nbllama.model.activations`) for the backward pass.
@@ -45,14 +45,17 @@ from nbllama.ops.linear.linear import Input
 from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
-# Norms that occur only in some models, by the layer that they follow. They do not support LoRA.
+# Norms that occur only in some models, by the layer that they follow. LoRA cannot train them.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 
-# llama.cpp's names for results, for a watcher (`nbllama.model.watching`).
+# llama.cpp's names for the results, which are passed to a watcher (`nbllama.model.watching`).
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes a layer and its new keys and values `[N, G, D]`; returns all keys and values so far."""
+"""A function that receives a layer and its new keys and values `[N, G, D]`.
+
+It returns all keys and values of this layer so far.
+"""
 
 
 def block_forward(
@@ -67,15 +70,15 @@ def block_forward(
     k_offsets: np.ndarray | None = None,
     states: StateExchange | None = None,
 ) -> None:
-    """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
+    """Run block `layer`: read acts.x(layer), write acts.x(layer + 1), and save a `BlockSet`.
 
-    With `recompute`, stop as soon as everything for the backward pass has been computed. With
-    `cache`, `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`
+    With `recompute`, stop as soon as everything that the backward pass reads has been computed.
+    With `cache`, `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`
     contains the states of the sequences, for blocks without attention.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:
-        block.watch = None  # the first forward pass has reported the results
+        block.watch = None  # the first forward pass has already reported the results
     if mixer := MIXERS.get(model.hp.mixer_at(layer)):
         mixer.forward(block, states)
     else:
@@ -86,10 +89,10 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Run block `layer` backward: turn acts.dx from the gradient of its output into its input's.
+    """Run block `layer` backward: replace the output gradient in acts.dx with the input gradient.
 
-    `lowest` is the lowest block with trained parameters. For this block, gradients that would only
-    be passed to lower blocks are skipped.
+    `lowest` is the lowest block with trained parameters. In this block, gradients that only lower
+    blocks would use are not computed.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     block.feed_forward_backward()
@@ -110,7 +113,7 @@ class Block(BlockParts):
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
         self.mixture = None if experts is None else Mixture(self, experts)
-        if self.mixture is None and self.hp.experts is not None:  # width of a dense block
+        if self.mixture is None and self.hp.experts is not None:  # a dense block can be narrower
             for name in ("gate", "up"):
                 setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
@@ -118,7 +121,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: project, normalise (if required), rotate."""
+        """Compute queries or keys y `[N, heads, D]`: project x, normalise if required, rotate."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -137,7 +140,7 @@ class Block(BlockParts):
             self.turn(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
-        """Turn dy `[N, heads, D]` into the gradient of the projection's output."""
+        """Replace dy `[N, heads, D]` with the gradient of the projection's output."""
         node = LINEARS[name].node
         if not self.hp.qk_norm_last:
             self.turn_grad(node, dy)
@@ -151,23 +154,26 @@ class Block(BlockParts):
         self.see_grad(f"{node}_raw", dy)
 
     def turn(self, node: str, y: np.ndarray) -> None:
-        """Rotate y `[N, heads, D]` by RoPE."""
+        """Apply RoPE to y `[N, heads, D]` in place."""
         self.model.rotate(self.layer, y, self.batch.positions)
         self.see(node, y)
 
     def turn_grad(self, node: str, dy: np.ndarray) -> None:
-        """Rotate the gradient back."""
+        """Rotate the gradient dy `[N, heads, D]` back, in place."""
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows as long as its weight (one head or all), and rstd."""
+        """Return the name of the norm, x reshaped to rows, and rstd.
+
+        A row is as long as the weight of the norm, which covers one head or all heads.
+        """
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
-        """Write the stream between attention and feed-forward to `kept.x_mid`."""
+        """Run attention; write the stream between attention and feed-forward to `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
@@ -202,7 +208,7 @@ class Block(BlockParts):
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
-        """Return the attention output `[N, H, D]`, multiplied by its gates if there are any."""
+        """Return the attention output `[N, H, D]`, multiplied by its gates if it has gates."""
         if not self.hp.attn_gate:
             return self.kept.att
         y = self.shared("att_gated")
@@ -210,12 +216,12 @@ class Block(BlockParts):
         return y
 
     def attention_backward(self, below: bool) -> None:
-        """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
+        """Replace the gradient of `x_mid` in acts.dx with the gradient of the block's input.
 
         Without `below`, only the gradients of this block's pairs are computed.
         """
         kept, n = self.kept, self.n
-        side_by_side = self.hp.side_by_side  # dnorm then contains the feed-forward part
+        side_by_side = self.hp.side_by_side  # if true, dnorm contains the part from feed-forward
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
@@ -257,7 +263,7 @@ class Block(BlockParts):
     # Feed-forward
 
     def activation(self) -> np.ndarray:
-        """Compute act(gate) * up `[N, F]`, or act(up), in shared memory."""
+        """Compute act(gate) * up `[N, F]`, or act(up) without a gate, in shared memory."""
         act, kind = self.dense(self.shared("act")), self.hp.activation
         if self.hp.gated:
             gated(self.kept.gate, self.kept.up, act, gelu=kind == "gelu")
@@ -266,7 +272,10 @@ class Block(BlockParts):
         return act
 
     def activation_grad(self, dact: np.ndarray) -> None:
-        """Overwrite `kept.gate` and `kept.up` with their gradients."""
+        """Overwrite `kept.gate` and `kept.up` with their gradients.
+
+        dact is the gradient of the result of `activation`.
+        """
         kind = self.hp.activation
         if self.hp.gated:
             gated_grad(dact, self.kept.gate, self.kept.up, gelu=kind == "gelu")
@@ -276,7 +285,7 @@ class Block(BlockParts):
         self.see_grad("ffn_up", self.kept.up)
 
     def feed_forward(self, recompute: bool) -> None:
-        """Compute the block's output; with `recompute`, only what the gradient requires."""
+        """Compute the block's output; with `recompute`, compute only what the gradient requires."""
         if self.mixture is not None:
             self.mixture.forward(recompute)
             return
@@ -306,7 +315,7 @@ class Block(BlockParts):
         self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
-        """Turn acts.dx from the gradient of the block's output into the gradient of `x_mid`."""
+        """Replace the gradient of the block's output in acts.dx with the gradient of `x_mid`."""
         kept, hp = self.kept, self.hp
         dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
@@ -323,7 +332,7 @@ class Block(BlockParts):
             if hp.gated:
                 self.project_grad("gate", kept.gate, read, dnorm)
             self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
-        if not hp.side_by_side:  # otherwise, attention adds its part first
+        if not hp.side_by_side:  # otherwise, attention first adds its part to dnorm
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx=dx)
         self.see_grad("ffn_inp", dx)

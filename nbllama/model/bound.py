@@ -16,14 +16,17 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 class Bound:
     """An adapter bound to a model: pairs by tensor, effective norms, and parameter gradients.
 
-    `dropout` applies to the inputs of the pairs in blocks; it is None except in training.
+    `dropout` applies to the inputs of the pairs in blocks. It is None except during training.
     """
 
     dropout: Dropout | None = None
-    load: np.ndarray | None = None  # int64 [n_layer, E]: tokens per expert so far
+    load: np.ndarray | None = None  # int64 [n_layer, E]: tokens routed to each expert so far
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
-        """Bind `adapter`; raise `CheckpointError` if its shapes do not match the model."""
+        """Bind `adapter` to `model`.
+
+        Raises `CheckpointError` if the shapes of the adapter do not match the model.
+        """
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
             raise CheckpointError(f"the adapter is for a different model: {problem}")
         self._model = model
@@ -54,18 +57,21 @@ class Bound:
             g.fill(0)
 
     def trains(self, *names: str) -> bool:
-        """Return whether any of these base tensors has a pair that is trained."""
+        """Return whether a pair of any of these base tensors is trained."""
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:
-        """Return a matrix's pair, with the arrays for its gradients."""
+        """Return the pair of a matrix, including the arrays for its gradients, or None."""
         if self.adapter is None or (stored := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
         return LoraPair(stored.a, stored.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
-        """Return a layer's pair; layers in the same tensor share A and have separate rows of B."""
+        """Return the pair of a linear layer, or None if the layer has no pair.
+
+        Layers in the same tensor share A; each layer has its own rows of B.
+        """
         tensor, rows = self._model.linears[linear]
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
@@ -74,7 +80,7 @@ class Bound:
         return pair._replace(b=pair.b[rows], db=db)
 
     def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
-        """Return the pair of one expert, given the tensor that contains all experts."""
+        """Return the pair of one expert, or None; `tensor` is the tensor with all experts."""
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
             return None
@@ -86,9 +92,10 @@ class Bound:
         return self._norms.get(name, self._model.vectors[name])
 
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
-        """Write y `[N, C]`, the norm of x `[N, C]` with this weight, and rstd for the gradient.
+        """Write the norm of x `[N, C]` with this weight to y `[N, C]`, and set rstd.
 
-        rstd is `[N]`, or `[N, 2]` for LayerNorm, including the mean (`activations.norm_numbers`).
+        rstd, which the gradient requires, is `[N]`. For LayerNorm, it is `[N, 2]` and includes the
+        mean (`activations.norm_numbers`).
         """
         w, hp = self.norm(name), self._model.hp
         if hp.norm == "layer":
@@ -108,7 +115,10 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Set dx `[N, C]` (`add`: +=) to the gradient of x; add the gradients of the pair."""
+        """Set dx `[N, C]` to the gradient with respect to x; add the gradients of the pair.
+
+        With `add`, the gradient is added to dx.
+        """
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return
@@ -120,10 +130,10 @@ class Bound:
             rms_norm_grad(dy, x, w, rstd, dx=dx, add=add)
 
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
-        """Add the gradients of a norm's pair, if it has a trained pair.
+        """Add the gradients of a norm's pair, if the norm has a trained pair.
 
         dy `[N, C]` is the gradient of the norm's output, x `[N, C]` is its input, and rstd is the
-        result of `normed`. With dw `[C]`, the gradient with respect to the effective weight:
+        result of `normed`. If dw `[C]` is the gradient with respect to the effective weight:
 
             dA += s Bᵀ dw        dB += s dw Aᵀ
         """

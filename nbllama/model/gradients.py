@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch, without an optimiser."""
+"""The loss and the gradients of one batch, without an optimiser."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Shapes of the arrays that blocks without attention save, share, and carry between tokens.
 
-The arrays for the gates of the attention output (`Hparams.attn_gate`) are included.
+They include the arrays for the gates of the attention output (`Hparams.attn_gate`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _keys(of: DeltaNet, n: int) -> tuple[int, ...]:
 
 
 def mixer_forward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays shared by these blocks in the forward pass."""
+    """Return the shapes of the arrays that these blocks share in the forward pass."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes["mixed"] = (n, hp.n_embd)
@@ -52,7 +52,7 @@ def mixer_forward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays shared by these blocks in the backward pass."""
+    """Return the shapes of the arrays that these blocks share in the backward pass."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes |= {"dmixed": (n, hp.n_embd), "dbcx": (n, 3 * hp.n_embd)}
@@ -68,7 +68,10 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Return the floats per token of the widest linear layer input or output, or 0 for none."""
+    """Return the floats per token in the widest input or output of a linear layer in these blocks.
+
+    Returns 0 if the model has no such blocks.
+    """
     widths = [3 * hp.n_embd if "conv" in hp.mixers else 0]
     if of := hp.delta:
         widths += [of.n_qkv, of.n_values]
@@ -78,7 +81,10 @@ def mixer_width(hp: Hparams) -> int:
 
 
 def state_shapes(hp: Hparams, layer: int) -> Shapes:
-    """Return the shapes of a sequence's states in a block, by name (empty for attention)."""
+    """Return the shapes of a sequence's states in a block, by name.
+
+    The result is empty for a block with attention.
+    """
     kind, of = hp.mixer_at(layer), hp.delta
     if kind == "conv":
         return {"conv": (hp.conv_taps - 1, hp.n_embd)}

@@ -1,18 +1,18 @@
-"""A block's mixture of experts, forward and backward, which replaces its feed-forward layer.
+"""The mixture of experts that replaces a block's feed-forward layer, forward and backward.
 
     y = sum over the chosen experts e of W_down[e] (w_e act(W_gate[e] h, W_up[e] h))  (+ shared(h))
 
-`nbllama.ops.experts.router` chooses the experts for each token and their weights w. The tokens of
+`nbllama.ops.experts.router` chooses the experts of each token and their weights w. The tokens of
 each expert are gathered, so that the expert's matrices are decoded only once. Experts are processed
-in ascending order, and each token's sum is accumulated in this order, so a token's result is
-bit-identical for any number of threads and any batch. Experts without tokens are skipped, and their
-matrices are not read.
+in ascending order, and the sum for each token is accumulated in this order. The result for a token
+is therefore bit-identical for any number of threads and any batch. Experts without tokens are
+skipped, and their matrices are not read.
 
 The router is frozen, but the gradient of the weights w flows through it to the block's input.
 
 Shapes: N tokens, C n_embd, E experts of which a token uses K, F width of an expert, M tokens of one
-expert. Saved for the backward pass: gate and up `[N K, F]` sorted by expert, and the arrays listed
-in `mixture_shapes.kept_shapes`.
+expert. Gate and up `[N K, F]`, sorted by expert, and the arrays listed in
+`mixture_shapes.kept_shapes` are saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return a layer's pair, always the same object because `Input` compares by identity."""
+        """Return the pair of a layer, or None if the layer has no pair.
+
+        Every call returns the same object, because `Input` compares pairs by identity.
+        """
         key = name, expert
         if key not in self._pairs:
             found = self.block.bound.expert_pair(self.block.layer, _TENSORS[name], expert)
@@ -73,17 +76,17 @@ class Mixture:
         return Input(x, self.block.acts.pool("panels"), group)
 
     def project(self, name: str, expert: int, x: Input, y: np.ndarray) -> None:
-        """Compute y `[M, n_out]`, without the bias."""
+        """Compute the layer's output y `[M, n_out]`, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
-        # depends on all tokens in the batch, because the expert's other tokens must not change the
-        # bits
+        # `packed` depends on the number of tokens in the batch, not on the tokens of this expert,
+        # so that a token's result is bit-identical regardless of the expert's other tokens
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 
     def project_grad(
         self, name: str, expert: int, dy: np.ndarray, x: Input, *, dx: np.ndarray, add: bool = False
     ) -> None:
-        """Set dx `[M, n_in]` (`add`: +=), and add the gradients of the pair."""
+        """Set dx `[M, n_in]`, or add to it with `add`; add the gradients of the pair."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
         h = NO_PANELS if pair is None else x.hidden(pair, None)
@@ -93,7 +96,7 @@ class Mixture:
     # The shared expert
 
     def shared_forward(self, source: Input) -> None:
-        """Compute gate and up of the shared expert, and the factor of its output."""
+        """Compute gate and up of the shared expert, and the factor for its output."""
         block, own = self.block, self.block.kept.mixture
         block.project("gate_shexp", source, own["gate_shexp"])
         block.project("up_shexp", source, own["up_shexp"])
@@ -105,7 +108,7 @@ class Mixture:
         np.divide(1, 1 + np.exp(-z), out=own["shared_weight"])
 
     def shared_act(self) -> np.ndarray:
-        """Compute the input `[N, F_shared]` of the shared expert's last matrix."""
+        """Compute the input `[N, F_shared]` for the last matrix of the shared expert."""
         own = self.block.kept.mixture
         act = _flat(self.block.shared("act"), self.n, self.experts.n_ff_shared)
         if self.block.model.vectors.get(self.block.name(_SHARED_WEIGHT)) is None:
@@ -116,7 +119,7 @@ class Mixture:
         return act
 
     def shared_backward(self, dy: np.ndarray, read: np.ndarray, dread: np.ndarray) -> None:
-        """Add the gradient through the shared expert to dread `[N, C]`."""
+        """Add the gradient that flows through the shared expert to dread `[N, C]`."""
         block, own = self.block, self.block.kept.mixture
         dact = _flat(block.shared("dact"), self.n, self.experts.n_ff_shared)
         block.project_grad("down_shexp", dy, self.shared_act(), dact)
@@ -134,7 +137,7 @@ class Mixture:
     # The whole mixture
 
     def route(self, source: Input) -> Groups:
-        """Choose the experts for each token."""
+        """Choose the experts for each token, and return the tokens grouped by expert."""
         block = self.block
         w, z = block.model.matrix(block.name("ffn_gate_inp")), self.scores
         linear(w, None, source, z, hidden=None)
@@ -149,7 +152,7 @@ class Mixture:
         return Groups(self.chosen, self.experts.total)
 
     def forward(self, recompute: bool) -> None:
-        """Compute the block's output; with `recompute`, only what the gradient requires."""
+        """Compute the block's output; with `recompute`, compute only what the gradient requires."""
         block, e = self.block, self.experts
         read = block.reads(*block.source())
         block.see("ffn_norm", read)
@@ -185,7 +188,10 @@ class Mixture:
         block.see("l_out", x)
 
     def backward(self, dx: np.ndarray, dread: np.ndarray) -> None:
-        """Compute the input gradient dread `[N, C]` from the gradient of the block's output."""
+        """Compute the gradient dread `[N, C]` of the mixture's input.
+
+        dx is the gradient of the block's output.
+        """
         block, e = self.block, self.experts
         dy = block.branch_grad("down", dx)
         read = block.reads(*block.source())
@@ -230,7 +236,7 @@ class Mixture:
                 y += bias
 
     def _act(self, group: Group, sorted_weights: np.ndarray) -> np.ndarray:
-        """Compute the input `[M, F]` of an expert's last matrix."""
+        """Compute the input `[M, F]` for the last matrix of an expert."""
         slots = group.slots
         act = _flat(self.block.shared("act"), len(group.rows), self.experts.n_ff)
         expert_gate(
@@ -239,7 +245,7 @@ class Mixture:
         return act
 
     def _shared_hidden(self) -> None:
-        """Compute h of the shared expert's last pair, which the gradient requires."""
+        """Compute h, which the gradient requires, for the shared expert's last pair."""
         block, pair = self.block, self.block.pairs["down_shexp"]
         if pair is not None:
             source = block.input(self.shared_act(), "down_shexp")
@@ -248,5 +254,5 @@ class Mixture:
 
 
 def _flat(a: np.ndarray, n: int, width: int) -> np.ndarray:
-    """Return the start of a's memory as `[n, width]`."""
+    """Return the first elements of `a` as a view `[n, width]`."""
     return a.reshape(-1)[: n * width].reshape(n, width)

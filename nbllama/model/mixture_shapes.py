@@ -1,19 +1,18 @@
-"""Shapes of the arrays that only mixtures of experts use."""
+"""Shapes of the arrays that only mixture-of-experts models use."""
 
 from __future__ import annotations
 
 from nbllama.arch import Hparams
 from nbllama.ops.linear.linear import hidden_floats
 
-Shapes = dict[str, tuple[int, ...]]  # by name of the array
+Shapes = dict[str, tuple[int, ...]]  # the keys are the names of the arrays
 
 
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
     """Return the shapes of `BlockSet.mixture`.
 
-    The arrays contain the experts' scores, the chosen experts and their weights, and gate and up of
-    the shared expert. `chosen` is int32. The shared expert's output is multiplied by
-    `shared_weight`.
+    The arrays contain the scores of the experts, the chosen experts (`chosen`, int32) and their
+    weights, gate and up of the shared expert, and the factor for its output (`shared_weight`).
     """
     if hp.experts is None:
         return {}
@@ -26,9 +25,10 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixture_shapes(hp: Hparams, n: int, rank: int) -> Shapes:
-    """Return the shapes of the shared arrays: an expert's input, output and LoRA products.
+    """Return the shapes of the arrays that all blocks share.
 
-    `rank` is the largest rank of any expert pair.
+    They contain an expert's input, its output and its LoRA products. `rank` is the largest rank of
+    the experts' pairs.
     """
     if hp.experts is None:
         return {}

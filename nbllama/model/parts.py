@@ -18,10 +18,10 @@ from nbllama.model.weights import Weights
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
 
-# Norms that occur only in some models, by the layer that they follow. They do not support LoRA.
+# Norms that occur only in some models, by the layer that they follow. LoRA cannot train them.
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
-# llama.cpp's names for results, for a watcher (`nbllama.model.watching`).
+# llama.cpp's names for the results, which are passed to a watcher (`nbllama.model.watching`).
 _POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 
@@ -41,7 +41,10 @@ class BlockParts:
         self.watch = model.watch
 
     def _fit(self) -> None:
-        """Reshape the arrays of `kept` for this block; use shared arrays for lent keys."""
+        """Reshape the arrays in `kept` to the sizes of this block.
+
+        Keys and values that several blocks use are in shared arrays.
+        """
         kept, n, sizes = self.kept, self.n, self.sizes
         for name in ("q", "att", "k", "v", "gate", "up"):
             shape = own_shape(name, sizes, self.hp.n_head)
@@ -70,29 +73,32 @@ class BlockParts:
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *linears: str) -> bool:
-        """Return whether any of these linear layers has a pair that is trained."""
+        """Return whether the pair of any of these linear layers is trained."""
         return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
-        """Return an array shared by all blocks, with one row per token."""
+        """Return an array that all blocks share, with one row per token."""
         array = self.acts.shared(name, self.n)
         shape = own_shape(name, self.sizes, self.hp.n_head) if self.hp.blocks else None
         return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return a feed-forward array as `[N, F]`; with experts, the array can be larger."""
+        """Return a feed-forward array as `[N, F]`; the array itself can be larger, for experts."""
         return fitted(array, self.n, (self.sizes.n_ff,))
 
     # Parts of the passes
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """Return the stream that feed-forward reads, the name of the norm, and rstd."""
+        """Return the stream that feed-forward reads, the name of its norm, and the norm's rstd."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
 
     def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
-        """Return the normalised stream (valid until the next call), or x if there is no norm."""
+        """Return the normalised stream, or x if there is no norm.
+
+        The normalised stream is valid until the next call.
+        """
         if not norm:
             return x
         y = self.shared("norm")
@@ -102,7 +108,7 @@ class BlockParts:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, *, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; add the gradients of the norm's pair."""
+        """Add the gradient with respect to x to dx; also add the gradients of the norm's pair."""
         if norm:
             self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:
@@ -114,14 +120,20 @@ class BlockParts:
         return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
     def masked(self, *linears: str) -> Masked | None:
-        """Return the dropout for the input of these linear layers, if any of them has a pair."""
+        """Return the dropout mask for the input of these linear layers.
+
+        Returns None without dropout, or if none of the layers has a pair.
+        """
         if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
             return None
         mask = self.bound.dropout.at(self.layer, LINEARS[linears[0]].source)
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """Set y `[N, ...]` (`add`: +=) to the output of layer `name`, including the bias."""
+        """Set y `[N, ...]` to the output of layer `name`, including the bias.
+
+        With `add`, the output is added to y.
+        """
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
         self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
@@ -131,7 +143,7 @@ class BlockParts:
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """Write the gradient with respect to x to dx `[N, ...]`, or add it with `add`.
+        """Set dx `[N, ...]` to the gradient with respect to x; with `add`, add the gradient to dx.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
@@ -143,10 +155,10 @@ class BlockParts:
             masked=self.masked(name),
         )  # fmt: skip
 
-    # The outputs of attention and feed-forward, added to the stream; `name` is their last layer
+    # Branches add the outputs of attention and feed-forward to the stream; `name` is the last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """Add the layer's output to stream `[N, C]`, with the model's norm and scale, if any."""
+        """Add the layer's output to `stream` `[N, C]`, after the norm and the scale, if any."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)

@@ -1,10 +1,10 @@
 """The model: the forward pass, the loss, and the backward pass.
 
 `nbllama.model.weights` contains the tensors, `nbllama.model.bound` binds an adapter to them, and
-`nbllama.model.block` computes a block. The order of operations is the same as in finetune.cpp's
-graph (t01 embeddings .. t36 loss). Activations form a stream `[N, C]` float32, in which all
-sequences of a micro-batch are concatenated. Base weights are never modified, and never decoded as a
-whole.
+`nbllama.model.block` computes a block. The order of operations is the same as in the graph of
+finetune.cpp (t01 embeddings .. t36 loss). Activations form a float32 stream `[N, C]`, in which all
+sequences of a micro-batch are concatenated. Base weights are never modified, and a matrix is never
+decoded as a whole.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
 positions.
@@ -40,16 +40,16 @@ M = TypeVar("M", bound="Model")
 
 
 class Trunk(Protocol):
-    """A store for the inputs x `[N, C]` of block `layer`, by sample."""
+    """A store for the inputs x `[N, C]` of block `layer`, which are stored by sample."""
 
     layer: int
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
-        """Fill x; return False if a sample is missing."""
+        """Fill x with the stored inputs; return False if a sample of the batch is not stored."""
         ...
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
-        """Store x."""
+        """Store the inputs x of all samples in the batch."""
         ...
 
 
@@ -68,9 +68,9 @@ class Model(Weights):
     ) -> M:
         """Open a GGUF model; the weights stay memory-mapped.
 
-        Constants passed as arguments override those in the file (`arch.with_overrides`), and `pre`
-        overrides the name of its pre-tokenizer. Raises `GGUFError` for a file that is damaged or
-        not supported.
+        Constants passed as arguments override those in the file (`arch.with_overrides`). `pre`
+        overrides the name of the pre-tokenizer. Raises `GGUFError` if the file is damaged or not
+        supported.
         """
         gguf = open_gguf(path)
         hp = hparams_from_gguf(gguf)
@@ -80,7 +80,7 @@ class Model(Weights):
         return cls(gguf, hp, pre)
 
     def embed_tokens(self, bound: Bound, acts: Activations, batch: Batch) -> None:
-        """Write the token embeddings (with their LoRA pair) to acts.x(0)."""
+        """Write the token embeddings, including their LoRA pair, to acts.x(0)."""
         x = acts.x(0, len(batch.tokens))
         embed(self.matrix("token_embd"), batch.tokens, x)
         pair = bound.pair("token_embd.weight")
@@ -116,10 +116,10 @@ class Model(Weights):
         *,
         trunk: Trunk | None = None,
     ) -> None:
-        """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
+        """Compute the embeddings and all blocks; the output of the last block is acts.x(n_layer).
 
-        `check` is called between blocks. Blocks before `trunk.layer` are skipped if `trunk`
-        contains the samples and there is no watcher.
+        `check` is called before every block. If there is no watcher and `trunk` contains all
+        samples of the batch, the blocks before `trunk.layer` are skipped.
         """
         if self.watch is not None:
             trunk = None
@@ -151,17 +151,17 @@ class Model(Weights):
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
-        """Return the sum of the losses at the trained positions; call after `forward`.
+        """Return the sum of the losses at the trained positions; call this method after `forward`.
 
-        With `gradient`, acts.dx is set to the gradient of `weight` times the sum, or of the sum
-        with one weight per position (float64 `[M]`). `floor`: see `ops.cross_entropy`.
+        With `gradient`, acts.dx is set to the gradient of the sum times `weight`. `weight` can also
+        contain one weight per position (float64 `[M]`). See `ops.cross_entropy` for `floor`.
         """
         n = len(batch.tokens)
         rows, targets = batch.trained()
         m = len(rows)
         x, normed = acts.shared("top_x", m), acts.shared("top_norm", m)
         rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
-        # "clip": in the default mode, numpy writes to a temporary copy first
+        # in the default mode (not "clip"), numpy would first write to a temporary copy
         np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
         name = f"{self.hp.output_norm}.weight"
         bound.normed(name, x, normed, rstd)
@@ -175,7 +175,7 @@ class Model(Weights):
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
-                # the loss computes logits only for trained tokens, and never stores all of them
+                # the loss computes logits only for trained tokens, and never stores all logits
                 whole, last = batch.whole(), acts.x(self.hp.n_layer, n)
                 last = last if batch.tree is None else last[batch.tree.rows]
                 show_loss(self.watch, self.logits(bound, last), whole, weight)
@@ -197,9 +197,9 @@ class Model(Weights):
 
     @own_cores()
     def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
-        """Compute the logits float32 `[N, V]` from the last block's output x `[N, C]`.
+        """Compute the float32 logits `[N, V]` from the last block's output x `[N, C]`.
 
-        `panels` is memory for packed x.
+        `panels` is memory for the packed x.
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
@@ -224,7 +224,7 @@ class Model(Weights):
     def backward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:
-        """Run all blocks backward, starting with acts.dx; add gradients to `bound.grads`."""
+        """Run the blocks backward, starting from acts.dx; add the gradients to `bound.grads`."""
         adapter = bound.adapter
         lowest = adapter.lowest_layer() if adapter is not None else self.hp.n_layer
         top = self.hp.n_layer - 1
@@ -246,15 +246,15 @@ class Model(Weights):
         kept: int = 0,
         dropout: bool = False,
     ) -> Activations:
-        """Allocate memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
+        """Allocate memory for micro-batches with at most `n` tokens and `n_trained` trained ones.
 
-        For `kept`, see `nbllama.model.activations`.
+        See `nbllama.model.activations` for `kept`.
         """
         sizes = layout(self, adapter, n, n_trained, dropout=dropout)
         return Activations(sizes, checkpointing=checkpointing, kept=kept)
 
     def forward_activations(self, adapter: Adapter | None, n: int) -> ForwardActivations:
-        """Allocate memory for at most `n` tokens, without a backward pass."""
+        """Allocate memory for forward passes with at most `n` tokens, without backward passes."""
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
@@ -268,7 +268,10 @@ class Model(Weights):
 def layout(
     model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
 ) -> Layout:
-    """Return the sizes for a step's arrays, with the largest rank of each layer in any block."""
+    """Return the `Layout` of the arrays for a step.
+
+    The rank of a linear layer is the largest of its ranks in all blocks.
+    """
     ranks = dict.fromkeys(LINEARS, 0)
     for base, pair in (adapter.pairs if adapter is not None else {}).items():
         for name, (tensor, _) in model.linears.items():
@@ -280,5 +283,5 @@ def layout(
 
 
 def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
-    """Open a GGUF model; see `Model.load` for `constants` and the errors."""
+    """Open a GGUF model; `Model.load` documents `constants` and the errors raised."""
     return Model.load(path, **constants)

@@ -1,16 +1,16 @@
 """Per-block embeddings (Gemma 3n and 4), and how a block uses them.
 
-For each of the L blocks, a token has a row e_i of P numbers, computed from a separate table and
-from the token's usual embedding x (after scaling):
+For each of the L blocks, a token has a row e_i of P numbers. The row is computed from a separate
+table and from the token's usual embedding x (after scaling):
 
     e_i = (norm(p_i) + sqrt(P) T_i[token]) / sqrt(2)        p_i = x M_iᵀ / sqrt(C)
 
-After feed-forward, a block adds the following to its stream x
+After feed-forward, a block adds the following term to its stream x:
 
     norm(proj(gelu(inp_gate(x)) * e_i))
 
-and multiplies the sum by a factor, if the file contains one. `inp_gate` and `proj` can have LoRA
-pairs; the table T and the matrix M cannot, because llama.cpp would not apply them.
+If the file contains a factor for the block, the sum is multiplied by it. `inp_gate` and `proj` can
+have LoRA pairs. The table T and the matrix M cannot, because llama.cpp would not apply their pairs.
 
 The rows are stored in one shared array, block by block. The backward pass of a block overwrites its
 rows with their gradient, which is used only for the token embedding's pair (`embed_grad`). The
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TABLE, MODEL_PROJ = "per_layer_token_embd", "per_layer_model_proj"
 NORM, POST_NORM = "per_layer_proj_norm.weight", "post_norm.weight"
 OUT_SCALE = "layer_output_scale.weight"
-_AT_ONCE = 64  # tokens whose rows are decoded at a time
+_AT_ONCE = 64  # number of tokens whose rows are decoded at a time
 _HALF = np.float32(1 / np.sqrt(np.float32(2)))
 
 
@@ -54,7 +54,7 @@ def _rows(acts: Activations, hp: Hparams, n: int) -> np.ndarray:
 
 
 def rows_of_token(acts: Activations, hp: Hparams) -> np.ndarray | None:
-    """Return the rows of a single token, `[L, P]`, or None if the model has no such rows."""
+    """Return the rows of a single token, `[L, P]`, or None if the model has no such embeddings."""
     return _rows(acts, hp, 1)[:, 0] if hp.n_per_layer else None
 
 
@@ -72,7 +72,7 @@ def _from_embedding(model: Weights) -> np.float32:
 
 
 def embed_rows(model: Weights, bound: Bound, acts: Activations, batch: Batch) -> None:
-    """Compute the rows of all blocks from the tokens and their embeddings, acts.x(0)."""
+    """Compute the rows of all blocks from the tokens and their embeddings in acts.x(0)."""
     hp, n = model.hp, batch.n_tokens
     x, rows = Input(acts.x(0, n), acts.pool("panels")), _rows(acts, hp, n)
     raw, rstd = acts.shared("per_layer_raw", n), acts.shared("per_layer_rstd", n)
@@ -94,7 +94,7 @@ def embed_rows(model: Weights, bound: Bound, acts: Activations, batch: Batch) ->
 
 
 def embed_grad(model: Weights, bound: Bound, acts: Activations, batch: Batch) -> None:
-    """Add the gradient through the rows of all blocks to acts.dx."""
+    """Add the gradient that flows through the rows of all blocks to acts.dx."""
     hp, n = model.hp, batch.n_tokens
     x, drows, dx = acts.x(0, n), _rows(acts, hp, n), acts.shared("dx", n)
     packed = Input(x, acts.pool("panels"))
@@ -121,7 +121,7 @@ def _scale(block: BlockParts) -> np.float32 | None:
 
 
 def forward(block: BlockParts, x: np.ndarray) -> None:
-    """Turn x `[N, C]` from the stream after feed-forward into the block's output."""
+    """Replace x `[N, C]`, the stream after feed-forward, with the block's output."""
     kept = block.kept.mixed
     if block.hp.n_per_layer:
         kept["per_layer_x"][:] = x
@@ -143,7 +143,7 @@ def forward(block: BlockParts, x: np.ndarray) -> None:
 
 
 def backward(block: BlockParts, dx: np.ndarray) -> None:
-    """Turn dx from the gradient of the block's output into the gradient before `forward`."""
+    """Replace dx, the gradient of the block's output, with the gradient of `forward`'s input."""
     if (scale := _scale(block)) is not None:
         dx *= scale
     if not block.hp.n_per_layer:

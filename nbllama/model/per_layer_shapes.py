@@ -8,7 +8,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of what a block saves: stream, inputs of gate and norm, rstd."""
+    """Return the shapes of the arrays that a block saves."""
     if not hp.n_per_layer:
         return {}
     return {
@@ -20,7 +20,7 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def forward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays shared by all blocks in the forward pass."""
+    """Return the shapes of the arrays that all blocks share in the forward pass."""
     size = hp.n_per_layer
     if not size:
         return {}
@@ -29,5 +29,5 @@ def forward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def backward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays shared by all blocks in the backward pass."""
+    """Return the shapes of the arrays that all blocks share in the backward pass."""
     return {"per_layer_dact": (n, hp.n_per_layer)} if hp.n_per_layer else {}

@@ -1,10 +1,10 @@
 """The whole model in one module: forward pass, loss and backward pass in plain float64 numpy.
 
-Each line is one operation, in order; read `_Pass.forward` and `_Pass.backward`. Every operation and
-its gradient (`nbllama.model.reference_ops`) is a plain-numpy function from a module of
-`nbllama.ops`, which documents the formula and the derivative. This module is exact but slow, and is
-not used in training. The passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are
-tested against it, and its own gradients against finite differences of its loss
+Start with `_Pass.forward` and `_Pass.backward`, in which each line is one operation. Every
+operation and its gradient (`nbllama.model.reference_ops`) is a plain-numpy function from a module
+in `nbllama.ops`, which documents the formula and the derivative. This module is exact but slow, and
+is not used in training. The passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are
+tested against this module. Its own gradients are tested against finite differences of its loss
 (tests/model/test_reference.py).
 
 Shapes: N tokens (all sequences, concatenated), C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
@@ -27,7 +27,7 @@ from nbllama.ops.softcap import soft_cap_grad_ref, soft_cap_ref
 
 
 class ReferenceModel(ReferenceTensors):
-    """A model in plain numpy; in its methods, `scale` is alpha / lora_r."""
+    """A model in plain numpy. The `scale` argument of its methods is alpha / lora_r."""
 
     def logits(
         self,
@@ -38,23 +38,27 @@ class ReferenceModel(ReferenceTensors):
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`; `change` contains values to add to activations, by name.
+        """Compute the logits `[N, V]`.
 
-        Every activation is stored in `seen` under llama.cpp's name (see `nbllama.peek.names`).
+        `seen` is called for every activation, with llama.cpp's name for it (see
+        `nbllama.peek.names`). `change` contains values to add to activations, by name.
         """
         return _Pass(self, batch, params, scale, seen=seen, change=change).forward()
 
     def loss(
         self, batch: Batch, params: Parameters, scale: float, change: Parameters | None = None
     ) -> float:
-        """Return the mean loss over the trained positions of a batch; `change` as in `logits`."""
+        """Return the mean loss over the trained positions of a batch.
+
+        `change` has the same meaning as in `logits`.
+        """
         z = self.logits(batch, params, scale, change=change)
         return _mean_loss(z, batch)
 
     def loss_and_gradients(
         self, batch: Batch, params: Parameters, scale: float
     ) -> tuple[float, dict[str, np.ndarray]]:
-        """Return the mean loss, and its gradient with respect to each array in `params`."""
+        """Return the mean loss and its gradients with respect to the arrays in `params`."""
         run = _Pass(self, batch, params, scale)
         loss = _mean_loss(run.forward(), batch)
         run.backward()
@@ -75,7 +79,7 @@ class _Pass(Blocks):
         x = keep("inp_embd", hp.embed_scale * self.embed())
         self.embed_rows(x)
         for i in range(hp.n_layer):
-            # attention, on a normalised copy of the stream x [N, C]
+            # attention, which reads a normalised copy of the stream x [N, C]
             h = read = keep(f"attn_norm-{i}", self.reads(x, i, hp.attn_norm))
             y = self.attend(h, i) if hp.mixer_at(i) == "attention" else self.mixed(h, i)
             if hp.has_post_norms:
@@ -102,7 +106,7 @@ class _Pass(Blocks):
         return keep("result_output", z)
 
     def attend(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the attention output of block `i` for the input h `[N, C]`."""
+        """Compute the output of the attention in block `i` for the input h `[N, C]`."""
         hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
         of = hp.sizes_at(i).kv_from  # the block whose keys and values are used
         q = self.heads(keep(f"Qcur_raw-{i}", self.queries(h, i)), "q", i)
@@ -116,7 +120,7 @@ class _Pass(Blocks):
         return keep(f"attn_out-{i}", self.linear(att, i, "o"))
 
     def heads(self, x: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return queries or keys x `[N, heads, D]`, normalised and rotated as in this model."""
+        """Normalise and rotate queries or keys x `[N, heads, D]` as the model requires."""
         node = LINEARS[name].node
         if self.hp.qk_norm_last:
             x = self.keep(f"{node}-{i}", self.rotate(x, i))
@@ -126,7 +130,10 @@ class _Pass(Blocks):
         return x if self.hp.qk_norm_last else self.keep(f"{node}-{i}", self.rotate(x, i))
 
     def backward(self) -> None:
-        """Add the gradients of the mean loss to `grads`: the lines of `forward` in reverse."""
+        """Add the gradients of the mean loss to `grads`.
+
+        The steps are those of `forward` in reverse order.
+        """
         hp, kept = self.hp, self.kept
         rows = self.batch.targets >= 0
         z, dz = kept["result_output"], np.zeros_like(kept["result_output"])
@@ -137,7 +144,7 @@ class _Pass(Blocks):
         dx = self.norm_grad(hp.logit_scale * dh, kept[f"l_out-{hp.n_layer - 1}"], hp.output_norm)
         for i in reversed(range(hp.n_layer)):
             dx = self.per_layer_grad(dx, i)
-            # feed-forward; dx flows to the earlier part of the stream, and through the branch
+            # feed-forward; dx flows both to the earlier part of the stream and through the branch
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"ffn_out-{i}"], f"blk.{i}.post_ffw_norm")
@@ -169,7 +176,7 @@ class _Pass(Blocks):
         self.embed_grad(hp.embed_scale * (dx + self.embed_rows_grad()))
 
     def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to h of `attend`, given the gradient of its output."""
+        """Return the gradient of `attend` with respect to h, given the gradient of its output."""
         hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
         att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
         datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
@@ -185,7 +192,7 @@ class _Pass(Blocks):
         return dh
 
     def heads_grad(self, dy: np.ndarray, name: str, i: int) -> np.ndarray:
-        """Return the gradient with respect to x of `heads`, given the gradient of its result."""
+        """Return the gradient of `heads` with respect to x, given the gradient of its result."""
         node, last = LINEARS[name].node, self.hp.qk_norm_last
         if not last:
             dy = self.rotate(dy, i, inverse=True)
@@ -196,5 +203,5 @@ class _Pass(Blocks):
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:
-    """Return float64 copies of an adapter's arrays, which the caller may change."""
+    """Return float64 copies of an adapter's arrays. The caller may modify the copies."""
     return {name: p.astype(np.float64) for name, p in adapter.parameters().items()}

@@ -1,7 +1,7 @@
-"""Parts of the reference model for blocks of different sizes, in plain float64 numpy.
+"""The parts of the reference model for blocks of different sizes, in plain float64 numpy.
 
-The parts are keys and values used by several blocks, the norm of the values, and per-block
-embeddings (see `nbllama.model.varied` and `nbllama.model.per_layer`).
+These are keys and values that several blocks use, the norm of the values, and per-block embeddings
+(see `nbllama.model.varied` and `nbllama.model.per_layer`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NORM = "per_layer_proj_norm"
 
 
 class Blocks(Mixers):
-    """Operations, mixers, and the parts of blocks of different sizes."""
+    """Operations, mixers, and the parts for blocks of different sizes."""
 
     # Keys and values
 
@@ -26,11 +26,11 @@ class Blocks(Mixers):
         return self.linear(h, i, "k").reshape(len(h), -1, self.hp.sizes_at(i).head_dim)
 
     def has_values(self, i: int) -> bool:
-        """Return whether block `i` projects values instead of using its keys."""
+        """Return whether block `i` projects its values instead of using its keys as values."""
         return f"blk.{i}.{self.model.linears['v'].tensor}.weight" in self.tensors
 
     def values(self, h: np.ndarray, k: np.ndarray, i: int) -> np.ndarray:
-        """Return the values `[N, G, D]`, given the projected keys."""
+        """Return the values `[N, G, D]`; k are the projected keys."""
         v = k
         if self.has_values(i):
             v = self.linear(h, i, "v").reshape(k.shape)
@@ -41,7 +41,10 @@ class Blocks(Mixers):
         return rms_norm_ref(v.reshape(-1, v.shape[-1]), one, self.hp.rms_eps).reshape(v.shape)
 
     def values_grad(self, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the gradients with respect to h of `values` and, if it uses them, the keys."""
+        """Return the gradients of `values` with respect to h and with respect to the keys.
+
+        The second gradient is None if the block projects its values.
+        """
         if self.hp.values_normed:
             raw = self.kept[f"raw values-{i}"]
             rows, one = raw.reshape(-1, raw.shape[-1]), np.ones(raw.shape[-1], raw.dtype)
@@ -53,16 +56,19 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sum the gradients of keys and values over the blocks that use them, up to block i."""
+        """Return the gradients of keys and values, summed over the blocks from the last to `i`.
+
+        Only the blocks that use the same keys and values as block `i` are included.
+        """
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
         total = self.lent[of] = dk + before[0], dv + before[1]
         return total
 
-    # Embeddings for each block
+    # Per-block embeddings
 
     def embed_rows(self, x: np.ndarray) -> None:
-        """Store the rows `[N, P]` of all blocks, given the embeddings."""
+        """Compute and store the rows `[N, P]` of all blocks, given the embeddings x."""
         if not self.hp.n_per_layer:
             return
         p = x @ self.model_proj().T / np.sqrt(self.hp.n_embd)
@@ -73,16 +79,16 @@ class Blocks(Mixers):
             self.kept[f"per_layer_row-{i}"] = e / np.sqrt(2)
 
     def own_rows(self) -> list[slice]:
-        """Return the columns of the table for each block."""
+        """Return the columns of the table that contain each block's rows."""
         size, rows = self.hp.n_per_layer, [self.hp.sizes_at(i).row for i in range(self.hp.n_layer)]
         return [slice(row * size, (row + 1) * size) for row in rows]
 
     def model_proj(self) -> np.ndarray:
-        """Return M `[L P, C]`."""
+        """Return the matrix M `[L P, C]`."""
         return self.tensors[f"{MODEL_PROJ}.weight"]
 
     def embed_rows_grad(self) -> np.ndarray | float:
-        """Return the gradient with respect to the embeddings through all blocks' rows."""
+        """Return the gradient with respect to the embeddings through the rows of all blocks."""
         if not self.hp.n_per_layer:
             return 0.0
         dx: np.ndarray | float = 0.0
@@ -115,6 +121,6 @@ class Blocks(Mixers):
         return np.asarray(dx + self.linear_grad(dgate, kept[f"pe_in-{i}"], i, "inp_gate"))
 
     def out_scale(self, i: int) -> float:
-        """Return the factor of a block's output."""
+        """Return the factor for a block's output, or 1 if there is none."""
         scale = self.tensors.get(f"blk.{i}.layer_output_scale.weight")
         return 1.0 if scale is None else float(scale[0])

@@ -1,4 +1,4 @@
-"""The mixture of experts in the reference model, one expert at a time, for all its tokens."""
+"""The mixture of experts in the reference model, which processes one expert at a time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class ReferenceMixture:
-    """The mixture of experts of one block in a pass."""
+    """The mixture of experts of one block, in one pass."""
 
     def __init__(self, run: Operations, layer: int, experts: Experts) -> None:
         self.run, self.layer, self.e = run, layer, experts
         self.gating = Gating(experts.gating, experts.normed, experts.scale)
 
     def weight(self, name: str) -> np.ndarray | None:
-        """Return a tensor of the block, or None if it does not exist."""
+        """Return a tensor of the block, or None if the block does not have it."""
         return self.run.tensors.get(f"blk.{self.layer}.{name}")
 
     def linear(self, x: np.ndarray, name: str, expert: int) -> np.ndarray:
-        """Apply one expert's matrix, with its pair and bias."""
+        """Apply a matrix of one expert, including its pair and its bias."""
         base = f"blk.{self.layer}.ffn_{name}_exps"
         y: np.ndarray = x @ self.run.tensors[f"{base}.weight"][expert].T
         if pair := self.run.pair(base):
@@ -49,7 +49,7 @@ class ReferenceMixture:
         return dx
 
     def forward(self, h: np.ndarray) -> np.ndarray:
-        """Compute the contribution of the experts to the stream for the input h `[N, C]`."""
+        """Compute what the experts add to the stream for the input h `[N, C]`."""
         i, keep, kept = self.layer, self.run.keep, self.run.kept
         z = h @ self.run.tensors[f"blk.{i}.ffn_gate_inp.weight"].T
         if (bias := self.weight("ffn_gate_inp.bias")) is not None:
@@ -72,7 +72,7 @@ class ReferenceMixture:
         return out
 
     def shared(self, h: np.ndarray) -> np.ndarray:
-        """Compute the output of the shared expert, times its weight."""
+        """Compute the output of the shared expert, multiplied by its weight."""
         i, run = self.layer, self.run
         gate, up = run.linear(h, i, "gate_shexp"), run.linear(h, i, "up_shexp")
         run.kept[f"shared-{i}"] = np.stack([gate, up])
@@ -103,7 +103,7 @@ class ReferenceMixture:
         return dh
 
     def shared_grad(self, dy: np.ndarray, h: np.ndarray) -> np.ndarray:
-        """Return the gradient through the shared expert."""
+        """Return the gradient with respect to h that flows through the shared expert."""
         i, run = self.layer, self.run
         gate, up = run.kept[f"shared-{i}"]
         act = gated_ref(gate, up, False)

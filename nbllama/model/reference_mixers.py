@@ -1,6 +1,6 @@
-"""Parts of the reference model that only some blocks use, in plain float64 numpy.
+"""The parts of the reference model that only some blocks use, in plain float64 numpy.
 
-The parts are the alternatives to attention, and the gates of the attention output.
+These are the alternatives to attention, and the gates of the attention output.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nbllama.ops.short_conv import short_conv_grad_ref, short_conv_ref
 
 
 class Mixers(Operations):
-    """Operations, and the alternatives to attention in some blocks."""
+    """Operations, and the alternatives to attention that some blocks use."""
 
     def mixed(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the mixer output of block `i`, which has no attention, for h `[N, C]`."""
+        """Compute the output of the mixer in block `i`, which has no attention, for h `[N, C]`."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta(h, i)
         bcx = self.keep(f"conv_in-{i}", self.linear(h, i, "conv_in"))
@@ -30,7 +30,7 @@ class Mixers(Operations):
         return self.keep(f"conv_out-{i}", self.linear(y, i, "conv_out"))
 
     def mixed_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to h of `mixed`, given the gradient of its output."""
+        """Return the gradient of `mixed` with respect to h, given the gradient of its output."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta_grad(dy, i)
         kept, taps = self.kept, self.taps("shortconv.conv", i)
@@ -39,13 +39,13 @@ class Mixers(Operations):
         return self.linear_grad(dbcx, kept[f"attn_norm-{i}"], i, "conv_in")
 
     def taps(self, name: str, i: int) -> np.ndarray:
-        """Return the weights of a convolution, `[K, ...]`."""
+        """Return the weights of a convolution as `[K, ...]`."""
         return np.asarray(self.tensors[f"blk.{i}.{name}.weight"].T)
 
     # The delta net: `kept` contains the outputs of the projections
 
     def delta(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the output of a block with a delta net."""
+        """Compute the output of the delta net in block `i`."""
         keep, n = self.keep, len(h)
         for name in ("qkv", "z", "alpha", "beta"):
             keep(f"delta_{name}-{i}", self.linear(h, i, name))
@@ -60,7 +60,7 @@ class Mixers(Operations):
         return keep(f"ssm_out-{i}", self.linear(y, i, "ssm_out"))
 
     def delta_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to h of `delta`."""
+        """Return the gradient of `delta` with respect to h."""
         kept, offsets, n = self.kept, self.batch.seq_offsets, len(dy)
         dout = self.linear_grad(dy, kept[f"delta_out-{i}"], i, "ssm_out")
         o, norm = kept[f"delta_o-{i}"], f"blk.{i}.ssm_norm"
@@ -83,7 +83,7 @@ class Mixers(Operations):
         return np.asarray(sum(self.linear_grad(dx, read, i, name) for name, dx in inputs))
 
     def convolved(self, i: int) -> list[np.ndarray]:
-        """Return queries, keys `[N, G, D]` and values `[N, H, D]` after the convolution."""
+        """Return queries and keys `[N, G, D]` and values `[N, H, D]` after the convolution."""
         of = self.hp.delta
         assert of is not None
         qkv, taps = self.kept[f"delta_qkv-{i}"], self.taps("ssm_conv1d", i)
@@ -92,23 +92,23 @@ class Mixers(Operations):
         return [x.reshape(len(y), -1, of.size) for x in np.split(y, [keys, 2 * keys], axis=1)]
 
     def gate_inputs(self, i: int) -> dict[str, np.ndarray]:
-        """Return the inputs of the two gates, by the arguments of `gates_ref`."""
+        """Return the inputs of the two gates as keyword arguments for `gates_ref`."""
         a, dt = self.tensors[f"blk.{i}.ssm_a"], self.tensors[f"blk.{i}.ssm_dt.bias"]
         alpha, b = self.kept[f"delta_alpha-{i}"], self.kept[f"delta_beta-{i}"]
         return {"alpha": alpha, "b": b, "a": a, "dt": dt}
 
     def gates(self, i: int) -> np.ndarray:
-        """Return g and beta, `[2, N, H]`."""
+        """Return the gates g and beta as one array `[2, N, H]`."""
         return gates_ref(**self.gate_inputs(i))
 
     @property
     def delta_scale(self) -> float:
-        """The factor of the queries' outputs."""
+        """The factor for the output of each query."""
         assert self.hp.delta is not None
         return float(1 / np.sqrt(self.hp.delta.size))
 
     def to_length_1(self, x: np.ndarray) -> np.ndarray:
-        """Compute x / sqrt(sum of squares + eps) of each head."""
+        """Compute x / sqrt(sum of squares + eps) for each head."""
         length = np.sqrt((x * x).sum(axis=-1, keepdims=True) + self.hp.rms_eps)
         return np.asarray(x / length)
 
@@ -118,10 +118,10 @@ class Mixers(Operations):
         along = (dy * x).sum(axis=-1, keepdims=True) / square
         return np.asarray((dy - along * x) / np.sqrt(square))
 
-    # The gates of attention's output
+    # The gates of the attention output
 
     def queries(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Return the projected queries `[N, H, D]`; store their gates, if there are any."""
+        """Return the projected queries `[N, H, D]`; if the model has gates, store them."""
         hp, y = self.hp, self.linear(h, i, "q")
         if not hp.attn_gate:
             return y.reshape(-1, hp.n_head, hp.sizes_at(i).head_dim)
@@ -129,7 +129,7 @@ class Mixers(Operations):
         return both[:, :, 0]
 
     def gated_att(self, att: np.ndarray, i: int) -> np.ndarray:
-        """Return the attention output, multiplied by its gates."""
+        """Return the attention output, multiplied by its gates if the model has gates."""
         if not self.hp.attn_gate:
             return att
         return self.keep(f"attn_gated-{i}", out_gate_ref(att, self.kept[f"q_gate-{i}"]))
@@ -142,7 +142,7 @@ class Mixers(Operations):
         return out_gate_grad_ref(dy.reshape(att.shape), att, self.kept[f"q_gate-{i}"])
 
     def with_gates(self, dq: np.ndarray, dgate: np.ndarray | None) -> np.ndarray:
-        """Return the gradient of the projection's output, which contains queries and any gates."""
+        """Return the gradient of the projection's output: queries and, if there are any, gates."""
         if dgate is not None:
             dq = dgate + np.stack([dq, np.zeros_like(dq)], axis=2)
         return dq.reshape(len(dq), -1)

@@ -1,6 +1,6 @@
-"""The operations of the reference model, each with its gradient and its tensor's LoRA pair.
+"""The operations of the reference model, with their gradients and the LoRA pairs of their tensors.
 
-`nbllama.model.reference` calls them in order. Gradients of pairs are added to `grads`.
+`nbllama.model.reference` calls the operations in order. Gradients of pairs are added to `grads`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nbllama.ops.rms_norm import rms_norm_grad_ref, rms_norm_ref
 from nbllama.ops.rope import rope_ref
 from nbllama.ops.ungated import ungated_grad_ref, ungated_ref
 
-Parameters = Mapping[str, np.ndarray]  # by NAME.lora_a and NAME.lora_b
+Parameters = Mapping[str, np.ndarray]  # the keys are NAME.lora_a and NAME.lora_b
 Seen = Callable[[str, np.ndarray], object]
 
 
@@ -60,7 +60,7 @@ class Operations:
         self.seen, self.change = seen, change
         self.kept: dict[str, np.ndarray] = {}
         self.grads = {name: np.zeros_like(p) for name, p in params.items()}
-        self.lent: dict[int, Any] = {}  # gradients of keys and values used by several blocks
+        self.lent: dict[int, Any] = {}  # gradients of keys and values that several blocks use
         self.drows: dict[int, np.ndarray] = {}  # gradients of the per-block embeddings
         self.head = "output" if "output.weight" in self.tensors else "token_embd"
         kind = self.hp.activation
@@ -68,7 +68,7 @@ class Operations:
         self.act = ("ffn_geglu" if self.gelu else "ffn_swiglu") if self.hp.gated else f"ffn_{kind}"
 
     def keep(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Store an activation under llama.cpp's name."""
+        """Store an activation under llama.cpp's name for it, and return it."""
         if self.change is not None and name in self.change:
             x = x + self.change[name].reshape(x.shape)
         if self.seen is not None:
@@ -77,7 +77,7 @@ class Operations:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
+        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor, or None if it has none."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -86,12 +86,12 @@ class Operations:
     def add_grads(
         self, name: str, da: np.ndarray, db: np.ndarray, rows: slice = slice(None)
     ) -> None:
-        """Add to the gradients of a tensor's pair; `rows` selects rows of B."""
+        """Add da and db to the gradients of a tensor's pair; `rows` selects rows of B."""
         self.grads[f"{name}.weight.lora_a"] += da
         self.grads[f"{name}.weight.lora_b"][rows] += db
 
     def embed(self) -> np.ndarray:
-        """Compute W[tok] + s B[tok] A."""
+        """Compute the token embeddings, W[tok] + s B[tok] A."""
         tokens, pair = self.batch.tokens, self.pair("token_embd")
         x: np.ndarray = self.tensors["token_embd.weight"][tokens]
         return x if pair is None else embed_lora_ref(x, tokens, *pair, scale=self.scale)
@@ -113,7 +113,10 @@ class Operations:
     def product_grad(
         self, dy: np.ndarray, x: np.ndarray, name: str, rows: slice = slice(None)
     ) -> np.ndarray:
-        """Return dx; add the pair's dA and dB. W is frozen, so its gradient is not used."""
+        """Return dx; add dA and dB to the gradients of the pair.
+
+        W is frozen, so its gradient is not used.
+        """
         dx, _ = matmul_grad_ref(dy, x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], scale=self.scale)
@@ -122,23 +125,23 @@ class Operations:
         return dx
 
     def linear(self, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """Apply a linear layer of a block: q, k, v, o, gate, up or down."""
+        """Apply a linear layer of a block, such as q, k, v, o, gate, up or down."""
         tensor, rows = self.model.linears[linear]
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
     def linear_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """Return dx of a linear layer of a block; add its pair's gradients."""
+        """Return dx of a block's linear layer; add the gradients of its pair."""
         tensor, rows = self.model.linears[linear]
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
     def norm_weight(self, name: str) -> np.ndarray:
-        """Compute w + s (B A)[0]."""
+        """Compute the effective weight of a norm, w + s (B A)[0]."""
         w = self.tensors[f"{name}.weight"]
         pair = self.pair(name)
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Compute the RMSNorm or LayerNorm of the last axis."""
+        """Compute RMSNorm or LayerNorm over the last axis."""
         rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
         if self.hp.norm == "layer":
             bias = self.tensors.get(f"{name}.bias")
@@ -160,11 +163,14 @@ class Operations:
         return self.norm(x, f"blk.{layer}.{norm}") if norm else x
 
     def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return the gradient with respect to the stream, given the gradient of the result."""
+        """Return the gradient with respect to the stream x; dy is the gradient of the result."""
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Normalise x `[N, heads, D]` per head or over all heads; the weight's length decides."""
+        """Normalise x `[N, heads, D]`, per head or over all heads.
+
+        The length of the weight determines which of the two is done.
+        """
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
@@ -173,7 +179,7 @@ class Operations:
         return self.norm_grad(dy, rows, name).reshape(x.shape)
 
     def ungated(self, x: np.ndarray, layer: int) -> np.ndarray:
-        """Compute act(x) of a feed-forward layer without a gate."""
+        """Compute act(x) for a feed-forward layer without a gate."""
         return ungated_ref(x, self.hp.activation, self.model.xielu(layer))
 
     def ungated_grad(self, dy: np.ndarray, x: np.ndarray, layer: int) -> np.ndarray:
@@ -181,12 +187,12 @@ class Operations:
         return ungated_grad_ref(dy, x, self.hp.activation, self.model.xielu(layer))
 
     def temper(self, q: np.ndarray) -> np.ndarray:
-        """Scale queries, or their gradient, by the temperature at their positions."""
+        """Multiply queries, or their gradient, by the temperature at each position."""
         of = self.hp.temperature
         return q if of is None else q * of.at(self.batch.positions)[:, None, None]
 
     def rotate(self, x: np.ndarray, layer: int, inverse: bool = False) -> np.ndarray:
-        """Apply RoPE to x `[N, heads, D]` if the block has it; with `inverse`, rotate back."""
+        """Apply RoPE to x `[N, heads, D]`, if the block has RoPE; with `inverse`, rotate back."""
         positions, halves = self.batch.positions, self.hp.rope_pairing == "halves"
         tables = self.model.rope_tables(int(positions.max()) + 1, layer)
         if tables is None:
@@ -214,7 +220,7 @@ class Operations:
         return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)
 
     def constants(self, layer: int) -> dict[str, Any]:
-        """Return the keyword arguments for a block's attention, except the arrays."""
+        """Return the keyword arguments for a block's attention, except for the arrays."""
         hp, slopes = self.hp, alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
         window, cap = hp.window_at(layer), hp.attn_softcap
         sinks = self.tensors.get(f"blk.{layer}.attn_sinks.weight")

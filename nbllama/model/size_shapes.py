@@ -1,4 +1,4 @@
-"""Shapes of the arrays in models whose blocks differ in size (`nbllama.model.varied`)."""
+"""Shapes of the arrays for models whose blocks differ in size (`nbllama.model.varied`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDE = ("gate", "up", "act", "dact")
 
 
 def head_shapes(hp: Hparams) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the shapes of a token's queries and of its keys (or values) in the largest block."""
+    """Return the shapes of one token's queries and keys (or values) in the largest block."""
     if not hp.blocks:
         return (hp.n_head, hp.head_dim), (hp.n_head_kv, hp.head_dim)
     width = max(b.n_head_kv * b.head_dim for b in hp.blocks)
@@ -29,14 +29,17 @@ def most_kv_heads(hp: Hparams) -> int:
 
 
 def norm_shapes_of_values(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of what the norm of the values saves, if there is one."""
+    """Return the shapes of the arrays that the norm of the values saves.
+
+    The result is empty if the model does not normalise values.
+    """
     if not hp.values_normed:
         return {}
     return {"v": (n, *head_shapes(hp)[1]), "rstd_v": (n, most_kv_heads(hp))}
 
 
 def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
-    """Return the shapes of the arrays for keys and values used by several blocks."""
+    """Return the shapes of the arrays for keys and values that several blocks use."""
     shapes: Shapes = {}
     for layer in hp.lent:
         of = hp.sizes_at(layer)
@@ -45,7 +48,10 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return a token's shape in a block's array, or None if it is the same in all blocks."""
+    """Return the shape of one token in a block's array `name`.
+
+    Returns None if the shape is the same in all blocks.
+    """
     if name in _QUERIES:
         return n_head, sizes.head_dim
     if name in _KEYS:
@@ -54,5 +60,5 @@ def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | No
 
 
 def fitted(array: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the beginning of an array as `[n, *shape]`."""
+    """Return the first elements of an array as `[n, *shape]`."""
     return array.reshape(-1)[: n * math.prod(shape)].reshape(n, *shape)

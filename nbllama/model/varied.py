@@ -1,13 +1,13 @@
 """Blocks of different sizes, and blocks that use the keys and values of an earlier block.
 
 All arrays are large enough for the largest block (`nbllama.model.activations`). A smaller block
-uses the beginning of each array, with its own shape.
+uses the first part of each array, with its own shape.
 
-Some blocks do not compute keys and values, but use the ones from an earlier block, `kv_from`. The
-keys and values of the earlier block are stored in separate arrays, not in its set of activations,
-because later blocks read them after the set has been reused. Their gradient is the sum over all
-blocks that read them: from the last block to the first, each later block adds its part to an array,
-and the earlier block adds the sum to its own gradient.
+Some blocks do not compute keys and values, but use those of an earlier block, `kv_from`. The keys
+and values of the earlier block are stored in separate arrays, not in its set of activations,
+because later blocks read them after the set has been reused. The gradient of these keys and values
+is the sum over all blocks that read them. In the backward pass, each later block adds its part to
+an array, and the earlier block then adds the sum to its own gradient.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
-    """Compute the values y, including their norm in some models.
+    """Compute the values y; in some models, the values are also normalised.
 
-    If there is no matrix for the values, they are the projected keys.
+    If the block has no matrix for the values, the projected keys are used as values.
     """
     if not block.hp.values_normed:
         block.project("v", x, y)
@@ -43,7 +43,10 @@ def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
 
 
 def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
-    """Turn dv into the gradient of the projection's output, or add dv to dk if there is none."""
+    """Replace dv with the gradient of the projected values.
+
+    If the block has no matrix for the values, also add dv to dk.
+    """
     rows, rstd = _rows(block, block.kept.norms["v"])
     d = dv.reshape(rows.shape)
     rms_norm_grad(d, rows, _ones(block), rstd, dx=d)
@@ -52,9 +55,10 @@ def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
 
 
 def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
-    """Return whether the block has its own keys; if so, add the parts of later blocks to dk, dv.
+    """Sum the gradients of keys and values; return whether the block has its own keys.
 
-    Otherwise, add dk and dv to the gradients of the block that owns the keys.
+    If it has, add the gradients from later blocks to dk and dv. Otherwise, add dk and dv to the
+    gradients that are collected for the block with the keys.
     """
     of, hp = block.sizes.kv_from, block.hp
     if of not in hp.lent:

@@ -1,7 +1,7 @@
 """The hook through which `nbllama.peek` reads intermediate results of the passes.
 
-`Weights.watch` is None unless a watcher is active. The passes check this attribute at each named
-result; without a watcher, nothing is copied, stored or computed for peek.
+`Weights.watch` is None unless a watcher is active. The passes check this attribute for each named
+result. Without a watcher, they do not copy, store or compute anything for `nbllama.peek`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 class Watcher(Protocol):
     """The methods that the passes call.
 
-    The arrays belong to the passes, which overwrite them later, and a watcher must not modify them.
-    Names are the same as in llama.cpp; `layer` is -1 outside the blocks.
+    A watcher must not modify the arrays, and must copy those that it keeps, because the passes
+    overwrite them later. Names are the same as in llama.cpp; `layer` is -1 outside the blocks.
     """
 
     def begin(self, bound: Any, batch: Batch) -> None:
         """Begin a forward pass; `bound` is a `nbllama.model.bound.Bound`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Return whether to compute a result that the passes themselves do not use."""
+        """Return whether to compute a result that the passes themselves do not require."""
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Receive a result of the forward pass, one row per token."""
+        """Receive a result of the forward pass, which has one row per token."""
 
     def attention(
         self,
@@ -48,14 +48,14 @@ class Watcher(Protocol):
 
 
 TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
-"""The nodes that `show_loss` passes to the watcher, and the logits."""
+"""The names of the results that `Model.logits` and `show_loss` pass to the watcher."""
 
 
 def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float | np.ndarray) -> None:
-    """Pass the per-token losses and the gradient with respect to the logits to the watcher.
+    """Pass the per-token losses, and the gradient with respect to the logits, to the watcher.
 
-    The logits are `[N, V]`. The gradient is taken of the sum of the losses times `weight`, which is
-    one number or one number per trained token.
+    The logits are `[N, V]`. The gradient is that of the sum of the losses, each multiplied by
+    `weight`, which is one number or one number per trained token.
     """
     z, rows = logits.astype(np.float64), batch.targets >= 0
     targets = batch.targets[rows]

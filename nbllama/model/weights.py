@@ -1,4 +1,4 @@
-"""A model's tensors as stored in the GGUF file, and values derived once from its constants."""
+"""The tensors of a model as stored in the GGUF file, and values derived from its constants."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
-# Linear layers of blocks without attention, by kind of block.
+# The linear layers of blocks without attention, by kind of block.
 CONV = ("conv_in", "conv_out")
 DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
 PER_LAYER = ("inp_gate", "proj")
 ROUTED = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
 DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
-"""Linear layers of a dense block's feed-forward, and of a block's shared expert."""
+"""The linear layers of a dense feed-forward layer, and those of a shared expert."""
 
 
 class Linear(NamedTuple):
-    """The tensor that contains a linear layer's matrix, named without `blk.N.` and `.weight`.
+    """The tensor that contains the matrix of a linear layer.
 
-    `rows` selects the rows of the layer if the tensor contains several layers.
+    The name of the tensor omits `blk.N.` and `.weight`. If the tensor contains several layers,
+    `rows` selects the rows of this layer.
     """
 
     tensor: str
@@ -42,7 +43,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return a model's layers of `LINEARS`; one tensor in the file can contain several layers."""
+    """Return those layers in `LINEARS` that a model has; a tensor can contain several layers."""
     layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -74,7 +75,7 @@ class Weights:
         self.hp = hp
         self._pre = pre
         self.matrices: dict[str, Weight] = {}
-        self.experts: dict[str, tuple[Weight, ...]] = {}  # a tensor's matrices, one per expert
+        self.experts: dict[str, tuple[Weight, ...]] = {}  # by tensor: one matrix per expert
         self.vectors: dict[str, np.ndarray] = {}
         self._known = expected_tensors(hp).keys() - unused_tensors(hp)
         for name, info in gguf.tensors.items():
@@ -86,7 +87,7 @@ class Weights:
                 self.matrices[name] = Weight(
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape
                 )
-            else:  # a vector, or the biases of all experts
+            else:  # a vector, or a matrix with the biases of all experts
                 n = int(np.prod(info.shape))
                 check_finite(info.type_id, as_readonly(gguf.data(name)), n, name)
                 self.vectors[name] = self.tensor(name)
@@ -100,13 +101,16 @@ class Weights:
         self._taps: dict[str, np.ndarray] = {}
 
     def tensor(self, name: str) -> np.ndarray:
-        """Decode a base tensor to float32, in numpy shape (reversed ggml `ne`)."""
+        """Decode a base tensor to float32; its numpy shape is the reverse of ggml's `ne`."""
         info = self.gguf.tensors[name]
         count = int(np.prod(info.shape))
         return decode(info.type_id, self.gguf.data(name), count).reshape(info.shape)
 
     def matrix(self, name: str) -> Weight:
-        """Return a weight by its name without `.weight`; check it once for NaN and infinities."""
+        """Return the matrix `name`, where `name` omits `.weight`.
+
+        On the first call, the matrix is checked for NaN and infinities.
+        """
         w = self.matrices[name + ".weight"]
         if name not in self._checked:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
@@ -126,20 +130,23 @@ class Weights:
         return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
-        """Return the matrix of a layer in `LINEARS`, which can be a part of a fused tensor."""
+        """Return the matrix of a layer in `LINEARS`, which can be part of a fused tensor."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")
             if rows != slice(None):
                 lines = w.raw.reshape(w.shape[0], -1)[rows]
-                # a separate name, so that the products of several layers can be distinguished
+                # the part has its own name, so that the layers of a tensor can be distinguished
                 part = f"{w.name}[{rows.start}:{rows.stop}]"
                 w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
             self._parts[layer, name] = w
         return self._parts[layer, name]
 
     def expert(self, layer: int, tensor: str, expert: int) -> Weight:
-        """Return the matrix of one expert; check it once for NaN and infinities."""
+        """Return the matrix of one expert.
+
+        On the first call, the matrix is checked for NaN and infinities.
+        """
         w = self.experts[f"blk.{layer}.{tensor}.weight"][expert]
         if w.name not in self._checked:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
@@ -154,7 +161,7 @@ class Weights:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer in the model file."""
+        """The tokenizer from the model file."""
         return tokenizer_from_gguf(self.gguf, self._pre)
 
     @cached_property
@@ -164,14 +171,15 @@ class Weights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Numpy shape of every base tensor, except key and value tensors that no block uses."""
+        """The numpy shapes of all base tensors, except key and value tensors that no block uses."""
         idle = unused_tensors(self.hp)
         return {name: t.shape for name, t in self.gguf.tensors.items() if name not in idle}
 
     def rope_tables(self, n_positions: int, layer: int = 0) -> Tables | None:
-        """Return cos and sin `[n_positions or more, n_rot/2]`; they grow with the context.
+        """Return the tables cos and sin `[n_positions or more, n_rot/2]` of a block.
 
-        Returns None for a block without RoPE.
+        The tables are extended when a longer context requires it. Returns None for a block without
+        RoPE.
         """
         of = self.hp.rope_at(layer)
         if of is None:
@@ -191,27 +199,30 @@ class Weights:
                 n_ctx_orig=scaling.n_ctx_orig,
                 factors=self.vectors.get(ROPE_FACTORS) if of.factors else None,
             )
-        return tables  # not the attribute, which another thread could have replaced
+        return tables  # not the attribute, because a different thread could have replaced it
 
     def rotate(
         self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False
     ) -> None:
-        """Apply the block's RoPE, if it has one, to y `[N, heads, D]` in place."""
+        """Apply the block's RoPE to y `[N, heads, D]` in place, if the block has RoPE."""
         if tables := self.rope_tables(int(positions.max()) + 1, layer):
             halves = self.hp.rope_pairing == "halves"
             rope(y, positions, *tables, halves=halves, inverse=inverse)
 
     def temper(self, q: np.ndarray, positions: np.ndarray) -> None:
-        """Multiply queries `[N, H, D]`, or their gradient, by the temperature of each position."""
+        """Multiply queries `[N, H, D]`, or their gradient, by the temperature at each position."""
         if self.hp.temperature is not None:
             q *= self.hp.temperature.at(positions)[:, None, None]
 
     def xielu(self, layer: int) -> Xielu:
-        """Return the constants of a block's activation, if there are any."""
+        """Return the xielu constants of a block, or `NO_NUMBERS` for other activations."""
         return xielu_numbers(*self.hp.xielu[layer]) if self.hp.xielu else NO_NUMBERS
 
     def block_types(self, layer: int) -> tuple[int, ...]:
-        """Return the types of a block's matrices; blocks with equal tuples use the same kernels."""
+        """Return the weight types of a block's matrices.
+
+        Blocks with equal tuples use the same kernels.
+        """
         names = [f"blk.{layer}.{tensor}.weight" for tensor, _ in self.linears.values()]
         types = [self.matrices[name].type_id for name in names if name in self.matrices]
         routed = (self.experts.get(f"blk.{layer}.{tensor}.weight") for tensor in ROUTED)
@@ -219,7 +230,7 @@ class Weights:
 
 
 def _slices(name: str, type_id: int, raw: np.ndarray, shape: tuple[int, ...]) -> tuple[Weight, ...]:
-    """Return the matrices in a tensor with all experts, as views of its bytes."""
+    """Return the matrices of all experts in a tensor, as views of its bytes."""
     n, n_out, n_in = shape
     parts = as_readonly(raw).reshape(n, -1)
     return tuple(Weight(f"{name}[{e}]", type_id, parts[e], (n_out, n_in)) for e in range(n))

@@ -1,6 +1,7 @@
-"""The ops that models consist of, one module per op. `OPS`, built on first access, lists them all.
+"""The ops that models are built from; each module contains one op and its variants.
 
-To add a module, add its name to `PAGES` and define a tuple `OPS: tuple[Op, ...]` in the module.
+`OPS` lists all ops and is built when it is first accessed. To add a module, add its name to `PAGES`
+and define `OPS: tuple[Op, ...]` in the module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gated activation between the two halves of the feed-forward layer: SwiGLU and GeGLU.
+"""The gated activation in the middle of a feed-forward layer: SwiGLU or GeGLU.
 
     out = act(gate) * up            act(a) = a * s(z(a))            s(z) = 1 / (1 + exp(-z))
 
@@ -10,13 +10,15 @@ Gradient:
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
 Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient is
-computed in place (gate becomes dgate, up becomes dup), because gate and up are the widest arrays of
-a layer. Each is a single argument of the kernel: if the same array were passed both as an input and
-as an output, LLVM's overlap check would fail and the loop would not be vectorised (5 times slower).
+computed in place (gate becomes dgate, up becomes dup), because gate and up are the widest arrays in
+a layer. The kernel receives each of them as a single argument: if the same array were passed both
+as an input and as an output, LLVM's overlap check would fail, and the loop would run 5 times slower
+because it would not be vectorised.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
-Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`; its `ggml_geglu_split` reads
-GELU from a float16 table and so differs by up to 1e-3. finetune.cpp: t27, t28.
+Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`, and `ggml_geglu_split`,
+whose results differ by up to 1e-3 because it reads GELU from a float16 table. finetune.cpp: t27,
+t28.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _ONE = np.float32(1.0)
 
 
 def _sigmoid_ref(a: np.ndarray, gelu: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(s, dz/da)."""
+    """Return (s, dz/da)."""
     z = _LINEAR * a + _CUBIC * a**3 if gelu else a
     slope = _LINEAR + 3 * _CUBIC * a**2 if gelu else np.ones_like(a)
     return (1 + np.tanh(z / 2)) / 2, slope  # equals s(z), without overflow
@@ -70,7 +72,7 @@ def silu_row(gate, up, out):
 
 @kernel()
 def gelu_row(gate, up, out):
-    """Compute out = gelu(gate) * up for one row, with the tanh form of gelu."""
+    """Compute out = gelu(gate) * up for one row, using the tanh form of gelu."""
     for f in range(gate.shape[0]):
         a = gate[f]
         z = a * (_LINEAR32 + _CUBIC32 * a * a)
@@ -126,7 +128,7 @@ def _grad(dout, gate, up, gelu):
 
 
 def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = False) -> None:
-    """Compute out `[N, F]` = act(gate) * up: SwiGLU, or GeGLU with `gelu`.
+    """Compute out `[N, F]` = act(gate) * up: SwiGLU, or GeGLU if `gelu` is set.
 
     Raises ValueError for mismatched arrays.
     """
@@ -141,7 +143,7 @@ def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = Fal
 def gated_grad(dout: np.ndarray, gate: np.ndarray, up: np.ndarray, *, gelu: bool = False) -> None:
     """Overwrite gate and up `[N, F]` with their gradients, given dout `[N, F]`.
 
-    Raises ValueError for mismatched arrays, or for arrays that share memory.
+    Raises ValueError for mismatched arrays or for arrays that share memory.
     """
     shape = _shape(gate)
     check_array("gated_grad", "dout", dout, shape)

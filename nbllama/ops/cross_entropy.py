@@ -1,17 +1,18 @@
-"""Cross-entropy of packed logits, which become their own gradient.
+"""Cross-entropy of packed logits; the gradient overwrites the logits.
 
     loss_t = log sum_v exp(z_tv) - z_t,target        dz = w (softmax(z) - onehot(target))
 
 Logits are stored as panels (`ops.linear.panels`) `zp[p, v, j]`: the output product
-(`matmul_packed`) writes this layout, and the product for the gradient reads it. A task processes
-`BLOCK` logits v of one panel and shifts its exponentials by each token's largest logit m_b in the
-block. The blocks are then combined by exp(z - m) = exp(z - m_b) exp(m_b - m).
+(`matmul_packed`) writes this layout, and the product for the gradient reads it. A task processes a
+block of `BLOCK` logits per token in one panel. Before it takes exponentials, it subtracts each
+token's largest logit in the block, m_b. The blocks are then combined using
+exp(z - m) = exp(z - m_b) exp(m_b - m).
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024,
 `ggml_cross_entropy_loss` applied a floor f = 1e-9 to the probabilities, p' = p (1 - f) + f, in the
-loss and the gradient. In this module, the floor is optional: it is 0 (off) except for reproducing
-an old run. The block-wise sum: Milakov and Gimelshein, "Online normalizer calculation for softmax"
-(2018).
+loss and the gradient. In this module, the floor is optional: it is 0 (off) except when reproducing
+an old run. The block-wise sum is from Milakov and Gimelshein, "Online normalizer calculation for
+softmax" (2018).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-BLOCK = 1024  # logits per token in a task; a panel of them fits in the L2 cache
+BLOCK = 1024  # logits per token in a task; BLOCK logits of every token in a panel fit in L2
 
 
 def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -46,7 +47,7 @@ def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) ->
 
 @kernel(fast=True)
 def _maxima(z, top):
-    """top[j] = largest of z[:, j]. A NaN can be missed, but it propagates to the sum."""
+    """Set top[j] to the largest of z[:, j]. A NaN can be missed, but it propagates to the sum."""
     for j in range(PANEL):
         top[j] = z[0, j]
     for v in range(z.shape[0]):
@@ -78,7 +79,7 @@ def _sums(z, total):
 
 @kernel(parallel=True)
 def _blocks(zp, tops, sums):
-    """Replace each block's logits with exponentials; write their shifts and sums."""
+    """Replace each block's logits with shifted exponentials; write the shifts and the sums."""
     n_blocks = tops.shape[1]
     for task in prange(tops.shape[0] * n_blocks):
         p, b = task // n_blocks, task % n_blocks
@@ -91,7 +92,7 @@ def _blocks(zp, tops, sums):
 
 @kernel(parallel=True)
 def _scale(zp, factors, lift):
-    """Compute zp = zp * factors of the block + lift."""
+    """Compute zp = zp * factors + lift, with one factor per block and token."""
     n_blocks = factors.shape[1]
     for task in prange(factors.shape[0] * n_blocks):
         p, b = task // n_blocks, task % n_blocks
@@ -110,11 +111,12 @@ def cross_entropy(
     floor: float = 0.0,
     gradient: bool = True,
 ) -> None:
-    """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
+    """Write the losses of packed logits zp `[P, V, PANEL]` to `losses`, float32 `[M]`.
 
-    The logits are overwritten with their gradient times `weight`, and with zeros past row M.
-    Without `gradient`, their contents are undefined afterwards. `weight` is a number, or float64
-    `[M]` with one weight per row. `targets` is int32 `[M]`. `floor`: see the module docstring.
+    The logits are overwritten with their gradient times `weight`, and with zeros past row M. If
+    `gradient` is false, the contents of zp are undefined afterwards. `weight` is a number or a
+    float64 array `[M]` with one weight per row. `targets` is int32 `[M]`. `floor` is explained in
+    the module docstring.
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
@@ -155,7 +157,7 @@ def packed(z: np.ndarray) -> np.ndarray:
 
 
 def unpacked(zp: np.ndarray, m: int) -> np.ndarray:
-    """Return the first m rows of the panels, row-major `[m, V]`."""
+    """Return the first m rows of the panels in row-major order, `[m, V]`."""
     return np.ascontiguousarray(zp.transpose(0, 2, 1).reshape(-1, zp.shape[1])[:m])
 
 

@@ -1,14 +1,14 @@
-"""LoRA dropout: randomly zero values of the LoRA pair's input, but not of the base weight's input.
+"""LoRA dropout: randomly zero values in the LoRA pair's input, but not in the base weight's input.
 
     x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
     y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
 
 `keep` is not stored but computed from the position: Philox 4x32 with ten rounds ("Parallel Random
 Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter (k // 4, t, site, micro-batch)
-and a key of (seed, step) into four 32-bit numbers, one for each of four neighbouring columns. A
-value is kept if its number is at least p 2³². The forward pass, its recomputation under gradient
-checkpointing and the backward pass therefore use the same mask for any number of threads, and a
-resumed run uses the same masks as an uninterrupted run.
+and a key derived from (seed, step) into four 32-bit numbers, one for each of four neighbouring
+columns. A value is kept if its number is at least p 2³². The forward pass, its recomputation under
+gradient checkpointing, and the backward pass therefore use the same mask, whatever the number of
+threads, and a resumed run uses the same masks as an uninterrupted run.
 
 Source: `lora_dropout` of Hugging Face PEFT; "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", Srivastava et al. 2014.
@@ -28,15 +28,15 @@ from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import check_array, check_output, readonly
 
 _STREAM = 1 << 33  # separates these Philox keys from the keys for data order and A's initial values
-_SITES = 8  # maximum number of different inputs of LoRA pairs per block
+_SITES = 8  # maximum number of different LoRA pair inputs per block
 
 
 @dataclass(frozen=True)
 class Dropout:
     """A dropout mask.
 
-    `p` is the dropout probability, `key` contains two 32-bit words from (seed, step), and `micro`
-    is the index of the micro-batch. `site` distinguishes the inputs within one pass.
+    `p` is the dropout probability, `key` consists of two 32-bit words derived from (seed, step),
+    and `micro` is the index of the micro-batch. `site` distinguishes the inputs within one pass.
     """
 
     p: float
@@ -50,7 +50,7 @@ class Dropout:
 
 
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
-    """Return the mask of a micro-batch. Raises ValueError unless 0 <= `p` < 1."""
+    """Return the mask for a micro-batch. Raises ValueError unless 0 <= `p` < 1."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout {p} is not in [0, 1)")
     word = int(np.random.Philox(key=np.array([seed, _STREAM + step], np.uint64)).random_raw())
@@ -75,7 +75,7 @@ def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def keep_ref(mask: Dropout, n: int, width: int) -> np.ndarray:
-    """Compute keep / (1 - p) as float64 `[n, width]`."""
+    """Return keep / (1 - p) as float64 `[n, width]`."""
     fours = -(-width // 4)
     t, k = (a.reshape(-1) for a in np.indices((n, fours)))
     rest = np.full((2, len(t)), [[mask.site], [mask.micro]])
@@ -106,7 +106,7 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 @kernel()
 def _mask_row(t, site, micro, k0, k1, threshold, factor, row):
-    """row[k] = factor if the value of token t in column k is kept, else 0."""
+    """Set row[k] to `factor` if the value of token t in column k is kept, else to 0."""
     width = row.shape[0]
     for k in range(0, width, 4):
         four = _philox(np.uint64(k // 4), np.uint64(t), site, micro, k0, k1)
@@ -124,7 +124,7 @@ def _dropped(x, site, micro, k0, k1, threshold, factor, out):
 
 @kernel(parallel=True)
 def _add_dropped(dhp, a, site, micro, k0, k1, threshold, factor, dx):
-    """dx[t, k] += factor keep[t, k] sum_r dh[t, r] a[r, k]."""
+    """Compute dx[t, k] += factor keep[t, k] sum_r dh[t, r] a[r, k]."""
     width = dx.shape[1]
     for t in prange(dx.shape[0]):
         mask = np.empty(width, np.float32)
@@ -139,7 +139,7 @@ def _add_dropped(dhp, a, site, micro, k0, k1, threshold, factor, dx):
 
 
 def _words(mask: Dropout) -> tuple[Any, ...]:
-    """Return the kernels' arguments for a mask."""
+    """Return the kernel arguments that describe a mask."""
     words = [np.uint64(w) for w in (mask.site, mask.micro, *mask.key, _threshold(mask.p))]
     return (*words, np.float32(1 / (1 - mask.p)))
 
@@ -156,7 +156,10 @@ def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
 
 
 def add_dropped(dhp: np.ndarray, a: np.ndarray, mask: Dropout, dx: np.ndarray) -> None:
-    """Add (dh A) keep / (1 - p) to dx `[N, K]`; dhp is dh packed `[P, R6, PANEL]`, a `[R, K]`."""
+    """Add (dh A) keep / (1 - p) to dx `[N, K]`.
+
+    dhp is dh packed `[P, R6, PANEL]`, and a is `[R, K]`.
+    """
     check_array("add_dropped", "dh", dhp, (n_panels(len(dx)), np.shape(dhp)[1], PANEL))
     check_array("add_dropped", "a", a, (len(a), dx.shape[1]))
     check_output("add_dropped", "dx", dx, dx.shape)

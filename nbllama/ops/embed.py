@@ -1,15 +1,16 @@
-"""Token embedding: look up rows of a quantised table, and add the table's LoRA pair.
+"""Token embedding: look up rows in a quantised table, and add the output of its LoRA pair.
 
     x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
     x[n] += s B[tok[n]] A                       LoRA: one row of B, all of A
 
-The base model is frozen, so only the pair has a gradient:
+The base model is frozen, so only the pair has gradients:
 
     dB[v] += s sum over n with tok[n] = v of A dx[n]        dA += s sum_n B[tok[n]]^T dx[n]
 
 Shapes: W `[V, C]` undecoded, tok int32 `[N]`, x and dx `[N, C]`, A `[R, C]`, B `[V, R]`, float32.
-The pair of token_embd has the same layout as every other pair, although GGUF adapters store it
-swapped. Saved for the gradient: only tok. Sums over tokens are in ascending order.
+In memory, the pair for token_embd has the same layout as every other pair, although GGUF adapters
+store its A and B swapped. Saved for the gradient: only tok. Sums over tokens are computed in
+ascending order.
 
 Source: Hu et al., "LoRA" (2021). llama.cpp: `ggml_get_rows`, `ggml_get_rows_back`,
 `llm_graph_context::build_inp_embd`. finetune.cpp: t00, t01.
@@ -49,7 +50,7 @@ def embed_lora_ref(
 def embed_lora_grad_ref(
     dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (dA, dB) of `embed_lora_ref`; the gradient with respect to x is dx."""
+    """Return the gradients (dA, dB) of `embed_lora_ref`; the gradient with respect to x is dx."""
     db = np.zeros_like(b)
     np.add.at(db, tokens, scale * dx @ a.T)
     return scale * b[tokens].T @ dx, db
@@ -85,7 +86,7 @@ def _project(dx, a, scale, projected):
 
 @kernel()
 def _scatter(projected, tokens, db):
-    # Equal tokens add to the same row of dB, so a single thread adds all rows, in token order.
+    # Equal tokens share a row of dB, so a single thread adds all rows, in token order.
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):
             db[tokens[n], r] += projected[n, r]
@@ -131,7 +132,7 @@ def embed_lora_grad(
     da: np.ndarray,
     db: np.ndarray,
 ) -> None:
-    """Add the pair's gradients, given dx `[N, C]`, to da `[R, C]` and db `[V, R]`.
+    """Add the pair's gradients for a given dx `[N, C]` to da `[R, C]` and db `[V, R]`.
 
     Raises ValueError for mismatched arrays or a token outside 0 .. V-1.
     """
@@ -147,7 +148,7 @@ def embed_lora_grad(
 
 
 def _packed(h: np.ndarray) -> np.ndarray:
-    """Return h `[N, R]` in the panels `[P, R6, PANEL]` that `outer_product` reads."""
+    """Return h `[N, R]` packed into the panels `[P, R6, PANEL]` that `outer_product` reads."""
     n, rank = h.shape
     lanes = np.zeros((n_panels(n) * PANEL, packed_rows(rank)), np.float32)
     lanes[:n, :rank] = h

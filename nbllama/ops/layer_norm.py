@@ -3,17 +3,17 @@
     mean[n] = mean_c x[n, c]            rstd[n] = 1 / sqrt(mean_c (x[n, c] - mean[n])^2 + eps)
     xh[n, c] = (x[n, c] - mean[n]) rstd[n]              y[n, c] = w[c] xh[n, c] + b[c]
 
-Gradient. Every x[n, c] changes the mean and the deviation of its row, so with g = w * dy:
+Gradient: every x[n, c] affects the mean and the deviation of its row, so with g = w * dy,
 
     dx[n, c] = rstd[n] * (g[n, c] - mean_c g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
 Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. A missing w is treated
-as 1, a missing b as 0; b is never trained and has no gradient. Saved for the gradient: x, mean and
-rstd. The sums for mean and variance are computed in float64, as in llama.cpp.
+as 1, and a missing b as 0. b is never trained, so it has no gradient. Saved for the gradient: x,
+mean and rstd. The sums for the mean and the variance are computed in float64, as in llama.cpp.
 
 Source: Ba, Kiros and Hinton, "Layer Normalization" (2016). llama.cpp: `ggml_norm`, `ggml_mul`,
-`ggml_add`; ggml has no gradient for LayerNorm. finetune.cpp: none.
+`ggml_add`; ggml does not implement the gradient of LayerNorm. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nbllama.kernels.jit import kernel
 from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
 COLUMNS = 64  # columns of dw per task
-TOKENS = 64  # tokens per partial sum, which is then added to dw
+TOKENS = 64  # tokens per partial sum; the partial sums are then added to dw
 
-_NOTHING = np.empty(0, np.float32)  # for a weight or bias that is not in the model
+_NOTHING = np.empty(0, np.float32)  # used if the model has no weight or no bias
 _NOTHING.flags.writeable = False
 
 
@@ -96,11 +96,11 @@ def _plain_sums(dy, x, mean):
     return total, along
 
 
-# Only the sums are compiled with fast math: with its `arcp` flag, the reciprocal square root would
-# become the CPU's estimate.
+# Only the sums are compiled with fast math: its `arcp` flag would replace the reciprocal square
+# root with the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """Compute y of one row and return (mean, rstd); pass w or b of length 0 for none."""
+    """Compute one row of y; return its (mean, rstd). An empty w or b means that there is none."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)
@@ -202,7 +202,7 @@ def layer_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
+    """Write the gradient with respect to x to dx `[N, C]`; with `add`, add it to dx instead.
 
     mean and rstd `[N]` are the results of `layer_norm`. Raises ValueError for mismatched arrays.
     """

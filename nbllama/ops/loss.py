@@ -1,12 +1,12 @@
-"""Cross-entropy fused with the output product, so the whole `[N, V]` logits are never stored.
+"""Cross-entropy fused with the output product, so the complete logits `[N, V]` are never stored.
 
     z = x Wᵀ (+ LoRA)        loss = sum over rows of the cross-entropy of z with the row's target
     dz from `ops.cross_entropy`, overwriting z            dx = dz W (+ LoRA)
 
-Only the positions with a target are gathered as rows, so other positions cost nothing. Rows are
-processed in chunks of at most `CHUNK`, which is large enough to decode W once for many rows. The
-weight `w` of a row is 1 / (number of trained tokens in the step), so the sum over micro-batches is
-the mean over the step. A preference loss has one weight per row (`nbllama.objectives`). If the
+Only positions with a target are gathered as rows, so other positions cost nothing. Rows are
+processed in chunks of at most `CHUNK` rows, so that W is decoded once for many rows. Each row's
+weight `w` is 1 / (number of trained tokens in the step), so the sum over micro-batches is the mean
+over the step. Preference losses use a different weight for each row (`nbllama.objectives`). If the
 model soft-caps its logits (`ops.softcap`), a copy of the capped chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
@@ -28,11 +28,12 @@ CHUNK = 192  # maximum number of rows whose logits are in memory at the same tim
 
 
 class LossBuffers:
-    """Reused memory for one chunk: packed logits and packed input.
+    """Reusable memory for one chunk: the packed logits and the packed input.
 
-    With a soft-cap `cap`, the logits before and after the cap are stored. `seen` is None, or a list
-    to which each call with a gradient appends the losses of its rows (float32, one array per
-    chunk). `kept` is None, or float32 memory `[M]` for the losses of all rows in a call.
+    With a soft-cap `cap`, the logits are stored both before and after the cap. `seen` is None or a
+    list. If it is a list, each call that computes a gradient appends its rows' losses to the list
+    (float32, one array per chunk). `kept` is None or float32 memory `[M]`, to which each call
+    writes the losses of all its rows.
     """
 
     seen: list[np.ndarray] | None = None
@@ -71,11 +72,11 @@ def output_loss(
 ) -> float:
     """Return the unweighted sum of the rows' losses, and compute its gradient.
 
-    x is float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` is set to the gradient of
-    `weight` times the sum, or of the sum with one weight per row (float64 `[M]`); if `dx` is None,
-    only the loss is computed. `floor`: see `ops.cross_entropy`. `cap` is the soft-cap of the logits
-    (0: none); the buffers must have been created with the same value. `bias` `[V]` is added to the
-    logits before the soft-cap.
+    x is float32 `[M, C]`, targets is int32 `[M]`, and w is `[V, C]`. `weight` is a number or a
+    float64 array `[M]` with one weight per row. `dx` `[M, C]` is overwritten with the gradient of
+    the weighted sum. If `dx` is None, only the loss is computed. `floor` is explained in
+    `ops.cross_entropy`. `cap` is the soft-cap of the logits (0 means none), and the buffers must
+    have been created with the same value. `bias` `[V]` is added to the logits before the soft-cap.
     """
     total, weights = 0.0, np.broadcast_to(np.asarray(weight, np.float64), len(x))
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1

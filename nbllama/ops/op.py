@@ -1,7 +1,8 @@
 """The definition of an op, which lets tests and benchmarks treat all ops in the same way.
 
-Each module of `nbllama.ops` contains a formula and its derivative, a reference in plain numpy,
-Numba kernels, and thin wrappers that check their arguments. Its `OPS` tuple lists its ops.
+Each module in `nbllama.ops` contains a formula and its derivative, a reference implementation in
+plain numpy, Numba kernels, and thin wrappers that check their arguments. The module's ops are
+listed in its `OPS` tuple.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 Inputs = dict[str, Any]  # keyword arguments by name
-Gradients = dict[str, np.ndarray]  # by name of the input
+Gradients = dict[str, np.ndarray]  # one gradient per input name
 
 SERIAL = 65536
 """Below this many numbers, one thread is faster than starting two (about 50 us)."""
@@ -21,21 +22,22 @@ SERIAL = 65536
 
 @dataclass(frozen=True)
 class Op:
-    """One differentiable function in two implementations: a numpy reference and the kernels.
+    """A differentiable function with two implementations: a numpy reference and the kernels.
 
     `sample(rng, size, dtype)` creates the keyword arguments for the four functions below. `size` is
-    one of `sizes`; "tiny" is small enough to take a finite difference for every number. Float
-    arrays have the given dtype, integer arrays are int32 (without a gradient), bytes are uint8, and
-    everything else is a parameter. None of the four functions modifies its arguments.
+    one of `sizes`; "tiny" is small enough to compute a finite difference for every number. Float
+    arrays have the given dtype, integer arrays are int32 (and have no gradient), bytes are uint8,
+    and everything else is a parameter. None of the four functions modifies its arguments.
 
     - `forward_ref(**inputs)` computes the output in plain numpy, in the dtype of the inputs.
     - `grad_ref(dy, **inputs)` computes the gradient of `sum(dy * output)` with respect to each
       differentiable input.
-    - `forward` and `grad` compute the same with the kernels, in float32 only. Like the wrappers,
-      they reject arrays that have a different shape or dtype or are not contiguous.
+    - `forward` and `grad` do the same computations with the kernels, in float32 only. Like the
+      wrappers, they reject arrays that have the wrong shape or dtype or are not contiguous.
 
-    `tolerance` bounds the largest difference between kernel and reference, relative to the largest
-    number of the reference; `why` explains it. `ggml` names the equivalent functions of ggml.
+    `tolerance` bounds the largest difference between the kernels and the reference, relative to the
+    largest number in the reference; `why` explains the bound. `ggml` names the equivalent ggml
+    functions.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Op:
 def check_array(
     op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
-    """Raise ValueError unless `array` is a C-contiguous array of exactly this shape and dtype.
+    """Raise ValueError unless `array` is a C-contiguous array with exactly this shape and dtype.
 
     Kernels have no bounds checks, so every wrapper checks each array before it calls its kernel.
     """
@@ -70,7 +72,7 @@ def check_array(
 def check_output(
     op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
-    """Raise ValueError if `check_array` does, or if `array` is not writable."""
+    """Raise ValueError unless `array` passes `check_array` and is writable."""
     check_array(op, name, array, shape, dtype=dtype)
     if not array.flags.writeable:
         raise ValueError(f"{op}: {name} is read-only")
@@ -79,7 +81,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    In-place ops use such a copy because `Op.forward` must reject whatever the wrapper rejects.
+    In-place ops work on such a copy because `Op.forward` must reject whatever the wrapper rejects.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)
@@ -89,7 +91,10 @@ def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
 
 
 def readonly(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view, because a kernel would be compiled again for a writable input."""
+    """Return a read-only view of `array`.
+
+    Numba compiles separate kernels for read-only and writable arrays, so all inputs are read-only.
+    """
     view = array.view()
     view.flags.writeable = False
     return view

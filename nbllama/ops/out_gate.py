@@ -1,10 +1,11 @@
-"""The gate on the attention output (Qwen 3.5): multiply each number by the sigmoid of its gate.
+"""The gate on the attention output in Qwen 3.5: multiply each number by the sigmoid of its gate.
 
     y = x s(z)                          s(z) = 1 / (1 + exp(-z))
     dx = dy s(z)                        dz = dy x s(z) (1 - s(z))
 
-One projection computes both: for each head, D query numbers and then D gates. z is part 1 of qz
-`[N, H, 2, D]`; part 0 is not read. x, y `[N, H, D]`; all float32.
+One projection computes the queries and the gates: for each head, D query numbers and then D gates.
+z is part 1 of qz `[N, H, 2, D]`; part 0 is not read. x and y are `[N, H, D]`, and all arrays are
+float32.
 
 llama.cpp: `ggml_sigmoid`, then `ggml_mul`.
 """
@@ -37,10 +38,10 @@ def out_gate_grad_ref(
     return dy * s, dqz
 
 
-# z - z is 0, or NaN if z is NaN or infinite, which makes the output NaN as well.
+# z - z is 0 for a finite z. If z is NaN or infinite, z - z is NaN, and so is the output.
 @kernel()
 def out_gate_row(x, z, y):
-    """Compute y from the numbers x and their gates z; y may be the same array as x."""
+    """Compute y from the numbers x and their gates z. y may be the same array as x."""
     for i in range(x.shape[0]):
         y[i] = x[i] * (_ONE / (_ONE + exp_f32(-z[i]))) + (z[i] - z[i])
 

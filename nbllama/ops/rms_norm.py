@@ -2,7 +2,7 @@
 
     rstd[n] = 1 / sqrt(mean_c x[n, c]^2 + eps)        y[n, c] = w[c] * x[n, c] * rstd[n]
 
-Gradient, with xh = x * rstd and g = w * dy, from d rstd / d x[c] = -rstd^2 xh[c] / C:
+Gradient, with xh = x * rstd and g = w * dy, derived from d rstd / d x[c] = -rstd^2 xh[c] / C:
 
     dx[n, c] = rstd[n] * (g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
@@ -13,9 +13,9 @@ form
     along[n] = rstd[n]^2 * mean_c(dy[n, c] * w[c] * x[n, c])
     dx[n, c] = rstd[n] * (dy[n, c] * w[c] - x[n, c] * along[n])
 
-Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32. N can be any number of rows: a
-norm over heads is the same op on `[N * H, D]`. Saved for the gradient: x and rstd. The mean of
-squares is summed in float64, as in llama.cpp; a NaN in x makes its whole row of y NaN.
+Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32. N can be any number of rows: to
+normalise each head, apply the op to `[N * H, D]`. Saved for the gradient: x and rstd. The mean of
+squares is summed in float64, as in llama.cpp. A NaN in x makes the whole row of y NaN.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). llama.cpp:
 `ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp: t02..t04, t22..t24, t31..t33.
@@ -32,7 +32,7 @@ from nbllama.kernels.jit import kernel
 from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
 COLUMNS = 64  # columns of dw per task
-TOKENS = 64  # tokens per partial sum, which is then added to dw
+TOKENS = 64  # tokens per partial sum; the partial sums are then added to dw
 
 
 def rms_norm_ref(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
@@ -65,8 +65,8 @@ def _sum_of_products(dy, w, x):
     return total
 
 
-# Only the sums are compiled with fast math: with its `arcp` flag, the reciprocal square root would
-# become the CPU's estimate.
+# Only the sums are compiled with fast math: its `arcp` flag would replace the reciprocal square
+# root with the CPU's estimate.
 @kernel()
 def norm_row(x, w, eps, y):
     """Compute one row of y; return its rstd."""
@@ -150,7 +150,7 @@ def rms_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Write the gradient with respect to x to dx `[N, C]`, or add it with `add`.
+    """Write the gradient with respect to x to dx `[N, C]`; with `add`, add it to dx instead.
 
     rstd `[N]` is the result of `rms_norm`. Raises ValueError for mismatched arrays.
     """

@@ -1,24 +1,24 @@
-"""Rotary position embedding: rotate pairs of numbers in a head by a position-dependent angle.
+"""Rotary position embedding: rotate pairs of numbers in each head by position-dependent angles.
 
     theta[p, i] = p * freq_base^(-2i / n_rot)                  i = 0 .. n_rot/2 - 1
     y[a] = x[a] cos - x[b] sin      y[b] = x[a] sin + x[b] cos
 
 The pair (a, b) for i is (2i, 2i + 1) if *interleaved* (llama), or (i, i + n_rot/2) for *halves*
-(qwen, gemma). Numbers from index n_rot on are unchanged. The gradient uses the transposed matrix,
-which rotates back with the same magnitude:
+(qwen, gemma). Numbers at index n_rot and above are unchanged. The gradient uses the transposed
+matrix, which rotates in the opposite direction with the same magnitude:
 
     dx[a] = dy[a] cos + dy[b] sin      dx[b] = dy[b] cos - dy[a] sin
 
 Shapes: x, y `[N, H, D]` float32, positions int32 `[N]`, cos and sin float32 `[P, n_rot/2]` for P
-positions. Nothing is saved, because the gradient uses only the positions and the tables.
+positions. Nothing is saved for the gradient, which uses only the positions and the tables.
 
-The tables include YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
+The tables support YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
 and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The tables reproduce
 ggml step by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position
-8191, the angle differs from the exact angle by up to 1.3e-3 radians (n_rot 128, base 10000), but
-these are the angles that llama.cpp will use with the adapter. Compared with `ggml_rope_ext` in an
-x86-64 build, 1 % of the numbers differ by one unit in the last place. With YaRN, numbers differ by
-up to 1e-5, because the compiler of that build fuses operations in the mix of angles.
+8191, the result differs from the exact angle by up to 1.3e-3 radians (n_rot 128, base 10000), but
+it is the angle that llama.cpp will use with the adapter. Compared with `ggml_rope_ext` in an x86-64
+build, 1 % of the numbers differ by one unit in the last place. With YaRN, numbers differ by up to
+1e-5, because the compiler of that build fuses some of the operations that mix the angles.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp: t07, t10.
@@ -59,8 +59,8 @@ def rope_tables(
     """Return (cos, sin), float32 `[n_positions, n_rot/2]`, rounded as in ggml's cache of angles.
 
     The parameters are the same as in `ggml_rope_ext`. The angles are divided by `factors`, float32
-    `[n_rot/2]` (tensor rope_freqs.weight). Raises ValueError for an odd `n_rot` or `factors` of a
-    different length.
+    `[n_rot/2]` (the tensor rope_freqs.weight). Raises ValueError if `n_rot` is odd or `factors` has
+    a different length.
     """
     if n_rot <= 0 or n_rot % 2 or n_positions < 0:
         raise ValueError(f"rope_tables: n_rot {n_rot}, n_positions {n_positions}")
@@ -85,7 +85,8 @@ def rope_tables(
             inner = inner * (f32(1) - mix) + outer * mix
         angles[:, i] = inner
         theta = theta * step
-    # round the float64 sine, because numpy's float32 sine is off by a few units in the last place
+    # compute in float64 and round, because numpy's float32 sine is off by a few units in the last
+    # place
     wide = angles.astype(np.float64)
     return np.cos(wide).astype(f32) * magnitude, np.sin(wide).astype(f32) * magnitude
 
@@ -95,9 +96,9 @@ def yarn_range(
 ) -> tuple[np.float32, np.float32]:
     """Return the range of pairs over which YaRN moves from extrapolation to interpolation.
 
-    Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context. At the
-    ends of the range, this number is `beta_fast` and `beta_slow` (llama.cpp:
-    ggml_rope_yarn_corr_dims).
+    Pair i makes n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) turns within the original context. The
+    range begins where the number of turns is `beta_fast` and ends where it is `beta_slow`
+    (llama.cpp: ggml_rope_yarn_corr_dims).
     """
     f32 = np.float32
 
@@ -119,7 +120,7 @@ def rope_ref(
     halves: bool,
     inverse: bool = False,
 ) -> np.ndarray:
-    """Compute y in plain numpy, in the dtype of x; the gradient is the same with `inverse`."""
+    """Compute y in plain numpy, in the dtype of x; with `inverse`, compute the gradient."""
     half = cos.shape[1]
     a = slice(0, half) if halves else slice(0, 2 * half, 2)
     b = slice(half, 2 * half) if halves else slice(1, 2 * half, 2)
@@ -133,7 +134,7 @@ def rope_ref(
 
 @kernel()
 def turn_halves(x, cos, sin, sign):
-    """Rotate the pairs (i, i + n_rot/2) of one token's heads, in place."""
+    """Rotate the pairs (i, i + n_rot/2) in one token's heads, in place."""
     half = cos.shape[0]
     for h in range(x.shape[0]):
         a = x[h, :half]
@@ -148,7 +149,7 @@ def turn_halves(x, cos, sin, sign):
 
 @kernel()
 def turn_interleaved(x, cos, sin, sign):
-    """Rotate the pairs (2i, 2i + 1) of one token's heads, in place."""
+    """Rotate the pairs (2i, 2i + 1) in one token's heads, in place."""
     for h in range(x.shape[0]):
         row = x[h]
         for i in range(cos.shape[0]):
@@ -190,7 +191,7 @@ def rope(
 ) -> None:
     """Rotate x `[N, H, D]` in place; with `inverse`, rotate a gradient back.
 
-    Raises ValueError for mismatched arrays or a position outside the tables.
+    Raises ValueError for mismatched arrays or for a position outside the tables.
     """
     if np.ndim(x) != 3 or np.ndim(cos) != 2 or 2 * cos.shape[1] > x.shape[2]:
         raise ValueError(f"rope: x {np.shape(x)} [N, H, D], cos {np.shape(cos)} [P, n_rot/2]")
@@ -199,7 +200,7 @@ def rope(
     check_array("rope", "cos", cos, cos.shape)
     check_array("rope", "sin", sin, cos.shape)
     if positions.size:
-        # for a single token, two numpy passes would take longer than the rest of the function
+        # for a few tokens, two numpy passes would take longer than the rest of the function
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
             raise ValueError(f"rope: positions {min(few)}..{max(few)}, tables of {len(cos)}")

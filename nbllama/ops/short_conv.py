@@ -1,11 +1,12 @@
-"""The gated short convolution of LFM2, which reads the last few tokens of each channel.
+"""The gated short convolution of LFM2, which combines the last few tokens in each channel.
 
 A token's input has three parts of C channels, b, c and x:
 
     u[t] = b[t] x[t]        v[t] = sum over j of w[j] u[t - K + 1 + j]        y[t] = c[t] v[t]
 
-with K taps w, j from 0 to K - 1. Before the first token of a sequence, u is 0 or read from the
-state: the last K - 1 values of u from an earlier part of the sequence.
+with K taps w and j from 0 to K - 1. For positions before the first token of a sequence, u is 0 or
+is read from the state, which contains the last K - 1 values of u from an earlier part of the
+sequence.
 
 Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
@@ -15,8 +16,8 @@ Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 The taps are frozen, so they have no gradient.
 
 Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets
-`[S + 1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is in the order
-of the taps, whatever else is in the batch.
+`[S + 1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is computed in
+the order of the taps, regardless of what else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
 """
@@ -82,7 +83,7 @@ def _add_past(w, u, out):
 
 @kernel()
 def _mix(bcx, w, first, n, past, out):
-    """Compute v of token n in a sequence that begins at `first`, given the state `past`."""
+    """Compute v for token n in a sequence that begins at `first`, given the state `past`."""
     taps, width = w.shape
     for c in range(width):
         out[c] = np.float32(0.0)
@@ -164,10 +165,10 @@ def short_conv(
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
 ) -> None:
-    """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and offsets `[S + 1]` of the sequences.
+    """Write y `[N, C]`, given bcx `[N, 3 C]`, w `[K, C]` and the sequence offsets `[S + 1]`.
 
-    `before` `[S, K - 1, C]` contains the state before each sequence, or is None for zeros; `after`,
-    a different array of the same shape, receives the state after each sequence.
+    `before` `[S, K - 1, C]` contains the state before each sequence; None means zeros. `after`, a
+    different array with the same shape, receives the state after each sequence.
 
     Raises ValueError for mismatched arrays.
     """
@@ -188,7 +189,7 @@ def short_conv(
 def leave_state(
     u: np.ndarray, offsets: np.ndarray, before: np.ndarray | None, after: np.ndarray
 ) -> None:
-    """Write the last values of u `[N, C]` in each sequence to `after` `[S, K - 1, C]`."""
+    """Write the last K - 1 values of u `[N, C]` in each sequence to `after` `[S, K - 1, C]`."""
     kept = after.shape[1]
     for s, (first, last) in enumerate(pairwise(offsets.tolist())):
         own = min(kept, last - first)
@@ -200,7 +201,7 @@ def leave_state(
 def short_conv_grad(
     dy: np.ndarray, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray, *, dbcx: np.ndarray
 ) -> None:
-    """Write dbcx `[N, 3 C]`, the gradient with respect to bcx, for dy `[N, C]`.
+    """Write dbcx `[N, 3 C]`, the gradient with respect to bcx, given dy `[N, C]`.
 
     Raises ValueError for mismatched arrays.
     """
@@ -218,7 +219,7 @@ _NO_PAST = readonly(np.empty((0, 1), np.float32))
 
 
 def sequences(offsets: np.ndarray) -> np.ndarray:
-    """Return the index of each token's sequence, int32 `[N]`."""
+    """Return the index of the sequence that each token belongs to, int32 `[N]`."""
     counts = np.diff(offsets)
     return readonly(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 

@@ -1,8 +1,8 @@
-"""Soft-cap of the logits: limit them smoothly to (-cap, cap) with a tanh.
+"""Soft-cap the logits: limit them smoothly to (-cap, cap) with a tanh.
 
     y = cap * tanh(z / cap)            dz = dy * (1 - (y / cap)^2)
 
-Shapes: z, y, dy `[M, V]` float32; both passes are in place. Saved for the gradient: y. For
+Shapes: z, y, dy `[M, V]` float32; both passes work in place. Saved for the gradient: y. For
 attention scores, `nbllama.ops.attention` implements the same function.
 
 Source: Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning" (2016),
@@ -66,7 +66,10 @@ def _cap_grad(dy, y, cap):
 
 
 def soft_cap(z: np.ndarray, cap: float) -> None:
-    """Turn z `[M, V]` into y. Raises ValueError for an invalid array or a cap of 0 or less."""
+    """Overwrite z `[M, V]` with y.
+
+    Raises ValueError for an invalid array or a cap that is not positive.
+    """
     if np.ndim(z) != 2 or not cap > 0:
         raise ValueError(f"soft_cap: z {np.shape(z)} is not [M, V], or cap {cap} is not above 0")
     check_output("soft_cap", "z", z, z.shape)
@@ -74,7 +77,7 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
 
 
 def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
-    """Turn dy `[M, V]` into the gradient with respect to z; y is the output of `soft_cap`.
+    """Overwrite dy `[M, V]` with the gradient with respect to z; y is the output of `soft_cap`.
 
     Raises ValueError for mismatched arrays or a cap that is not positive.
     """

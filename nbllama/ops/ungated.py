@@ -1,4 +1,4 @@
-"""The elementwise activation of a feed-forward layer with two matrices.
+"""The elementwise activation of a feed-forward layer that has only two matrices (no gate).
 
     out = act(x)
 
@@ -15,16 +15,16 @@ Gradient: dx = dout * act'(a), with
                         n (exp(a) - 1) + beta                   for a <= eps
                         beta - n                                between: eps is -1e-6
 
-Apertus learns alpha_p and alpha_n in each layer: p = softplus(alpha_p), n = beta +
-softplus(alpha_n) (`xielu_numbers`).
+In Apertus, each layer has learned values alpha_p and alpha_n, from which `xielu_numbers` computes
+p = softplus(alpha_p) and n = beta + softplus(alpha_n).
 
-Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient overwrites x with dx,
-because x is the widest array of a layer.
+Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient dx overwrites x,
+because x is the widest array in a layer.
 
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); So et al., "Primer" (2021);
 Huang and Schlag, "Deriving Activation Functions Using Integration" (2024). llama.cpp: `ggml_gelu`,
-which reads a float16 table and so differs by up to 1e-3; `ggml_relu`, `ggml_sqr`; `ggml_xielu`.
-finetune.cpp: none.
+whose results differ by up to 1e-3 because it reads a float16 table; `ggml_relu` and `ggml_sqr`;
+`ggml_xielu`. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CODES = {"gelu": GELU, "relu2": RELU2, "xielu": XIELU}
 
 
 class Xielu(NamedTuple):
-    """The constants of xIELU in one layer, as in the formula; ignored by other activations."""
+    """The xIELU constants of one layer, named as in the formula; other activations ignore them."""
 
     p: float = 0.0
     n: float = 0.0
@@ -66,7 +66,7 @@ NO_NUMBERS = Xielu()
 
 
 def xielu_numbers(alpha_p: float, alpha_n: float, beta: float, eps: float) -> Xielu:
-    """Compute a layer's constants from its stored numbers, with the same rounding as llama.cpp."""
+    """Compute a layer's constants from the stored numbers, with the same rounding as llama.cpp."""
     f32 = np.float32
     p, n = (f32(a) if a > 20 else np.log(f32(1) + np.exp(f32(a))) for a in (alpha_p, alpha_n))
     return Xielu(float(f32(p)), float(f32(beta) + f32(n)), float(f32(beta)), float(f32(eps)))
@@ -196,7 +196,7 @@ def ungated(x: np.ndarray, out: np.ndarray, *, kind: str, numbers: Xielu = NO_NU
 def ungated_grad(
     dout: np.ndarray, x: np.ndarray, *, kind: str, numbers: Xielu = NO_NUMBERS
 ) -> None:
-    """Overwrite x `[N, F]` with its gradient, given dout `[N, F]`.
+    """Overwrite x `[N, F]` with the gradient with respect to x, given dout `[N, F]`.
 
     Raises ValueError for mismatched arrays, arrays that share memory, or an unknown kind.
     """

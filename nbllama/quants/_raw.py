@@ -1,20 +1,19 @@
 """Single-instruction intrinsics that read fields of packed blocks and write weights.
 
-`raw[i]` in Numba would also work, but these intrinsics are faster for three reasons:
+Plain `raw[i]` would also work in Numba, but these intrinsics are faster for three reasons:
 
 - By default, the compiler must assume that a write to `out` can change `raw`, so it cannot read
-  sixteen bytes at a time. In this module, loads have an alias scope and stores are marked as not
-  aliasing it, because `raw` (a read-only file) and `out` (float32 scratch) never overlap in this
-  package.
-- A field of two or four bytes can be at any address, and these loads do not assume alignment.
+  sixteen bytes at a time. In this package, `raw` (a read-only file) and `out` (float32 scratch)
+  never overlap. Loads therefore have an alias scope, and stores are marked as not aliasing it.
+- A field of two or four bytes can start at any address, and these loads do not assume alignment.
 - In Python, an index can be negative. In this module, an index is an offset from the first byte and
-  never wraps.
+  never wraps around.
 
-There are no checks: the caller is responsible for the bounds. Integers are returned as int64, so
-that all arithmetic uses one type. `number` converts a small integer to float32. The conversion
-shows the compiler that 32 bits are enough, so that it can vectorise a loop over bytes.
+Bounds are not checked; the caller is responsible for them. Integers are returned as int64, so that
+all arithmetic uses one type. `number` converts a small integer to float32. The conversion shows the
+compiler that 32 bits are enough, so that it can vectorise a loop over bytes.
 
-Like GGUF data, hosts must be little-endian.
+The host must be little-endian, like GGUF data.
 """
 
 from __future__ import annotations
@@ -29,30 +28,33 @@ from numba.extending import intrinsic as _intrinsic
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
-intrinsic: Any = _intrinsic  # annotated with the first argument, which callers do not pass
+intrinsic: Any = _intrinsic  # its own annotation includes the first argument; callers omit it
 
 
 def _raw_scope(builder: Any) -> Any:
-    """Return the alias scope of all bytes that this module reads, as LLVM metadata."""
+    """Return the LLVM metadata for the alias scope that contains all bytes read by this module."""
     module = builder.module
     domain = module.add_metadata(["nbllama.quants"])
     return module.add_metadata([module.add_metadata(["nbllama.quants.raw", domain])])
 
 
 def mark_raw_load(builder: Any, load: Any) -> None:
-    """Mark a load as one that reads `raw`, at any alignment."""
+    """Mark a load as a read of `raw` that can have any alignment."""
     load.align = 1
     load.set_metadata("alias.scope", _raw_scope(builder))
 
 
 def mark_store_outside(builder: Any, store: Any) -> None:
-    """Mark a store of float32 numbers as one that does not write to `raw`."""
+    """Mark a store of float32 numbers as not writing to `raw`."""
     store.align = 4
     store.set_metadata("noalias", _raw_scope(builder))
 
 
 def _load(kind: Any, convert: Callable[[Any, Any, Any], Any], result: Any, raw: Any) -> Any:
-    """Return the signature and code generator of `convert(field of LLVM type kind at byte i)`."""
+    """Return the signature and code generator of a load at byte i.
+
+    The load reads a field of LLVM type `kind` and passes it to `convert`.
+    """
     if not isinstance(raw, types.Array) or raw.dtype != types.uint8:
         raise TypeError(f"raw must be a uint8 array, not {raw}")
 
@@ -75,18 +77,24 @@ def _sign_extend(context: Any, builder: Any, field: Any) -> Any:
 
 
 def has_half(context: Any) -> bool:
-    """Return whether the CPU can convert half to float; otherwise, LLVM would call a library."""
+    """Return whether the CPU can convert half to float.
+
+    If it cannot, LLVM would call a library function instead.
+    """
     triple, _, features = context.codegen().magic_tuple()
     machine = triple.split("-")[0]
     return machine in ("aarch64", "arm64") or "+f16c" in features.split(",")
 
 
 def half_by_integers(builder: Any, field: Any) -> Any:
-    """Convert an IEEE half (as i16) to float with integer instructions, exactly if it is finite.
+    """Convert an IEEE half (as i16) to float with integer instructions.
 
-    1. Move sign, exponent and mantissa to their positions, and correct the exponent bias (add 112).
-    2. Exponent 31 means infinity or NaN; add 112 again to get 255.
-    3. Exponent 0 means zero or subnormal; the value is mantissa * 2^-24.
+    The result is exact for finite numbers. The steps are:
+
+    1. Move the sign, exponent and mantissa to their positions in the float, and add 112 to the
+       exponent to correct its bias.
+    2. If the exponent is 31 (infinity or NaN), add 112 again, which gives 255.
+    3. If the exponent is 0 (zero or subnormal), the value is mantissa * 2^-24.
     """
     bits = builder.zext(field, _I32)
     size = builder.and_(bits, _I32(0x7FFF))
@@ -113,25 +121,25 @@ def _brain_half(context: Any, builder: Any, field: Any) -> Any:
 
 @intrinsic
 def u8(typingctx, raw, i):
-    """Read byte `i` of `raw`, 0..255, as int64."""
+    """Read byte `i` of `raw` as an unsigned number, 0..255, and return it as int64."""
     return _load(_I8, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def i8(typingctx, raw, i):
-    """Read byte `i` of `raw` as a signed number, -128..127, as int64."""
+    """Read byte `i` of `raw` as a signed number, -128..127, and return it as int64."""
     return _load(_I8, _sign_extend, types.int64, raw)
 
 
 @intrinsic
 def u16(typingctx, raw, i):
-    """Read the two bytes at byte `i` of `raw` as int64, 0..65535."""
+    """Read two bytes of `raw`, starting at byte `i`, as an int64 in 0..65535."""
     return _load(_I16, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def u32(typingctx, raw, i):
-    """Read the four bytes at byte `i` of `raw` as int64, 0..2^32-1."""
+    """Read four bytes of `raw`, starting at byte `i`, as an int64 in 0..2^32-1."""
     return _load(_I32, _zero_extend, types.int64, raw)
 
 
@@ -143,25 +151,28 @@ def f32(typingctx, raw, i):
 
 @intrinsic
 def f16(typingctx, raw, i):
-    """Read the IEEE half at byte `i` of `raw` as float32, exactly, including infinities and NaN."""
+    """Read the IEEE half at byte `i` of `raw` as float32.
+
+    The conversion is exact, including infinities and NaN.
+    """
     return _load(_I16, _half, types.float32, raw)
 
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """Run `f16` as on a CPU without a conversion instruction (for tests)."""
+    """Run `f16` as if the CPU had no conversion instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 
 @intrinsic
 def bf16(typingctx, raw, i):
-    """Read the bfloat16 (upper half of a float32) at byte `i` of `raw` as float32."""
+    """Read the bfloat16 (the upper half of a float32) at byte `i` of `raw` as float32."""
     return _load(_I16, _brain_half, types.float32, raw)
 
 
 @intrinsic
 def half_of_bits(typingctx, bits):
-    """Return the IEEE half with the 16-bit pattern `bits` (an int64) as float32."""
+    """Convert the IEEE half whose 16-bit pattern is `bits` (an int64) to float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _half(context, builder, builder.trunc(args[0], _I16))
@@ -181,7 +192,7 @@ def single_of_bits(typingctx, bits):
 
 @intrinsic
 def number(typingctx, integer):
-    """Return `integer`, which must fit in 32 bits, as float32."""
+    """Convert `integer`, which must fit in 32 bits, to float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.sitofp(builder.trunc(args[0], _I32), _F32)

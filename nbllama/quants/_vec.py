@@ -1,18 +1,18 @@
 """Short vectors as Numba values, with operators: `Codes` (n bytes) and `Weights` (n float32).
 
 A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
-instructions on any CPU: it generates generic LLVM vector arithmetic, and LLVM distributes 16 lanes
+instructions on any CPU. It generates generic LLVM vector arithmetic, and LLVM distributes 16 lanes
 over registers (one with AVX-512, two with AVX2, four with SSE2 or NEON). LLVM would not vectorise
-plain loops over 16 or 32 bytes, because they are unrolled before its loop vectoriser runs, and
-Numba disables the vectoriser for straight-line code.
+plain loops over 16 or 32 bytes: it unrolls them before its loop vectoriser runs, and Numba disables
+the vectoriser for straight-line code.
 
 | expression | meaning, in each lane |
 |---|---|
 | `load4/8/16/32(raw, i)` | the bytes starting at `i`: Codes |
 | `q & k`, `q >> k`, `q << k`, `q - k`, `q * k` | one integer k for all lanes; modulo 256 |
-| `q OR p` (Python's bar) | of two Codes |
-| `unsigned(q)`, `signed(q)` | byte (0..255, -128..127) to float32: Weights |
-| `d * w`, `w + m`, `w - m` | with one float32 for all lanes, rounded after every step (no FMA) |
+| `q OR p` (Python's bar operator) | bitwise or of two Codes |
+| `unsigned(q)`, `signed(q)` | byte (0..255, -128..127) converted to float32: Weights |
+| `d * w`, `w + m`, `w - m` | one float32 d or m for all lanes; every step is rounded (no FMA) |
 | `store(out, i, w)` | out[i ...] = w |
 
 Floating-point results are bit-identical to scalar code. Bounds are not checked. As in `_raw`, `raw`
@@ -37,7 +37,7 @@ _I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatT
 
 
 class Codes(types.Type):
-    """`lanes` bytes."""
+    """A vector of `lanes` bytes."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes, self.lane = lanes, _I8
@@ -45,7 +45,7 @@ class Codes(types.Type):
 
 
 class Weights(types.Type):
-    """`lanes` float32 numbers."""
+    """A vector of `lanes` float32 numbers."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes, self.lane = lanes, _F32
@@ -68,7 +68,10 @@ def _spread(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _operator(symbol: Any, left: type, right: type, emit: Callable[[Any, Any, Any], Any]) -> None:
-    """Define an operator for two argument kinds; `emit(builder, a, b)` receives two vectors."""
+    """Define an operator for two kinds of arguments.
+
+    `emit(builder, a, b)` receives both operands as vectors.
+    """
 
     def typing(context: Any) -> Callable[[Any, Any], Any]:
         def result(a: Any, b: Any) -> Any:
@@ -145,7 +148,7 @@ def load32(typingctx, raw, i):
 
 @intrinsic
 def nibbles8(typingctx, raw, i):
-    """Read 8 bytes at byte i of `raw`: their low halves, followed by their high halves."""
+    """Read 8 bytes at byte i of `raw` as 16 codes: the low halves, then the high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -184,7 +187,7 @@ def signed(typingctx, codes):
 
 @intrinsic
 def times_over_256(typingctx, codes, factor):
-    """Compute (code * factor) // 256 for codes 0..255 and a factor 0..255."""
+    """Compute (code * factor) // 256 for codes in 0..255 and a factor in 0..255."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = builder.zext(args[0], ir.VectorType(_I16, codes.lanes))
@@ -197,7 +200,7 @@ def times_over_256(typingctx, codes, factor):
 
 @intrinsic
 def bits16(typingctx, bits):
-    """Return the 16 low bits of an integer as 16 codes of 0 or 1, lowest bit first."""
+    """Return the 16 low bits of an integer as 16 codes, each 0 or 1, lowest bit first."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = builder.bitcast(builder.trunc(args[0], _I16), ir.VectorType(ir.IntType(1), 16))
@@ -226,7 +229,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Return Weights(8), negated in each lane whose bit (lowest first) is set."""
+    """Negate each lane of Weights(8) whose bit in `bits` (lowest first) is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))
@@ -237,7 +240,7 @@ def negative_where(typingctx, weights, bits):
 
 @intrinsic
 def lookup(typingctx, table, codes):
-    """Look up each of 16 codes, which must be below 16, in a table of 16 bytes."""
+    """Look up 16 codes, each of which must be below 16, in a table of 16 bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])

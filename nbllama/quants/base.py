@@ -1,14 +1,14 @@
-"""The weight types, and where to find their decoders; this module compiles nothing.
+"""The weight types and the lookup of their decoders; importing this module compiles nothing.
 
 The types are listed in `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the module of this
 package (the `family`) that contains the decoder `decode_NAME`. A family is imported when one of its
-types is first used, because building the tables of the IQ types takes time, and most files do not
+types is first used, because building the tables for the IQ types takes time, and most files do not
 use these types.
 
 There are two sets of decoders with identical results: plain loops in this folder, which are easier
-to read, and vector code in the folder `vector`, which is two to five times as fast. The environment
-variable `NBLLAMA_KERNELS=plain` selects the plain loops. A type without vector code always uses the
-plain decoder.
+to read, and vector code in the `vector` folder, which is two to five times as fast. Setting the
+environment variable `NBLLAMA_KERNELS=plain` selects the plain loops. Types without vector code
+always use the plain decoder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.fa
 
 
 def quant_type(type_id: int) -> TensorType:
-    """Return the row of a type; raise GGUFError for a type that cannot be decoded."""
+    """Return the table row of a type. Raises GGUFError for a type that cannot be decoded."""
     try:
         return QUANTS[type_id]
     except KeyError:
@@ -38,7 +38,10 @@ def quant_type(type_id: int) -> TensorType:
 
 
 def nbytes(type_id: int, n_elements: int) -> int:
-    """Return the size of `n_elements` weights in bytes. Raises ValueError for a partial block."""
+    """Return the size of `n_elements` weights in bytes.
+
+    Raises ValueError if the weights do not fill whole blocks.
+    """
     t = quant_type(type_id)
     if n_elements < 0 or n_elements % t.block_size:
         raise ValueError(f"{n_elements} weights are not whole {t.name} blocks of {t.block_size}")
@@ -46,14 +49,17 @@ def nbytes(type_id: int, n_elements: int) -> int:
 
 
 KERNEL_SET = os.environ.get("NBLLAMA_KERNELS") or "vector"
-"""The decoders in use: "vector" or "plain"."""
+"""The set of decoders in use: "vector" or "plain"."""
 if KERNEL_SET not in ("vector", "plain"):
     raise UsageError(f"NBLLAMA_KERNELS is {shown(KERNEL_SET)}; use plain or vector")
 
 
 @cache
 def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
-    """Return a type's kernel `decode(raw, src, n_blocks, out, dst)`, or raise KeyError."""
+    """Return the kernel `decode(raw, src, n_blocks, out, dst)` of a type.
+
+    Raises KeyError for a type that cannot be decoded.
+    """
     t = QUANTS[type_id]
     name = f"decode_{t.name.lower()}"  # for example decode_q4_1 in nbllama.quants.legacy
     if kernel_set == "vector" and find_spec(f"nbllama.quants.vector.{t.family}"):
@@ -64,7 +70,7 @@ def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
 
 
 class _Decoders(Mapping[int, Any]):
-    """Mapping from type id to the kernel of the selected set, imported on first lookup."""
+    """Mapping from type ids to kernels of the selected set, which are imported on first lookup."""
 
     def __getitem__(self, type_id: int) -> Any:
         return find_decoder(type_id)

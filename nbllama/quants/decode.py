@@ -1,7 +1,7 @@
-"""Decoding for Python code; all sizes and bounds are checked before a kernel runs.
+"""Decoding functions for Python code, which check all sizes and bounds before a kernel runs.
 
-Kernels check nothing, and a read past the end of a mapped file kills the process, so Python code
-must call decoders only through these functions.
+Kernels do not check anything, and a read past the end of a mapped file kills the process. Python
+code must therefore call decoders only through these functions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """Return a read-only view of the bytes [n]; kernels are compiled only for read-only input.
+    """Return a read-only view of the bytes [n].
 
-    Raises ValueError unless `raw` is a contiguous one-dimensional uint8 array.
+    Kernels are compiled only for read-only input. Raises ValueError if `raw` is not a contiguous
+    one-dimensional uint8 array.
     """
     if raw.dtype != np.uint8 or raw.ndim != 1 or not raw.flags.c_contiguous:
         raise ValueError(f"raw must be contiguous uint8 [n], not {raw.dtype} {raw.shape}")
@@ -24,9 +25,10 @@ def as_readonly(raw: np.ndarray) -> np.ndarray:
 
 
 def decode(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
-    """Decode a whole tensor: raw uint8 [nbytes(type_id, n_elements)] -> float32 [n_elements].
+    """Decode a whole tensor.
 
-    Raises GGUFError for an unsupported type, and ValueError if sizes do not match.
+    `raw` is uint8 [nbytes(type_id, n_elements)], and the result is float32 [n_elements]. Raises
+    GGUFError for an unsupported type, and ValueError if sizes do not match.
     """
     raw = as_readonly(raw)
     if raw.size != nbytes(type_id, n_elements):
@@ -37,11 +39,11 @@ def decode(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
 
 
 def decode_rows(type_id: int, raw: np.ndarray, row_elements: int, rows: np.ndarray) -> np.ndarray:
-    """Decode chosen rows of a matrix (embedding lookup).
+    """Decode the given rows of a matrix, as in an embedding lookup.
 
-    raw uint8 [n_rows * nbytes(type_id, row_elements)], rows integer [n] -> float32 [n,
-    row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do not match, and
-    IndexError for a row outside the matrix, including a negative index.
+    `raw` is uint8 [n_rows * nbytes(type_id, row_elements)], `rows` are integers [n], and the result
+    is float32 [n, row_elements]. Raises GGUFError for an unsupported type, ValueError if sizes do
+    not match, and IndexError for a row outside the matrix, including a negative index.
     """
     raw = as_readonly(raw)
     rows = np.asarray(rows)

@@ -2,8 +2,8 @@
 
 A matmul kernel is written once for all types. It calls `decode_blocks(type_id, ...)` with a literal
 `type_id` (a module-level constant used by the short entry function for that type), and Numba links
-the decoder for this literal. If the decoder were an argument, the kernel would be compiled again in
-every process. An if-chain over all types would compile all decoders.
+the decoder for that literal. If the decoder were passed as an argument, Numba would compile the
+kernel again in every process. With an if-chain over all types, Numba would compile all decoders.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nbllama.quants.base import DECODERS, QUANTS
 
 
 def decode_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, out: Any, dst: Any) -> None:
-    """Decode `n_blocks` blocks at byte `src` of `raw` to `out[dst:]`, inside a kernel.
+    """Decode `n_blocks` blocks, starting at byte `src` of `raw`, to `out[dst:]` inside a kernel.
 
-    `raw` is a read-only uint8[::1], and `out` is float32[::1]. They must not overlap. There are no
-    checks: the caller is responsible for the bounds. `type_id` must be an integer known at compile
-    time. The other numbers can be of any integer type (an index of `prange` can be unsigned).
+    `raw` is a read-only uint8[::1], and `out` is float32[::1]. They must not overlap. Bounds are
+    not checked; the caller is responsible for them. `type_id` must be an integer known at compile
+    time. The other numbers can be of any integer type, because a `prange` index can be unsigned.
     """
     DECODERS[type_id](raw, src, n_blocks, out, dst)
 

@@ -1,15 +1,15 @@
 """`check_finite`, which checks that all weights are finite, like `--check-tensors` in llama.cpp.
 
-A single NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from the
-cause. The codes of a block are always finite, so only the scales are checked: one or two halves per
-block. In the plain formats, every number is checked.
+A single NaN scale in a 4 GB file makes every loss NaN, thousands of operations away from the cause.
+The codes of a block are always finite, so only its scales are checked, which are one or two halves
+per block. In the plain formats, every number is checked.
 
 An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all exponent bits
-are set, so one kernel handles all three: it reads a 16-bit field every `stride` bytes and applies a
-mask. The plain formats are first read in words of four bytes, which runs at memory speed. Three
-types are special. In NVFP4, every scale is finite (llama.cpp reads its NaN as 0). In IQ1_M, the
-scale is distributed over four fields. In MXFP4, the scale is an exponent: 255 is NaN in the
-specification, and 253 and 254 overflow float32 with the largest codes.
+are set. One kernel therefore handles all three: it reads a 16-bit field every `stride` bytes and
+applies a mask. The plain formats are first checked one four-byte word at a time, which runs at
+memory speed. Three types are special. In NVFP4, every scale is finite (llama.cpp reads its NaN as
+0). In IQ1_M, the scale is distributed over four fields. In MXFP4, the scale is an exponent: 255 is
+NaN in the specification, and with 253 and 254 the largest codes overflow float32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _MXFP4_TOO_LARGE = 253
 
 @kernel()
 def _first_special(raw, at, stride, start, stop, mask):
-    """Return the first i in start .. stop-1 whose u16 at `at + stride * i` contains `mask`."""
+    """Return the first i in start .. stop-1 for which all bits of `mask` are set, else -1.
+
+    The bits are read from the u16 at `at + stride * i`.
+    """
     for i in range(start, stop):
         if (u16(raw, at + stride * i) & mask) == mask:
             return i
@@ -40,10 +43,11 @@ def _first_special(raw, at, stride, start, stop, mask):
 
 @kernel()
 def _special_in_words(raw, n_words, mask, step):
-    """Return whether any of `n_words` u32 (one F32, two F16 or BF16 each) is not finite.
+    """Return whether any of `n_words` u32 words contains a number that is not finite.
 
-    Adding the exponent's lowest bit `step` carries into the sign bit, which `mask` has cleared,
-    only if all bits of the exponent are set.
+    A word contains one F32, two F16 or two BF16 numbers. `mask` clears the sign bits, and `step` is
+    the lowest bit of the exponent. Adding `step` carries into the sign bit only if all exponent
+    bits are set.
     """
     carries = np.int32(0)
     for i in range(n_words):
@@ -53,9 +57,9 @@ def _special_in_words(raw, n_words, mask, step):
 
 @kernel()
 def _first_special_iq1_m(raw, n):
-    """Return the first of n IQ1_M blocks whose scale is infinite or NaN; -1 if all are finite.
+    """Return the index of the first of n IQ1_M blocks whose scale is infinite or NaN, else -1.
 
-    The sign and exponent of the half are bits 15 .. 10: the top nibble and half of the next nibble.
+    The sign and exponent of a half are bits 15 .. 10: the top nibble and half of the next nibble.
     """
     for i in range(n):
         at = 56 * i + 48
@@ -67,7 +71,7 @@ def _first_special_iq1_m(raw, n):
 
 @kernel()
 def _first_special_mxfp4(raw, n):
-    """Return the first of n MXFP4 blocks whose scale is NaN or overflows; -1 if there is none."""
+    """Return the index of the first of n MXFP4 blocks whose scale is NaN or overflows, else -1."""
     for i in range(n):
         if u8(raw, 17 * i) >= _MXFP4_TOO_LARGE:
             return i
@@ -75,10 +79,10 @@ def _first_special_mxfp4(raw, n):
 
 
 def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
-    """Return the index of the first block (F32, F16, BF16: number) that is not finite; else -1.
+    """Return the index of the first block that is not finite, or -1 if all are finite.
 
-    raw is uint8 [nbytes(type_id, n_elements)]. Raises GGUFError for an unsupported type, and
-    ValueError if sizes do not match.
+    For F32, F16 and BF16, a block is a single number. `raw` is uint8 [nbytes(type_id, n_elements)].
+    Raises GGUFError for an unsupported type, and ValueError if sizes do not match.
     """
     t = quant_type(type_id)
     raw = as_readonly(raw)
@@ -106,7 +110,7 @@ def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
 def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> None:
     """Raise GGUFError for tensor `name` if any of its weights is, or could be, infinite or NaN.
 
-    The other arguments and errors are the same as in `first_special`.
+    The other arguments and errors are the same as for `first_special`.
     """
     i = first_special(type_id, raw, n_elements)
     if i >= 0:

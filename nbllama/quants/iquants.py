@@ -1,7 +1,7 @@
-"""IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: codes are indices of rows of a code book.
+"""IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: codes are indices of rows in a code book.
 
-A super-block contains 256 weights in 8 groups of 32. Layout, bytes from the start; `d` is an IEEE
-half, u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
+A super-block contains 256 weights in 8 groups of 32. The table lists the byte offsets of its fields
+(llama.cpp: `block_iq1_s` ... `block_iq3_s`). `d` is an IEEE half; u16 and u32 are little-endian:
 
 | type | bytes | fields |
 |---|---|---|
@@ -13,10 +13,10 @@ half, u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block
 | IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
 | IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
 
-IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25. IQ3_S:
+IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: as IQ2, with 0.5 instead of 0.25. IQ3_S:
 w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125). Scales are
-four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs with an even number of minus
-signs.
+four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs, because the number of minus
+signs is always even.
 
 llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
 The results are bit-identical to both llama.cpp and gguf-py.
@@ -37,7 +37,10 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def put_signed(scale, book, at, n, signs, out, to):
-    """out[to + j] = scale * book[at + j], negative where bit j of `signs` is set, j = 0 .. n-1."""
+    """Set out[to + j] = scale * book[at + j] for j = 0 .. n-1, with the given signs.
+
+    The result is negated if bit j of `signs` is set.
+    """
     for j in range(n):
         weight = scale * number(u8(book, at + j))
         put(out, to + j, -weight if (signs >> j) & 1 else weight)
@@ -45,14 +48,20 @@ def put_signed(scale, book, at, n, signs, out, to):
 
 @kernel()
 def put_shifted(scale, at, shift, out, to):
-    """out[to + j] = scale * (row + shift) for the row of 8 at byte `at` of the IQ1 code book."""
+    """Set out[to + j] = scale * (row[j] + shift) for j = 0 .. 7.
+
+    `row` contains the 8 values at byte `at` of the IQ1 code book.
+    """
     for j in range(8):
         put(out, to + j, scale * (number(i8(_IQ1, at + j)) + shift))
 
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; per group a u32: four times seven sign bits, scale in the top bits."""
+    """Decode from 256 rows.
+
+    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -67,7 +76,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; each byte of scales serves two groups of 16 weights."""
+    """Decode from 512 rows; each byte of `scales` contains two scales, each for 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -82,7 +91,11 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 1024 rows.
+
+    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs are
+    stored.
+    """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -98,7 +111,10 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4.
+
+    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -113,7 +129,11 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 512 rows of 4.
+
+    The ninth bit of each row index is in `qh` (one byte per group of 32). All eight signs are
+    stored.
+    """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -129,7 +149,10 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
+    """Decode from 2048 rows.
+
+    Each group has a u16 with 4 x 3 row bits, three scale bits and the sign of the shift.
+    """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -144,7 +167,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def iq1_m_scale(raw, at):
-    """Return d of an IQ1_M block at byte `at`, assembled from the top nibbles in `scales`."""
+    """Return d of the IQ1_M block at byte `at`, assembled from the top nibbles in `scales`."""
     bits = 0
     for k in range(4):
         bits |= (u16(raw, at + 48 + 2 * k) >> 12) << (4 * k)
@@ -153,9 +176,10 @@ def iq1_m_scale(raw, at):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta).
+    """Decode from 2048 rows.
 
-    There are sixteen three-bit scales, four in the low twelve bits of each u16 in `scales`.
+    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift. There
+    are sixteen three-bit scales: four in the low twelve bits of each u16 in `scales`.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

@@ -1,6 +1,6 @@
 """Q2_K Q3_K Q4_K Q5_K Q6_K: super-blocks of 256 weights with one scale per group of 16 or 32.
 
-Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
+The table lists the byte offsets of the fields in a super-block. `d` and `dmin` are IEEE halves:
 
 | type | bytes | fields (llama.cpp: `block_q2_K` ... `block_q6_K`) | weight |
 |---|---|---|---|
@@ -11,8 +11,9 @@ Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
 | Q6_K | 210 | ql 0..127, qh 128..191, scales 192..207, d 208 | (d * scale) * (q - 32) |
 
 Weights form groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32 (Q4_K,
-Q5_K). One byte contains bits of several groups: the two-bit fields of the bytes `qs[0:32]` contain
-weights 0..127 (field r: weights 32r .. 32r+31), and the fields of `qs[32:64]` contain the rest.
+Q5_K). One byte contains bits of several groups. The two-bit fields of the bytes `qs[0:32]` contain
+weights 0..127 (field r contains weights 32r .. 32r+31), and those of `qs[32:64]` contain the other
+128 weights.
 
 llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. The results are bit-identical.
 """
@@ -25,7 +26,10 @@ from nbllama.quants._raw import f16, i8, number, put, u8
 
 @kernel()
 def decode_q2_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; q has two bits; scales byte: scale | min << 4."""
+    """Decode w = (d * scale) * q - dmin * min, where q has two bits.
+
+    Each byte of `scales` is scale | min << 4.
+    """
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
         d, dmin = f16(raw, at + 80), f16(raw, at + 82)
@@ -43,8 +47,8 @@ def decode_q2_k(raw, src, n_blocks, out, dst):
 def q3_scale(raw, at, g):
     """Return the six-bit scale of group `g` from the 12 bytes at `at`.
 
-    The four low bits: low halves of bytes 0..7 for groups 0..7, high halves for groups 8..15.
-    The two high bits: field g >> 2 of byte 8 + (g & 3).
+    The four low bits are in the low halves of bytes 0..7 for groups 0..7, and in their high halves
+    for groups 8..15. The two high bits are field g >> 2 of byte 8 + (g & 3).
     """
     low = (u8(raw, at + (g & 7)) >> (4 * (g >> 3))) & 15
     return low | (((u8(raw, at + 8 + (g & 3)) >> (2 * (g >> 2))) & 3) << 4)
@@ -52,7 +56,7 @@ def q3_scale(raw, at, g):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third of them in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4), where the third bit of q is in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -68,11 +72,11 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def scale_and_min(raw, at, g):
-    """Return the six-bit scale and minimum of group `g` from 12 bytes (`get_scale_min_k4`).
+    """Return the six-bit scale and minimum of group `g` from the 12 bytes at `at`.
 
-    The low six bits of bytes 0..3 are scales 0..3, and of bytes 4..7 minima 0..3. For scales and
-    minima 4..7, the four low bits are the halves of bytes 8..11, and the two high bits are the top
-    bits of bytes 0..7.
+    The low six bits of bytes 0..3 are scales 0..3; those of bytes 4..7 are minima 0..3. For scales
+    and minima 4..7, the four low bits are the halves of bytes 8..11, and the two high bits are the
+    top bits of bytes 0..7. llama.cpp: `get_scale_min_k4`.
     """
     if g < 4:
         return u8(raw, at + g) & 63, u8(raw, at + g + 4) & 63
@@ -83,7 +87,10 @@ def scale_and_min(raw, at, g):
 
 @kernel()
 def decode_q4_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
+    """Decode w = (d * scale) * q - dmin * min, where q has four bits.
+
+    Groups 2p and 2p + 1 are the low and high halves of the same 32 bytes.
+    """
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -98,7 +105,10 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; as in Q4_K, with q's fifth bit in bit g of `qh`."""
+    """Decode w = (d * scale) * q - dmin * min, where q has five bits.
+
+    The low four bits are packed as in Q4_K. The fifth bit, for group g, is bit g of a byte of `qh`.
+    """
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -114,11 +124,11 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q6_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`.
+    """Decode w = (d * scale) * (q - 32), where q has four bits in `ql` and two in `qh`.
 
     Scales are signed bytes. For each 128 weights, 64 bytes of `ql` contain weights 0..63 in their
-    low halves and 64..127 in their high halves, and each of 32 bytes of `qh` contains four two-bit
-    fields.
+    low halves and weights 64..127 in their high halves, and each of 32 bytes of `qh` contains four
+    two-bit fields.
     """
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b

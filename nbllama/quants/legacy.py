@@ -1,6 +1,7 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with one scale `d`; some have an offset `m`.
+"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with a scale `d` and sometimes an offset `m`.
 
-Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp: `block_q4_0` ...):
+The table lists the byte offsets of the fields in a block (llama.cpp: `block_q4_0` ...). `d` and `m`
+are IEEE halves:
 
 | type | bytes | d | m | qh | qs | weight |
 |---|---|---|---|---|---|---|
@@ -11,7 +12,8 @@ Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp:
 | Q8_0 | 34 | 0 | | | 2..33 | d * q, q signed |
 
 Four-bit codes: byte j of `qs` contains weight j in its low half and weight j + 16 in its high half.
-Five-bit codes: the fifth bit of weight j is bit j of the 32-bit number `qh`.
+Five-bit codes: `qs` contains the low four bits in the same order, and the fifth bit of weight j is
+bit j of the 32-bit number `qh`.
 
 llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The results are bit-identical.
 """
@@ -24,7 +26,7 @@ from nbllama.quants._raw import f16, i8, number, put, u8, u32
 
 @kernel()
 def decode_q4_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 8); q has four bits."""
+    """Decode w = d * (q - 8), where q has four bits."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
         d = f16(raw, at)
@@ -36,7 +38,7 @@ def decode_q4_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q4_1(raw, src, n_blocks, out, dst):
-    """Decode w = d * q + m; q has four bits."""
+    """Decode w = d * q + m, where q has four bits."""
     for b in range(n_blocks):
         at, to = src + 20 * b, dst + 32 * b
         d, m = f16(raw, at), f16(raw, at + 2)
@@ -48,7 +50,7 @@ def decode_q4_1(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 16); q has five bits."""
+    """Decode w = d * (q - 16), where q has five bits."""
     for b in range(n_blocks):
         at, to = src + 22 * b, dst + 32 * b
         d, high = f16(raw, at), u32(raw, at + 2)
@@ -62,7 +64,7 @@ def decode_q5_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_1(raw, src, n_blocks, out, dst):
-    """Decode w = d * q + m; q has five bits."""
+    """Decode w = d * q + m, where q has five bits."""
     for b in range(n_blocks):
         at, to = src + 24 * b, dst + 32 * b
         d, m, high = f16(raw, at), f16(raw, at + 2), u32(raw, at + 4)
@@ -76,7 +78,7 @@ def decode_q5_1(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q8_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * q; q is a signed byte."""
+    """Decode w = d * q, where q is a signed byte."""
     for b in range(n_blocks):
         at, to = src + 34 * b, dst + 32 * b
         d = f16(raw, at)

@@ -1,14 +1,15 @@
 """MXFP4: 32 four-bit floats (sign 1, exponent 2, mantissa 1); the scale is a power of two.
 
-A block has 17 bytes (llama.cpp: `block_mxfp4`): the scale's exponent e at 0, codes at 1..16; byte j
-contains weight j in its low half and weight j + 16 in its high half.
+A block has 17 bytes (llama.cpp: `block_mxfp4`): the exponent e of the scale is at 0, and the codes
+are at 1..16. Byte j of the codes contains weight j in its low half and weight j + 16 in its high
+half.
 
     w = 2^(e - 128) * value[q]
 
 The table `value` contains the values of the four-bit floats times 2 (0, 1, 2, 3, 4, 6, 8, 12 and
 their negatives), which is why the formula contains 128 although the bias is 127. As in llama.cpp,
-code 8 is 0, not -0, and e = 255 is decoded as a number, although it is NaN in the OCP
-specification; `check_finite` reports it.
+code 8 is 0, not -0. Also as in llama.cpp, e = 255 is decoded as a number, although it is NaN in the
+OCP specification; `check_finite` reports it.
 
 llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. The results are bit-identical.
 """

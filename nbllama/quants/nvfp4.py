@@ -1,15 +1,16 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with eight-bit scales for each 16.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1) with four eight-bit scales.
 
-A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
-eight of group s contains weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.
+A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3 and codes at 4..35. Each group
+s of 16 weights has eight bytes of codes. Byte j of these contains weight 16 s + j in its low half
+and weight 16 s + 8 + j in its high half.
 
     w = scale(c) / 2 * value[q]
     scale(c) = (1 + m / 8) 2^(e - 7)  for e > 0,  m / 8 * 2^-6  for e = 0
 
-with the mantissa m in the lowest three bits of c and the exponent e in the next four; the highest
+The mantissa m is in the lowest three bits of c, and the exponent e is in the next four; the highest
 bit is ignored. The table `value` contains the values of the four-bit floats times 2, as in
-`quants.mxfp4`, hence the division by 2. As in llama.cpp, c = 127 is decoded as 0, although it is
-NaN in the format of the scale. A file that also contains one scale per tensor (`NAME.scale`) is
+`quants.mxfp4`, hence the division by 2. As in llama.cpp, c = 127 is decoded as 0, although it means
+NaN in the format of the scale. Files that also contain one scale per tensor (`NAME.scale`) are
 refused.
 
 llama.cpp: `dequantize_row_nvfp4`, `ggml_ue4m3_to_fp32`. The results are bit-identical.

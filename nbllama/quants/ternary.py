@@ -9,10 +9,10 @@ TQ2_0: four two-bit codes per byte; field n of `qs[32h + j]` is weight 128h + 32
 
 TQ1_0: five base-3 digits per byte (3^5 = 243 <= 256). The byte is the fraction digits / 243 in
 units of 1/256, rounded up. To extract digit n, multiply by 3^n and keep the fraction (the byte
-wraps around), then multiply by 3 and take the integer part. There are three runs of bytes: 0..31
-encode weights 0..159, and 32..47 encode 160..239, both with five digits per byte; the four bytes of
-`qh` encode the last 16 with four digits. In a run of m bytes, digit n of byte j is weight n * m + j
-of the run.
+wraps around), then multiply by 3 and take the integer part. There are three runs of bytes. Bytes
+0..31 encode weights 0..159, and bytes 32..47 encode weights 160..239, with five digits per byte.
+The four bytes of `qh` encode the last 16 weights, with four digits per byte. In a run of m bytes,
+digit n of byte j is weight n * m + j of the run.
 
 llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. The results are bit-identical.
 """
@@ -25,7 +25,7 @@ from nbllama.quants._raw import f16, number, put, u8
 
 @kernel()
 def _digits(raw, at, length, n_digits, d, out, to):
-    """Decode the weights in `length` bytes with `n_digits` base-3 digits each."""
+    """Decode the weights in `length` bytes, each of which contains `n_digits` base-3 digits."""
     power = 1
     for n in range(n_digits):
         for j in range(length):
@@ -36,7 +36,7 @@ def _digits(raw, at, length, n_digits, d, out, to):
 
 @kernel()
 def decode_tq1_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (digit - 1), five digits per byte."""
+    """Decode w = d * (digit - 1); a byte contains five digits (four in `qh`)."""
     for b in range(n_blocks):
         at, to = src + 54 * b, dst + 256 * b
         d = f16(raw, at + 52)
@@ -47,7 +47,7 @@ def decode_tq1_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_tq2_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 1), four codes per byte."""
+    """Decode w = d * (q - 1); a byte contains four codes."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at + 64)

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -22,7 +23,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from nbllama.errors import Interrupted, NbllamaError, shown
-from nbllama.system.start import Stopped, Unwinding, unwinding
+from nbllama.system.start import Program, Stopped, Unwinding, unwinding
 
 _LINE = 4000  # characters; a message about resuming contains a whole command
 _WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
@@ -181,7 +182,20 @@ def _ended(program: Callable[[list[str]], int | None], words: list[str], handler
         elif line.startswith("internal"):
             line += " (run again with --debug to see where)"
         _say(line)
+        if isinstance(e, Stopped | Interrupted) and Program.started:
+            _exit(code)
         return code
+
+
+def _exit(code: int) -> None:
+    """End the process after a signal, without releasing its objects.
+
+    The signal may have interrupted a finalizer that freed memory of a C library, and Python would
+    run it again.
+    """
+    _close_stdout()
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def _traceback() -> None:

@@ -123,7 +123,12 @@ def unwinding() -> Iterator[Unwinding]:
 
 
 class Program:
-    """The function `main` of a module; calling it imports the module."""
+    """The function `main` of a module; calling it imports the module.
+
+    `started` is whether a program is the main program of this process, so that it can end it.
+    """
+
+    started = False
 
     def __init__(self, module: str, **given: Any) -> None:
         self.module, self._given = module, given
@@ -137,4 +142,5 @@ class Program:
         """Call `main` as the program of this process, with signal handlers."""
         for signum in signals():
             signal.signal(signum, leave)
+        Program.started = True
         return self()

@@ -1,1 +1,1 @@
-"""Training: a single step (`trainer`), the modules it uses, and complete runs (`run`)."""
+"""Training: single steps (`trainer`), the modules that a step uses, and complete runs (`run`)."""

@@ -1,7 +1,7 @@
-"""Three convergence tests that can end a run, applied to the loss after each evaluation.
+"""Three convergence tests that are applied to the loss after each evaluation and can end a run.
 
-The tests come from llama.cpp's `ggml.c:ggml_opt_adam` and are applied in this order. Setting an
-option to 0 disables its test. f is the loss:
+The tests come from llama.cpp's `ggml.c:ggml_opt_adam` and are applied in the order below. f is the
+loss. Setting an option to 0 disables the corresponding test:
 
     |f - f of the previous evaluation| / f < epsf
     |f `past` evaluations ago - f| / f < delta
@@ -23,8 +23,8 @@ import numpy as np
 class Convergence:
     """The convergence tests and their state.
 
-    `past_losses` is a ring buffer. As in the old tool's file, evaluation e, counted from 0 since
-    the very first run, is stored at index e % past.
+    `past_losses` is a ring buffer. The loss of evaluation e, counted from 0 since the very first
+    run, is stored at index e % past, as in files written by the old tool.
     """
 
     past: int = 0
@@ -41,9 +41,9 @@ class Convergence:
             self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
-        """Test the loss of an evaluation; return the reason to end the run, or "".
+        """Test the loss of an evaluation; return why the run should end, or "" if it should not.
 
-        The first evaluation is only stored.
+        The loss of the first evaluation is only stored.
         """
         f = float(np.float32(loss))
         if not math.isfinite(f):

@@ -1,9 +1,9 @@
 """A forecast of a run's memory and time, printed at the start and checked at the end.
 
-The memory figure is exact. It is the sum of the memory that the process uses once its kernels are
-compiled, the arrays that the trainer has allocated but not yet touched, and the model file. The
-system maps the file's pages as they are read, and can drop them again because they are not private.
-The time is estimated by measuring one block and one loss with the same sizes as in the run.
+The memory figure is exact. It is the sum of three parts: the memory that the process uses once its
+kernels are compiled, all arrays that the trainer has allocated but not yet touched, and the model
+file. The system maps the pages of the file as they are read, and can drop them again because they
+are not private. The time is estimated by timing individual blocks and losses at the run's sizes.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from nbllama.train.trainer import Trainer
 class Forecast(NamedTuple):
     """The memory of a run in bytes, and its seconds per iteration."""
 
-    held: int  # memory in use, without the mapped file: program, kernels, data, optimiser
+    held: int  # already resident, excluding the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
     chosen: int  # activations in this run
     loss: int  # logits for one chunk of positions
     scratch: int  # tiles and score rows for all threads
-    saving: int  # the copy of the adapter and its moments during a save
+    saving: int  # copy of the adapter and its moments, made during a save
     weights: int  # the mapped file
     seconds: float
     stored_seconds: float  # for an iteration that uses the stored output of the frozen blocks
-    more: int = 0  # memory for the objective, for example to draw answers
+    more: int = 0  # additional memory for the objective, for example to draw answers
 
     @property
     def untouched(self) -> int:
@@ -55,7 +55,7 @@ class Forecast(NamedTuple):
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """Return a forecast of the memory only, before anything is compiled.
+    """Return a forecast of only the memory, before anything is compiled.
 
     Raises `NotEnoughMemory` if the run needs more memory than is available.
     """
@@ -76,10 +76,7 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
-    """Return the forecast.
-
-    The trainer's kernels must be compiled, and its activations must be untouched.
-    """
+    """Return the forecast; the kernels must be compiled, and the activations not yet touched."""
     needs = _memory(trainer, threads)  # must come first, because timing touches the activations
     seconds, stored = step_seconds(trainer)
     return needs._replace(seconds=seconds, stored_seconds=stored)

@@ -14,10 +14,11 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """The largest micro-batch (tokens and trained positions), the longest sequence, and the means.
+    """The largest micro-batch's size, the longest sequence's length, and the means per sample.
 
-    The means are per sample. If samples share beginnings, `computed` is the number of computed
-    rows, and `keys` is the number of tokens that these rows attend to.
+    `tokens` and `trained` count all tokens and all trained positions in the largest micro-batch. If
+    samples share beginnings, `computed` is the number of rows that are computed, and `keys` is the
+    number of tokens that these rows attend to.
     """
 
     tokens: int
@@ -40,9 +41,9 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = Fal
 
 
 def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
-    """Return the number of blocks whose activations fit in `nbytes` of memory.
+    """Return how many blocks can keep their activations in `nbytes` of memory.
 
-    Raises `UsageError` if even the inputs of all blocks do not fit.
+    Raises `UsageError` if there is not even enough room for the inputs of all blocks.
     """
     sizes = layout(model, adapter, most.computed, most.trained, dropout=dropout)
     least = activation_bytes(sizes, checkpointing=True)

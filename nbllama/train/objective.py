@@ -40,9 +40,10 @@ class Computing(Passes, Protocol):
 
 
 class Task(Protocol):
-    """Work in a step that does not compute gradients, such as drawing an answer.
+    """Work in a step other than computing gradients, such as drawing an answer.
 
-    A task can be pickled and computed in a different process with the same model and adapter.
+    A task can be pickled and then computed in a different process that has the same model and
+    adapter.
     """
 
     @property
@@ -69,11 +70,11 @@ class Drawing(Passes, Protocol):
 
 
 class Objective(Protocol):
-    """A loss that is computed after the forward pass of each micro-batch.
+    """A loss that is computed for each micro-batch after its forward pass.
 
-    `data`: additional data; each of its samples must fit in the run's memory. `work`: the duration
-    of a step divided by the duration of its forward and backward passes. `point`: a number that
-    `before` sets and that all micro-batches in a step share.
+    `data`: additional data; the run's memory must have room for each of its samples. `work`: how
+    long a step takes, relative to its forward and backward passes alone. `point`: a number shared
+    by all micro-batches of a step, set by `before`.
     """
 
     data: Sequence[Dataset]
@@ -85,13 +86,14 @@ class Objective(Protocol):
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step or an evaluation; return the number of items to average the loss over."""
+        """Begin a step or an evaluation; return the number of items to average its loss over."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of losses of a micro-batch after its forward pass.
 
-        If `gradient`, also writes the gradient of `weight` times this sum to the activations.
+        If `gradient` is true, also writes the gradient of `weight` times this sum to the
+        activations.
         """
         ...
 
@@ -108,11 +110,11 @@ class Objective(Protocol):
         ...
 
     def sent(self, batch: Batch) -> Batch:
-        """Return a batch with the values that `loss` requires, but without a data set."""
+        """Return a batch that contains the values `loss` needs, but not the data set."""
         ...
 
     def copied(self) -> Objective:
-        """Return a copy without data that a different process can use for batches from `sent`."""
+        """Return a copy without data, for use with batches from `sent` in a different process."""
         ...
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
@@ -128,16 +130,16 @@ class Objective(Protocol):
         ...
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes of memory that a step requires in addition to its passes."""
+        """Return how many bytes a step needs in addition to the memory for its passes."""
         ...
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Return the seconds that a step takes in addition to its passes. Has no side effects."""
+        """Return how many seconds a step takes in addition to its passes, without side effects."""
         ...
 
 
 class TakesData:
-    """The methods shared by all objectives that use the data's micro-batches unchanged."""
+    """The methods shared by all objectives that use the micro-batches of the data unchanged."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Return the micro-batches unchanged."""
@@ -178,11 +180,11 @@ class TokenLoss(TakesData):
         )  # fmt: skip
 
     def measures(self) -> Mapping[str, float]:
-        """Return nothing: the loss is the only measure."""
+        """Return no measures, because the loss is the only one."""
         return {}
 
     def take_part(self) -> None:
-        """Return nothing: there are no measures."""
+        """Return None, because there are no measures."""
 
     def add_part(self, part: None) -> None:
         """Do nothing."""
@@ -192,7 +194,7 @@ class TokenLoss(TakesData):
         return batch
 
     def copied(self) -> TokenLoss:
-        """Return the same objective."""
+        """Return a copy of the objective."""
         return TokenLoss(self.floor)
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:

@@ -1,4 +1,4 @@
-"""Passes before a run that compile the kernels and measure the duration of a step."""
+"""Passes that run before training to compile the kernels and to measure how long a step takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENS = 8  # too many tokens for the few-token path, so the packed kernels are 
 
 @one_at_a_time
 def compile_kernels(trainer: Trainer) -> float:
-    """Compile every kernel that the run needs by using a few tokens; return the seconds it took."""
+    """Compile every kernel that the run needs, using few tokens; return the time in seconds."""
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
@@ -52,7 +52,7 @@ def compile_kernels(trainer: Trainer) -> float:
 
 
 def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
-    """Clear the keys, values and gradients of the blocks `layers`, which other blocks read."""
+    """Clear the keys, values and gradients that blocks would read from blocks that are not run."""
     for layer in layers:
         for name in ("k", "v", "dk", "dv"):
             acts.shared(f"{name}_of_{layer}", n).fill(0)
@@ -98,7 +98,7 @@ def _mean(rounds: list[float]) -> float:
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
     """Return the expected mean seconds per iteration, with and without the frozen blocks.
 
-    Measures two blocks of each kind and two losses, with the run's sizes. Has no side effects.
+    Times two blocks of each kind and two losses at the run's sizes, without side effects.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
@@ -126,7 +126,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
             again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
             share = again / max(1, layers - lowest)
             blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
-        # With a tied output layer, each token's own embedding would have a probability of 1. The
+        # With a tied output layer, each input token would be predicted with a probability of 1. The
         # denormal probabilities of all other tokens would be many times slower to compute, so the
         # channels are shifted.
         x = trainer.acts.x(0, batch.n_tokens)
@@ -144,7 +144,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if not trainer.feed.wraps:
-        per_step = min(per_step, n / math.ceil(n / per_step))  # the last step of an epoch is short
+        per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last step may be short
     per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
     stored = per_step * (above / batch.n_tokens * computed + per_trained * mean.mean_trained)

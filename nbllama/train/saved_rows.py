@@ -1,4 +1,4 @@
-"""The number of rows that shared beginnings (`nbllama.data.shared`) save per epoch."""
+"""The number of rows per epoch saved by sharing beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from nbllama.data.order import Position
 from nbllama.data.shared import share
 from nbllama.train.trainer import Trainer
 
-MOST_BATCHES = 1000  # maximum number of batches to lay out when measuring the saving
+MOST_BATCHES = 1000  # maximum number of batches to lay out for the measurement
 
 
 class Counted(NamedTuple):
-    """Token counts for the first batches in an epoch: all tokens, and computed tokens.
+    """Token counts for the first batches of an epoch: all tokens, and tokens that are computed.
 
     `whole`: whether the counted batches cover the whole epoch.
     """

@@ -1,4 +1,4 @@
-"""The sizes of batches in which samples share beginnings (`nbllama.data.shared`)."""
+"""The sizes of batches whose samples share their beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Sizes(NamedTuple):
 
 
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
-    """Return bounds for batches of `n_rows` rows; `tokens` is the bound without sharing.
+    """Return bounds for shared batches of `n_rows` rows; `tokens` is the bound without sharing.
 
-    If the data are not records, how much sharing saves is not known in advance.
+    If the data are not records, the saving is not known in advance.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))

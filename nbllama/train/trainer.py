@@ -45,11 +45,11 @@ class StopRequested(Exception):
 
 
 class Evaluation(NamedTuple):
-    """The loss of one iteration's samples; the gradient itself is in `Trainer.gradients`.
+    """The evaluation of one iteration's samples; the gradient itself is in `Trainer.gradients`.
 
     trained: the number of trained tokens or answers over which the loss is averaged
-    (`Objective.before`). after: the position in the data that follows the samples. n_samples: the
-    number of samples.
+    (`Objective.before`). after: the position in the data after these samples. n_samples: the number
+    of samples.
     """
 
     loss: float
@@ -58,13 +58,13 @@ class Evaluation(NamedTuple):
     n_samples: int
     after: Position
     seconds: float
-    computed: int  # excludes tokens that a sample shares with an earlier sample in its batch
+    computed: int  # excluding tokens that a sample shares with an earlier sample in its batch
 
 
 class StepResult(NamedTuple):
     """The result of one iteration: `loss` is in nats per trained token, `lr` is the learning rate.
 
-    `skipped` means that no parameter was changed.
+    `skipped`: whether the update was skipped, leaving all parameters unchanged.
     """
 
     iteration: int
@@ -80,13 +80,11 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """A model, an adapter, its optimiser, and a position in the data.
-
-    `step` performs one iteration.
+    """A model, an adapter, its optimiser, and a position in the data; `step` runs one iteration.
 
     `bound` is the adapter bound to the model, and `acts` and `buffers` are the memory for the
     passes. `trunk`, if set, stores the output of the frozen blocks below the lowest pair
-    (`nbllama.train.trunk`). Several threads can share a trainer, because calls are serialised.
+    (`nbllama.train.trunk`). Several threads can share a trainer: their calls are serialised.
     """
 
     def __init__(
@@ -115,17 +113,16 @@ class Trainer:
     ) -> None:
         """Allocate the memory for training.
 
-        old_schedule: use the learning rate of the previous update, as in the old tool.
+        old_schedule: whether to use the learning rate of the previous update, like the old tool.
         probability_floor: `floor` for `ops.cross_entropy`. activation_memory: bytes available for
         activations, which determine how many blocks are computed twice; if 0, `checkpointing`
-        decides (all or none). dropout: see `ops.dropout`; the masks are derived from `seed`.
-        validation: data for `validation_loss`. objective: the loss to minimise; None means the
-        cross-entropy of each token. share_prompts: whether to compute common beginnings of samples
-        in a micro-batch only once (`data.shared`); ignored with dropout. block: `size` for
-        `train.blocks.compute.split`.
+        decides whether all or none are. dropout: see `ops.dropout`; the masks are derived from
+        `seed`. validation: data for `validation_loss`. objective: the loss to minimise; None means
+        the cross-entropy of each token. share_prompts: whether to compute the common beginnings of
+        samples in a micro-batch only once (`data.shared`); has no effect with dropout. block:
+        `size` for `train.blocks.compute.split`.
 
-        Raises `UsageError` if even checkpointing every block requires more than
-        `activation_memory`.
+        Raises `UsageError` if `activation_memory` is too small even if every block is checkpointed.
         """
         self.turn = new_turn()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
@@ -205,7 +202,7 @@ class Trainer:
         return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
-        """Add validation batches with all samples in `data`, and make room for every sample."""
+        """Build validation batches from all samples in `data`, and make room for each sample."""
         self._make_room(data)
         numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
         self._validation = self.laid_out([data.batch(part) for part in numbers])
@@ -216,7 +213,7 @@ class Trainer:
         )
 
     def _make_room(self, data: Dataset) -> None:
-        """Raise the limits, if necessary, so that every single sample in `data` fits."""
+        """Raise the limits, if necessary, so that there is room for any single sample in `data`."""
         own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),
@@ -246,10 +243,10 @@ class Trainer:
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Perform one optimiser step with the gradient from the last evaluation, `found`.
+        """Perform one optimiser step with the gradient of the last evaluation, `found`.
 
-        If the loss or the gradient is not finite, no parameter changes, but the iteration is
-        counted.
+        If the loss or the gradient is not finite, no parameters are changed, but the iteration is
+        still counted.
         """
         start = time.perf_counter()
         factor = self.factor(self.iteration + 1)
@@ -260,7 +257,7 @@ class Trainer:
                 grad_norm = self.opt.step(self.bound.grads, factor).grad_norm
                 skipped = False
         if skipped:
-            self.opt.iteration += 1  # stays equal to the number of iterations
+            self.opt.iteration += 1  # kept equal to the number of iterations
         else:
             self.bound.refresh()
         epoch = self.position.epoch

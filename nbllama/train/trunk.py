@@ -1,15 +1,15 @@
-"""A cache for the output of the frozen blocks below the lowest pair, kept across epochs.
+"""Cache the output of the frozen blocks below the lowest pair from epoch to epoch.
 
 With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. The input of block L at
-a token therefore depends only on the base model and on the tokens up to that token. The bits of
-this input do not depend on whether the sample is computed alone, in a batch, or as the beginning of
-a different sample (`tests/train/test_trunk.py`). The first pass over a sample stores these vectors,
+a token therefore depends only on the base model and the tokens up to that token. The input is
+bit-identical whether the sample is computed alone, in a batch, or as the beginning of a longer
+sample (`tests/train/test_trunk.py`). The first pass over a sample stores these input vectors,
 float32 `[n, C]`, and later passes start at block L.
 
 The file begins with `_MAGIC`, the key and C, followed by one record per sample: a digest of its
-tokens, the number of tokens, a checksum, and the vectors. Records are only appended. Reading stops
-at a record that a crash truncated. If the checksum of a record does not match, its vectors are
-computed again.
+tokens, the number of tokens, a checksum, and the vectors. New records are always appended. Reading
+stops at a record that was truncated by a crash. If the checksum of a record does not match, its
+vectors are computed again.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
 class TrunkCache:
     """A file that stores the input of block `layer` for each sample, indexed by its tokens.
 
-    Use it as a context manager, or call `close`. Reading and writing never raise. Errors are
-    reported once through `say`, and training computes the vectors instead.
+    Use it as a context manager, or call `close`. Reading and writing never raise an exception: an
+    error is reported once through `say`, and training computes the vectors instead.
     """
 
     def __init__(
@@ -66,18 +66,19 @@ class TrunkCache:
         Parameters
         ----------
         key : str
-            64 hex digits: a digest of everything besides the tokens that the vectors depend on.
+            Digest (64 hex digits) of everything except the tokens that the vectors depend on.
         layer : int
             Number of frozen blocks at the bottom of the model.
         width : int
             Length of a vector, C.
         say : callable
-            Called with a line to print.
+            Function that is called with each line to print.
 
         Raises
         ------
         OutputError
-            The file cannot be opened or written, another run uses it, or nbllama did not write it.
+            If the file cannot be opened or written, is used by another run, or was not written by
+            nbllama.
         """
         self.path, self.layer, self.width, self.say = path, layer, width, say
         self.hits = 0
@@ -133,7 +134,7 @@ class TrunkCache:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples in the file."""
+        """The number of samples in the file."""
         return len(self._places)
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
@@ -183,10 +184,7 @@ class TrunkCache:
             self._end = place.offset + len(raw)
 
     def _values(self, place: _Place, n: int) -> np.ndarray | None:
-        """Read the vectors `[n, C]` of a sample.
-
-        If the vectors are damaged, reports this and returns None.
-        """
+        """Read the vectors `[n, C]` of a sample; if they are damaged, say so and return None."""
         try:
             raw = self._read(place.offset, 4 * self.width * place.n)
             reason = "is damaged"

@@ -13,13 +13,13 @@ OVERFITTING = 2  # consecutive evaluations in which training loss falls and vali
 
 @dataclass
 class Validation:
-    """The state between evaluations. All fields are numbers, so that a checkpoint can store them.
+    """The state between evaluations; all fields are numbers, so that a checkpoint can store them.
 
-    last: iteration of the last evaluation, or -1 before the first evaluation. best: lowest
-    validation loss. best_at: iteration of the lowest loss, or -1 if there is none yet. since:
-    number of evaluations since then. previous, previous_trained: validation loss at the last
-    evaluation, and the mean training loss before that evaluation. sum, tokens: training loss since
-    the last evaluation, weighted by trained tokens. rises: see `OVERFITTING`.
+    last: iteration of the last evaluation, or -1 before the first. best: lowest validation loss.
+    best_at: iteration of the lowest loss, or -1 if there is none yet. since: number of evaluations
+    since the best one. previous, previous_trained: validation loss of the last evaluation, and the
+    mean training loss that preceded it. sum, tokens: training loss since the last evaluation,
+    weighted by trained tokens. rises: see `OVERFITTING`.
     """
 
     last: int = -1
@@ -61,9 +61,9 @@ class Validation:
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Add an evaluation; return whether the run is overfitting.
+        """Add an evaluation, and return whether the run is overfitting.
 
-        `best`: whether the adapter at this evaluation was kept as the best.
+        `best`: whether the adapter of this evaluation was kept.
         """
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
@@ -79,7 +79,7 @@ class Validation:
         return self.rises == OVERFITTING
 
     def ended(self, patience: int) -> str:
-        """Return the reason to end the run, or ""."""
+        """Return why the run should end, or "" if it should continue."""
         if 0 < patience <= self.since:
             return f"no lower validation loss in {self.since} evaluations (--early-stop)"
         return ""
@@ -93,7 +93,7 @@ def perplexity(loss: float) -> float:
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Return the sample numbers in order, in the largest groups that stay within both bounds."""
+    """Yield sample numbers in order, in the largest groups that both bounds allow."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

@@ -22,9 +22,9 @@ other sizes, and fails if a function in `nbllama/ops` or a weight type has no ro
   them in training.
 - **rate**: throughput of the best run. GB/s figures count every input and output array once; GF/s
   figures count an addition and a multiplication as two operations.
-- **x numpy**, **x llama.cpp**: how many times as fast the kernel is as the numpy reference in
-  float32, or as llama.cpp's op (medians of alternating runs). If the value is below 1, the kernel
-  is slower. The machine was not idle, so compare ratios, not absolute speeds.
+- **x numpy**, **x llama.cpp**: the kernel's speed relative to the numpy reference in float32, or to
+  llama.cpp's op (medians of alternating runs). If the value is below 1, the kernel is slower. The
+  machine was not idle, so compare ratios, not absolute speeds.
 
 For an op that works in place, the time includes restoring its input before each call. llama.cpp's
 ops are called one by one. Its programs also use fused ops (flash attention) and, for some types

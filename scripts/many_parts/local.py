@@ -158,10 +158,10 @@ def w7(folder: Path) -> list[str]:
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
     )
     run.stop()
-    refused = other.returncode == 1 and "AuthenticationError" in other.stderr
+    refused = other.returncode == 1 and "InvalidAuthToken" in other.stderr
     rows.append(
-        "W7 | another process joins the cluster of local:2 without its token | AuthenticationError "
-        f"| {'refused' if refused else 'OTHER'}"
+        "W7 | another process connects to the cluster of local:2 without its token | exit "
+        f"{other.returncode} | {'refused' if refused else 'OTHER'}"
     )
     return rows
 

@@ -72,7 +72,8 @@ def test_the_verdict(
     assert got.word == word
     assert f"{right} of 3 trained questions" in got.reason
     assert ("12 iterations" in got.reason and "try --epochs 30" in got.reason) == (word == HARDLY)
-    assert ("rose from 1.00 (iteration 20, the best adapter) to 1.50" in got.reason) == (word == BY_HEART)
+    rose = "rose from 1.00 (iteration 20, the best adapter) to 1.50" in got.reason
+    assert rose == (word == BY_HEART)
 
 
 def test_questions_are_the_last_of_a_record(demo_model: Path) -> None:

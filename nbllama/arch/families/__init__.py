@@ -1,1 +1,1 @@
-"""The rows of the table, by family."""
+"""The rows of the architecture table, one module per family."""

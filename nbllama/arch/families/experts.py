@@ -1,4 +1,4 @@
-"""Rows for mixtures of experts. Mixtral is a `llama` with experts."""
+"""Rows for mixture-of-experts models, except Mixtral, which is a `llama` with experts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FFN_NORM = "ffn_norm.weight"
 
 
 def _hf_shared(folder: str) -> dict[str, str]:
-    """Return the Hugging Face module names of a shared expert in this folder."""
+    """Return the Hugging Face module names for a shared expert with the module path `folder`."""
     parts = ("gate", "down", "up")
     return {f"ffn_{part}_shexp": f"mlp.{folder}.{part}_proj" for part in parts}
 

@@ -1,4 +1,4 @@
-"""Rows for Gemma: scaled embeddings, GELU, soft-caps, windows."""
+"""Rows for Gemma models, which use scaled embeddings, GELU, soft-caps and windows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _PER_LAYER = (
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """Scale scores by head size, except by n_embd / n_head in the model with `largest` layers."""
+    """Return the scales; attention scores are scaled by the head size.
+
+    In the model with `largest` layers, they are scaled by n_embd / n_head instead.
+    """
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest
     return Scales(math.sqrt(sizes.n_embd), attention=score_scale(width) if wide else None)

@@ -18,7 +18,7 @@ from nbllama.arch.tensors import (
 
 
 def _of(mixer: str, rows: tuple[TensorRow, ...]) -> tuple[TensorRow, ...]:
-    """Restrict these tensors, except the first norm, to blocks of kind `mixer`."""
+    """Restrict these tensors, except the norm before the mixer, to blocks of kind `mixer`."""
     return tuple(r if r.name == "attn_norm.weight" else r._replace(mixer=mixer) for r in rows)
 
 
@@ -38,8 +38,8 @@ _DELTA_NET = (
     TensorRow("ssm_norm.weight", ("delta_size",)),
     TensorRow("ssm_out.weight", ("n_embd", "delta_values")),
 )
-# The query matrix includes the gates of the attention output. In other models, the name of the
-# second norm denotes a norm after attention.
+# The query matrix includes the gates of the attention output. The norm before feed-forward has the
+# name that other models use for a norm after attention.
 _QWEN35 = tuple(
     row._replace(shape=("n_q_gate", "n_embd")) if row.name == "attn_q.weight" else row
     for row in _of("attention", ATTENTION + QK_NORMS)

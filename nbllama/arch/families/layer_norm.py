@@ -1,4 +1,4 @@
-"""Rows for models with LayerNorm; some run attention and feed-forward in parallel."""
+"""Rows for models with LayerNorm, some of which run attention and feed-forward in parallel."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from nbllama.arch.tensors import (
 
 
 def _minicpm_scales(sizes: Sizes) -> Scales:
-    """Return the scales of the 2B model, llama.cpp's defaults for files without the keys."""
+    """Return the scales of the 2B model, which llama.cpp uses for files without the keys."""
     return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
 
 
@@ -30,7 +30,7 @@ _MIXTRAL = {
     for part, module in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
 }
 
-# In other models, the name of the second norm denotes a norm after attention.
+# The norm before feed-forward has the name that other models use for a norm after attention.
 _SEED_OSS = tuple(
     row._replace(name="post_attention_norm.weight") if row.name == "ffn_norm.weight" else row
     for row in BLOCK + QKV_BIASES
@@ -84,7 +84,7 @@ ROWS = (
         (*ENDS, FACTORS),
         BLOCK + BIASES,
         scale_keys=tuple(SCALE_KEYS),
-        fixed_keys={"rope.scaling.finetuned": True},  # false: a model without positions
+        fixed_keys={"rope.scaling.finetuned": True},  # if false, the model has no positions
         hf_modules=HF_MODULES,
         checked=("dense", "without its keys"),
     ),

@@ -22,8 +22,8 @@ ROWS = (
         hf_modules=HF_MODULES,
         checked=("all dense sizes",),
     ),
-    # In text, a token has a single position, which rotates every section of a head, as in qwen2 and
-    # qwen3.
+    # A text token has a single position, so all sections of a head are rotated by the same
+    # position, as in qwen2 and qwen3.
     ArchRow(
         "qwen2vl",
         ENDS,

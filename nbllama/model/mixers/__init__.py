@@ -1,8 +1,8 @@
 """The alternatives to attention that some blocks use, one per module.
 
-Each module contains two functions for a block (`nbllama.model.parts.BlockParts`): `forward` writes
-the stream between the mixer and feed-forward to `kept.x_mid`, and `backward` turns acts.dx from the
-gradient of that stream into the gradient of the block's input.
+Each module contains two functions for a block (`nbllama.model.parts.BlockParts`). `forward` writes
+the stream between the mixer and feed-forward to `kept.x_mid`. `backward` replaces the gradient of
+that stream in acts.dx with the gradient of the block's input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
 
 
 class Mixer(NamedTuple):
-    """The two passes of one kind of block; see the module docstring."""
+    """The two passes through one kind of mixer; see the module docstring."""
 
     forward: Callable[[BlockParts, StateExchange | None], None]
     backward: Callable[[BlockParts, bool], None]
@@ -28,4 +28,4 @@ MIXERS: Mapping[str, Mixer] = {
     "conv": Mixer(short_conv.forward, short_conv.backward),
     "delta": Mixer(delta_net.forward, delta_net.backward),
 }
-"""Mixers by kind of block (`Hparams.mixer_at`); attention is in `nbllama.model.block`."""
+"""The mixers by kind of block (`Hparams.mixer_at`); attention is in `nbllama.model.block`."""

@@ -1,4 +1,4 @@
-"""States of the sequences before and after a batch, for generation."""
+"""The states of sequences before and after a batch, for generation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from nbllama.model.parts import BlockParts
 
 
 class Carried(NamedTuple):
-    """States of the sequences before and after a batch, by name, float32 `[S, ...]`."""
+    """The states of the sequences before and after a batch, by name; float32 `[S, ...]`."""
 
     before: Mapping[str, np.ndarray]
     after: Mapping[str, np.ndarray]
 
 
 StateExchange = Callable[[int], Carried]
-"""Takes a layer and returns its states. The caller writes `after`."""
+"""A function that returns the states of a layer; the caller of the function fills `after`."""
 
 
 def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
-    """Return the block's states, or None if every sequence begins in this batch.
+    """Return the states of a block, or None if every sequence begins in this batch.
 
-    Raises ValueError for a sequence that continues from an earlier batch but has no state.
+    Raises ValueError if a sequence continues from an earlier batch but has no state.
     """
     if states is not None:
         return states(block.layer)

@@ -25,7 +25,7 @@ INPUTS = ("qkv", "z", "alpha", "beta")
 
 
 class _Parts(NamedTuple):
-    """Inputs of the delta rule: q and k before (`raw`) and after scaling to length 1; the rest."""
+    """The inputs of the delta rule; `raw` contains q, k and v before q and k are scaled."""
 
     raw: dict[str, np.ndarray]
     rstd: dict[str, np.ndarray]
@@ -37,7 +37,10 @@ class _Parts(NamedTuple):
 
 
 class DeltaBlock:
-    """A delta-net block for one batch; shapes as in `nbllama.ops.delta_net.delta_net`."""
+    """A delta-net block, applied to one batch.
+
+    Shapes are the same as in `nbllama.ops.delta_net.delta_net`.
+    """
 
     def __init__(self, block: BlockParts) -> None:
         of = block.hp.delta
@@ -48,17 +51,20 @@ class DeltaBlock:
         vectors = block.model.vectors
         self.a = vectors[block.name("ssm_a")]
         self.dt = vectors[block.name("ssm_dt.bias")]
-        # x / sqrt(sum of squares + eps) is RMSNorm with these weights and eps / D
+        # x / sqrt(sum of squares + eps) is the same as RMSNorm with these weights and eps / D
         self.one = np.full(of.size, 1 / np.sqrt(of.size), np.float32)
         self.eps = block.hp.rms_eps / of.size
 
     def columns(self) -> tuple[tuple[str, int], ...]:
-        """Return the first column of queries, keys and values in `qkv`."""
+        """Return the first columns of the queries, the keys and the values in `qkv`."""
         keys = self.of.key_heads * self.of.size
         return ("q", 0), ("k", keys), ("v", 2 * keys)
 
     def parts(self, before: np.ndarray | None) -> _Parts:
-        """Compute the inputs of the delta rule from the projections, in shared memory."""
+        """Compute the inputs of the delta rule from the projections, in shared memory.
+
+        `before` contains the states of the convolution before this batch.
+        """
         block, mixed = self.block, self.block.kept.mixed
         arrays = {name: block.shared(f"delta_{name}") for name in "qkv"}
         for name, column in self.columns():
@@ -89,17 +95,17 @@ class DeltaBlock:
 
     @property
     def scale(self) -> float:
-        """The factor of the queries' outputs."""
+        """The factor for the output of each query."""
         return float(1 / np.sqrt(np.float32(self.of.size)))
 
 
 def forward(block: BlockParts, states: StateExchange | None) -> None:
-    """Compute `kept.x_mid` from the block's input."""
+    """Run the delta net: compute `kept.x_mid` from the block's input."""
     kept, hp, of = block.kept, block.hp, DeltaBlock(block)
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)
     block.see("attn_norm", read)
-    for pair in (INPUTS[:2], INPUTS[2:]):  # at most three layers read the same input
+    for pair in (INPUTS[:2], INPUTS[2:]):  # at most three layers can share an `Input`
         source = block.input(read, *pair)
         for name in pair:
             block.project(name, source, kept.mixed[name])
@@ -123,7 +129,7 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
+    """Replace the gradient of `x_mid` in acts.dx with the gradient of the block's input.
 
     Without `below`, only the gradients of this block's pairs are computed.
     """

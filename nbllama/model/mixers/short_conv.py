@@ -14,7 +14,7 @@ def _taps(block: BlockParts) -> np.ndarray:
 
 
 def forward(block: BlockParts, states: StateExchange | None) -> None:
-    """Compute `kept.x_mid` from the block's input."""
+    """Run the short convolution: compute `kept.x_mid` from the block's input."""
     kept, hp, offsets = block.kept, block.hp, block.batch.seq_offsets
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)
@@ -33,7 +33,7 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """Turn acts.dx from the gradient of `x_mid` into the gradient of the block's input.
+    """Replace the gradient of `x_mid` in acts.dx with the gradient of the block's input.
 
     Without `below`, only the gradients of this block's pairs are computed.
     """

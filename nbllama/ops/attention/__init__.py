@@ -1,5 +1,5 @@
-"""Attention: `attention`, its gradient (`grad`), and a variant for few queries (`few`).
+"""Attention: the forward pass (`attention`), its gradient (`grad`), and variants.
 
-`tree` implements attention with shared prompts, `sinks` adds attention sinks, and `tiles` contains
-the code shared by these modules.
+`few` is a variant for a few queries, `tree` implements attention with shared prompts, `sinks` adds
+attention sinks, and `tiles` contains the code that these modules share.
 """

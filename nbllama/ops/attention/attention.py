@@ -1,8 +1,8 @@
 """Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap.
 
-No [T, T] matrix is stored.
+No [T, T] matrix is ever stored.
 
-For query i of a sequence (key position i + past), head h, KV head g = h // (n_head // n_head_kv):
+For query i in a sequence (key position i + past), head h, KV head g = h // (n_head // n_head_kv):
 
     z[j]   = scale * q[i, h] . k[j, g]                       the raw score
     s[j]   = cap * tanh(z[j] / cap)   (cap > 0, else z[j])   + slope[h] * (j - i)
@@ -17,12 +17,12 @@ Gradient, with delta = do . o:
 
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient recomputes p
 from lse (Dao et al., "FlashAttention", 2022, section 3.1). Each task processes a block of `BLOCK`
-queries of one head. It stores whole rows of scores, so memory grows with T and no online rescaling
-is needed. The loop bounds implement the mask. Shapes: N tokens in a stream of S sequences, q
-`[N, H, D]`, k and v `[Nk, G, D]`.
+queries for one head. It stores whole rows of scores, so its memory grows linearly with T, and the
+softmax needs no online rescaling. The mask is implemented by the loop bounds. Shapes: N tokens in a
+stream of S sequences, q `[N, H, D]`, k and v `[Nk, G, D]`.
 
 llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12
-to t19. The kernels of the gradient are in `nbllama.ops.attention.grad`.
+to t19. The kernels for the gradient are in `nbllama.ops.attention.grad`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ from nbllama.ops.op import check_array, check_output, readonly
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
-    """Return each head's slope, float32 `[H]`, as in `ggml_soft_max_ext`; 0 if `max_bias` is 0."""
+    """Return each head's slope, float32 `[H]`, as in `ggml_soft_max_ext`.
+
+    If `max_bias` is 0, all slopes are 0.
+    """
     if max_bias <= 0:
         return np.zeros(n_head, np.float32)
     power = 2 ** math.floor(math.log2(n_head))
@@ -64,7 +67,7 @@ def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
 
 
 def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
-    """Compute the softmax of each row; `sink` is an extra score whose probability is dropped."""
+    """Compute the softmax of each row; `sink` is an extra score, and its probability is dropped."""
     top = np.maximum(s.max(axis=1, keepdims=True), sink)
     e = np.exp(s - top)
     p: np.ndarray = e / (e.sum(axis=1, keepdims=True) + np.exp(sink - top))
@@ -74,7 +77,7 @@ def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
 def _scores(
     q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute (scores, tanh) `[Tq, Tk]` of one head in plain numpy."""
+    """Compute (scores, tanh) `[Tq, Tk]` for one head in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
     t = np.tanh(z / cap) if cap > 0 else np.zeros_like(z)
@@ -103,7 +106,7 @@ def attention_matrices(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Compute the scores and probabilities `[H, N, Nk]` in plain numpy, in the dtype of q.
 
-    The kernels never build these matrices. Keys of other sequences and later keys have score -inf
+    The kernels never build these matrices. Later keys and keys in other sequences have score -inf
     and probability 0.
     """
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
@@ -123,7 +126,7 @@ def attention_ref(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Compute o `[N, H, D]` from q `[N, H, D]`, k, v `[Nk, G, D]` in numpy, any float dtype."""
+    """Compute o in plain numpy, in any float dtype; q is `[N, H, D]`, k and v are `[Nk, G, D]`."""
     o, sink = np.zeros_like(q), _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
     for s in range(len(q_offsets) - 1):
@@ -140,7 +143,10 @@ def attention_grad_ref(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Return (dq, dk, dv) of `attention_ref`, where queries and keys are the same tokens."""
+    """Return the gradients (dq, dk, dv) of `attention_ref`.
+
+    The queries and the keys must belong to the same tokens.
+    """
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     sink = _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
@@ -161,7 +167,7 @@ def attention_grad_ref(
 
 @kernel()
 def _block(q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, tk, mine):
-    """Run one task: compute the outputs of head h for the n queries from t0 + i0 on."""
+    """Run one task: compute the outputs of head h for n queries, starting at t0 + i0."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -208,7 +214,7 @@ def _forward(
     n_head, d = q.shape[1:]
     wide = (d + PANEL - 1) // PANEL * PANEL
     n_seq = q_off.shape[0] - 1
-    values = (k.shape[0] + n_seq * PANEL) * n_kv * d  # offset of the packed values
+    values = (k.shape[0] + n_seq * PANEL) * n_kv * d  # where the packed values start
     for pair in prange(n_seq * n_kv):
         seq, g = pair // n_kv, pair % n_kv
         k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
@@ -236,7 +242,7 @@ def _forward(
 
 
 def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
-    """Return the scratch size of `attention` in floats: per thread, and shared by all threads.
+    """Return the scratch memory of `attention` in floats: (per thread, shared by all threads).
 
     There are `n` keys in `n_seq` sequences of at most `longest` keys each.
     """
@@ -261,15 +267,15 @@ def attention(
     k, v : float32 arrays [Nk, G, D]
         Keys and values; G divides H.
     q_offsets, k_offsets : int32 arrays [S + 1]
-        Offsets at which the sequences begin and end.
+        Offsets at which the sequences begin, followed by the end of the last one.
     scale : float
         Factor for the raw scores.
     slopes : float32 array [H]
         ALiBi slopes; zeros without ALiBi.
     o, lse : float32 arrays [N, H, D] and [N, H]
-        Overwritten with the outputs, and with the log of the sum of exp(score).
+        Overwritten with the outputs and with the log of the sum of exp(score).
     window, cap
-        See the module docstring; 0 for none.
+        Sliding window and soft-cap (see the module docstring); 0 means none.
     """
     check_streams(q, (k, v), q_offsets, k_offsets)
     check_array("attention", "slopes", slopes, q.shape[1:2])

@@ -1,15 +1,15 @@
-"""Attention of a few queries over many keys, for generating token by token.
+"""Attention of a few queries over many keys, for generation token by token.
 
-The formula is the same as in `nbllama.ops.attention`, but with so few queries, the blocks of that
-module would be mostly padding. Nothing is packed: keys are read directly from the cache. A task
-processes one query, one KV head with its group of query heads, and `CHUNK` keys. Let m, l and o be
-the largest score, the sum of exponentials and the weighted sum of values of one chunk. Chunks are
-combined by
+The formula is the same as in `nbllama.ops.attention`, but with so few queries, the blocks used in
+that module would be mostly padding. Nothing is packed: keys are read directly from the cache. A
+task processes one query, one KV head with its group of query heads, and `CHUNK` keys. For each
+chunk, let m, l and o be the largest score, the sum of exponentials, and the weighted sum of values.
+The chunks are then combined in ascending order:
 
     m = max_c m_c     l = sum_c l_c exp(m_c - m)     o = sum_c o_c exp(m_c - m) / l
 
-in ascending order. Chunk boundaries depend only on the key position, so the result is bit-identical
-for any number of threads.
+Chunk boundaries depend only on the key position, so the result is bit-identical for any number of
+threads.
 
 Source: Dao et al., "FlashAttention" (2022), section 3.1, for combining blocks; "Flash-Decoding"
 (2023), for splitting the keys into one chunk per task. llama.cpp: `ggml_flash_attn_ext` with one
@@ -31,14 +31,15 @@ from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
 CHUNK = 256
-SERIAL = 500_000  # products; below this, one thread is faster than starting two (about 60 us)
+SERIAL = 500_000  # multiplications (about 60 us) up to which one thread is faster than two
 MOST_QUERIES = 4
 
 
-# Flat arrays and unsigned indices: slicing for each key would cost more than its dot product.
+# Flat arrays and unsigned indices are used because slicing for each key would take longer than the
+# dot product.
 @kernel(fast=True)
 def _score_row(q, q0, k, k0, step, d, scale, row, n):
-    """row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n."""
+    """Compute row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n."""
     for j in range(n):
         total = np.float32(0.0)
         for c in range(d):
@@ -48,7 +49,7 @@ def _score_row(q, q0, k, k0, step, d, scale, row, n):
 
 @kernel(fast=True)
 def _weigh(p, n, v, v0, step, o, o0, d):
-    """o[o0 + c] = sum over j < n of p[j] v[v0 + j*step + c]."""
+    """Compute o[o0 + c] = sum over j < n of p[j] v[v0 + j*step + c]."""
     for c in range(d):
         o[np.uint64(o0 + c)] = np.float32(0.0)
     whole = n // 4 * 4
@@ -70,8 +71,8 @@ def _weigh(p, n, v, v0, step, o, o0, d):
 def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
     """Attend to the keys lo <= j < hi of KV head g, for a query at key position `at`.
 
-    Writes m, l and o of each head in the group to found `[H, 2 + D]`. The query `[H, D]` begins at
-    element q0 of the flat array q; k and v are `[Nk, G, D]`.
+    Writes m, l and o for each head in the group to found `[H, 2 + D]`. The query `[H, D]` begins at
+    element q0 of the flat array q, and k and v are `[Nk, G, D]`.
     """
     n_kv, d, n = k.shape[1], k.shape[2], hi - lo
     group = found.shape[0] // n_kv
@@ -89,9 +90,9 @@ def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
 
 @kernel()
 def join_chunks(found, first, last, o):
-    """Combine chunks first to last - 1 of one query and head into o `[D]`; return the lse.
+    """Combine chunks first to last - 1 for one query and head; return the lse.
 
-    found is `[C, 2 + D]`.
+    The chunks' results are in found `[C, 2 + D]`, and the output is written to o `[D]`.
     """
     top = found[first, 0]
     for c in range(first, last):
@@ -161,9 +162,9 @@ def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
-    """Compute `attention` of one sequence, whose last N tokens are q `[N, H, D]`.
+    """Compute `attention` for one sequence; q `[N, H, D]` are the queries of its last N tokens.
 
-    The caller has checked the arrays.
+    The arrays are not checked; the caller must have done so.
     """
     global _scores, _found
     n, h, d = q.shape

@@ -1,9 +1,9 @@
-"""Gradient of attention, which recomputes each block's probabilities from the saved `lse`.
+"""Gradient of attention; each block's probabilities are recomputed from the saved `lse`.
 
 Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task
-processes the queries of one head of one sequence, or some of these queries if there are few heads,
-and accumulates dk and dv in its own memory. At the end, dk and dv are summed over parts and heads
-in ascending order.
+processes one head's queries in one sequence (or a part of these queries, if there are few heads)
+and accumulates dk and dv in its own memory. At the end, dk and dv are summed over the parts and the
+heads in ascending order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nbllama.ops.attention.tiles import (
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-PIECES = 8  # number of parts of a KV head's keys in the sum over its query heads
+PIECES = 8  # number of parts into which a KV head's keys are split to sum over its query heads
 TASKS = 24  # minimum number of tasks, so that threads finish at about the same time
 
 
@@ -53,7 +53,10 @@ def _dot(a, b):
 
 @kernel(fast=True)
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
-    """Turn p into probabilities and dp into the gradient of the raw scores; 0 outside lo..hi."""
+    """Turn p from scores into probabilities, and dp into the gradient of the raw scores.
+
+    Outside lo..hi, both are 0.
+    """
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
     dp[:lo] = np.float32(0.0)
@@ -74,7 +77,7 @@ def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
 
 @kernel()
 def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
-    """out[first + j, :] += sum over queries i of the block of s[i, j] * rows[i, :].
+    """Compute out[first + j, :] += sum over the block's queries i of s[i, j] * rows[i, :].
 
     `rows` is stored in panels.
     """
@@ -91,7 +94,10 @@ def _block(
     do, q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h,
     mine,
 ):  # fmt: skip
-    """Compute dq of n queries of head h, starting at t0 + i0; add their share to dk_h and dv_h."""
+    """Compute dq of head h for n queries, starting at t0 + i0.
+
+    Adds the contributions of these queries to dk_h and dv_h.
+    """
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -144,13 +150,16 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return the first block of a part; the work up to block n grows with n squared."""
+    """Return the first block of a part.
+
+    All parts have about the same work; the work up to block n grows with the square of n.
+    """
     return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
 
 
 @kernel()
 def _sum_heads(private, size, wide, heads, parts, tq, past, j, out):
-    """out[c] = sum over heads and parts of their rows j in `private`, in ascending order."""
+    """Set out[c] to the sum of row j in `private` over all heads and parts, in ascending order."""
     blocks = (tq + BLOCK - 1) // BLOCK
     out[:] = np.float32(0.0)
     for h in range(heads):
@@ -227,8 +236,8 @@ def _gradient(
 def n_parts(n_seq: int, n_head: int) -> int:
     """Return the number of tasks into which a head's queries are divided.
 
-    The number fixes the order of the sums, so it depends only on the shape, not on the number of
-    threads.
+    The number determines the order of the sums, so it depends only on the shape, not on the number
+    of threads.
     """
     return -(-TASKS // (n_seq * n_head))
 
@@ -236,7 +245,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """Return the scratch size of `attention_grad` in floats, as in `forward_floats`."""
+    """Return the scratch memory of `attention_grad` in floats, in the form of `forward_floats`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
@@ -250,11 +259,11 @@ def attention_grad(
     dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
     k_offsets: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    """Compute the gradients dq `[N, H, D]`, dk and dv `[Nk, G, D]` (overwritten).
+    """Overwrite dq `[N, H, D]`, dk and dv `[Nk, G, D]` with the gradients.
 
-    o and lse are the results of the forward pass. `offsets` are the offsets of the queries and,
-    without `k_offsets`, also the offsets of the keys. With `k_offsets`, the queries belong to the
-    last tokens of longer sequences.
+    o and lse are the results of the forward pass. `offsets` are the query offsets. They also apply
+    to the keys unless `k_offsets` is given. With `k_offsets`, the queries belong to the last tokens
+    of longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

@@ -1,14 +1,14 @@
-"""Attention sinks: a learned score per head that enters the softmax but has no value vector.
+"""Attention sinks: each head has a learned score that enters the softmax but has no value vector.
 
     p[j] = exp(s[j]) / (sum_j exp(s[j]) + exp(sink[h]))
 
-This lets a head attend to nothing. `attention` computes o and lse without the sink; then:
+A sink lets a head attend to nothing. `attention` computes o and lse without the sink; then
 
     lse' = log(exp(lse) + exp(sink))          o' = o exp(lse - lse')
 
-Gradient: as in `nbllama.ops.attention.grad`, but with o' and lse'. Recomputing p from lse' yields
-the p above. The sink has no value vector, so delta = do . o' is still the sum of p[j] (do . v[j]).
-The sinks are frozen.
+The gradient is computed as in `nbllama.ops.attention.grad`, but with o' and lse'. Recomputing p
+from lse' yields the p above. The sink has no value vector, so delta = do . o' is still the sum of
+p[j] (do . v[j]). The sinks are frozen.
 
 Shapes: o `[N, H, D]`, lse `[N, H]`, sinks `[H]`; float32, all in place.
 
@@ -55,7 +55,7 @@ def _add_sinks(o, lse, sinks):
 
 
 def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
-    """Add the sinks `[H]` to the results of attention, o `[N, H, D]` and lse `[N, H]`, in place.
+    """Apply the sinks `[H]` in place to attention's results o `[N, H, D]` and lse `[N, H]`.
 
     Raises ValueError for mismatched arrays.
     """

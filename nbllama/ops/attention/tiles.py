@@ -1,10 +1,11 @@
 """Code shared by the forward pass and the gradient of attention: packing, scores, scratch, checks.
 
-The score rows of a block of `BLOCK` queries are in memory at the same time, `[BLOCK, ld]`: whole
-rows, starting at the first visible panel of keys. Each kernel of this module runs inside one task.
-Keys and values are packed once per KV head, before the tasks that read them start. A task processes
-one block of queries of one head (in the gradient, several consecutive blocks). Tasks are small
-enough for all threads to finish at about the same time, even with one sequence and three KV heads.
+For each block of `BLOCK` queries, the score rows `[BLOCK, ld]` are in memory at the same time. Each
+row is complete, starting at the first visible panel of keys. Keys and values are packed once per KV
+head, before the tasks that read them start. A task processes one block of queries for one head (in
+the gradient, several consecutive blocks), and each kernel in this module runs inside a task. Tasks
+are small enough for all threads to finish at about the same time, even with one sequence and three
+KV heads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BLOCK = 48  # queries whose score rows are in memory at the same time; a multipl
 
 @kernel()
 def pack_transposed(x, t0, n, head, d, out):
-    """out[p, c, j] = x[t0 + p*PANEL + j, head, c]: panels over tokens, zeros past n."""
+    """Pack panels over tokens: out[p, c, j] = x[t0 + p*PANEL + j, head, c], with zeros past n."""
     ld = x.shape[1] * d
     for p in range((n + PANEL - 1) // PANEL):
         have = min(PANEL, n - p * PANEL)
@@ -42,13 +43,13 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Return the start of a sequence's panels for KV head g (tk keys, starting at k0)."""
+    """Return where a sequence's panels for KV head g start; it has tk keys, starting at k0."""
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 
 @kernel()
 def pack_rows(x, t0, n, head, d, scale, out):
-    """out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]: panels over the head's dimensions."""
+    """Pack panels over dimensions: out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]."""
     for p in range((d + PANEL - 1) // PANEL):
         have = min(PANEL, d - p * PANEL)
         for t in range(n):
@@ -62,7 +63,7 @@ def pack_rows(x, t0, n, head, d, scale, out):
 
 @kernel()
 def copy_block(x, t0, n, head, d, scale, out):
-    """out[i, c] = scale * x[t0 + i, head, c] for i < n, zeros up to BLOCK."""
+    """Write out[i, c] = scale * x[t0 + i, head, c] for i < n, and zeros up to BLOCK."""
     for i in range(n):
         row = x[t0 + i, head]
         for c in range(d):
@@ -72,9 +73,10 @@ def copy_block(x, t0, n, head, d, scale, out):
 
 @kernel()
 def scores(rows, d, panels, first, last, past, n, s, ld):
-    """Compute s[i, first:] = rows[i] . column of `panels` for key panels visible to a row group.
+    """Compute s[i, j - first] = rows[i] . column j of `panels`, from the first visible panel on.
 
-    The first visible panel is first//PANEL.
+    The first visible panel is first//PANEL. Panels that are not visible to a group of ROWS rows are
+    skipped.
     """
     for i in range(0, n, ROWS):
         end = min(last, past + i + ROWS)
@@ -87,7 +89,7 @@ def scores(rows, d, panels, first, last, past, n, s, ld):
 
 @kernel(fast=True)
 def cap_and_bias(row, lo, hi, cap, slope, at):
-    """Turn row[j] into the soft-capped, biased score.
+    """Soft-cap the raw scores row[lo:hi], and add the ALiBi bias.
 
     Key j = 0 is `at` positions before the query.
     """
@@ -117,7 +119,7 @@ def exp_sum(row, lo, hi, top):
 class Scratch:
     """Scratch memory for the attention kernels, kept between calls and enlarged when needed.
 
-    It contains `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
+    It consists of `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
     """
 
     def __init__(self) -> None:
@@ -146,7 +148,10 @@ def round_up(n: int, unit: int) -> int:
 def check_streams(
     q: np.ndarray, kv: tuple[np.ndarray, ...], q_offsets: np.ndarray, k_offsets: np.ndarray
 ) -> None:
-    """Raise ValueError unless q `[N, H, D]` and all of `kv` `[Nk, G, D]` fit the int32 offsets."""
+    """Raise ValueError unless q `[N, H, D]` and all arrays in `kv` `[Nk, G, D]` match the offsets.
+
+    The offsets are int32.
+    """
     if np.ndim(q) != 3 or np.ndim(kv[0]) != 3 or 0 in q.shape[1:] or 0 in kv[0].shape[1:]:
         raise ValueError(f"attention: q {np.shape(q)} [N, H, D], k {np.shape(kv[0])} [Nk, G, D]")
     check_array("attention", "q", q, q.shape)
@@ -158,7 +163,7 @@ def check_streams(
         raise ValueError("attention: offsets are int32 [S+1], S at least 1")
     check_array("attention", "q_offsets", q_offsets, q_offsets.shape, dtype=np.int32)
     check_array("attention", "k_offsets", k_offsets, q_offsets.shape, dtype=np.int32)
-    # lists are faster than arrays, and this code runs for every block of every generated token
+    # lists are faster than arrays, and this function runs for every block of every generated token
     q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
     for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
         if b - a < 1 or e - c < b - a:

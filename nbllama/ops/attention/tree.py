@@ -1,25 +1,25 @@
-"""Attention of sequences with a common prefix: each shared token has one query, key and value.
+"""Attention for sequences with a common prefix: each shared token has one query, key and value.
 
-Each sequence has its own queries and attends to the keys of its *path*: rows of earlier sequences,
-then its own rows. `paths` `[P]` concatenates the rows of all paths, each in position order. K and V
-are the keys and values of the N rows:
+Each sequence has its own queries and attends to the keys on its *path*: rows of earlier sequences,
+followed by its own rows. `paths` `[P]` is the concatenation of all paths, and each path lists its
+rows in position order. K and V are the keys and values of the N rows:
 
     k' = K[paths]      v' = V[paths]
-    o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
+    o  = attention(q, k', v')            a sequence's queries belong to the last rows of its path
     dK[r] = sum over the indices p with paths[p] = r, in ascending order, of dk'[p]
 
-and the same for dV. Each query attends to the same keys in the same order as without sharing, so
+and likewise for dV. Each query attends to the same keys in the same order as without sharing, so
 `o` is bit-identical. Only the backward pass differs: the gradient of a shared key or value is a sum
-over the sequences that share it. Without sharing, this sum is part of the gradients of the weights.
-RoPE is applied before this op, with the position of each row in its path.
+over the sequences that share it, whereas without sharing, this sum is part of the weight gradients.
+RoPE is applied before this op, using each row's position in its path.
 
 Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
-This op uses the kernels of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and
-adds a kernel for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
+This op uses the kernels in `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and
+adds a kernel for the sum. Copying `2 P G D` floats takes less than 1 % of the time for a block.
 `nbllama.data.shared` creates the paths.
 
-Source: inference servers also compute the keys and values of a common prefix once (vLLM's prefix
-caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp: none.
+Source: inference servers also compute the keys and values of a common prefix only once (vLLM's
+prefix caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 @kernel(parallel=True)
 def _sum_places(places, order, starts, out):
-    """out[r] = sum of places[order[i]] over starts[r] <= i < starts[r + 1], in ascending order."""
+    """Set out[r] to the sum of places[order[i]] over starts[r] <= i < starts[r + 1].
+
+    The terms are added in ascending order.
+    """
     width = out.shape[1]
     for r in prange(out.shape[0]):
         row = out[r]
@@ -73,12 +76,12 @@ _POOL = _Pool()
 
 
 def path_floats(n_keys: int, n_kv: int, d: int) -> int:
-    """Return the memory in floats that `attention_tree_grad` uses for paths with `n_keys` keys."""
+    """Return how many floats of memory `attention_tree_grad` uses for paths with `n_keys` keys."""
     return 4 * n_keys * n_kv * d
 
 
 def _gathered(x: np.ndarray, paths: np.ndarray, out: np.ndarray) -> np.ndarray:
-    # "clip": in the default mode, numpy writes to a temporary copy first
+    # with mode="clip", numpy writes directly to `out`, without a temporary copy
     return np.take(x, paths, axis=0, out=out, mode="clip")
 
 
@@ -98,10 +101,11 @@ def attention_tree(
     paths: np.ndarray, scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,
     window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Compute `attention` of sequences that share keys and values.
+    """Compute `attention` for sequences that share keys and values.
 
     q is `[N, H, D]`, k and v are `[N, G, D]`, and paths is int32 `[P]`; see the module docstring.
-    `k_offsets` are the offsets of the paths. The other parameters are the same as in `attention`.
+    `k_offsets` contains the offsets of the paths. The other parameters are the same as in
+    `attention`.
     Raises `ValueError` for mismatched arrays.
     """
     _check_keys("attention_tree", k, v, paths)
@@ -119,9 +123,9 @@ def attention_tree_grad(
     starts: np.ndarray, scale: float, slopes: np.ndarray,
     dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
+    """Overwrite dq `[N, H, D]`, dk and dv `[N, G, D]` with the gradients.
 
-    Row r occurs in `paths` at the indices `order[starts[r] : starts[r + 1]]`, at least once.
+    Every row r occurs in `paths` at least once, at the indices `order[starts[r] : starts[r + 1]]`.
     `order` is int32 `[P]`, and `starts` is int32 `[N + 1]`. o and lse are the results of the
     forward pass. Raises `ValueError` for mismatched arrays.
     """
@@ -169,8 +173,8 @@ def attention_tree_grad_ref(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Compute the gradients (dq, dk, dv) of `attention_tree_ref` on whole sequences.
 
-    For the queries of a shared prefix, `do` is 0, because these queries belong to a different
-    sequence.
+    For the queries in a shared prefix, `do` is set to 0, because these queries belong to a
+    different sequence.
     """
     own = np.concatenate(
         [
@@ -191,7 +195,7 @@ def attention_tree_grad_ref(
 
 
 def _sample(kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
-    # for each sequence: (own rows, earlier sequence, rows shared with that sequence's path)
+    # for each sequence: (own rows, earlier sequence, rows shared with the earlier sequence's path)
     sequences, h, g, d = {
         "tiny": (((4, 0, 0), (1, 0, 2), (2, 1, 3)), 4, 2, 3),
         "one": (((1, 0, 0), (1, 0, 1)), 3, 1, 32),

@@ -1,1 +1,1 @@
-"""Gated delta nets, a form of attention that summarises the past in one matrix per head."""
+"""Gated delta nets, a form of attention in which each head summarises the past in one matrix."""

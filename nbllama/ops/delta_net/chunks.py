@@ -1,6 +1,6 @@
 """The delta rule, computed for a chunk of tokens at a time as products of small matrices.
 
-`nbllama.ops.delta_net.delta_net` gives the formula for one token. For the C tokens of a chunk, let
+`nbllama.ops.delta_net.delta_net` contains the formula for one token. For a chunk of C tokens, let
 S be the state before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... +
 g[t]):
 
@@ -8,17 +8,17 @@ g[t]):
     o[t] = scale (a[t] S q[t] + sum over j <= t of G[t, j] (q[t] . k[j]) d[j])
     S   <- a[C] S + sum over j of G[C, j] d[j] k[j]T
 
-x is the solution of a triangular system, computed six rows at a time. Sums over j end at the token
-itself, so later tokens do not change a token's result. G is computed as a product of exp(g) because
-a difference of sums would lose precision when the past fades quickly. Each chunk starts at a
-multiple of CHUNK in its sequence. S is stored transposed, `[D, M]`.
+x is the solution of a triangular system and is computed six rows at a time. The sums over j include
+no token after t, so later tokens do not change a token's result. G is computed as a product of
+exp(g) because a difference of sums would lose precision when the past fades quickly. Each chunk
+starts at a multiple of CHUNK in its sequence. S is stored transposed, `[D, M]`.
 
-The arrays of this module are flat. Their rows are `stride(width)` numbers apart (whole panels plus
-LINE), because rows at a power-of-two distance would compete for a few sets of the L1 cache. Padding
-at the end of a row or of a short chunk is 0.
+All arrays in this module are flat. Their rows are `stride(width)` numbers apart (whole panels plus
+LINE), because rows at a power-of-two distance would compete for a few sets in the L1 cache. The
+padding at the end of a row or of a short chunk is 0.
 
 Source: Yang, Wang, Zhang, Shen, Kim, "Parallelizing Linear Transformers with the Delta Rule over
-Sequence Length" (2024), section 3; with gates: Yang, Kautz, Hatamizadeh (2024).
+Sequence Length" (2024), section 3; for the version with gates: Yang, Kautz, Hatamizadeh (2024).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def stride(width):
 
 @kernel()
 def numbers(rows, width):
-    """Return the size of an array for `rows` rows, plus the extra rows that a tile may touch."""
+    """Return the size of an array for `rows` rows and the extra rows that a tile may touch."""
     return ((rows + PANEL - 1) // PANEL * PANEL + ROWS) * stride(width)
 
 
@@ -70,7 +70,7 @@ def multiply_lower(a, ld, b, b_ld, n, c, c_ld, columns):
 
 @kernel()
 def multiply_upper(a, ld, b, b_ld, n, c, c_ld, columns):
-    """Add the sum over k >= i of A[k, i] B[k, j] to C[i, j]; A as in `multiply_lower`."""
+    """Add the sum over k >= i of A[k, i] B[k, j] to C[i, j]; A is as in `multiply_lower`."""
     for i in range(0, n, ROWS):
         for j in range(0, columns, PANEL):
             at = i * c_ld + j
@@ -81,7 +81,7 @@ def multiply_upper(a, ld, b, b_ld, n, c, c_ld, columns):
 
 @kernel()
 def transpose(x, x_ld, rows, columns, y, y_ld):
-    """Write y[i, j] = x[j, i], in whole vectors of rows and columns of x."""
+    """Write y[i, j] = x[j, i], rounding the rows and columns of x up to whole vectors."""
     for i in range(0, columns, VL):
         for j in range(0, rows, VL):
             transpose_tile(x, j * x_ld + i, x_ld, y, i * y_ld + j, y_ld)
@@ -89,21 +89,21 @@ def transpose(x, x_ld, rows, columns, y, y_ld):
 
 @kernel()
 def add_scaled(factor, x, y):
-    """Add factor x to y."""
+    """Compute y += factor * x."""
     for i in range(y.shape[0]):
         y[i] += factor * x[i]
 
 
 @kernel()
 def scaled(factor, x, y):
-    """Write factor x to y, which may be x."""
+    """Compute y = factor * x; y may be the same array as x."""
     for i in range(y.shape[0]):
         y[i] = factor * x[i]
 
 
 @kernel(fast=True)
 def dot(x, y):
-    """Return the sum of x y."""
+    """Return the dot product of x and y."""
     total = np.float32(0.0)
     for i in range(x.shape[0]):
         total += x[i] * y[i]
@@ -112,7 +112,7 @@ def dot(x, y):
 
 @kernel()
 def load(x, first, n, head, scale, y):
-    """Write scale x[first + t, head] to row t of y for t < n, and zeros to its other rows."""
+    """Write scale * x[first + t, head] to row t of y for t < n, and zeros to the other rows."""
     width = x.shape[2]
     ld = stride(width)
     for t in range(n):
@@ -124,8 +124,8 @@ def load(x, first, n, head, scale, y):
 def load_gates(e, beta, first, n, h, b, fade, until):
     """Write beta to b `[C]`, G to `fade` `[C, C]`, and a to `until` `[C]`.
 
-    For padding past the n tokens, nothing fades and beta is 0, so the last row of G applies to the
-    end of the chunk.
+    In the padding after the n tokens, nothing fades and beta is 0, so the last row of G also
+    describes the end of a short chunk.
     """
     ld = stride(CHUNK)
     past = np.float32(1.0)
@@ -141,7 +141,10 @@ def load_gates(e, beta, first, n, h, b, fade, until):
 
 @kernel()
 def mask(fade, b, n, sign, diagonal, s):
-    """Turn row t of s `[C, C]` into sign G[t, j] b[j] s[t, j] for j < t + diagonal, else 0."""
+    """Set s[t, j] to sign * G[t, j] * b[j] * s[t, j] for j < t + diagonal, else to 0.
+
+    s is `[C, C]`.
+    """
     ld = stride(CHUNK)
     for t in range(n):
         row, of = s[t * ld : (t + 1) * ld], fade[t * ld : (t + 1) * ld]
@@ -165,7 +168,10 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Subtract S's prediction from x = v; `rows` `[C, D]` is the keys, `turned` its transpose."""
+    """Replace v, stored in x, with the x that the module docstring defines.
+
+    `rows` `[C, D]` contains the keys, and `turned` is its transpose.
+    """
     ld, c = stride(m), stride(CHUNK)
     multiply(rows, stride(d), 1, turned, c, d, low, c, n, CHUNK, True)
     mask(fade, b, n, np.float32(-1.0), 0, low)
@@ -177,7 +183,7 @@ def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
 
 @kernel()
 def advance(rows, fade, until, b, n, d, m, x, state):
-    """Update S with a chunk; x is overwritten with G[C] d."""
+    """Update S at the end of a chunk; x is overwritten with G[C, j] d[j]."""
     ld, last = stride(m), (CHUNK - 1) * stride(CHUNK)
     for t in range(n):
         row = x[t * ld : t * ld + m]
@@ -188,7 +194,7 @@ def advance(rows, fade, until, b, n, d, m, x, state):
 
 @kernel()
 def through_chunks(q, k, v, e, beta, scale, first, last, of, h, o):
-    """Process a sequence's tokens first to last for head h, with the keys of head `of`."""
+    """Process tokens first to last - 1 of a sequence for head h, using the keys of head `of`."""
     d, m = k.shape[2], v.shape[2]
     ld, c = stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

@@ -1,9 +1,9 @@
-"""The gradient of the delta rule, from the last chunk of a sequence to the first.
+"""The gradient of the delta rule, computed from the last chunk of a sequence to the first.
 
 `remember` repeats the forward pass and stores S before each chunk and x for the chunk's tokens.
-`chunks_back` then runs backward, also with products of small matrices
-(`nbllama.ops.delta_net.chunks` defines G, a, x, d and the layout of the arrays). For a chunk, with
-dS after the chunk and u = -beta y:
+`chunks_back` then runs backward and also uses products of small matrices. G, a, x, d and the layout
+of the arrays are defined in `nbllama.ops.delta_net.chunks`. For each chunk, given dS after the
+chunk, and with u = -beta y:
 
     y[j]  = G[C, j] dS k[j] + sum over t >= j of G[t, j] scale (q[t] . k[j]) do[t]
                             + sum over t > j of G[t, j] (k[t] . k[j]) u[t]
@@ -14,7 +14,7 @@ dS after the chunk and u = -beta y:
           + sum over i > t of G[i, t] (u[i] . d[t]) k[i]
     dS   <- a[C] dS + sum over t of a[t] (scale do[t] q[t]T + u[t] k[t]T)
 
-dg[i] is the sum of all factors that contain exp(g[i]), each multiplied by its gradient.
+dg[i] is the sum of all terms with a factor exp(g[i]), each multiplied by its gradient.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from nbllama.ops.delta_net.chunks import (
 
 @kernel()
 def remember(k, v, e, beta, first, last, of, h, starts, found):
-    """Write S `[M, D]` before each chunk to `starts`, and the chunk's x `[C, M]` to `found`."""
+    """Write S `[M, D]` before each chunk to `starts`, and each chunk's x `[C, M]` to `found`."""
     d, m = k.shape[2], v.shape[2]
     keys, turned, memory = zeros(CHUNK, d), zeros(d, CHUNK), zeros(CHUNK, m)
     x, state = zeros(CHUNK, m), zeros(d, m)
@@ -66,7 +66,10 @@ def remember(k, v, e, beta, first, last, of, h, starts, found):
 
 @kernel()
 def _solve_back(fade, kk, b, n, m, y, u):
-    """Solve y[j] += sum over t > j of G[t, j] kk[t, j] u[t] in place, with u = -beta y."""
+    """Solve y[j] += sum over t > j of kk[t, j] u[t] in place, with u = -beta y.
+
+    kk already includes the factor G[t, j].
+    """
     ld, c = stride(m), stride(CHUNK)
     for i in range((n - 1) // ROWS * ROWS, -1, -ROWS):
         after = i + ROWS
@@ -85,11 +88,11 @@ def _solve_back(fade, kk, b, n, m, y, u):
 
 @kernel()
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
-    """Write dg `[n]`: the sum of all terms with a factor exp(g), times their gradients.
+    """Write dg `[n]`: dg[i] sums all terms with a factor exp(g[i]), each times its gradient.
 
     Three arguments are partial sums of these terms: `own[t]` for what o[t] and x[t] read from S,
-    `ends[j]` for what d[j] adds to S after the chunk, and `whole` for what remains of S. `qk`,
-    `kk`, `dqk` and `dkk` are products of pairs of tokens, and the gradients of these products.
+    `ends[j]` for what d[j] adds to S after the chunk, and `whole` for what remains of S. `qk` and
+    `kk` are products of pairs of tokens, and `dqk` and `dkk` are the gradients of these products.
     """
     ld = stride(CHUNK)
     later, crossing, before = 0.0, 0.0, 0.0
@@ -109,7 +112,10 @@ def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
 
 @kernel()
 def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, dq, dk, dv, dg, db):
-    """Propagate dS through a sequence's chunks; add to dq and dk, write the other gradients."""
+    """Propagate dS backward through a sequence's chunks.
+
+    Adds the gradients for q and k to dq and dk, and overwrites the other gradients.
+    """
     d, m = k.shape[2], v.shape[2]
     kd, ld, c = stride(d), stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)
@@ -136,7 +142,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         mask(fade, ones, n, one, 0, kk)  # G[t, j] (k[t] . k[j])
         multiply(queries, kd, 1, turned, c, d, qk, c, n, CHUNK, True)
         mask(fade, ones, n, one, 1, qk)
-        # the gradient with respect to d: through S after the chunk, o, and later x
+        # the gradient with respect to d: through S after the chunk, through o, and through later x
         multiply(keys, kd, 1, dstate, ld, d, y, ld, n, m, True)
         for t in range(n):
             row, of_t = y[t * ld : t * ld + m], learnt[t * ld : t * ld + m]
@@ -155,7 +161,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         for t in range(n):
             dkk[t * c + t : t * c + CHUNK] = np.float32(0.0)
             dqk[t * c + t + 1 : t * c + CHUNK] = np.float32(0.0)
-        # the parts of dq and dk from S before the chunk
+        # the contributions to dq and dk from S before the chunk
         multiply(douts, ld, 1, state, kd, m, to_query, kd, n, d, True)
         multiply(u, ld, 1, state, kd, m, to_key, kd, n, d, True)
         for t in range(n):
@@ -171,7 +177,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
             whole += np.float64(dot(state[i * kd : i * kd + d], turned_dstate[i * kd : i * kd + d]))
         _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, until[CHUNK - 1] * whole, n, dgates)
         dg[at : at + n, h] = dgates[:n]
-        # the parts from the other tokens of the chunk, and from S after it
+        # the contributions from the other tokens in the chunk, and from S after the chunk
         mask(fade, ones, n, one, 0, dkk)
         mask(fade, ones, n, one, 1, dqk)
         multiply_lower(dqk, c, keys, kd, n, to_query, kd, d)

@@ -1,16 +1,18 @@
-"""The causal convolution before a delta net, followed by SiLU; it reads each channel's last tokens.
+"""The causal convolution before a delta net, followed by SiLU.
+
+Each output combines the last few tokens in its channel:
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
-with K taps w. Before the first token of a sequence, u is 0 or read from the state: the last K - 1
-values of u from an earlier part of the sequence.
+with K taps w. For positions before the first token of a sequence, u is 0 or is read from the state,
+which contains the last K - 1 values of u from an earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 
     du[t] = sum over j of w[j] e[t + K - 1 - j]
 
 The taps are frozen, so they have no gradient. Queries, keys and values are different columns of u.
-There is one kernel call for each of the three, which writes its result to a separate array.
+Each of the three is processed by its own kernel call, which writes the result to a separate array.
 
 Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]` int32;
 a state `[S, K - 1, W]`. Tokens are processed in parallel.
@@ -78,7 +80,7 @@ def _add(w, x, out):
 
 @kernel()
 def _mix(u, w, first, n, past, column, out):
-    """Compute p of token n in a sequence that begins at `first`, given the state `past`."""
+    """Compute p for token n in a sequence that begins at `first`, given the state `past`."""
     taps, end = w.shape[0], column + out.shape[0]
     out[:] = np.float32(0.0)
     for j in range(taps):
@@ -148,10 +150,9 @@ def conv_silu(
     before: np.ndarray | None = None,
     column: int = 0,
 ) -> None:
-    """Compute y `[N, ...]` from the same number of columns of u `[N, W]` and w `[K, W]`.
+    """Compute y `[N, ...]` from as many columns of u `[N, W]` and w `[K, W]`, starting at `column`.
 
-    The columns begin at `column`. `before` `[S, K - 1, W]` contains the state before each sequence,
-    or is None for zeros.
+    `before` `[S, K - 1, W]` contains the state before each sequence; None means zeros.
 
     Raises ValueError for mismatched arrays.
     """
@@ -174,10 +175,10 @@ def conv_silu_grad(
     memory: np.ndarray,
     column: int = 0,
 ) -> None:
-    """Write du `[N, W]` for the columns of dy `[N, ...]`, which begin at `column`.
+    """Write the columns of du `[N, W]` that correspond to dy `[N, ...]`, starting at `column`.
 
-    dy is overwritten with the gradient with respect to p; `memory` has dy's shape. The sequences
-    have no state. Raises ValueError for mismatched arrays.
+    dy is overwritten with the gradient with respect to p. `memory` is an array with the same shape
+    as dy. The sequences have no state. Raises ValueError for mismatched arrays.
     """
     _check("conv_silu_grad", u, w, offsets, dy, column)
     check_output("conv_silu_grad", "du", du, u.shape)

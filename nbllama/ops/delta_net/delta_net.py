@@ -1,24 +1,25 @@
-"""The gated delta rule: a head stores the past in one matrix S, which each token updates.
+"""The gated delta rule: each head summarises the past in a matrix S, which each token updates.
 
-For each token t of a sequence, with key k and query q of D numbers and value v of M numbers:
+For each token t in a sequence, with a key k and a query q of D numbers and a value v of M numbers:
 
     P = exp(g) S[t-1]                       the past fades, because g <= 0
     d = beta (v - P k)                      the error of P in predicting v, times beta
     S[t] = P + d kT                         the correction of P
     o = scale S[t] q
 
-S is `[M, D]`; before a sequence, it is zero or a given state. There are two implementations:
+S is `[M, D]`. At the start of a sequence, it is zero or a given state. There are two
+implementations:
 
-- Sequences without states, as in training, are processed in chunks
-  (`nbllama.ops.delta_net.chunks`): a few matrix products per 30 tokens.
+- Sequences without states, as in training, are processed in chunks with a few matrix products per
+  30 tokens (`nbllama.ops.delta_net.chunks`).
 - Sequences with states, as in generation, are processed token by token, and row m of S depends only
-  on v[m], not on other rows. A token's result is therefore bit-identical however a sequence is
-  divided into steps.
+  on v[m], not on other rows. A token's result is therefore bit-identical no matter how a sequence
+  is divided into steps.
 
-In both, a token's result does not depend on the rest of the batch, on later tokens, or on the
-number of threads, down to the last bit.
+In both implementations, a token's result is bit-identical regardless of the rest of the batch, of
+later tokens, and of the number of threads.
 
-Gradient, from the last token to the first, with dS from the following tokens:
+Gradient, from the last token to the first, given dS from the following tokens:
 
     dS += scale do qT           dq = scale S[t]T do
     dd = dS k                   dbeta = dd . (v - P k)           dv = beta dd       du = -beta dd
@@ -73,10 +74,11 @@ def delta_net_ref(
     return o
 
 
-# Flat arrays and unsigned indices: slicing for each token would cost more than its product.
+# Flat arrays and unsigned indices are used because slicing for each token would take longer than
+# the product.
 @kernel(fast=True)
 def dots(s, a, x, at, width):
-    """Return the dot products of the rows of s at a and at a + width with x at `at`."""
+    """Return the dot products of the rows of s at a and at a + width with the row of x at `at`."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         number = x[np.uint64(at + i)]
@@ -87,7 +89,7 @@ def dots(s, a, x, at, width):
 
 @kernel(fast=True)
 def step(s, a, e, d0, d1, k, q, at, width):
-    """Update the two rows of s at `a` with one token; return their products with the query."""
+    """Update the two rows of s at `a` with one token; return the rows' products with the query."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]
@@ -102,14 +104,14 @@ def step(s, a, e, d0, d1, k, q, at, width):
 
 @kernel()
 def copy(x, x0, y, y0, n):
-    """Copy n numbers from x (at x0) to y (at y0)."""
+    """Copy n numbers from x, starting at x0, to y, starting at y0."""
     for i in range(n):
         y[np.uint64(y0 + i)] = x[np.uint64(x0 + i)]
 
 
 @kernel()
 def _rows(q, k, v, e, beta, scale, first, last, groups, heads, size, h, m0, m1, s, width, o):
-    """Update rows m0 and m1 of S, stored in s `[2 D]`, with the tokens first to last."""
+    """Update rows m0 and m1 of S, stored in s `[2 D]`, with tokens first to last - 1."""
     for t in range(first, last):
         at, of = (t * groups + h % groups) * width, t * heads + h
         u0, u1 = dots(s, 0, k, at, width)
@@ -132,7 +134,7 @@ def _forward(q, k, v, e, beta, scale, offsets, before, after, o):
         first, last = np.int64(offsets[n]), np.int64(offsets[n + 1])
         s = np.empty(2 * width, np.float32)
         for m0 in range(part * ROWS, min((part + 1) * ROWS, size), 2):
-            m1 = min(m0 + 1, size - 1)  # for an odd number of rows, the last one is computed twice
+            m1 = min(m0 + 1, size - 1)  # if the number of rows is odd, compute the last row twice
             if before.shape[0] > 0:
                 s[:width] = before[n, h, m0]
                 s[width:] = before[n, h, m1]
@@ -183,8 +185,8 @@ def delta_net(
 ) -> None:
     """Write o `[N, H, M]`; see the module docstring for the other shapes.
 
-    `before` `[S, H, M, D]` contains the state before each sequence, or is None for zeros; `after`,
-    of the same shape, receives the state after each sequence. If both are None, tokens are
+    `before` `[S, H, M, D]` contains the state before each sequence; None means zeros. `after`,
+    which has the same shape, receives the state after each sequence. If both are None, tokens are
     processed in chunks.
 
     Raises ValueError for mismatched arrays.
@@ -220,7 +222,7 @@ def check_inputs(
     beta: np.ndarray,
     offsets: np.ndarray,
 ) -> None:
-    """Raise ValueError for mismatched inputs."""
+    """Raise ValueError if the inputs do not match."""
     if np.ndim(q) != 3 or np.ndim(v) != 3 or 0 in q.shape[1:] or 0 in v.shape[1:]:
         raise ValueError(
             f"{op}: q {np.shape(q)} and v {np.shape(v)}, expected [N, G, D], [N, H, M]"

@@ -7,7 +7,7 @@ with s(x) = 1 / (1 + exp(-x)). Gradient:
     dalpha = dg a s(alpha + dt)         db = dbeta beta (1 - beta)
 
 a and dt are frozen. Shapes, float32: alpha, b, g, beta `[N, H]`; a, dt `[H]`. The arrays are so
-small that one thread computes them.
+small that the kernels use only one thread.
 
 llama.cpp: `ggml_softplus`, `ggml_sigmoid`.
 """
@@ -25,7 +25,7 @@ _ONE = np.float32(1.0)
 
 
 def gates_ref(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -> np.ndarray:
-    """Return g and beta, `[2, N, H]`, in plain numpy, in the dtype of the inputs."""
+    """Compute g and beta as `[2, N, H]` in plain numpy, in the dtype of the inputs."""
     x = alpha + dt
     soft = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
     return np.stack([a * soft, 1 / (1 + np.exp(-b))])
@@ -34,12 +34,12 @@ def gates_ref(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -
 def gates_grad_ref(
     dy: np.ndarray, alpha: np.ndarray, b: np.ndarray, *, a: np.ndarray, dt: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return dalpha and db, for dy `[2, N, H]`."""
+    """Return dalpha and db, given dy `[2, N, H]`."""
     beta = 1 / (1 + np.exp(-b))
     return dy[0] * a / (1 + np.exp(-(alpha + dt))), dy[1] * beta * (1 - beta)
 
 
-# numpy's exp, because `exp_f32` turns NaN into a number; with so few numbers, speed is no issue.
+# There are so few numbers that speed does not matter, so this uses numpy's exp, not `exp_f32`.
 @kernel()
 def _sigmoid(x):
     return _ONE / (_ONE + np.exp(-x))
@@ -47,7 +47,7 @@ def _sigmoid(x):
 
 @kernel()
 def gates_of(alpha, b, a, dt):
-    """Return g and beta of one token and head."""
+    """Return g and beta for one token and head."""
     x = alpha + dt
     return a * (max(x, np.float32(0.0)) + np.log1p(np.exp(-abs(x)))), _sigmoid(b)
 

@@ -1,7 +1,7 @@
 """The gradient of the gated delta rule (see `nbllama.ops.delta_net.delta_net` for the formulas).
 
 A task processes one sequence and one key head, chunk by chunk
-(`nbllama.ops.delta_net.chunks_grad`). It stores `[N / CHUNK, M, D]` numbers, so memory grows
+(`nbllama.ops.delta_net.chunks_grad`). It stores `[N / CHUNK, M, D]` numbers, so its memory grows
 linearly with the sequence length, not quadratically.
 """
 
@@ -33,7 +33,7 @@ def delta_net_grad_ref(
     offsets: np.ndarray,
     scale: float,
 ) -> dict[str, np.ndarray]:
-    """Compute the gradients with respect to q, k, v, g and beta in numpy, in their dtype."""
+    """Compute the gradients with respect to q, k, v, g and beta in numpy, in the inputs' dtype."""
     inputs = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
     out = {name: np.zeros_like(a) for name, a in inputs.items()}
     for first, last in pairwise(offsets):
@@ -110,7 +110,10 @@ def delta_net_grad(
 
 
 def gradient_floats(longest: int, size: int, width: int) -> int:
-    """Return the memory of a task in floats, for `longest` tokens per sequence and S `[M, D]`."""
+    """Return how many floats of memory a task uses.
+
+    `longest` is the number of tokens in the longest sequence, and S is `[size, width]`.
+    """
 
     def n(rows: int, columns: int) -> int:
         return (round_up(rows, PANEL) + ROWS) * (round_up(columns, PANEL) + LINE)

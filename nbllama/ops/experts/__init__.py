@@ -1,5 +1,5 @@
-"""The ops of a mixture of experts: choosing experts (`router`), and their activation (`gate`).
+"""The ops of a mixture-of-experts (MoE) layer.
 
-`rows` gathers the input rows of an expert's tokens, and adds the expert's outputs to the sums of
-these tokens.
+`router` chooses the experts for each token, and `gate` computes their activation. `rows` gathers
+the input rows for an expert, and adds the expert's outputs to its tokens' sums.
 """

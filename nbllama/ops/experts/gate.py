@@ -1,4 +1,4 @@
-"""The gated activation of an expert, times the weight that the router assigned to the expert.
+"""The gated activation of an expert, multiplied by the weight that the router assigned to it.
 
     out = w act(gate, up)
 
@@ -7,17 +7,17 @@
 | silu | gate s(gate) up |
 | clamped | g s(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7) |
 
-with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix, not after. The
-result is the same because the matrix is linear, and the gradient with respect to w does not require
-the output of the matrix.
+with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix product, not
+after it. The result is the same because the product is linear, and the gradient with respect to w
+can then be computed without the output of the product.
 
 Gradient for silu, with s = s(gate):
 
     dgate = dout w up (s + gate s (1 - s))      dup = dout w gate s
     dw = sum_f dout act(gate, up)
 
-For clamped, with s = s(1.702 g), the same formulas apply to g and u + 1, with z' = 1.702. The
-gradient is 0 for clamped values:
+For clamped, with s = s(1.702 g), the same formulas apply to g and u + 1, with z' = 1.702. For
+values that were clamped, the gradient is 0:
 
     dgate = dout w (u + 1) (s + 1.702 g s (1 - s))  for gate < 7
     dup = dout w g s                                for -7 < up < 7
@@ -82,7 +82,7 @@ def expert_gate_grad_ref(
 
 @kernel()
 def silu_row(gate, up, w, out):
-    """Compute one token's `out` for the kind 'silu', with weight w."""
+    """Compute `out` for one token with weight w; the kind is 'silu'."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = w * (a / (_ONE + exp_f32(-a)) * up[f])
@@ -90,7 +90,7 @@ def silu_row(gate, up, w, out):
 
 @kernel()
 def clamped_row(gate, up, w, out):
-    """Compute one token's `out` for the kind 'clamped', with weight w."""
+    """Compute `out` for one token with weight w; the kind is 'clamped'."""
     for f in range(gate.shape[0]):
         g = _LIMIT if gate[f] > _LIMIT else gate[f]  # NaN stays NaN
         u = _LIMIT if up[f] > _LIMIT else up[f]
@@ -196,7 +196,7 @@ def expert_gate_grad(
     kind: str,
     dw: np.ndarray,
 ) -> None:
-    """Overwrite gate and up `[N, F]` with their gradients, and write dw `[N]`.
+    """Overwrite gate and up `[N, F]` with their gradients, and write the gradient dw `[N]`.
 
     Raises ValueError for mismatched arrays, arrays that share memory, or an unknown kind.
     """

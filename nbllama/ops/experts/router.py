@@ -1,7 +1,7 @@
-"""The router, which chooses the experts for each token and assigns weights to them.
+"""The router, which chooses the experts for each token and assigns a weight to each of them.
 
-Scores are computed from the router's outputs z (one number for each of E experts). The K experts
-with the largest scores are chosen, and each receives a weight w:
+Scores are computed from the router's outputs z, one number for each of the E experts. The K experts
+with the largest scores are chosen, and each of them receives a weight w:
 
 | gating | scores p | weights |
 |---|---|---|
@@ -12,23 +12,25 @@ with the largest scores are chosen, and each receives a weight w:
     with `normed`    u becomes u / max(sum of u, 2^-14)
     w = scale u
 
-A bias b, if present, is added to the scores for the choice only. If scores are equal, the expert
-with the lower index comes first (in llama.cpp, an unstable sort decides). A single NaN makes all
-scores of its token NaN, so that the NaN cannot be lost by not choosing its expert.
+A bias b, if present, is added to the scores only for choosing experts, not for the weights. If
+scores are equal, the expert with the lower index comes first (in llama.cpp, an unstable sort
+decides). A single NaN makes all scores of its token NaN; otherwise, the NaN would be lost if its
+expert were not chosen.
 
-Gradient for a given dw and a fixed choice, with du = scale dw and S the sum of u before `normed`:
+Gradient for a given dw and a fixed choice, where du = scale dw and S is the sum of u before
+`normed` is applied:
 
     normed              du_k becomes (du_k - sum_j du_j u_j) / S        (S above 2^-14)
     softmax             dz_e = p_e (du_e - sum_j du_j p_j)              du_e = 0 for the others
     sigmoid             dz_e = du_e p_e (1 - p_e)
     chosen              dz_k = u_k (du_k - sum_j du_j u_j), 0 for the others
 
-Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, chosen int32 `[N, K]`, w `[N, K]`; float32. p overwrites
-z. Saved for the gradient: p, chosen.
+Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, w `[N, K]`, all float32; chosen `[N, K]` int32. p
+overwrites z. Saved for the gradient: p and chosen.
 
 Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
-Layer" (2017); Fedus et al., "Switch Transformers" (2021); DeepSeek-AI, "DeepSeek-V3" (2024) for
-sigmoid and bias. llama.cpp: `llm_graph_context::build_moe_ffn`. finetune.cpp: none.
+Layer" (2017); Fedus et al., "Switch Transformers" (2021); for sigmoid and bias: DeepSeek-AI,
+"DeepSeek-V3" (2024). llama.cpp: `llm_graph_context::build_moe_ffn`. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ NO_BIAS = np.empty(0, np.float32)
 
 
 class Gating(NamedTuple):
-    """How weights are computed from the router's outputs."""
+    """How the weights are computed from the router's outputs."""
 
     kind: str  # a key of `CODES`
     normed: bool = False
@@ -87,7 +89,7 @@ def weights_ref(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> np.ndarray
 
 
 def route_grad_ref(dw: np.ndarray, p: np.ndarray, chosen: np.ndarray, gating: Gating) -> np.ndarray:
-    """Return dz of `route_ref` for a fixed choice."""
+    """Return the gradient dz of `route_ref` for a fixed choice of experts."""
     du, dz = gating.scale * dw, np.zeros_like(p)
     q = np.take_along_axis(p, chosen, axis=1)
     if gating.kind == "chosen":
@@ -135,7 +137,7 @@ def _scores(z, code):
 
 @kernel()
 def _choose(p, bias, chosen):
-    """Write the experts with the largest scores, in descending order."""
+    """Write the experts with the largest scores to `chosen`, in descending order of score."""
     last = _ZERO
     before = -1
     for k in range(chosen.shape[0]):
@@ -165,7 +167,7 @@ def _choose(p, bias, chosen):
 
 @kernel()
 def _shares(p, chosen, code, w):
-    """Write u of the chosen experts, before `normed`; return their sum."""
+    """Write u of the chosen experts to w, before `normed` is applied; return the sum of u."""
     total = _ZERO
     for k in range(chosen.shape[0]):
         w[k] = p[chosen[k]]
@@ -205,7 +207,7 @@ def _route(z, bias, code, normed, scale, chosen, w):
 
 @kernel(parallel=True)
 def _route_grad(dw, p, chosen, code, normed, scale, dz, u):
-    """Write dz; `u` `[N, K]` is scratch memory."""
+    """Write the gradient dz; `u` `[N, K]` is scratch memory."""
     for n in prange(p.shape[0]):
         total = _shares(p[n], chosen[n], code, u[n])
         least = total < _TINY

@@ -1,11 +1,11 @@
-"""Token rows by expert: gather an expert's inputs, and add its outputs to the tokens' sums.
+"""Token rows by expert: gather an expert's input rows, and add its outputs to the tokens' sums.
 
     gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
     add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
 
-`rows` contains each token at most once, because a token uses an expert at most once. Experts are
-processed in ascending order, so the order in which a token's sum is accumulated depends only on the
-token's own experts.
+`rows` contains each token at most once, because a token uses each expert at most once. Experts are
+processed in ascending order, so the order in which a token's sum is accumulated depends only on
+which experts the token uses.
 
 Shapes: x, out `[N, C]`, y `[M, C]` float32, rows `[M]` int64. Nothing is saved for the gradient.
 
@@ -26,7 +26,10 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 
 class Group(NamedTuple):
-    """The tokens of an expert: their indices `slots` in arrays sorted by expert, and `rows`."""
+    """The tokens that use an expert.
+
+    `slots` are the tokens' indices in arrays sorted by expert, and `rows` are the tokens.
+    """
 
     expert: int
     slots: slice
@@ -37,20 +40,20 @@ class Groups:
     """The experts chosen for a batch, sorted by expert and, within an expert, by token."""
 
     def __init__(self, chosen: np.ndarray, n_experts: int) -> None:
-        """Sort `chosen` int32 `[N, K]`."""
+        """Sort the chosen experts, given as `chosen` int32 `[N, K]`."""
         self.order = np.argsort(chosen, axis=None, kind="stable")
         self.rows = self.order // chosen.shape[1]
         self.counts = np.bincount(chosen.reshape(-1), minlength=n_experts)
 
     def __iter__(self) -> Iterator[Group]:
-        """Yield the groups that are not empty, in ascending order of experts."""
+        """Yield the nonempty groups in ascending order of experts."""
         ends = np.cumsum(self.counts)
         for expert in np.flatnonzero(self.counts):
             slots = slice(int(ends[expert] - self.counts[expert]), int(ends[expert]))
             yield Group(int(expert), slots, self.rows[slots])
 
     def sorted(self, w: np.ndarray) -> np.ndarray:
-        """Return w `[N, K]` as `[N K]`, sorted by expert."""
+        """Return w `[N, K]` as a flat array `[N K]`, sorted by expert."""
         return np.asarray(w.reshape(-1)[self.order])
 
     def unsorted(self, w: np.ndarray, k: int) -> np.ndarray:

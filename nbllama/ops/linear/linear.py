@@ -3,7 +3,7 @@
 y = x Wᵀ + s (x Aᵀ) Bᵀ
 dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B
 
-With dropout (`ops.dropout`) the input of the pair is x' = x keep / (1 - p) instead of x.
+With dropout (`ops.dropout`), the input of the pair is x' = x keep / (1 - p) instead of x.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nbllama.quants import as_readonly, decode
 
 
 class LoraPair(NamedTuple):
-    """A `[R, n_in]`, B `[n_out, R]`, and the scale.
+    """A LoRA pair: A `[R, n_in]`, B `[n_out, R]`, and the scale.
 
     Gradients are accumulated in `da` and `db`, which are None if the pair is not trained.
     """
@@ -52,12 +52,12 @@ class LoraPair(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: the number of rows of A."""
+        """The rank of the pair, which is the number of rows in A."""
         return int(self.a.shape[0])
 
 
 class Masked(NamedTuple):
-    """Dropout of one input, with memory for x' `[N, K]` and for its panels."""
+    """Dropout for one input, with memory for x' `[N, K]` and for its panels."""
 
     mask: Dropout
     values: np.ndarray
@@ -67,8 +67,8 @@ class Masked(NamedTuple):
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed on first use.
 
-    `group` contains the layers' pairs, with memory for the h of each; every h is computed while x
-    is packed. With `masked`, the input of the pairs is x with dropout.
+    `group` contains the layers' pairs, each with memory for its h. Every h is computed while x is
+    packed. With `masked`, dropout is applied to the input of the pairs.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Input:
         return self._panels
 
     def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
-        """Return h = s x Aᵀ of a pair, packed; compute it if the pair is not in the group."""
+        """Return a pair's packed h = s x Aᵀ; compute it now if the pair is not in the group."""
         if self._dropped is not None:
             return self._dropped.hidden(pair, memory)
         panels = self.panels
@@ -124,7 +124,7 @@ def _check_ranks(pair: LoraPair) -> None:
 
 
 def hidden_floats(n: int, rank: int) -> int:
-    """Return the number of floats in the packed h or dh of `n` tokens."""
+    """Return the number of floats in packed h or dh for `n` tokens."""
     return n_panels(n) * PANEL * packed_rows(rank)
 
 
@@ -138,11 +138,12 @@ def linear(
     add: bool = False,
     packed: bool = False,
 ) -> np.ndarray:
-    """Write the layer's output to y `[N, n_out]`, or add it with `add`.
+    """Write the layer's output to y `[N, n_out]`; with `add`, add it to y instead.
 
-    Returns packed h, which is empty without a pair. `hidden` is float32 memory for h, at least
-    `hidden_floats(N, R)` numbers; the gradient requires h. With `packed`, a few rows are computed
-    in the same way as many, so that the result for a row does not depend on the number of rows.
+    Returns packed h, which the gradient requires; it is empty if there is no pair. `hidden` is
+    float32 memory for h with at least `hidden_floats(N, R)` numbers. With `packed`, a few rows are
+    computed in the same way as many rows, so that a row's result does not depend on the number of
+    rows.
     """
     if len(x.x) <= MOST_TOKENS and not packed:
         matvec(w, x.x, y, add=add)
@@ -171,11 +172,11 @@ def linear_grad(
     add: bool = False,
     masked: Masked | None = None,
 ) -> None:
-    """Add the pair's gradients to `da` and `db`; set dx `[N, n_in]` = (`add`: +=) dy W + dh A.
+    """Add the pair's gradients to `da` and `db`, and write dx `[N, n_in]` = dy W + dh A.
 
-    x is the layer's input, and hp is the result of `linear`. If dx is None, only the pair's
-    gradients are computed. `buffers` is memory for packed dy and packed dh. `masked` is the same as
-    in the forward pass.
+    With `add`, dx is added to instead of overwritten. If dx is None, only the pair's gradients are
+    computed. x is the layer's input, and hp is the result of `linear`. `buffers` is memory for
+    packed dy and packed dh. `masked` must be the same as in the forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
         raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
@@ -204,7 +205,7 @@ def linear_grad(
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
-    """Return a float32 weight with fixed random numbers, stored as in a file."""
+    """Return a float32 weight that contains fixed random numbers, stored as in a GGUF file."""
     w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
     return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
 

@@ -1,13 +1,13 @@
-"""The thin products of a LoRA pair, which are added to the large product with the base weight.
+"""The thin products of a LoRA pair, which are added to the large product of the base weight.
 
     y = x Wᵀ + h Bᵀ,   h = s x Aᵀ          A (R, n_in), B (n_out, R), s = alpha / lora_r
 
     dh = s dy B        dx = dy W + dh A     (`matmul_grad` adds `dh A`, and `matmul` adds `h Bᵀ`)
-    dA = dhᵀ x         dB = dyᵀ h           (`ops.lora_grad`)
+    dA = dhᵀ x         dB = dyᵀ h           (`lora_grad`)
 
 Both h and dh are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6 is R rounded up to a
-multiple of the micro-kernel's rows; rows beyond R are zero. h and dh include the factor s, so the
-other products do not apply it. No n_out x n_in matrix is ever computed.
+multiple of the micro-kernel's ROWS, and the rows beyond R are zero. h and dh include the factor s,
+so the other products do not apply it. No n_out x n_in matrix is ever computed.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -32,7 +32,7 @@ COLUMNS = 128  # columns of dA or dB per task
 
 
 def packed_rows(rank: int) -> int:
-    """Return `rank` rounded up to a multiple of the micro-kernel's rows."""
+    """Return `rank` rounded up to a multiple of the micro-kernel's ROWS."""
     return -(-rank // ROWS) * ROWS
 
 
@@ -51,7 +51,7 @@ def lora_grad_ref(
 
 @kernel(parallel=True)
 def _thin(m, row, step, k, xp, scale, hp, rank, cs):
-    """hp[p, r, :] = scale * sum_k m[r*row + k*step] * xp[p, k, :]."""
+    """Compute hp[p, r, :] = scale * sum_k m[r*row + k*step] * xp[p, k, :]."""
     high = hp.shape[1]
     for p in prange(xp.shape[0]):
         c = cs[get_thread_id()]
@@ -67,9 +67,9 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 
 @kernel(parallel=True)
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
-    """Pack a panel of x and multiply it by all rows of m while it is in the cache.
+    """Pack each panel of x, and multiply it by all rows of m while the panel is in the cache.
 
-    The products are written to h0, h1 and h2, one after the other.
+    The rows of the product are distributed over h0, h1 and h2, in this order.
     """
     high = m.shape[0]
     k = x.shape[1]
@@ -92,7 +92,7 @@ def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
 
 @kernel()
 def _outer_block(hp, x, n, task, out):
-    """Run one task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns."""
+    """Run one task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for COLUMNS columns c."""
     high = hp.shape[1]
     width = x.shape[1]
     whole = width // PANEL * PANEL
@@ -124,7 +124,10 @@ def _outer(hp, x, n, out):
 
 @kernel(parallel=True)
 def _outer_packed(gp, h, db, cs):
-    """db[v, r] += sum over tokens of gp[p, v, j] * h[p*PANEL + j, r]; h in whole vectors of r."""
+    """Compute db[v, r] += sum over tokens of gp[p, v, j] * h[p*PANEL + j, r].
+
+    Each row of h is padded to whole panels.
+    """
     n_out, ranks = db.shape
     for task in prange((n_out + ROWS - 1) // ROWS):
         c = cs[get_thread_id()]
@@ -162,7 +165,10 @@ def _add_hidden(hp, b, y):
 
 
 def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
-    """Add h Bᵀ to y `[N, n_out]` for a few tokens: hp packed `[P, R6, PANEL]`, b `[n_out, R]`."""
+    """Add h Bᵀ to y `[N, n_out]` for a few tokens.
+
+    hp is h packed `[P, R6, PANEL]`, and b is `[n_out, R]`.
+    """
     if b.shape[0] != y.shape[1] or hp.shape[1] < b.shape[1] or hp.shape[0] != n_panels(len(y)):
         raise ValueError(f"h {hp.shape} and b {b.shape} do not fit an output {y.shape}")
     check_array("add_hidden", "h", hp, hp.shape)
@@ -175,7 +181,7 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """Return float32 memory of this shape, which the next call with the same name will reuse.
+    """Return float32 memory with this shape; the next call with the same name reuses the memory.
 
     As a result, memory is allocated only in the first step.
     """
@@ -195,7 +201,7 @@ def thin_product(
 ) -> np.ndarray:
     """Compute scale * X Mᵀ, packed: xp `[P, K, PANEL]` -> `[P, R6, PANEL]`.
 
-    m `[R, K]`, or `[K, R]` with `transposed`:
+    m is `[R, K]`, or `[K, R]` with `transposed`:
 
         h  = thin_product(A, xp, s, ...)
         dh = thin_product(B, gp, s, ..., transposed=True)
@@ -218,9 +224,9 @@ def thin_product(
 
 
 def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
-    """Compute the sum over tokens of h[t, :]ᵀ x[t, :], float32 `[rank, C]`.
+    """Return the sum over tokens of h[t, :]ᵀ x[t, :], float32 `[rank, C]`.
 
-    hp packed `[P, R6, PANEL]`, x `[N, C]`:
+    hp is h packed `[P, R6, PANEL]`, and x is `[N, C]`:
 
         dA  = outer_product(dhp, x, R)
         dBᵀ = outer_product(hp, dy, R)
@@ -242,7 +248,10 @@ def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
 
 @in_turn
 def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
-    """Add dyᵀ h to db `[V, R]`, from dy packed `[P, V, PANEL]` and h packed `[P, R6, PANEL]`."""
+    """Add dyᵀ h to db `[V, R]`.
+
+    gp is dy packed `[P, V, PANEL]`, and hp is h packed `[P, R6, PANEL]`.
+    """
     check_array("outer product", "dy", gp, gp.shape)
     check_array("outer product", "h", hp, hp.shape)
     check_output("outer product", "db", db, (gp.shape[1], db.shape[1]))
@@ -265,9 +274,10 @@ def pack_with_hidden(
     memory: np.ndarray,
     factors: Sequence[tuple[np.ndarray, float, np.ndarray]],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Pack x `[N, K]` into `memory` and multiply it; return (panels, [s x Mᵀ packed, ...]).
+    """Pack x `[N, K]` into `memory`, and multiply it by up to three matrices in the same pass.
 
-    `factors` contains up to three tuples (M `[R, K]`, s, memory for the product).
+    `factors` contains one tuple (M `[R, K]`, s, memory for the product) per matrix. Returns
+    (panels, [s x Mᵀ packed, ...]).
     """
     if not 1 <= len(factors) <= 3:
         raise ValueError(f"pack_with_hidden: {len(factors)} factors, expected 1 to 3")

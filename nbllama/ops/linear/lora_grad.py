@@ -2,9 +2,9 @@
 
     dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.linear.lora`)
 
-A task processes a *group* of neighbouring panels: it packs their part of dy, multiplies it by B
-while it is in the cache, and sums both outer products over the group's tokens. The sums of all
-groups are added afterwards, in ascending order. The grouping depends only on the number of tokens,
+A task processes a *group* of neighbouring panels: it packs the group's part of dy, multiplies it by
+B while it is in the cache, and sums both outer products over the group's tokens. Afterwards, the
+sums of all groups are added in ascending order. The grouping depends only on the number of tokens,
 so dA and dB are bit-identical for any number of threads.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
@@ -24,14 +24,14 @@ from nbllama.ops.linear.lora import check_outer, packed_rows, reused
 from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 
-COLUMNS = 256  # columns of x or dy that fit in the L1 cache with their sums
+COLUMNS = 256  # columns of x or dy that fit in the L1 cache along with their sums
 LEAST = 32  # minimum number of tokens in a group
 MOST_GROUPS = 16
 
 
 @kernel()
 def _add_outer(hp, p0, p1, x, n, out, group):
-    """out[group] = sum over tokens t of panels p0..p1 of h[t, :]ᵀ x[t, :]."""
+    """Set out[group] to the sum of h[t, :]ᵀ x[t, :] over the tokens t in panels p0 to p1 - 1."""
     high, width = hp.shape[1], x.shape[1]
     whole = width // PANEL * PANEL
     at = group * high * width
@@ -54,7 +54,7 @@ def _add_outer(hp, p0, p1, x, n, out, group):
 
 @kernel(parallel=True)
 def _groups(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, threads, counter):
-    """Compute gp, dhp, and the sums of dA and dB for each group."""
+    """Compute gp and dhp, and each group's sums for dA and dB."""
     n_panels, n_out, high = gp.shape[0], gp.shape[1], b.shape[0]
     n_groups = sums_a.shape[0]
     counter[0] = 0
@@ -103,7 +103,7 @@ _COUNTER = np.zeros(1, np.int64)
 
 
 def sum_floats(n: int, rank: int, width: int) -> int:
-    """Return the size of the groups' sums in floats, for n_in + n_out of at most `width`."""
+    """Return the total size of the groups' sums in floats, if n_in + n_out is at most `width`."""
     return n_groups(n) * packed_rows(rank) * width
 
 
@@ -125,10 +125,10 @@ def pack_with_gradients(
     da: np.ndarray,
     db: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pack dy `[N, n_out]` into `memory`; da `[R, n_in]` += dhᵀ x, db `[n_out, R]` += dyᵀ h.
+    """Pack dy `[N, n_out]` into `memory`, and add dhᵀ x to da `[R, n_in]` and dyᵀ h to db.
 
-    b `[n_out, R]`, x `[N, n_in]`, hp = h packed `[P, R6, PANEL]`. Returns dy packed and dh packed
-    (in `dh_memory`).
+    b and db are `[n_out, R]`, x is `[N, n_in]`, and hp is h packed `[P, R6, PANEL]`. Returns packed
+    dy, and packed dh (in `dh_memory`).
     """
     gp = panels_of(dy, memory)
     (n, n_out), rank, high = dy.shape, b.shape[1], packed_rows(b.shape[1])

@@ -2,22 +2,22 @@
 
 W stays in its GGUF type and is decoded one tile at a time: each tile is decoded into a scratch
 array that stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies the
-tile by all tokens of a chunk.
+tile by all tokens in a chunk.
 
     forward     Y[t, n]  = sum_k X[t, k] W[n, k]
     gradient    dX[t, k] = sum_n dY[t, n] W[n, k]
 
 A task of the forward product processes `tile` rows n of W and a chunk of tokens. A task of the
-gradient processes `tile` columns k of W and a chunk of tokens.
+gradient product processes `tile` columns k of W and a chunk of tokens.
 
 The second operand is *packed* once into panels of `PANEL` neighbouring tokens,
 `xp[p, k, j] = x[p*PANEL + j, k]`. The micro-kernel's vectors thus run over tokens in both the
 forward and the backward pass, and one packed input serves q, k and v. The low-rank product of a
-LoRA pair is computed in the same pass: `h = s X Aᵀ` (see `ops.linear.lora`) is stored packed, and
-its product with B (forward) or A (gradient) is added to the tile before the tile is written.
+LoRA pair is computed in the same pass: h (or dh for the gradient, see `ops.linear.lora`) is stored
+packed, and its product with B (or A) is added to the output tile before the tile is written.
 
-Each output number is computed by one task as a sum over k (or n) in ascending order, so it is
-bit-identical for any tile size and number of threads.
+Each output number is computed by a single task as a sum over k (or n) in ascending order, so it is
+bit-identical for any tile size and any number of threads.
 
 Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
 (2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05,
@@ -48,7 +48,7 @@ CHUNK = 384  # tokens per task; their sums and the decoded part of W fit in the 
 class Weight(NamedTuple):
     """A matrix of the base model, not decoded.
 
-    `raw`: uint8 `[nbytes]`, read-only; `shape`: (n_out, n_in).
+    `raw` is a read-only uint8 array `[nbytes]`, and `shape` is (n_out, n_in).
     """
 
     name: str
@@ -58,7 +58,7 @@ class Weight(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Number of bytes in one row."""
+        """The number of bytes in one row."""
         q = QUANTS[self.type_id]
         return self.shape[1] // q.block_size * q.type_size
 
@@ -75,10 +75,11 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
 
 @cache
 def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> int:
-    """Choose a tile size, a multiple of `unit` up to about `largest`, for equal work per thread.
+    """Choose a tile size that divides the work evenly among the threads.
 
-    Each of the `chunks` chunks of tokens has ceil(total / tile) tiles. The chosen size minimises
-    the work of the busiest thread; in a tie, the larger size is chosen.
+    The tile size is a multiple of `unit` up to about `largest`. There are `chunks` chunks of
+    tokens, and each of them has ceil(total / tile) tiles. The chosen size minimises the work of the
+    busiest thread. If several sizes are equally good, the largest is chosen.
     """
     best, best_cost = 0, float("inf")
     for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):
@@ -92,14 +93,14 @@ def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> 
 
 @cache
 def k_block(n_in: int, unit: int) -> int:
-    """Return the number of columns to decode at a time: about K_BLOCK, a multiple of `unit`."""
+    """Return the number of columns to decode at a time: a multiple of `unit` near K_BLOCK."""
     pieces = max(1, round(n_in / K_BLOCK))
     return -(-n_in // pieces // unit) * unit
 
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the number of panels per chunk, for equal chunks of at most `largest` tokens."""
+    """Return the number of panels per chunk; chunks are equal and have at most `largest` tokens."""
     return -(-panels // -(-panels * PANEL // largest))
 
 
@@ -165,9 +166,9 @@ def matmul(
     b: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """Write X Wᵀ + H Bᵀ to y `[N, n_out]`, or add it with `add`.
+    """Write X Wᵀ + H Bᵀ to y `[N, n_out]`; with `add`, add it to y instead.
 
-    xp is X packed, hp is s X Aᵀ packed, b `[n_out, R]`.
+    xp is X packed, hp is H = s X Aᵀ packed, and b is `[n_out, R]`.
     """
     n = _check(w, xp, w.shape[1], y, w.shape[0])
     _forward(w, xp, n, y, NO_PANELS, hp, b, add)
@@ -181,7 +182,7 @@ def matmul_packed(
     hp: np.ndarray = NO_PANELS,
     b: np.ndarray = NO_PAIR,
 ) -> None:
-    """Compute yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed like xp `[P, n_in, PANEL]`."""
+    """Write X Wᵀ + H Bᵀ to yp `[P, n_out, PANEL]`, which is packed like xp `[P, n_in, PANEL]`."""
     check_output(w.name, "output", yp, (len(xp), w.shape[0], PANEL))
     no_rows = np.empty((len(xp) * PANEL, 0), np.float32)
     _check(w, xp, w.shape[1], no_rows, 0)
@@ -219,9 +220,9 @@ def matmul_grad(
     a: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """Write dY W + dH A to dx `[N, n_in]`, or add it with `add`.
+    """Write dY W + dH A to dx `[N, n_in]`; with `add`, add it to dx instead.
 
-    gp is dY packed, dhp is s dY B packed, a `[R, n_in]`.
+    gp is dY packed, dhp is dH = s dY B packed, and a is `[R, n_in]`.
     """
     n_out, n_in = w.shape
     n = _check(w, gp, n_out, dx, n_in)

@@ -1,10 +1,10 @@
 """Y = X Wᵀ for one token or a few tokens, as in generation.
 
-With so few tokens, packed panels would be mostly padding.
+With so few tokens, packed panels would be mostly padding, so the tokens are not packed.
 
-Each task decodes its rows of W one at a time into a scratch row and computes the dot product with
-each token. The order of each sum depends only on the vector width, so the result is bit-identical
-for any number of threads.
+Each task decodes its rows of W one at a time into a scratch row and computes the dot product of the
+row and each token. The order of each sum depends only on the vector width, so the result is
+bit-identical for any number of threads.
 
 llama.cpp: `ggml_vec_dot_*`.
 """
@@ -25,7 +25,7 @@ from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS, decode_blocks
 
 ROWS_PER_TASK = 32
-MOST_TOKENS = 4  # from five tokens on, the packed product is faster
+MOST_TOKENS = 4  # for five or more tokens, the packed product is faster
 
 
 @kernel(fast=True)
@@ -62,7 +62,10 @@ _rows = np.empty((0, 0), np.float32)
 
 @in_turn
 def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
-    """Write x Wᵀ to y `[N, n_out]`, or add it with `add`; x is float32 `[N, n_in]`, N small."""
+    """Write x Wᵀ to y `[N, n_out]`; with `add`, add it to y instead.
+
+    x is float32 `[N, n_in]`, and N is small.
+    """
     global _rows
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):

@@ -1,10 +1,10 @@
-"""Panels: the memory layout of the second operand of a product.
+"""Panels: the memory layout of a matrix product's second operand.
 
     xp[p, k, j] = x[p*PANEL + j, k]        x `[N, K]`, zeros for tokens past N
 
 `PANEL` neighbouring tokens are contiguous in memory, so the micro-kernel (`simd.fma_tile`) can load
-them as vectors, sequentially in k. Packing takes one pass over x and is shared by all weights that
-x is multiplied by.
+them as vectors, sequentially in k. Packing takes one pass over x, and all weights that x is
+multiplied by share the packed copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NO_PANELS = np.empty((0, 0, PANEL), np.float32)
 
 @kernel()
 def pack_panel(x, n, p, xp):
-    """xp[p, k, j] = x[p*PANEL + j, k] for one panel, zeros past token n."""
+    """Write xp[p, k, j] = x[p*PANEL + j, k] for one panel, with zeros past token n."""
     t0 = p * PANEL
     have = min(PANEL, n - t0)
     width = x.shape[1]
@@ -54,7 +54,10 @@ def panel_floats(n: int, k: int) -> int:
 
 
 def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """Return the start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
+    """Return a view of the start of float32 `memory` as panels for x `[N, K]`.
+
+    The panels are `[n_panels(N), K, PANEL]`.
+    """
     if np.ndim(x) != 2:
         raise ValueError(f"pack: x has shape {np.shape(x)}, expected [N, K]")
     check_array("pack", "x", x, x.shape)

@@ -1,12 +1,12 @@
 """The kernels of `nbllama.ops.linear.matmul`: one task for each direction, and the task loops.
 
 A task computes a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk
-of tokens. Its sums are stored in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache.
-One part of W after another is decoded into `w` and multiplied by every panel of the chunk. Threads
-draw tasks from a counter, so that a slow core does not delay the others.
+of tokens. Its sums are stored in `c` `[tile, tokens in the chunk]`, which stays in the L2 cache.
+One part of W after another is decoded into `w` and multiplied by every panel in the chunk. Threads
+draw tasks from a counter, so a slow core does not delay the others.
 
-An entry function must not close over another kernel: Numba's cache would treat it as a new function
-in every process.
+An entry function must not close over a different kernel. Otherwise, Numba's cache would treat the
+entry function as new in every process.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from nbllama.kernels.simd import fma_tile, next_task, transpose_add_tile, transp
 from nbllama.quants import QUANTS, decode_blocks
 
 ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks per pass in both directions
-PAD = 16  # with a power of two as the stride, a tile's rows would compete for the same cache sets
+PAD = 16  # if the stride were a power of two, a tile's rows would compete for the same cache sets
 
 
 @kernel()
 def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
-    """c[i, tokens of panels p0..p1] (+)= w (rows x k) times rows first..first+k of the panels."""
+    """Multiply w (rows x k) by rows first..first+k of panels p0..p1; write or add the result to c.
+
+    The columns of c are the tokens in the panels. With `fresh`, c is overwritten.
+    """
     width = (p1 - p0) * PANEL
     for p in range(p0, p1):
         at = (p * xp.shape[1] + first) * PANEL
@@ -40,7 +43,7 @@ def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
 
 @kernel()
 def _store(c, width, rows, have, y, t0, n0, add):
-    """y[t0 + t, n0 + i] = (or +=) c[i, t]: write the finished tile to the output, transposed."""
+    """Write or add the finished tile to the output, transposed: y[t0 + t, n0 + i] (+)= c[i, t]."""
     ld = y.shape[1]
     square_t, square_i = have // VL * VL, rows // VL * VL
     for t in range(0, square_t, VL):
@@ -60,7 +63,7 @@ def _store(c, width, rows, have, y, t0, n0, add):
 
 @kernel()
 def _store_panels(c, width, rows, yp, p0, n0):
-    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: write the finished tile, not transposed."""
+    """Write the finished tile, not transposed: yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]."""
     for p in range(width // PANEL):
         for i in range(rows):
             for j in range(PANEL):

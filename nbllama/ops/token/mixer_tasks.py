@@ -1,4 +1,4 @@
-"""Tasks of the phases that occur only in blocks without attention."""
+"""The tasks for phases that occur only in blocks without attention."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def _copy(x, y):
 
 @kernel()
 def _convolve(w, state, n, taps, lo, hi, new, out):
-    """Write columns lo to hi of the result to `out`; append `new` to `state` `[K - 1, n]`."""
+    """Convolve columns lo to hi - 1, and write the result to `out`.
+
+    In these columns, `new` is appended to `state` `[K - 1, n]`.
+    """
     out[:] = np.float32(0.0)
     for j in range(taps - 1):
         _tap(floats(w + 4 * j * n, n)[lo:hi], floats(state + 4 * j * n, n)[lo:hi], out)
@@ -50,7 +53,7 @@ def _multiply(x, y, out):
 
 @kernel()
 def conv_task(p, task, step):
-    """Compute a part of the gated short convolution."""
+    """Compute one part of the gated short convolution."""
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
     b, c, x = (
         floats(p.bcx, p.n), floats(p.bcx + 4 * p.n, p.n), floats(p.bcx + 8 * p.n, p.n)
@@ -64,7 +67,7 @@ def conv_task(p, task, step):
 
 @kernel()
 def delta_conv_task(p, head):
-    """Compute one head of the queries, keys or values of a delta net."""
+    """Compute the queries, keys or values of one head in a delta net."""
     lo, hi = head * p.size, (head + 1) * p.size
     y = floats(p.y, p.n)[lo:hi]
     _convolve(p.w, p.state, p.n, p.taps, lo, hi, floats(p.u, p.n)[lo:hi], y)
@@ -75,7 +78,7 @@ def delta_conv_task(p, head):
 
 @kernel()
 def delta_task(p, task):
-    """Update some rows of a head's state with the token."""
+    """Update some rows of a head's state with the token, and compute their outputs."""
     parts = (p.size + DELTA_PART - 1) // DELTA_PART
     h, part = task // parts, task % parts
     g, beta = gates_of(

@@ -1,4 +1,4 @@
-"""Tasks of the phases that occur only in mixtures of experts, one function per kind of phase."""
+"""The tasks for phases that occur only in mixture-of-experts (MoE) models, one function each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ONE = np.float32(1.0)
 
 @kernel()
 def route_task(p):
-    """Choose the experts, sort them by index, and compute the weight of the shared expert."""
+    """Choose the experts, sort them by index, and compute the shared expert's weight, if any."""
     chosen, w = int32_numbers(p.chosen, p.used), floats(p.weights, p.used)
     bias = floats(p.bias, p.experts if p.bias else 0)
     route_row(floats(p.z, p.experts), bias, p.code, p.normed, p.scale, chosen, w)
@@ -57,7 +57,7 @@ def _add_scaled(factor, y, total):
 
 @kernel()
 def sum_task(p, task):
-    """Add a part of the experts' outputs to the stream, in ascending order of expert."""
+    """Add one part of the experts' outputs to the residual stream, in ascending expert order."""
     lo, hi = task * SUM_PART, min((task + 1) * SUM_PART, p.n)
     total = floats(p.y, p.n)[lo:hi]
     chosen, w = int32_numbers(p.chosen, p.used), floats(p.weights, p.used)

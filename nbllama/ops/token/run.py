@@ -1,8 +1,8 @@
 """The kernel that runs a token's program (see the package docstring).
 
-A product uses integers if W's type has an integer dot product (`quants.dot`) and `exact` is off.
-Otherwise, the row of W is decoded and multiplied in float32. The order of sums within a task is
-fixed, so the result is bit-identical for any number of threads.
+A product is computed with integers if W's type has an integer dot product (`quants.dot`) and
+`exact` is off. Otherwise, each row of W is decoded and multiplied in float32. The order of sums
+within a task is fixed, so the result is bit-identical for any number of threads.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ DELTA_ROW, DELTA_OUT_ROW = kinds.DELTA_ROW, kinds.DELTA_OUT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
-    """Compute the dot product of a row of W and the input, inside a kernel, without checks.
+    """Compute the dot product of a row of W and the input, inside a kernel and without checks.
 
-    The row begins at byte `src` of `raw`. `p` is a row of `PRODUCT_ROW`; `row` is scratch memory.
+    The row begins at byte `src` of `raw`. `p` is a row of the `PRODUCT_ROW` table, and `row` is
+    scratch memory.
     """
     raise NotImplementedError("row_product is for kernels")
 
@@ -207,13 +208,14 @@ def _walk(routine, address, threads):
 
 
 def n_threads() -> int:
-    """Return how many threads run a program; each uses its own row of scratch memory."""
+    """Return the number of threads that run a program; each has its own row of scratch memory."""
     return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:
-    """Run a program; `types` lists its weight types, in the order of the codes in `PRODUCT_ROW`.
+    """Run a program.
 
+    `types` lists the program's weight types; a `code` in `PRODUCT_ROW` is an index into this list.
     `step` is one row of `STEP`. The memory that its addresses point to is not checked.
     """
     if step.dtype != STEP or step.shape != (1,) or len(types) > MOST_TYPES:

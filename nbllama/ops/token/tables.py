@@ -1,9 +1,9 @@
 """The kinds of phases of a token's program: one table per kind, one row per phase.
 
-`PHASE` is the program itself: for each phase, its kind, its first row in the table of that kind,
-the number of rows, and the number of tasks. Fields named after an array contain its address. The
-code that writes the program (`nbllama.generation.token_program`) checks sizes and keeps the arrays
-alive. All arrays are float32 unless stated otherwise.
+`PHASE` is the program itself. For each phase, it contains the kind, the first row in the table for
+that kind, the number of rows, and the number of tasks. A field that is named after an array
+contains the array's address. The code that builds the program (`nbllama.generation.token_program`)
+checks sizes and keeps the arrays alive. All arrays are float32 unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
 ROUTE, EXPERT, SUM, CONV, DELTA_CONV, DELTA, DELTA_OUT = range(10, 17)
 
-INT8_32, INT8_256 = 1, 2  # bits of `forms`: the int8 blocks in which the next products read x
+INT8_32, INT8_256 = 1, 2  # bits of `forms`: the kinds of int8 blocks that the next products read
 
 _address, _size, _float = np.int64, np.int64, np.float32
 
@@ -24,8 +24,8 @@ def _table(**fields: type) -> np.dtype:
 
 PHASE = _table(kind=_size, first=_size, rows=_size, tasks=_size)
 
-# out[c] = x[c] * rstd * w[c] * scale, or with `centred` LayerNorm: (x[c] - mean) rstd w[c] + b[c];
-# without either (w is 0): x[c] * scale
+# out[c] = x[c] * rstd * w[c] * scale. With `centred`, LayerNorm: (x[c] - mean) rstd w[c] + b[c].
+# Without a norm (w is 0): x[c] * scale.
 NORM_ROW = _table(
     x=_address,
     w=_address,
@@ -38,26 +38,27 @@ NORM_ROW = _table(
     forms=_size,
 )
 
-# h[r] = scale * sum_k a[r, k] x[k]; `chosen`: as in the next table
+# h[r] = scale * sum_k a[r, k] x[k]; `chosen` is the same as in the next table
 HIDDEN_ROW = _table(
     a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float, chosen=_address,
 )  # fmt: skip
 
-# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry. x
-# is at index `at` of the int8 blocks. With `chosen`, w, bias, a and b contain one matrix (or row)
-# per expert, and the int32 at this address selects the expert.
+# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]. `code` is the index of w's type in the
+# entry's list of types. In the int8 blocks, x begins at index `at`. With `chosen`, w, bias, a and b
+# contain one matrix (or row) per expert, and the int32 at this address selects the expert.
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
     at=_size, chosen=_address,
 )  # fmt: skip
 
-# Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
-# are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
-# [n_ctx, G, D]. Without k, the cache contains them from an earlier block. `v_norm`: the weights of
-# a norm that is applied only to the values in the cache, because v can be the same array as k. With
-# `gates` [H, 2, D], part 0 contains the queries, and the attention output is multiplied by the
-# sigmoid of part 1. `sinks` [H]: `ops.attention.sinks`.
+# Queries and keys are normalised and rotated in place (rotated first with `norm_last`). If `temper`
+# [n_ctx] is not 0, the queries are multiplied by the factor for their position. Then the key and
+# the value are written to the cache [n_ctx, G, D]. If k is 0, an earlier block has already written
+# them. `v_norm` contains the weights of a norm that is applied only to the values in the cache,
+# because v can be the same array as k. With `gates` [H, 2, D], part 0 contains the queries, and the
+# attention output is multiplied by the sigmoid of part 1. For `sinks` [H], see
+# `ops.attention.sinks`.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
     eps=_float, temper=_address, v_norm=_address,
@@ -67,13 +68,13 @@ HEADS_ROW = _table(
     gates=_address, sinks=_address,
 )  # fmt: skip
 
-# x += scale * norm(y), or x += scale * y without w
+# x += scale * norm(y), or x += scale * y if w is 0
 BRANCH_ROW = _table(y=_address, w=_address, x=_address, n=_size, eps=_float, scale=_float)
 
 # out = act(gate) * up
 GATE_ROW = _table(gate=_address, up=_address, out=_address, n=_size, gelu=_size, forms=_size)
 
-# out = act(x), for a feed-forward layer without a gate: `ops.ungated`
+# out = act(x), for a feed-forward layer without a gate (see `ops.ungated`)
 ACT_ROW = _table(
     x=_address, out=_address, size=_size, code=_size, p=_float, n=_float, beta=_float, eps=_float,
     forms=_size,
@@ -82,16 +83,16 @@ ACT_ROW = _table(
 # y = cap tanh(y / cap)
 CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
-# `ops.experts.router` for one token: z [E] is overwritten with the scores, and the experts `chosen`
-# (int32) and their `weights` [K] are sorted by expert, ascending. With `gate_w` [C], the weight of
-# the shared expert (one number) is the sigmoid of gate_w . x.
+# `ops.experts.router` for one token: z [E] is overwritten with the scores. The `chosen` experts
+# (int32) and their `weights` [K] are sorted by expert in ascending order. With `gate_w` [C],
+# `shared`, the weight of the shared expert (one number), is the sigmoid of gate_w . x.
 ROUTE_ROW = _table(
     z=_address, bias=_address, experts=_size, used=_size, code=_size, normed=_size, scale=_float,
     chosen=_address, weights=_address, gate_w=_address, x=_address, n=_size, shared=_address,
 )  # fmt: skip
 
-# out[at + f] = weight act(gate[f], up[f]): one expert; `code`: `ops.experts.gate`; if `weight` is
-# 0, the weight is 1
+# out[at + f] = weight act(gate[f], up[f]) for one expert; for `code`, see `ops.experts.gate`. If
+# the address `weight` is 0, the weight is 1.
 EXPERT_ROW = _table(
     gate=_address, up=_address, out=_address, n=_size, at=_size, weight=_address, code=_size,
     forms=_size,
@@ -103,20 +104,22 @@ SUM_ROW = _table(
     chosen=_address, weights=_address, shared=_address,
 )  # fmt: skip
 
-# `ops.short_conv` for one token: bcx [3 C], w [K, C], y [C]; b x is appended to the state [K - 1,
-# C]
+# `ops.short_conv` for one token: bcx [3 C], w [K, C], y [C]; b x is appended to the state, which is
+# [K - 1, C]
 CONV_ROW = _table(
     bcx=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, forms=_size,
 )  # fmt: skip
 
-# `ops.delta_net.conv` for one token: u, y [W], w [K, W], the state [K - 1, W]; the first `normed`
-# heads of `size` numbers are divided by their L2 norms; `one` and `eps` as in `mixers.delta_net`
+# `ops.delta_net.conv` for one token: u, y [W], w [K, W], state [K - 1, W]. The first `normed` heads
+# of `size` numbers are divided by their L2 norms. `one` and `eps` are the same as in
+# `mixers.delta_net`.
 DELTA_CONV_ROW = _table(
     u=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, size=_size,
     normed=_size, one=_address, eps=_float,
 )  # fmt: skip
 
-# `ops.delta_net` for one token: qkv as above, alpha, beta, a, dt [H], state [H, D, D], o [H, D]
+# `ops.delta_net` for one token: qkv is y of the table above; alpha, beta, a, dt [H], state
+# [H, D, D], o [H, D]
 DELTA_ROW = _table(
     qkv=_address, alpha=_address, beta=_address, a=_address, dt=_address, state=_address,
     o=_address, heads=_size, key_heads=_size, size=_size, scale=_float,
@@ -128,9 +131,9 @@ DELTA_OUT_ROW = _table(
     part=_size, forms=_size,
 )  # fmt: skip
 
-# The input of the threads: the token's position, the program, and memory shared by all phases:
-# `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
-# newest input in int8 blocks (`ops.linear.int8_rows`), and the counters of
+# The threads' input: the token's position, the program, and memory that all phases share. This
+# memory is `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], scratch memory `[width]` for
+# each thread, the newest input in int8 blocks (`ops.linear.int8_rows`), and the counters for
 # `nbllama.kernels.threads`.
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,

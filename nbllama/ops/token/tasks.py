@@ -1,4 +1,4 @@
-"""Tasks of a program's phases: the row kernels of the ops, applied to memory addresses."""
+"""The tasks of a program's phases: the ops' row kernels, applied to memory addresses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # rows of W per task
-TASKS = 4  # per thread and phase; drawing a task can take as long as two rows (two cores, 0.5 us)
-GATE_PART = 1024  # numbers of the feed-forward layer per task: whole int8 blocks
+TASKS = 4  # per thread and phase; drawing one can take 0.5 us (two cores), as long as two rows
+GATE_PART = 1024  # numbers of the feed-forward layer per task, in whole int8 blocks
 CAP_PART = 8192
 
 
@@ -52,7 +52,7 @@ def int32_numbers(address, n):
 
 @kernel()
 def expert_of(address):
-    """Return the expert index at an address, or 0 without an address."""
+    """Return the expert index at an address, or 0 if the address is 0."""
     if address == 0:
         return np.int64(0)
     return np.int64(int32_numbers(address, 1)[0])
@@ -66,7 +66,7 @@ def raw_bytes(address, n):
 
 @kernel()
 def to_int8(x, lo, hi, forms, step):
-    """Write x[lo:hi] as int8 blocks in the given forms; lo and hi are block boundaries."""
+    """Quantise x[lo:hi] into int8 blocks in the given forms; lo and hi must be block boundaries."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
@@ -83,7 +83,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
-    """Normalise a row, and write it in the forms that the following products read."""
+    """Normalise a row, and store it in the forms that the following products read."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -111,7 +111,7 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """Compute one number of h, for the pairs starting at row `first`."""
+    """Compute one number of h; `task` is its index across the pairs, starting at row `first`."""
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -124,7 +124,10 @@ def hidden_task(pairs, first, task):
 
 @kernel()
 def part_of(products, first, task):
-    """Return the table row of a PRODUCT task, and the index of its part (`rows` rows) of W."""
+    """Return the table row for a PRODUCT task, and the index of the task's part of W.
+
+    Each part has `rows` rows.
+    """
     s, part = first, task
     parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
     while part >= parts:
@@ -136,7 +139,7 @@ def part_of(products, first, task):
 
 @kernel()
 def finish_row(p, n, row, value):
-    """Compute y[n] from the product with row n of W, which is row `row` over all experts."""
+    """Compute y[n], given `value`, the product with row n of W (row `row` across all experts)."""
     if p.bias != 0:
         value += floats(p.bias + 4 * row, 1)[0]
     if p.rank > 0:
@@ -155,7 +158,7 @@ def _norm_heads(row, norm, p):
 
 @kernel()
 def _turn(row, norm, cos, sin, p):
-    """Normalise heads `[n, D]` if there is a norm, and rotate them (first, with `norm_last`)."""
+    """Normalise heads `[n, D]`, if there is a norm, and rotate them (first with `norm_last`)."""
     if not p.norm_last:
         _norm_heads(row, norm, p)
     if p.half > 0:
@@ -169,7 +172,7 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """Process the queries of KV head g, and its key and value if the block computes them."""
+    """Process the queries for KV head g, and its key and value if the block computes them."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
@@ -194,7 +197,8 @@ def heads_task(p, g, step):
         values[c] = value[c]
     if p.v_norm != 0:
         norm_row(values, floats(p.v_norm, d), p.eps, values)
-    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)  # after v: it can be the same array
+    # k is processed after v, because both can be the same array
+    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(key, p.k_norm, cos, sin, p)
     for c in range(d):
         keys[c] = key[0, c]
@@ -202,7 +206,7 @@ def heads_task(p, g, step):
 
 @kernel()
 def scores_task(p, task, step):
-    """Attend to one chunk of keys of one KV head."""
+    """Attend to one chunk of keys for one KV head."""
     at = step.at
     g, c = task % p.n_head_kv, task // p.n_head_kv
     lo, hi = c * CHUNK, min((c + 1) * CHUNK, at + 1)
@@ -220,7 +224,7 @@ def scores_task(p, task, step):
 
 @kernel()
 def join_task(p, step):
-    """Combine the chunks of all heads, and prepare the result for the product."""
+    """Combine the chunks for all heads, and prepare the result for the next product."""
     at = step.at
     found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
     first = max(0, at - p.window + 1) // CHUNK if p.window > 0 else 0
@@ -240,7 +244,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Add a branch's output to the stream, with the model's norm and scale, if any."""
+    """Add a branch's output to the residual stream, with the model's norm and scale, if any."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)
@@ -250,7 +254,7 @@ def branch_task(p):
 
 @kernel()
 def gate_task(p, task, step):
-    """Compute a part of the gated activation."""
+    """Compute one part of the gated activation."""
     gate, up, out = floats(p.gate, p.n), floats(p.up, p.n), floats(p.out, p.n)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
     if p.gelu:
@@ -262,7 +266,7 @@ def gate_task(p, task, step):
 
 @kernel()
 def act_task(p, task, step):
-    """Compute a part of the activation of a layer without a gate."""
+    """Compute one part of the activation in a layer without a gate."""
     x, out = floats(p.x, p.size), floats(p.out, p.size)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.size)
     ungated_row(x[lo:hi], p.code, p.p, p.n, p.beta, p.eps, out[lo:hi])
@@ -271,6 +275,6 @@ def act_task(p, task, step):
 
 @kernel()
 def cap_task(p, task):
-    """Soft-cap a part of the logits."""
+    """Soft-cap one part of the logits."""
     lo, hi = task * CAP_PART, min((task + 1) * CAP_PART, p.n)
     cap_and_bias(floats(p.y, p.n), lo, hi, p.cap, np.float32(0.0), 0)

@@ -1,16 +1,16 @@
-"""Dot products of int8 blocks of x and a row of W, which is not decoded; one module per family.
+"""Dot products of int8 blocks of x and rows of W that are not decoded; one module per family.
 
 Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It computes
 the dot product of `n_blocks` blocks of x, starting at block `c`, and the same number of weights,
 starting at byte `src` of `raw`. x consists of the int8 numbers `q`, their scales `d` (one per
 `int8_block(type_id)` numbers) and `sums`. For blocks of 32, `sums` is float32 and contains d times
 the sum of each block; for blocks of 256, it is int16 and contains the sum of every 16 numbers. All
-arrays are flat. A block of W is as long as a block of x, or as two blocks for NVFP4. The products
-within a block are summed exactly, as integers. Blocks are summed in float32, in eight lanes, in
-ascending order.
+arrays are flat. A block of W is as long as a block of x (for NVFP4, as long as two blocks of x).
+The products within a block are summed exactly, as integers. The sums of the blocks are added in
+float32, in eight lanes, in ascending order.
 
-`dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, like
-`nbllama.quants.decode_blocks`.
+Like `nbllama.quants.decode_blocks`, `dot_blocks(type_id, ...)` calls the kernel of a type that is
+known at compile time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ SUMMED = 16  # numbers of x per element of `sums`
 
 
 def int8_block(type_id: int) -> int:
-    """Return how many numbers of x share a scale: 32, 256, or 0 if there is no integer product."""
+    """Return how many numbers of x share a scale: 32 or 256.
+
+    Returns 0 if the type has no integer dot product.
+    """
     t = QUANTS[type_id]
     if t.name not in _FAMILY:
         return 0
@@ -44,7 +47,7 @@ def int8_block(type_id: int) -> int:
 
 
 def find_dot(type_id: int) -> Any:
-    """Return the kernel of a type. Raises KeyError if there is none."""
+    """Return the kernel of a type. Raises KeyError if the type has none."""
     name = QUANTS[type_id].name
     module = import_module(f"nbllama.quants.dot.{_FAMILY[name]}")
     return getattr(module, f"dot_{name.lower()}")
@@ -53,7 +56,7 @@ def find_dot(type_id: int) -> Any:
 def dot_blocks(
     type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
 ) -> Any:
-    """Compute the dot product of `n_blocks` blocks of x, inside a kernel, without checks."""
+    """Compute the dot product of `n_blocks` blocks of x inside a kernel, without any checks."""
     return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 

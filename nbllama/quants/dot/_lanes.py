@@ -1,16 +1,16 @@
-"""Integer dot products of bytes, as Numba values that supplement `nbllama.quants._vec`.
+"""Integer dot products of bytes, with Numba values that supplement `nbllama.quants._vec`.
 
 | value | meaning |
 |---|---|
 | `Codes(32)` | 32 bytes of a row of W (0..127, or signed) or of x (-127..127) |
 | `Dots` | 8 int32 sums, each of four neighbouring products |
-| `Scales` | 16 int16 factors, one for each two neighbouring bytes |
+| `Scales` | 16 int16 factors, one per two neighbouring bytes |
 | `Weights(8)` | 8 float32 sums |
 
-The integers are the same in every lane on every CPU. On AVX2, the products of 32 bytes take two
+The integers in every lane are the same on every CPU. With AVX2, multiplying 32 bytes takes two
 instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs, generic LLVM vector arithmetic computes the
-same sums. Sums of two products are stored in 16 bits, so a byte of W times a byte of x must not
-exceed 2^14: unsigned codes are at most 127, signed codes at least -128.
+same sums. Sums of two products are stored in 16 bits, so the product of a byte of W and a byte of x
+must not exceed 2^14. Therefore, unsigned codes must be at most 127, and signed codes at least -128.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INTS, _FLOATS = ir.VectorType(_I32, 8), ir.VectorType(_F32, 8)
 
 
 class _Ints(types.Type):
-    """A vector of integers whose LLVM type is `vector`."""
+    """A vector of integers with the LLVM type `vector`."""
 
     def __init__(self, name: str, vector: Any) -> None:
         self.vector = vector
@@ -144,7 +144,7 @@ def join(typingctx, low, high):
 
 @intrinsic
 def nibbles(typingctx, raw, i):
-    """Read 16 bytes at byte i of `raw`: their low halves, followed by their high halves."""
+    """Read 16 bytes at byte i of `raw` as 32 codes: the low halves, then the high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -160,7 +160,7 @@ def nibbles(typingctx, raw, i):
 
 @intrinsic
 def bits32(typingctx, bits):
-    """Return Codes(32): 16 in each lane whose bit (lowest first) is set, 0 in the other lanes."""
+    """Return Codes(32) with 16 in each lane whose bit (lowest first) is set, and 0 elsewhere."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[0], _I32), ir.VectorType(ir.IntType(1), 32))
@@ -172,7 +172,7 @@ def bits32(typingctx, bits):
 
 @intrinsic
 def bytes_of(typingctx, low, high):
-    """Return the 8 bytes of the int64 `low`, followed by the bytes of `high`, as Codes(16)."""
+    """Return the 8 bytes of the int64 `low` and the 8 bytes of `high`, as Codes(16)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
@@ -185,7 +185,7 @@ def bytes_of(typingctx, low, high):
 
 @intrinsic
 def each_twice(typingctx, codes):
-    """Return Codes(16): each of the first 8 of `codes` twice."""
+    """Return Codes(16) that contain each of the first 8 of `codes` twice."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _lanes(builder, args[0], args[0], [i // 2 for i in range(16)])
@@ -204,7 +204,7 @@ def _widen(signed: bool) -> Any:
     return widen
 
 
-# Convert 16 codes to 16 factors of 16 bits.
+# These functions convert 16 codes to 16 factors of 16 bits.
 unsigned_scales, signed_scales = _widen(False), _widen(True)
 
 
@@ -221,7 +221,7 @@ def scale_of(typingctx, scales, g):
 
 @intrinsic
 def scales_of(typingctx, scales, g):
-    """Return Scales with factor `g` of `scales` in the lower half and `g + 1` in the upper half."""
+    """Return Scales whose lower half is factor `g` of `scales`, and whose upper half is `g + 1`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         g = builder.trunc(args[1], _I32)
@@ -245,25 +245,28 @@ def _dot(signed: bool, scaled: bool) -> Any:
 
 @intrinsic
 def dot(typingctx, w, x):
-    """Compute Dots of codes w (0..127) and numbers x, both Codes(32)."""
+    """Compute the Dots of codes w (0..127) and numbers x, both Codes(32)."""
     return DOTS(Codes(32), Codes(32)), _dot(False, False)
 
 
 @intrinsic
 def dot_signed(typingctx, w, x):
-    """Compute Dots of signed codes w (-128..127) and numbers x (-127..127)."""
+    """Compute the Dots of signed codes w (-128..127) and numbers x (-127..127)."""
     return DOTS(Codes(32), Codes(32)), _dot(True, False)
 
 
 @intrinsic
 def dot_scaled(typingctx, w, x, scales):
-    """Compute Dots of codes w (0..127) and numbers x; each pair is multiplied by its factor."""
+    """Compute the Dots of codes w (0..127) and numbers x.
+
+    Each sum of two neighbouring products is multiplied by its factor in `scales`.
+    """
     return DOTS(Codes(32), Codes(32), SCALES), _dot(False, True)
 
 
 @intrinsic
 def dot_sums(typingctx, scales, sums, i):
-    """Compute Dots of 16 factors and the numbers i .. i+15 of the int16 array `sums`."""
+    """Compute the Dots of 16 factors and the numbers i .. i+15 of the int16 array `sums`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = _load(builder, context, signature.args[1], args[1], args[2], _SHORTS)
@@ -274,13 +277,13 @@ def dot_sums(typingctx, scales, sums, i):
 
 @intrinsic
 def no_dots(typingctx):
-    """Return Dots of zeros."""
+    """Return Dots that are all zero."""
     return DOTS(), lambda context, builder, signature, args: ir.Constant(_INTS, [0] * 8)
 
 
 @intrinsic
 def halves8(typingctx, low, high):
-    """Return Weights(8) of two float32: `low` in the first four lanes, `high` in the last four."""
+    """Return Weights(8) with `low` in the first four lanes and `high` in the last four."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(_F32, 2), ir.Undefined)
@@ -293,14 +296,14 @@ def halves8(typingctx, low, high):
 
 @intrinsic
 def zeros8(typingctx):
-    """Return Weights(8) of zeros."""
+    """Return Weights(8) that are all zero."""
     zeros = ir.Constant(_FLOATS, [0.0] * 8)
     return Weights(8)(), lambda context, builder, signature, args: zeros
 
 
 @intrinsic
 def add_scaled(typingctx, total, dots, d):
-    """Compute total + dots * d in every lane, fused if the CPU supports it."""
+    """Compute total + dots * d in every lane, as one fused operation if the CPU supports it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, dots, d = args
@@ -312,11 +315,11 @@ def add_scaled(typingctx, total, dots, d):
 
 @intrinsic
 def half8(typingctx, raw, i):
-    """Read the IEEE half at byte i of `raw` into 8 lanes.
+    """Read the IEEE half at byte i of `raw` as float32 into 8 lanes.
 
-    The half is copied to all lanes before the conversion. If a single number were converted, LLVM
-    could place it in a register that is used for a different sum, and each block would have to wait
-    for the previous block.
+    The half is copied to all lanes before it is converted. If a single number were converted, LLVM
+    could put it in a register that is also used for a sum, and each block would have to wait for
+    the previous one.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -333,7 +336,7 @@ def half8(typingctx, raw, i):
 
 @intrinsic
 def first(typingctx, weights):
-    """Return lane 0."""
+    """Return lane 0 of `weights`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.extract_element(args[0], _I32(0))
@@ -343,7 +346,7 @@ def first(typingctx, weights):
 
 @intrinsic
 def sum8(typingctx, total):
-    """Add the 8 lanes: lane i with lane i + 4, then i + 2, then i + 1."""
+    """Return the sum of the 8 lanes: add lane i + 4 to lane i, then i + 2, then i + 1."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = args[0]

@@ -1,4 +1,6 @@
-"""IQ4_NL times int8 blocks of 32, and IQ4_XS times blocks of 256 (layouts: `nbllama.quants.iq4`).
+"""Products of IQ4_NL and int8 blocks of 32, and of IQ4_XS and int8 blocks of 256.
+
+See `nbllama.quants.iq4` for the layouts.
 
 llama.cpp: `ggml_vec_dot_iq4_nl_q8_0`, `ggml_vec_dot_iq4_xs_q8_K`.
 """
@@ -25,14 +27,14 @@ _VALUES = _grids.IQ4
 
 @kernel()
 def values32(raw, at):
-    """Look up the values of the 16 bytes at `at`: low halves, followed by high halves."""
+    """Look up the values of the 32 codes in the 16 bytes at `at`: low halves, then high halves."""
     qs = load16(raw, at)
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 
 
 @kernel(inline=True)
 def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for IQ4_NL, which has one scale."""
+    """Compute the product for IQ4_NL, which has one scale per block."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 18 * b
@@ -43,7 +45,7 @@ def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for IQ4_XS: groups of 32, signed six-bit scales."""
+    """Compute the product for IQ4_XS, which has groups of 32 with signed six-bit scales."""
     total = zeros8()
     for b in range(n_blocks):
         at, dots = src + 136 * b, no_dots()

@@ -1,8 +1,8 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K times int8 blocks of 256 (layouts: `nbllama.quants.kquants`).
+"""Products of Q2_K Q3_K Q4_K Q5_K Q6_K and int8 blocks of 256 (layouts: `nbllama.quants.kquants`).
 
 A block of W consists of d, dmin, and groups g of 16 or 32 codes c. Each group has an integer scale
-s and, in some types, a minimum m. A block of x consists of a scale e and numbers n. All sums within
-a block are integers:
+s and, in some types, a minimum m. A block of x consists of a scale e and int8 numbers n. All sums
+within a block are integers:
 
     sum w x = e d sum_g s_g (sum c n - z sum n)  -  e dmin sum_g m_g sum n
 
@@ -31,14 +31,14 @@ from nbllama.quants.dot._lanes import (
     zeros8,
 )
 
-_LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # low bits of each of four bytes
+_LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # masks for the low bits of four bytes
 
 
 @kernel()
 def scales_and_mins(raw, at):
-    """Return the eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64.
+    """Return the eight scales and the eight minima of a Q4_K or Q5_K block as bytes of two int64.
 
-    See `kquants.scale_and_min` for their positions.
+    See `kquants.scale_and_min` for how the block stores them.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)
@@ -48,7 +48,7 @@ def scales_and_mins(raw, at):
 
 @kernel(inline=True)
 def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q2_K: groups of 16, no z."""
+    """Compute the product for Q2_K, which has groups of 16 and no z."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 84 * b
@@ -68,7 +68,10 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q3_K: groups of 16, z = 4, signed scales; 32 bytes of third bits."""
+    """Compute the product for Q3_K, which has groups of 16 with signed scales, and z = 4.
+
+    The third bits of the codes are in 32 separate bytes.
+    """
     total = zeros8()
     for b in range(n_blocks):
         at = src + 110 * b
@@ -93,7 +96,7 @@ def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q4_K: groups of 32, no z."""
+    """Compute the product for Q4_K, which has groups of 32 and no z."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 144 * b
@@ -113,7 +116,10 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_K: like Q4_K, with group g's fifth bits in bit g of 32 bytes."""
+    """Compute the product for Q5_K, which is like Q4_K but has five-bit codes.
+
+    The fifth bits of group g are bit g of 32 separate bytes.
+    """
     total = zeros8()
     for b in range(n_blocks):
         at = src + 176 * b
@@ -135,7 +141,7 @@ def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q6_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q6_K: groups of 16, z = 32, signed scales."""
+    """Compute the product for Q6_K, which has groups of 16 with signed scales, and z = 32."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 210 * b

@@ -1,11 +1,12 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 times int8 blocks of 32 (layouts: `nbllama.quants.legacy`).
+"""Products of Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 and int8 blocks of 32 (layouts: `nbllama.quants.legacy`).
 
-A block of W consists of a scale d, in some types a minimum m, and codes c. A block of x consists of
-a scale e and numbers n = q. With w = d (c - z) or d c + m:
+A block of W consists of a scale d, codes c and, in some types, a minimum m. A block of x consists
+of a scale e and int8 numbers n (`q`). With w = d (c - z) or d c + m:
 
     sum w x = d e sum c n - z d (e sum n)      or      d e sum c n + m (e sum n)
 
 where `sums` contains e sum n.
+
 llama.cpp: `ggml_vec_dot_q4_0_q8_0`, `_q4_1_q8_1`, `_q5_0_q8_0`, `_q5_1_q8_1`, `_q8_0_q8_0`.
 """
 
@@ -33,7 +34,7 @@ from nbllama.quants.dot._lanes import (
 
 @kernel(inline=True)
 def dot_q4_0(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q4_0: z = 8."""
+    """Compute the product for Q4_0, with z = 8."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 18 * b
@@ -59,7 +60,7 @@ def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_0: z = 16; four bytes contain the fifth bits."""
+    """Compute the product for Q5_0, with z = 16. Four bytes contain the fifth bits."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 22 * b
@@ -72,7 +73,7 @@ def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_1: like Q5_0, with a minimum."""
+    """Compute the product for Q5_1, which has five-bit codes as in Q5_0, and a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 24 * b
@@ -85,7 +86,7 @@ def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q8_0(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q8_0: z = 0, signed codes."""
+    """Compute the product for Q8_0, with z = 0 and signed codes."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 34 * b

@@ -1,4 +1,4 @@
-"""NVFP4 times int8 blocks of 32, two per block of W (layout: `nbllama.quants.nvfp4`).
+"""Products of NVFP4 and int8 blocks of 32, two per block of W (layout: `nbllama.quants.nvfp4`).
 
 llama.cpp: `ggml_vec_dot_nvfp4_q8_0`.
 """
@@ -31,7 +31,7 @@ def values16(raw, at):
 
 @kernel(inline=True)
 def dot_nvfp4(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for NVFP4: one scale per 16 weights, in four of the eight lanes."""
+    """Compute the product for NVFP4; the scale of 16 weights applies to four of the eight lanes."""
     total = zeros8()
     for b in range(n_blocks // 2):
         at = src + 36 * b

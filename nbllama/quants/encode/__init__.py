@@ -2,8 +2,8 @@
 
 There is one module per family and one encoder per type. Every encoder has the signature
 `encode_x(x, src, n_blocks, out, dst)`. It encodes `n_blocks` blocks of `x` (float32), starting at
-element `src`, to `out` (uint8), starting at byte `dst`. The formulas are taken from `ggml-quants.c`
-in llama.cpp.
+element `src`, into `out` (uint8), starting at byte `dst`. The formulas are from `ggml-quants.c` in
+llama.cpp.
 """
 
 from nbllama.quants.encode.encode import QUANTISED, quantise

@@ -13,9 +13,10 @@ _INFINITE = 0x7C00
 
 @kernel(own="quants/encode")
 def half_bits(value):
-    """Round a float32 other than NaN to the nearest half (ties to even): 16 bits in an int64.
+    """Round a float32 to the nearest half (ties to even); return its 16 bits as an int64.
 
-    From 65520 on, the result is infinity; below 2^-14, the half is subnormal and has fewer bits.
+    The float32 must not be NaN. The result is infinity from 65520 on; below 2^-14, the half is
+    subnormal and has fewer significant bits.
     """
     bits = single_bits(np.float32(value))
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
@@ -27,7 +28,7 @@ def half_bits(value):
 
 @kernel(own="quants/encode")
 def put_half(out, at, value):
-    """Store a float32 as a half at byte `at`; return the half as float32."""
+    """Store a float32 as a half at byte `at`; return the rounded value as float32."""
     bits = half_bits(value)
     out[at] = np.uint8(bits & 255)
     out[at + 1] = np.uint8(bits >> 8)

@@ -1,15 +1,15 @@
-"""The search for the scale of a group of weights, which chooses the candidate with the least error.
+"""The search for the scale of a group of weights, which chooses the best of several candidates.
 
 There are two kinds of codes, as in `nbllama.quants.kquants`:
 
-- affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, the largest
-  to about `high`. For each candidate, two linear equations determine the best scale and low for its
-  codes (llama.cpp: `make_qkx2_quants`).
-- symmetric, `x ~ scale * q` with q in -high..high-1: the weight of largest absolute value maps to
-  about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
+- affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, and the
+  largest maps to about `high`. For each candidate, two linear equations determine the best scale
+  and low for its codes (llama.cpp: `make_qkx2_quants`).
+- symmetric, `x ~ scale * q` with q in -high..high-1: the weight with the largest absolute value
+  maps to about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
 
-`x` and `w` (the importance) are float32 scratch arrays whose first `n` elements are the group; n is
-a literal 16 or 32. All functions are called inside kernels.
+`x` and `w` (the importance) are float32 scratch arrays. Their first `n` elements are the group,
+where `n` is a literal 16 or 32. All functions must be called inside kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numba.extending import overload
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode._vec import code_error, code_sums
 
-TINY = np.float32(1e-15)  # in every type, a group of weights below this is encoded as zeros
+TINY = np.float32(1e-15)  # in every type, a group of smaller weights is encoded as zeros
 
 
 def affine_scale(
@@ -31,7 +31,7 @@ def affine_scale(
     """Return (scale, low) of an affine group, both non-negative.
 
     Candidate i of `n_steps` maps the range of the weights to high + start + step * i. The error is
-    the sum of w * |difference| ** power; power is a literal 1 or 2.
+    the sum of w * |difference| ** power, where `power` is a literal 1 or 2.
     """
     raise NotImplementedError("for kernels only")
 
@@ -76,7 +76,10 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):
 
 @kernel(own="quants/encode")
 def extreme(x, n):
-    """Return the element of largest absolute value among the first n; in a tie, the first one."""
+    """Return the element with the largest absolute value among the first n elements.
+
+    If several elements have the same absolute value, the first one is returned.
+    """
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
         if abs(x[i]) > size:
@@ -86,7 +89,7 @@ def extreme(x, n):
 
 @kernel(own="quants/encode")
 def symmetric_scale(x, w, high):
-    """Return the scale of a group of 16, of either sign: the best of 19 candidates.
+    """Return the scale of a group of 16, which can be negative: the best of 19 candidates.
 
     For given codes, the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
     sum(w x q)^2 / sum(w q q) of sum(w x x). The candidate that explains the most is chosen. One
@@ -98,7 +101,7 @@ def symmetric_scale(x, w, high):
         return zero
     scale = best = zero
     for i in range(20):
-        j = i - 10 if i > 0 else 0  # 0 first, then -9 .. 9: in a tie, the first one is chosen
+        j = i - 10 if i > 0 else 0  # first 0, then -9 .. 9; if two are equal, the first is chosen
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:
@@ -109,11 +112,11 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Return the scale of a group of 16 with importance x^2; change codes as long as that helps.
+    """Return the scale of a group of 16 with importance x^2, improving its codes step by step.
 
-    `codes` is float32 scratch memory [16]. One at a time, each code is replaced with the nearest
-    code for the best scale of the other codes. The change is kept if it explains more of the group
-    (see `symmetric_scale`).
+    `codes` is float32 scratch memory [16]. Each code in turn is replaced with the nearest code for
+    the scale that is best for the other codes. The change is kept if the codes then explain more of
+    the group (see `symmetric_scale`).
     """
     zero, top = np.float32(0), high - np.float32(1)
     largest = extreme(x, 16)

@@ -1,13 +1,13 @@
 """The two inner steps of each scale search, as straight-line vector code for groups of 16 or 32.
 
 A search tries several scales. For each scale, it rounds all weights of a group to codes and sums
-products, and a quantiser spends nearly all its time in this loop. LLVM unrolls such short loops
-before its vectoriser runs, so this module uses explicit vectors, which LLVM distributes over
-registers.
+products. A quantiser spends nearly all its time in this loop. LLVM unrolls such short loops before
+its vectoriser runs, so this module uses explicit vectors, which LLVM distributes over registers.
 
 A code is `clamp(round(inverse * (x - least)), low, high)`, rounded half to even. `x` and `w` are
-float32 scratch arrays of at least `n` elements; nothing is checked. LLVM chooses the order of the
-sums for the CPU. On a given CPU, the order is always the same, for any number of threads.
+float32 scratch arrays of at least `n` elements; their sizes are not checked. LLVM chooses the order
+of the additions for the CPU. On a given CPU, the order is always the same for any number of
+threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic  # annotated with the first argument, which callers do not pass
+intrinsic: Any = _intrinsic  # its own annotation includes the first argument; callers omit it
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _SUM = ("reassoc", "contract", "nsz")
 
@@ -76,7 +76,7 @@ class _Vectors:
 
 @intrinsic(prefer_literal=True)
 def code_sums(typingctx, n, x, w, least, inverse, low, high):
-    """Return (sum of w * q, sum of w * q * q, sum of w * q * x) over the group's codes q."""
+    """Return the sums of w * q, w * q * q and w * q * x over the group, where q are its codes."""
     lanes = _lanes(n)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -94,9 +94,10 @@ def code_sums(typingctx, n, x, w, least, inverse, low, high):
 
 @intrinsic(prefer_literal=True)
 def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
-    """Sum w * |scale * q + offset - x| ** power over codes q of 0..high; power is 1 or 2 (literal).
+    """Return the sum of w * |scale * q + offset - x| ** power over the group's codes q.
 
-    `least` and `inverse` determine the codes, `scale` and `offset` the weights that they represent.
+    `power` is a literal 1 or 2. `least` and `inverse` determine the codes, which are limited to
+    0..high; `scale` and `offset` determine the weights that the codes represent.
     """
     lanes = _lanes(n)
     if not isinstance(power, types.IntegerLiteral) or power.literal_value not in (1, 2):
@@ -121,7 +122,7 @@ def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
 
 @intrinsic
 def single_bits(typingctx, value):
-    """Return the 32-bit pattern of a float32 as int64, 0..2^32-1."""
+    """Return the 32-bit pattern of a float32 as an int64 in 0..2^32-1."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.zext(builder.bitcast(args[0], _I32), ir.IntType(64))

@@ -1,4 +1,4 @@
-"""Quantising for Python code; sizes and values are checked before and after the kernels run."""
+"""Quantisation for Python code, which checks sizes and values before and after a kernel runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from nbllama.quants.finite import first_special
 
 _NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 QUANTISED: tuple[str, ...] = (*_NAMES, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-"""Names of the types that can be written."""
+"""The names of the weight types that can be written."""
 
 _LARGEST = 1e9  # larger than any weight that a type with a half as its scale can represent
 
 
 def quantise(type_id: int, rows: np.ndarray) -> np.ndarray:
-    """Encode float32 rows [n, k] (or [k]) as a weight type: uint8 [nbytes(type_id, n * k)].
+    """Encode float32 rows [n, k] (or [k]) as a weight type.
 
-    The bytes do not depend on the number of threads. Raises GGUFError for a type that cannot be
-    decoded. Raises ValueError for a type that cannot be written, for rows that are not float32 or
-    contain a partial block, for NaN and infinities, and for weights too large for the type.
+    The result is uint8 [nbytes(type_id, n * k)] and does not depend on the number of threads.
+    Raises GGUFError for a type that cannot be decoded. Raises ValueError for a type that cannot be
+    written, for rows that are not float32 or contain a partial block, for NaN and infinities, and
+    for weights that are too large for the type.
     """
     t = quant_type(type_id)
     if t.name not in QUANTISED:

@@ -1,8 +1,8 @@
-"""The compiled entry function of each type, which encodes chunks of blocks in parallel.
+"""The compiled entry functions, one per type, which encode chunks of blocks in parallel.
 
-Chunks are independent and write separate bytes, so the result is the same for any number of
-threads. Each entry function calls its encoder by name, because a kernel that receives another
-kernel as an argument is compiled again in every process.
+Chunks are independent and are written to separate bytes, so the result is the same for any number
+of threads. Each entry function calls its encoder by name, because Numba would compile a kernel that
+receives another kernel as an argument again in every process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode import floats, kquants, legacy
 
-_CHUNK = 16384  # weights; a multiple of every block size
+_CHUNK = 16384  # weights per chunk; a multiple of every block size
 
 
 @kernel(own="quants/encode")

@@ -6,20 +6,20 @@ the squared changes is
     tr(E H Eᵀ)        E = W' - W  (R, n)        H = sum of xᵀ x over the inputs  (n, n)
 
 With H = L D Lᵀ (L unit lower triangular, D diagonal), this is the sum over columns j of D_j times
-the squares of column j of E L, which is E_j + sum over i > j of E_i L_ij. Therefore, columns are
-rounded from the last to the first, and each column is shifted before it is rounded, to compensate
-for the errors of the later columns:
+the squared norm of column j of E L, which is E_j + sum over i > j of E_i L_ij. Therefore, columns
+are rounded from the last to the first. Before a column is rounded, it is shifted to compensate for
+the errors of the later columns:
 
     W'_j = nearest(W_j - sum over i > j of E_i L_ij)
 
-Source: GPTQ (Frantar et al. 2022), in the form without an inverse from QuIP (Chee et al. 2023).
+Source: GPTQ (Frantar et al. 2022), in the inverse-free form from QuIP (Chee et al. 2023).
 
-Columns are processed in pieces. The feedback from later pieces is one matrix product; a kernel
+Columns are processed in pieces. The feedback from later pieces is one matrix product. A kernel
 computes the feedback within a piece, one row at a time. Rows are independent, so the result is the
 same for any number of threads.
 
-The rounding error of the shifted column j, W'_j minus the shifted W_j, is column j of E L, so
-rounding also yields the sum above (`cost`).
+The rounding error of a shifted column j, W'_j minus the shifted W_j, is column j of E L. Rounding
+therefore also yields the sum above (`cost`).
 
 The grid of weight (r, j) consists of the values `scale * q - low` for integers q from `first` to
 `last`. Each group of neighbouring columns has its own `scale` and `low` (`nbllama.export.grids`).
@@ -46,9 +46,10 @@ def round_piece_ref(
     first: int,
     last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run `round_piece` in numpy: return codes and errors `[R, m]`, like `wanted`, and cost `[R]`.
+    """Do the same as `round_piece` in numpy; return the codes, the errors and the cost.
 
-    `scale` and `low` are `[R, m]`, one per weight. `importance` `[m]` is D.
+    Codes and errors are `[R, m]`, like `wanted`, and the cost is `[R]`. `scale` and `low` are
+    `[R, m]`, with one number per weight. `importance` `[m]` is D.
     """
     wanted = wanted.copy()
     codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
@@ -106,15 +107,17 @@ def round_piece(
     errors: np.ndarray,
     cost: np.ndarray,
 ) -> None:
-    """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback between them.
+    """Round `m` columns of a matrix `[R, n]`, starting with the last, with feedback between them.
 
     `wanted`, float32 `[R, m]`, contains the columns starting at `at`, minus the feedback from later
     columns; it is overwritten. `weights` is float32 `[R, n]`. `factor`, float32 `[m, m]`, contains
     the rows and columns of L for these columns; only the part below the diagonal is read.
-    `importance`, float64 `[m]`, contains the numbers of D for these columns. `scale` and `low` are
-    float32 `[R, G]`, and `group`, int32 `[m]`, is the group of each column. The function writes
-    `codes`, int8 `[R, n]`, starting at column `at`, and `errors`, float32 `[R, m]`, and adds to
-    `cost`, float64 `[R]`. Raises `ValueError` for arrays of different shapes or types.
+    `importance`, float64 `[m]`, contains the elements of D for these columns. `scale` and `low` are
+    float32 `[R, G]`, and `group`, int32 `[m]`, is the group of each column.
+
+    The function writes `codes`, int8 `[R, n]`, starting at column `at`, and `errors`, float32
+    `[R, m]`. It adds the cost of each row to `cost`, float64 `[R]`. Raises `ValueError` if an array
+    has a different shape or type.
     """
     (rows, m), n, groups = wanted.shape, weights.shape[1], scale.shape[1]
     wide = {"wanted": (wanted, (rows, m)), "weights": (weights, (rows, n))}
@@ -132,13 +135,16 @@ def round_piece(
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
     given = (weights, factor, importance, scale, low, group)
     readonly = [array.view() for array in given]
-    for view in readonly:  # writable arrays would cause a second version to be compiled
+    for view in readonly:  # for writable arrays, Numba would compile a second version
         view.flags.writeable = False
     _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
-    """Raise ValueError for an array that the kernel, which has no bounds checks, would misread."""
+    """Raise ValueError if an array has a different shape or dtype, or is not contiguous.
+
+    The kernel does not check bounds, so it would misread such an array.
+    """
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         wanted = f"{np.dtype(dtype)} {shape}"
         raise ValueError(

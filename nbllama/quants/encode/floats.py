@@ -1,6 +1,6 @@
-"""Encoders of F16 and BF16, which round to nearest, ties to even; F32 is a copy.
+"""Encoders of F16 and BF16, which round to nearest, ties to even. F32 is copied without an encoder.
 
-llama.cpp: `ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row`. The bytes are the same except for NaN.
+llama.cpp: `ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row`. The bytes are identical except for NaN.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def encode_f16(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_bf16(x, src, n_blocks, out, dst):
-    """Round float32 to its upper half."""
+    """Round float32 to bfloat16, which is the upper half of a float32."""
     for i in range(n_blocks):
         bits = single_bits(x[np.uint64(src + i)])
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

@@ -1,10 +1,10 @@
 """Encoders of Q2_K Q3_K Q4_K Q5_K Q6_K (layouts: `nbllama.quants.kquants`).
 
-Every super-block of 256 is encoded in the same steps. A search finds a scale (and a low end) for
-each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the largest scale.
-The codes are then recomputed with the rounded scales, to compensate for the rounding. Errors are
-weighted in the search as in llama.cpp without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
-Q6_K), or |x| plus the root mean square of the group (Q4_K, Q5_K).
+Every super-block of 256 weights is encoded in the same steps. A search determines a scale (and a
+low) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the largest
+scale. The codes are then recomputed with the rounded scales to compensate for the rounding. The
+search weights errors in the same way as llama.cpp without an importance matrix: by |x| (Q2_K), x^2
+(Q3_K, Q6_K), or |x| plus the root mean square of the group (Q4_K, Q5_K).
 
 llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors agree within a
 fraction of a per cent. The bytes can differ, because sums are computed in a different order.
@@ -29,7 +29,7 @@ _0 = np.float32(0)
 
 @kernel(own="quants/encode")
 def _take(x, at, n, group):
-    """Copy n weights from `at` of `x` to the scratch `group`; return the sum of their squares."""
+    """Copy n weights, starting at `x[at]`, to `group`; return the sum of their squares."""
     squares = _0
     for j in range(n):
         v = x[np.uint64(at + j)]
@@ -40,7 +40,7 @@ def _take(x, at, n, group):
 
 @kernel(own="quants/encode")
 def _affine_codes(x, at, n, scale, low, high, codes, to):
-    """codes[to ...] = the best q in 0..high for `scale * q - low`; zeros if scale is 0."""
+    """Set codes[to ...] to the best q in 0..high for `scale * q - low`, or to 0 if scale is 0."""
     inverse = np.float32(1) / scale if scale > 0 else _0
     for j in range(n):
         q = np.rint((x[np.uint64(at + j)] + low) * inverse)
@@ -49,7 +49,7 @@ def _affine_codes(x, at, n, scale, low, high, codes, to):
 
 @kernel(own="quants/encode")
 def _symmetric_codes(x, at, scale, high, codes, to):
-    """codes[to ...] = high + the best q in -high..high-1 for `scale * q`, 16 weights."""
+    """Set the 16 codes from codes[to] on to high + the best q in -high..high-1 for `scale * q`."""
     inverse = np.float32(1) / scale if scale != 0 else _0
     top = high - np.float32(1)
     for j in range(16):
@@ -59,7 +59,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):
 
 @kernel(own="quants/encode")
 def _round_positive(values, n, high, rounded):
-    """Round values / (their largest / high) to integers in `rounded`; return largest / high."""
+    """Divide values by d = largest / high, write the rounded quotients to `rounded`, return d."""
     largest = _0
     for g in range(n):
         largest = max(largest, values[g])
@@ -71,7 +71,7 @@ def _round_positive(values, n, high, rounded):
 
 @kernel(own="quants/encode")
 def encode_q2_k(x, src, n_blocks, out, dst):
-    """Encode Q2_K: groups of 16, affine, four-bit scales and lows."""
+    """Encode Q2_K, which has affine groups of 16 with four-bit scales and lows."""
     group, w = np.empty(16, np.float32), np.empty(16, np.float32)
     scales, lows = np.empty(16, np.float32), np.empty(16, np.float32)
     s, m = np.empty(16, np.uint8), np.empty(16, np.uint8)
@@ -108,7 +108,7 @@ def _pack_two_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q3_k(x, src, n_blocks, out, dst):
-    """Encode Q3_K: groups of 16, symmetric, six-bit scales of either sign."""
+    """Encode Q3_K, which has symmetric groups of 16 with signed six-bit scales."""
     group, work = np.empty(16, np.float32), np.empty(16, np.float32)
     scales = np.empty(16, np.float32)
     s = np.empty(16, np.int64)
@@ -137,7 +137,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Round 16 scales to s in -high..high-1, with the largest magnitude at -high; store d."""
+    """Round 16 scales to s in -high..high-1, mapping the largest magnitude to -high; store d."""
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
         s[:] = 0
@@ -150,7 +150,7 @@ def _put_signed_scales(scales, high, s, out, at):
 
 @kernel(own="quants/encode")
 def encode_q6_k(x, src, n_blocks, out, dst):
-    """Encode Q6_K: groups of 16, symmetric, eight-bit scales of either sign."""
+    """Encode Q6_K, which has symmetric groups of 16 with signed eight-bit scales."""
     group, w = np.empty(16, np.float32), np.empty(16, np.float32)
     scales = np.empty(16, np.float32)
     s = np.empty(16, np.int64)
@@ -180,7 +180,10 @@ def encode_q6_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):
-    """Find scales, lows and codes of 8 affine groups of 32; write 16 bytes of d, dmin, scales."""
+    """Compute the scales, lows and codes of 8 affine groups of 32.
+
+    Also write the 16 bytes with d, dmin, scales and lows.
+    """
     group, w, scales, lows = work[0], work[1], work[2], work[3]
     for g in range(8):
         squares = _take(x, at + 32 * g, 32, group)
@@ -212,7 +215,7 @@ def _pack_four_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q4_k(x, src, n_blocks, out, dst):
-    """Encode Q4_K: groups of 32, affine, six-bit scales and lows."""
+    """Encode Q4_K, which has affine groups of 32 with six-bit scales and lows."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):
@@ -223,7 +226,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_k(x, src, n_blocks, out, dst):
-    """Encode Q5_K: groups of 32, affine, six-bit scales and lows, separate fifth bits."""
+    """Encode Q5_K, which is like Q4_K but stores the fifth bits of its codes in separate bytes."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):

@@ -2,13 +2,13 @@
 
 | type | d | m | code |
 |---|---|---|---|
-| Q4_0, Q5_0 | weight of largest absolute value / -8, / -16 | | round(x / d) + 8, + 16 |
+| Q4_0, Q5_0 | weight with the largest absolute value / -8, / -16 | | round(x / d) + 8, + 16 |
 | Q4_1, Q5_1 | (max - min) / 15, / 31 | min | round((x - m) / d) |
 | Q8_0 | largest absolute value / 127 | | round(x / d) |
 
-Codes are computed from `d` before it is rounded to a half.
+Codes are computed with the value of `d` before it is rounded to a half.
 
-llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are the same.
+llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are identical.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ def _take(x, at, group):
 
 @kernel(own="quants/encode")
 def _inverse(d):
-    """Return 1 / d, or 0 on overflow; the decoded weights are then 0 for any codes."""
+    """Return 1 / d, or 0 if d is 0 or so small that 1 / d overflows.
+
+    The codes then have no effect, because such a d is 0 when it is rounded to a half.
+    """
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0
 
 
 @kernel(own="quants/encode")
 def _symmetric(group, high, codes):
-    """Compute codes = round(x / d) + high, at most 2 high - 1; return d."""
+    """Compute codes = round(x / d) + high, limited to 2 high - 1; return d."""
     d = extreme(group, 32) / -high
     inverse = _inverse(d)
     middle, top = high + _HALF, high + high - _1
@@ -48,7 +51,7 @@ def _symmetric(group, high, codes):
 
 @kernel(own="quants/encode")
 def _affine(group, top, codes):
-    """Compute codes = round((x - least) / d), at most `top`; return d and least."""
+    """Compute codes = round((x - least) / d), limited to `top`; return d and least."""
     least = most = group[0]
     for j in range(1, 32):
         least, most = min(least, group[j]), max(most, group[j])
@@ -77,7 +80,7 @@ def _put_fifth_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q4_0(x, src, n_blocks, out, dst):
-    """Encode w = d * (q - 8)."""
+    """Encode blocks with w = d * (q - 8)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 18 * b
@@ -88,7 +91,7 @@ def encode_q4_0(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q4_1(x, src, n_blocks, out, dst):
-    """Encode w = d * q + m."""
+    """Encode blocks with w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 20 * b
@@ -101,7 +104,7 @@ def encode_q4_1(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_0(x, src, n_blocks, out, dst):
-    """Encode w = d * (q - 16)."""
+    """Encode blocks with w = d * (q - 16)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 22 * b
@@ -113,7 +116,7 @@ def encode_q5_0(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_1(x, src, n_blocks, out, dst):
-    """Encode w = d * q + m."""
+    """Encode blocks with w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 24 * b
@@ -127,7 +130,7 @@ def encode_q5_1(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q8_0(x, src, n_blocks, out, dst):
-    """Encode w = d * q."""
+    """Encode blocks with w = d * q."""
     group = np.empty(32, np.float32)
     for b in range(n_blocks):
         to = dst + 34 * b

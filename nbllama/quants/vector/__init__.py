@@ -1,6 +1,6 @@
-"""The decoders as vector code for 16 (or 8 or 32) weights at a time, with the vectors of `_vec`.
+"""The decoders as vector code, which decodes 8, 16 or 32 weights at a time with `_vec`.
 
 File names, function names and results are the same as in the parent folder, which documents the
-layouts and contains plain loops that are easier to read. `NBLLAMA_KERNELS=plain` selects the plain
+layouts and contains plain loops that are easier to read. `NBLLAMA_KERNELS=plain` selects those
 loops.
 """

@@ -17,7 +17,10 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows; per group a u32: four times seven sign bits, scale in the top bits."""
+    """Decode from 256 rows.
+
+    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -33,7 +36,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; each byte of scales serves two groups of 16 weights."""
+    """Decode from 512 rows; each byte of `scales` contains two scales, each for 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -48,7 +51,11 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 1024 rows.
+
+    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs are
+    stored.
+    """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -65,7 +72,10 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4.
+
+    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -81,7 +91,11 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 512 rows of 4.
+
+    The ninth bit of each row index is in `qh` (one byte per group of 32). All eight signs are
+    stored.
+    """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -100,7 +114,10 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
+    """Decode from 2048 rows.
+
+    Each group has a u16 with 4 x 3 row bits, three scale bits and the sign of the shift.
+    """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -116,7 +133,10 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta)."""
+    """Decode from 2048 rows.
+
+    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift.
+    """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b
         d = iq1_m_scale(raw, at)

@@ -10,7 +10,7 @@ from nbllama.quants.kquants import q3_scale, scale_and_min
 
 @kernel()
 def decode_q2_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; q has two bits."""
+    """Decode w = (d * scale) * q - dmin * min, where q has two bits."""
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
         d, dmin = f16(raw, at + 80), f16(raw, at + 82)
@@ -26,7 +26,7 @@ def decode_q2_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third of them in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4), where the third bit of q is in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -43,7 +43,10 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q4_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
+    """Decode w = (d * scale) * q - dmin * min, where q has four bits.
+
+    Groups 2p and 2p + 1 are the low and high halves of the same 32 bytes.
+    """
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -58,7 +61,10 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; as in Q4_K, with q's fifth bit in bit g of `qh`."""
+    """Decode w = (d * scale) * q - dmin * min, where q has five bits.
+
+    The low four bits are packed as in Q4_K. The fifth bit, for group g, is bit g of a byte of `qh`.
+    """
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin, qh = f16(raw, at), f16(raw, at + 2), load32(raw, at + 16)
@@ -74,7 +80,7 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q6_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`."""
+    """Decode w = (d * scale) * (q - 32), where q has four bits in `ql` and two in `qh`."""
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b
         d = f16(raw, at + 208)

@@ -9,7 +9,7 @@ from nbllama.quants._vec import bits16, load16, load32, signed, store, unsigned
 
 @kernel()
 def decode_q4_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 8); q has four bits."""
+    """Decode w = d * (q - 8), where q has four bits."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
         d, qs = f16(raw, at), load16(raw, at + 2)
@@ -19,7 +19,7 @@ def decode_q4_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q4_1(raw, src, n_blocks, out, dst):
-    """Decode w = d * q + m; q has four bits."""
+    """Decode w = d * q + m, where q has four bits."""
     for b in range(n_blocks):
         at, to = src + 20 * b, dst + 32 * b
         d, m, qs = f16(raw, at), f16(raw, at + 2), load16(raw, at + 4)
@@ -29,7 +29,7 @@ def decode_q4_1(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 16); q has five bits."""
+    """Decode w = d * (q - 16), where q has five bits."""
     for b in range(n_blocks):
         at, to = src + 22 * b, dst + 32 * b
         d, high, qs = f16(raw, at), u32(raw, at + 2), load16(raw, at + 6)
@@ -39,7 +39,7 @@ def decode_q5_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_1(raw, src, n_blocks, out, dst):
-    """Decode w = d * q + m; q has five bits."""
+    """Decode w = d * q + m, where q has five bits."""
     for b in range(n_blocks):
         at, to = src + 24 * b, dst + 32 * b
         d, m = f16(raw, at), f16(raw, at + 2)
@@ -50,7 +50,7 @@ def decode_q5_1(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q8_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * q; q is a signed byte."""
+    """Decode w = d * q, where q is a signed byte."""
     for b in range(n_blocks):
         at, to = src + 34 * b, dst + 32 * b
         store(out, to, f16(raw, at) * signed(load32(raw, at + 2)))

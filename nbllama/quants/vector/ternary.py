@@ -9,7 +9,7 @@ from nbllama.quants._vec import load4, load16, load32, signed, store, times_over
 
 @kernel()
 def decode_tq1_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (digit - 1), five digits per byte."""
+    """Decode w = d * (digit - 1); a byte contains five digits (four in `qh`)."""
     for b in range(n_blocks):
         at, to = src + 54 * b, dst + 256 * b
         d = f16(raw, at + 52)
@@ -24,7 +24,7 @@ def decode_tq1_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_tq2_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 1), four codes per byte."""
+    """Decode w = d * (q - 1); a byte contains four codes."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at + 64)

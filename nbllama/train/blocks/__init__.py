@@ -1,1 +1,1 @@
-"""Blocks of micro-batches, which several machines can compute."""
+"""Blocks of micro-batches, whose computation can be distributed over several machines."""

@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer, Plan, Worker, facts, find_model
 
 
 class Actor:
-    """A worker process, which the driver uses as a remote object."""
+    """A worker process whose methods can be called remotely."""
 
     def __init__(self, threads: int) -> None:
         use_threads(threads or physical_cores())
@@ -39,7 +39,7 @@ class Actor:
         self._copy.append(piece)
 
     def open_copy(self, plan: Plan) -> None:
-        """Open the complete copy, after checking its sha256."""
+        """Verify the sha256 of the complete copy, and open it."""
         assert self._copy is not None
         self._worker = Worker(plan, self._copy.finish(), say=_ignore)
 

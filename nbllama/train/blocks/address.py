@@ -16,7 +16,10 @@ _HOST = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1
 
 
 class Address(NamedTuple):
-    """A parsed address; `local` is the number of workers to start here, or 0 to use a cluster."""
+    """A parsed address.
+
+    `local` is the number of workers to start on this machine, or 0 to use a cluster.
+    """
 
     text: str
     local: int = 0
@@ -61,10 +64,11 @@ def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
 
 
 def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
-    """Choose a random token for a cluster on this machine, unless `env` enables tokens.
+    """Choose a random token for a cluster on this machine, unless `env` already enables tokens.
 
-    Ray's processes listen on all network interfaces, even for `local:N`. Ray reads the variables
-    when it is imported. Returns a warning if Ray has been imported before this call, else "".
+    Ray's processes listen on all network interfaces, even for `local:N`. Ray reads the token
+    settings from `env` when it is imported. Returns a warning if Ray has already been imported, and
+    "" otherwise.
     """
     if env.get("RAY_AUTH_MODE", "").lower() == "token":
         return ""
@@ -79,6 +83,6 @@ def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
 
 
 def check_address(text: str) -> None:
-    """Raise `UsageError` if the address cannot be used. "" means that there is no address."""
+    """Raise `UsageError` if the address cannot be used; an empty string means no address."""
     if text:
         check_token(parse_address(text))

@@ -1,19 +1,20 @@
 """Blocks of micro-batches, and the order in which the gradient of a step is summed.
 
-A step consists of the micro-batches 0 ... n-1. With block size B, block b contains the
-micro-batches b B, b B + 1, ... (b + 1) B - 1. The last block can be smaller. If B = 0, a single
-block contains all micro-batches. With g(m) denoting the gradient of micro-batch m, and all
-additions elementwise in float32 and in the order written, the sums are
+A step consists of the micro-batches 0 ... n-1. If the block size is B, block b contains the
+micro-batches b B, b B + 1, ... (b + 1) B - 1; the last block can be shorter. If B = 0, all
+micro-batches are in one block. Let g(m) be the gradient of micro-batch m. All additions are
+elementwise, in float32 and in the order written:
 
     G(b) = ((0 + g(bB)) + g(bB + 1)) + ... + g(bB + B - 1)
     G    = ((G(0) + G(1)) + G(2)) + ...
 
 (The kernels add the gradient of micro-batch m to the sum over the earlier micro-batches of its
-block.) The loss of a step is summed in the same order, in float64. Both sums depend only on B, not
-on the number of threads or on which machine computes which block. With a single block, both sums
-are the same as in a run without blocks.
+block.) The loss of a step is summed in the same order, in float64. The sums of gradients and losses
+depend only on B, not on the number of threads or on which machine computes a block. With a single
+block, they are the same as in a run without blocks.
 
-A loss that is not finite ends its block and the sum. No later block is added.
+If a loss is not finite, the rest of its block is skipped, and no later blocks are added to the
+sums.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ class Work(Computing, Protocol):
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive micro-batches of a step, laid out for the passes.
+    """Consecutive micro-batches of a step, already laid out for the passes.
 
-    step: number of earlier iterations. number: index of the block in its step. first: index of the
-    block's first micro-batch. trained: number of items over which the step's loss is averaged.
-    gradient: whether to compute the gradient; False for validation, which requires only the losses.
+    step: number of iterations before this step. number: index of the block within its step. first:
+    index of the block's first micro-batch. trained: number of items over which the step's loss is
+    averaged. gradient: whether to compute the gradient; validation needs only the losses.
     """
 
     step: int
@@ -67,7 +68,7 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """Return a name shared by blocks that take a similar time."""
+        """Return a name shared by blocks that take a similar amount of time."""
         return "gradient" if self.gradient else "loss"
 
 
@@ -87,7 +88,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """Return a name shared by jobs that take a similar time."""
+        """Return a name shared by jobs that take a similar amount of time."""
         return type(self.task).__name__
 
 
@@ -97,7 +98,7 @@ Unit = Block | Job
 def split(
     batches: Sequence[Batch], size: int, *, step: int, trained: int, gradient: bool = True
 ) -> list[Block]:
-    """Split a step into blocks of `size` micro-batches; 0 puts all of them into one block."""
+    """Split a step into blocks of `size` micro-batches; if `size` is 0, use a single block."""
     size = size or max(1, len(batches))
     return [
         Block(step, at // size, at, batches[at : at + size], trained, gradient)
@@ -106,7 +107,7 @@ def split(
 
 
 def too_few(n: int, size: int, workers: int) -> str:
-    """Return a message if there are too few micro-batches to give each worker a block, else ""."""
+    """Return a message if n micro-batches are too few to give every worker a block, or ""."""
     own = size or n
     blocks = -(-n // own) if n else 0
     if not 0 < blocks < workers:
@@ -126,8 +127,8 @@ def compute(
 ) -> list[float]:
     """Compute a block, leaving its gradient in `work.bound.grads`.
 
-    Returns the sum of losses for each micro-batch, up to the first sum that is not finite. `check`
-    is called between layers, and `after` is called after each micro-batch.
+    Returns each micro-batch's sum of losses. If a gradient is computed, stops after the first sum
+    that is not finite. `check` runs between layers, and `after` runs after each micro-batch.
     """
     if block.gradient:
         work.bound.zero_grads()
@@ -153,7 +154,7 @@ def compute(
 
 
 def sum_of(losses: Sequence[float]) -> float:
-    """Add losses in ascending order, in float64."""
+    """Add losses in the given order, in float64."""
     total = 0.0
     for loss in losses:  # Python 3.12's sum() rounds differently
         total += loss
@@ -170,11 +171,11 @@ class Total:
 
     @property
     def ended(self) -> bool:
-        """Return whether the loss is not finite, in which case no more blocks are added."""
+        """Return whether the loss is no longer finite, in which case no more blocks are added."""
         return not math.isfinite(self.loss)
 
     def add(self, loss: float, grads: Mapping[str, np.ndarray], load: np.ndarray | None) -> None:
-        """Add the loss, gradient and tokens per expert of the next block."""
+        """Add the loss, the gradient, and the tokens per expert of the next block."""
         if self.n == 0:
             # the sum starts from the first block, not from 0, so that -0 stays -0
             self.loss = loss
@@ -189,7 +190,7 @@ class Total:
         self.n += 1
 
     def put(self, bound: Bound) -> None:
-        """Copy the sums into `bound`. The sums are 0 if no block was added."""
+        """Copy the sums into `bound`; they are 0 if no block was added."""
         if not self.n:
             bound.zero_grads()
         for name, total in self._sums.items():
@@ -208,7 +209,7 @@ class Steps(Protocol):
         ...
 
     def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
-        """Return the sum of losses for each batch, without computing a gradient."""
+        """Return each batch's sum of losses, without computing a gradient."""
         ...
 
     def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
@@ -227,7 +228,7 @@ class StepWork(Work, Protocol):
 
 
 class Here:
-    """`Steps` computed in this process; for `size`, see `split`."""
+    """An implementation of `Steps` that computes in this process; for `size`, see `split`."""
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
@@ -258,5 +259,5 @@ class Here:
         return [task.run(work, check) for task in tasks]
 
     def report(self) -> Sequence[WorkerRow]:
-        """Return an empty result, because there are no workers."""
+        """Return an empty tuple, because there are no workers."""
         return ()

@@ -14,7 +14,7 @@ _HEX = re.compile("[0-9a-f]{64}")
 
 
 class Copy:
-    """The file SHA256.gguf in `folder`, which has a temporary name until it is complete."""
+    """The file SHA256.gguf in `folder`; it is given this name only when it is complete."""
 
     def __init__(self, folder: str, sha256: str, size: int) -> None:
         """Begin a copy. Raises `NbllamaError` if `folder` cannot store the file."""

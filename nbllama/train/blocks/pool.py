@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass(frozen=True)
 class Event:
-    """News from a worker: its answer for a unit, or None and the reason why the worker was lost."""
+    """News from a worker: the answer for its unit, or None and the reason the worker was lost."""
 
     worker: str
     answer: Answer | None
@@ -27,9 +27,9 @@ class Pool(Protocol):
     others: set[str]  # workers with a different CPU; the first block of each is compared
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
-        """Set the current parameters; return messages about machines that have joined or left.
+        """Use these parameters from now on; return messages about machines that joined or left.
 
-        None keeps the parameters from the previous call.
+        If `params` is None, the parameters from the previous call remain in use.
         """
         ...
 

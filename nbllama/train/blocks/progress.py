@@ -1,4 +1,4 @@
-"""The progress of a step or an evaluation that the workers are computing."""
+"""The state of a step (or an evaluation) while the workers compute it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass
 class Running:
-    """A unit assigned to a worker; `late`: whether it was also queued for another worker."""
+    """A unit assigned to a worker.
+
+    `late`: whether the unit was also queued for another worker.
+    """
 
     unit: Unit
     attempt: int
@@ -23,11 +26,11 @@ class Running:
 
 @dataclass
 class Progress:
-    """Units to compute, their answers, and who computed them, keyed by unit number.
+    """The units to compute, their answers, and the workers that computed them, by unit number.
 
-    todo: the queued units, each with a flag that says whether the unit is an audit. wanted: the
-    numbers of the units to audit. again: whether the whole step must be computed again because a
-    worker's bits differed.
+    todo: the queued units, each with a flag that is True for an audit. wanted: numbers of the units
+    to audit. again: whether an audit found different bits, in which case the whole step must be
+    computed again.
     """
 
     todo: deque[tuple[Unit, bool]]
@@ -41,7 +44,7 @@ class Progress:
 
     @staticmethod
     def of(units: Sequence[Unit]) -> Progress:
-        """Return the initial state, in which all units are still queued."""
+        """Return the initial state, in which all units are queued."""
         return Progress(deque((unit, False) for unit in units), {u.number: u for u in units})
 
     @property
@@ -58,7 +61,7 @@ class Progress:
         return unit.number not in (self.audits if audit else self.done)
 
     def back(self, unit: Unit, audit: bool) -> None:
-        """If the answer for a unit is missing, put the unit back at the front of the queue."""
+        """Put a unit back at the front of the queue if its answer is missing."""
         if self.needs(unit, audit):
             self.todo.appendleft((unit, audit))
 

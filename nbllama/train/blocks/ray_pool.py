@@ -1,13 +1,13 @@
 """Workers on other machines, via Ray. Ray is imported only here, and only with `--ray`.
 
-A worker is a Ray actor: one per machine of the cluster, or N on this machine. The parameters are
-put into the object store once per step, and each machine fetches them once. A block is the argument
-of a remote call, and an answer is its result. An actor keeps a model in memory, but it has no state
-whose loss would matter.
+Each worker is a Ray actor. There is one actor per machine in the cluster, or N on this machine. The
+parameters are put into the object store once per step, and each machine fetches them once. A block
+is passed as the argument of a remote call, which returns the answer. An actor keeps the model in
+memory, but no state that the run depends on.
 
-A new actor is checked in a separate thread, so that training does not wait. Its machine must have
-the same packages, kernels and CPU as this machine. The actor opens the base model at the same path,
-finds a file with the same sha256, or receives a copy in chunks.
+A new actor is checked in a separate thread so that training does not have to wait. The actor must
+have the same packages, kernels and CPU as this machine. It opens the base model at the same path,
+finds the model by its sha256, or receives a copy in chunks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ JOIN_SECONDS = 300.0  # time limit for the first worker
 
 @dataclass
 class _Member:
-    """An actor: `name` is the name of its machine, and `node` is Ray's id of that machine."""
+    """An actor: `name` is the name of its machine, and `node` is Ray's id for that machine."""
 
     name: str
     node: str
@@ -87,7 +87,7 @@ class RayPool:
     def wait_for_joining(self, seconds: float = JOIN_SECONDS) -> None:
         """Wait until every started worker is either ready or rejected.
 
-        Raises `NbllamaError` if none is ready in time.
+        Raises `NbllamaError` if no worker is ready in time.
         """
         end = time.monotonic() + seconds
         while any(not m.ready and not m.gone for m in self._all()):
@@ -98,7 +98,7 @@ class RayPool:
             time.sleep(0.05)
 
     def node_of(self, worker: str) -> str:
-        """Return Ray's node id of a worker's machine."""
+        """Return Ray's node id for a worker's machine."""
         return self._members[worker].node
 
     def _all(self) -> list[_Member]:
@@ -106,7 +106,7 @@ class RayPool:
             return list(self._members.values())
 
     def _start_missing(self) -> None:
-        """Start an actor on each machine that has none, or start up to N actors on this machine."""
+        """Start an actor on each machine that has none, or up to N actors on this machine."""
         alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
         running = [m.node for m in self._all() if not m.gone]
         wanted: list[str] = []
@@ -179,7 +179,7 @@ class RayPool:
         ray.kill(member.handle)
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
-        """Put any new parameters into the object store, and add machines that have joined."""
+        """Put new parameters, if any, into the object store, and add machines that have joined."""
         self._start_missing()
         if params is not None:
             self._params = ray.put(dict(params))
@@ -256,7 +256,7 @@ def _connect(address: Address) -> None:
 
 
 def _reason(e: BaseException) -> str:
-    """Return the last line of a message, which is the cause in Ray's errors."""
+    """Return the last line of a message, which states the cause in Ray's errors."""
     cause = getattr(e, "cause", None)
     text = str(cause if isinstance(cause, Exception) else e).strip()
     lines = text.splitlines() or [type(e).__name__]

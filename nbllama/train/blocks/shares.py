@@ -10,14 +10,14 @@ from nbllama.report.log import WorkerRow
 
 @dataclass
 class Share:
-    """The work of one worker; `seconds` is the time that it spent computing."""
+    """The work done by one worker; `seconds` is the time it spent computing."""
 
     blocks: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers to display; `wall` is the time with work available, in seconds."""
+        """Return the numbers to display; for `wall`, see `Shares`."""
         return WorkerRow(
             worker,
             self.blocks,
@@ -27,7 +27,10 @@ class Share:
 
 
 class Shares:
-    """The work of all workers over a period; `wall` is the time with work available, in seconds."""
+    """The work done by all workers over a period.
+
+    `wall` is the time in seconds during which there was work to do.
+    """
 
     def __init__(self) -> None:
         self.wall = 0.0

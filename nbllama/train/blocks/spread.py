@@ -1,19 +1,19 @@
-"""Training steps whose blocks a `Pool` of workers computes.
+"""Training steps whose blocks are computed by a `Pool` of workers.
 
 The workers also compute validation batches, answers to sample prompts, and the answers and
 reference values of a run on rewards.
 
-The driver adds blocks in ascending order, regardless of which worker computed each block and when
-it arrived. The results are therefore bit-identical to the results of `compute.Here`. If no workers
-are left, the driver computes the blocks itself.
+The driver adds up the blocks in ascending order, regardless of which worker computed them and when
+they arrived. The results are therefore bit-identical to the results from `compute.Here`. If no
+worker is left, the driver computes the blocks itself.
 
 | event | what happens |
 |---|---|
 | a worker is lost | another worker computes its block |
-| no answer within max(60 s, 5 x the median time of a block) | another worker also receives the block; the first answer counts, and later ones are dropped by (step, block, attempt) |
-| no worker is left | this process computes the blocks, or waits `worker_timeout` and raises `NoWorkers` |
+| no answer within max(60 s, 5 x the median time of a block) | another worker also receives the block; the first answer counts, and later answers, recognised by (step, block, attempt), are dropped |
+| no worker is left | this process computes the blocks, or waits for `worker_timeout` and raises `NoWorkers` |
 | a loss or gradient is not finite | the step is skipped, as on a single machine |
-| an audit finds different bits | this process computes the block; the machine whose bits differ is no longer used, and the step starts again |
+| an audit finds different bits | this process computes the block; the machine whose bits are wrong is no longer used, and the step starts again |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from nbllama.train.blocks.shares import Shares
 from nbllama.train.blocks.worker import Answer, Key, computed, mixed_line
 from nbllama.train.objective import Check, Task
 
-LEAST_WAIT, TIMES_MEDIAN = 60.0, 5.0
-POLL = 0.2  # seconds
+LEAST_WAIT, TIMES_MEDIAN, POLL = 60.0, 5.0, 0.2  # in seconds, except for the second one
 HERE = "this process"
 
 
@@ -45,7 +44,7 @@ class NoWorkers(NbllamaError):
 
 
 class Spread:
-    """`Steps` computed by the workers of `pool`."""
+    """An implementation of `Steps` that distributes the work over the workers of `pool`."""
 
     def __init__(
         self,
@@ -58,10 +57,10 @@ class Spread:
         least_wait: float = LEAST_WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Use the workers in `pool`, with `size` micro-batches per block (0 for a whole step).
+        """Use the workers of `pool`, with `size` micro-batches per block (0 for a whole step).
 
-        With `audit` N, one block in N is also computed by a second worker. `worker_timeout` is the
-        time in seconds to wait for a worker if none are left; with 0, this process computes the
+        If `audit` is N, one block in N is also computed by a second worker. `worker_timeout` is how
+        many seconds to wait for a worker if none are left; if it is 0, this process computes the
         blocks immediately.
         """
         self.pool, self.size, self.say = pool, size, say
@@ -217,7 +216,7 @@ class Spread:
             self._store(work, step, unit, HERE, answer=answer, audit=audit)
 
     def _here(self, work: StepWork, unit: Unit, check: Check) -> Answer:
-        """Compute a unit in this process without changing the measures collected so far."""
+        """Compute a unit in this process without affecting the measures collected so far."""
         before = work.objective.take_part()
         try:
             return computed(work, unit, Key(unit.step, unit.number, self._attempts), check)
@@ -226,7 +225,7 @@ class Spread:
             work.objective.add_part(before)
 
     def _take(self, work: StepWork, step: Progress, event: Event) -> None:
-        """Handle news from a worker: an answer, or the loss of the worker."""
+        """Handle news from a worker: an answer, or a report that the worker was lost."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:

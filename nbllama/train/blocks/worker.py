@@ -60,7 +60,7 @@ class Answer:
     value: Any = None
 
     def digest(self) -> str:
-        """Return the hex sha256 of all the numbers that a run uses."""
+        """Return the hex sha256 of all numbers in this answer that the run uses."""
         h = hashlib.sha256(np.array(self.losses, "<f8").tobytes())
         for name in sorted(self.grads):
             h.update(name.encode())
@@ -72,12 +72,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """The information about a run that a worker requires.
+    """The information about a run that a worker needs.
 
-    path, sha256, size: the base model file, with an absolute path. constants: arguments of
-    `load_model`. fingerprint: see `model_fingerprint`. hp: repr of the model's `hp`. shapes: the
-    shapes of A and B for each base tensor. trunk: key and layer of the cache for the frozen blocks,
-    or None. threads: number of threads, or 0 for all cores of the machine.
+    path (absolute), sha256, size: the base model file. constants: arguments of `load_model`.
+    fingerprint: see `model_fingerprint`. hp: repr of the model's `hp`. shapes: the shapes of A and
+    B for each base tensor. trunk: key and layer of the cache of frozen blocks, or None. threads:
+    number of threads, or 0 to use all cores of the machine.
     """
 
     path: str
@@ -102,7 +102,7 @@ class Plan:
 
 
 def mixed_line(name: str, here: Answer, there: Answer) -> str:
-    """Return a message that says how much a block from a worker with a different CPU differs."""
+    """Return a message that states how much a block from a worker with a different CPU differs."""
     loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
     ours, theirs = (
         np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)
@@ -137,10 +137,13 @@ def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
 
 
 class Worker:
-    """The `Work` of one machine."""
+    """An implementation of `Work` for one worker process."""
 
     def __init__(self, plan: Plan, path: str, say: Callable[[str], None] = print) -> None:
-        """Open the model at `path`. Raises `NbllamaError` if it cannot be opened or differs."""
+        """Open the model at `path`.
+
+        Raises `NbllamaError` if the model cannot be opened or is not the one in the plan.
+        """
         self.plan, self.iteration = plan, 0
         self.model: Model = load_model(path, **plan.constants)
         if model_fingerprint(self.model.gguf) != plan.fingerprint:
@@ -189,7 +192,7 @@ class Worker:
     ) -> Answer:
         """Compute a unit with these parameters.
 
-        `point` is the objective's reference point. The caller owns the arrays of the answer.
+        `point` is the objective's reference point. The caller owns the arrays in the answer.
         """
         own = self.adapter.parameters()
         if own.keys() != params.keys():
@@ -213,7 +216,7 @@ _OF_CPU = ("cpu", "cpu features")
 
 
 def misfit(mine: Mapping[str, str], theirs: Mapping[str, str], *, mixed_cpu: bool) -> str:
-    """Return why a worker cannot join, or "" if it can; `mixed_cpu` permits different CPUs."""
+    """Return why a worker cannot join, or "" if it can; `mixed_cpu` allows different CPUs."""
     for name, value in mine.items():
         other = theirs.get(name, "none")
         if value == other or (mixed_cpu and name in _OF_CPU):
@@ -233,7 +236,7 @@ def other_cpu(mine: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
 
 
 def file_sha256(path: str) -> str:
-    """Return the hex sha256 of a file. Raises `OSError`."""
+    """Return the hex sha256 of a file. Raises `OSError` if it cannot be read."""
     h = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):

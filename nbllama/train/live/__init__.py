@@ -1,1 +1,1 @@
-"""Measurements, answers and the web page for `--live`. They do not affect the run's result."""
+"""Measurements, answers and the web page for `--live`; none of these affect the result of a run."""

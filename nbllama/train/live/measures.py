@@ -1,4 +1,4 @@
-"""Measurements before and after iterations, within a time budget."""
+"""Measurements taken before and after iterations, within a time budget."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nbllama.train.trainer import Trainer
 SHARE = 0.005  # share of the run's time
 CREDIT = 30.0  # maximum seconds of unused time to carry over
 MOST_COLUMNS = 400  # rows of norms per run
-MOST_PASSING = 20  # logged texts per run, in addition to the followed samples
+MOST_PASSING = 20  # texts logged per run, in addition to the followed ones
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """A budget that limits work to at most `share` of the run's time so far.
+    """A budget that allows work as long as the work takes at most `share` of the run's time so far.
 
-    Only CPU time of the working thread is charged, so other programs do not affect the budget.
+    Only the CPU time of the thread that does the work is counted, so other programs have no effect.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -37,15 +37,18 @@ class Budget:
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Charge the time spent on work; at most `CREDIT` seconds of unused time carry over."""
+        """Charge the time of finished work to the budget.
+
+        At most `CREDIT` seconds of unused time are carried over.
+        """
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
 class Measures:
     """Measure a trainer between iterations, without changing its passes or updates.
 
-    `keep` is called with rows for the log and the page, and `show` with rows for the page only.
-    `n_iter` is the total number of iterations.
+    `keep` is called with rows that go to both the log and the page, and `show` is called with rows
+    that go only to the page. `n_iter` is the total number of iterations.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Measures:
         self.budget = Budget(SHARE)
 
     def before(self) -> None:
-        """Measure before an iteration, while nothing else uses the trainer."""
+        """Start measuring an iteration, while nothing else uses the trainer."""
         start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []
@@ -78,7 +81,7 @@ class Measures:
             self.budget.took(time.thread_time() - start)
 
     def after(self) -> None:
-        """Measure after the iteration."""
+        """Record the measurements of the iteration that has just ended."""
         trainer, start = self._trainer, time.thread_time()
         seen, trainer.buffers.seen = trainer.buffers.seen, None
         if seen is None or trainer.iteration != self._iteration + 1:

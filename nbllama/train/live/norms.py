@@ -19,7 +19,7 @@ def _square(x: np.ndarray) -> float:
 
 
 class Norms:
-    """Measure how much the adapter's pairs change between two calls.
+    """Measure the norms of the gradients and updates of the adapter's pairs.
 
     `take_before` copies the parameters, always into the same memory, and `row` compares the current
     parameters with these copies.
@@ -40,9 +40,9 @@ class Norms:
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Build the `norms` row of an iteration; call `take_before` before the iteration.
 
-        For each kind of tensor, the row contains a list of L2 norms, one per block, each over A and
-        B of a pair. For a tensor outside the blocks, the last of the `blocks` + 1 entries is used.
-        Gradient norms are measured before clipping.
+        For each kind of tensor, the row contains a list of L2 norms, one per block. Each norm is
+        taken over both A and B of a pair. The entry at index `blocks` is for tensors outside the
+        blocks. Gradient norms are measured before clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}
@@ -64,7 +64,7 @@ class Norms:
         }  # fmt: skip
 
     def _place(self, base: str) -> tuple[str, int]:
-        """Return the kind of a tensor, such as attn_q, and its index in the row."""
+        """Return the kind of a tensor, such as attn_q, and its index in the list of norms."""
         found = slot_of(base)
         bare = base.removesuffix(".weight")
         if found is not None and found[0].in_block:

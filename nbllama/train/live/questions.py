@@ -16,7 +16,7 @@ from nbllama.report.live.state import LiveState, Question
 from nbllama.system.memory import available_memory
 from nbllama.train.run.prompts import Prompt
 
-MOST_TOKENS = 200  # maximum length of an answer
+MOST_TOKENS = 200  # per answer
 MOST_SECONDS = 60.0
 _SHOWN_EVERY = 0.5  # seconds between updates of an answer on the page
 
@@ -24,11 +24,11 @@ Row = dict[str, Any]
 
 
 class Questions:
-    """Answer the questions in a `LiveState` by greedy decoding, using separate memory.
+    """Answer the questions in a `LiveState` greedily, using separate memory.
 
     `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
     the run should stop, in which case the current answer ends as well. `keep` is called with the
-    `question` row for each finished answer.
+    `question` row of each finished answer.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions; if a question cannot be answered, its answer says why."""
+        """Answer all waiting questions; if one cannot be answered, the answer states the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

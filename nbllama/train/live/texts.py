@@ -12,13 +12,13 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.text.characters import character_groups
 from nbllama.text.tokenizer import Tokenizer
 
-MOST_TOKENS = 700  # maximum number of tokens per displayed text
-FOLLOWED = 4  # number of samples that are shown each time they occur
+MOST_TOKENS = 700  # per displayed text
+FOLLOWED = 4  # number of samples that are shown whenever they occur
 MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """The tokens, targets and losses `[n]` of a sequence; the loss is NaN for untrained tokens."""
+    """The tokens, targets and losses `[n]` of one sequence; the loss of untrained tokens is NaN."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -43,9 +43,10 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Choose sequences, and create `tokens` rows for the log.
+    """Choose sequences, and create the `tokens` rows of a log.
 
-    The first sequence in each of the first steps is followed: a row is created each time it recurs.
+    The first sequences of the first steps are followed: a row is created whenever one of them
+    recurs.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -70,7 +71,7 @@ class Texts:
         return self._row(iteration, found[self._turn % len(found)], 0)
 
     def _row(self, iteration: int, one: Scored, sample: int) -> dict[str, Any]:
-        # the last target follows the input
+        # the last target is the token after the input
         ids = [*one.tokens.tolist(), int(max(one.targets[-1], 0))]
         losses = np.array([np.nan, *one.losses])
         if one.targets[-1] == NOT_TRAINED:

@@ -1,4 +1,4 @@
-"""The web page of a run, served for its whole duration and updated by its `Recorder`."""
+"""The web page of a run, served as long as the run lasts and updated by the run's `Recorder`."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class Watching:
 
 
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
-    """Serve the `--live` page within the context, and show its address once.
+    """Serve the `--live` page, and show its address once.
 
-    Yields None if `--live` is not given or the page cannot be served. A page that cannot be served
-    does not stop the run.
+    Yields None if `--live` is not given, or if the page cannot be served. The run continues without
+    the page.
     """
     if options.live is None:
         return None

@@ -1,1 +1,1 @@
-"""Training on preferences with the losses in `nbllama.objectives`."""
+"""Training on preferences, with the losses from `nbllama.objectives`."""

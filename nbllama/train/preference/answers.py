@@ -33,9 +33,9 @@ def answer_tokens(batch: Batch) -> np.ndarray:
 def token_log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi for each trained token, float64 `[M]`; the forward pass must have run.
+    """Return log pi of each trained token, float64 `[M]`; the forward pass must have run.
 
-    The last block's output is left unchanged.
+    The output of the last block is not modified.
     """
     losses = np.empty(batch.n_trained, np.float32)
     # watchers observe only the pass that computes the gradient
@@ -50,10 +50,10 @@ def token_log_probabilities(
 def log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi(y|x) for each sample, float64 `[S]`; the forward pass must have run.
+    """Return log pi(y|x) of each sample, float64 `[S]`; the forward pass must have run.
 
-    Each value is the sum over the trained tokens in a sample. Each sample must contain at least one
-    trained token. The last block's output is left unchanged.
+    Each value is the sum over the trained tokens of a sample, which must have at least one. The
+    output of the last block is not modified.
     """
     counts = answer_tokens(batch)
     of_tokens = token_log_probabilities(model, bound, acts, buffers, batch=batch)
@@ -72,7 +72,7 @@ def of_samples(
     most: Limits,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities (float64) of the samples with indices `rows`, batch by batch.
+    """Yield the log-probabilities of the samples numbered `rows`, float64, batch by batch.
 
     The batches are as large as `most` permits. `check` is called between layers.
     """
@@ -92,10 +92,10 @@ def of_preferences(
     data: Preferences,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities (float64) of all answers in `data`, batch by batch.
+    """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
 
-    If sharing is enabled, a prompt with several answers is computed only once. Each sample must fit
-    in memory on its own. `check` is called between layers.
+    If sharing is enabled, a prompt with several answers is processed only once. The memory must
+    have room for each individual sample. `check` is called between layers.
     """
     most = trainer.limits
     for numbers in batches(data.lengths(), most.tokens, most.trained):

@@ -1,9 +1,9 @@
 """A preference loss as a trainer's objective.
 
-After the forward pass of a micro-batch, the token log-probabilities are summed for each answer. The
-derivative of the loss with respect to this sum then weights the answer's tokens in a second pass
-through the output layer, which computes the gradient. The output layer is therefore computed twice
-and the blocks only once. No logits are kept.
+After the forward pass of a micro-batch, the token log-probabilities of each answer are summed. The
+derivative of the loss with respect to this sum is the weight of the answer's tokens in a second
+pass through the output layer, which computes the gradient. The output layer is therefore computed
+twice, but the blocks only once, and no logits are kept.
 
 The loss of a step is the weighted sum over its pairs (or labelled answers), divided by their
 number.
@@ -48,9 +48,10 @@ class Numbers(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answers in a micro-batch, one per sequence; all arrays are `[S]`.
+    """The answers of a micro-batch, one per sequence; all arrays are `[S]`.
 
-    policy, reference: log-probabilities, float64. n: number of tokens. good: bool. weight: float64.
+    policy, reference: log-probabilities, float64. n: numbers of tokens. good: whether each answer
+    is good, bool. weight: float64.
     """
 
     policy: np.ndarray
@@ -109,9 +110,9 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 
 
 class SentAnswers(NamedTuple):
-    """The values that `PreferenceLoss.loss` requires for the n answers in a batch.
+    """The values that `PreferenceLoss.loss` needs for the n answers of a batch.
 
-    judged: the judgements of the answers. reference: log-probabilities, float64 `[n]`, or None.
+    judged: the judgements on the answers. reference: log-probabilities, float64 `[n]`, or None.
     """
 
     judged: Judged
@@ -121,8 +122,8 @@ class SentAnswers(NamedTuple):
 class PreferenceLoss(TakesData):
     """The `Objective` of a run on preferences.
 
-    reference: None treats all reference log-probabilities as 0. history: the measures of each step.
-    point: the reference point for KTO.
+    reference: if None, all reference log-probabilities are treated as 0. history: the measures of
+    each step. point: the reference point for KTO.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class PreferenceLoss(TakesData):
         self.history: list[dict[str, float]] = []
         self._labels = OBJECTIVES[numbers.objective].data == LABELS
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
-        # the other answers require only a forward pass
+        # the mismatched answers require only a forward pass
         self.work = 4 / 3 if self._moves else 1.0
         self.point = 0.0
         self._seen, self._measured = Seen(self._refers), Measured(self._labels)
@@ -219,7 +220,7 @@ class PreferenceLoss(TakesData):
         return replace(batch, tree=replace(batch.tree, samples=whole))
 
     def copied(self) -> PreferenceLoss:
-        """Return the same loss without data sets."""
+        """Return a copy of the loss without its data sets."""
         made = PreferenceLoss(self.numbers, (), None)
         made._refers = self._refers
         return made
@@ -230,12 +231,12 @@ class PreferenceLoss(TakesData):
             self._reference.prepare(trainer, check, say)
 
     def done(self, say: Callable[[str], None]) -> None:
-        """Store the measures of a step, and warn about each kind of problem once per run."""
+        """Store the measures of a step, and warn about each problem once per run."""
         self.history.append(self.measures())
         for line in self._seen.step(self._measured):
             say(line)
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference values, or zeros while only the duration of a step is being measured."""
+    """Return the reference values, or zeros if only the time of a step is being measured."""
     return np.zeros(len(rows)) if values is None else values[rows]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-STEPS = 10  # number of recent steps that a warning is based on
+STEPS = 10  # number of recent steps on which a warning is based
 FALLEN = 0.1  # nats per token, for both sides
 RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so the gradient of such a pair is almost 0
 
 
 class Measured:
-    """Sums over the good (chosen) and the bad (rejected) answers in a step or an evaluation."""
+    """Sums over the good (chosen) and the bad (rejected) answers of a step or an evaluation."""
 
     def __init__(self, labels: bool) -> None:
         self._labels = labels
@@ -57,12 +57,12 @@ class Measured:
         self._judged += part._judged
 
     def numbers(self) -> dict[str, float]:
-        """Return the means, leaving out a side without answers.
+        """Return the means, leaving out any side that has no answers.
 
-        margin: reward of the chosen answers minus reward of the rejected answers. accuracy: the
-        share of pairs whose chosen answer has the higher reward; for labelled answers, the share
-        that is on the correct side of the reference point. logp_chosen, logp_rejected: sums over
-        the tokens in an answer, in nats. tokens_chosen, tokens_rejected: lengths of the answers.
+        margin: reward of the chosen answers minus reward of the rejected answers. accuracy: share
+        of pairs whose chosen answer has the higher reward; for labelled answers, the share on the
+        right side of the reference point. logp_chosen, logp_rejected: sums over the tokens of an
+        answer, in nats. tokens_chosen, tokens_rejected: lengths of the answers.
         """
         found: dict[str, float] = {}
         if not self._judged:
@@ -79,9 +79,9 @@ class Measured:
 
 
 class Seen:
-    """The most recent steps in a run, and the warnings about these steps.
+    """The most recent steps of a run, and the warnings about them.
 
-    `refers`: whether changes are measured relative to the reference, not to the first steps.
+    `refers`: whether changes are measured relative to the reference rather than the first steps.
     """
 
     def __init__(self, refers: bool) -> None:

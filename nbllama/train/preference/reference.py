@@ -1,8 +1,8 @@
-"""The reference log-probabilities for a run on preferences, computed once and stored in a file.
+"""Reference log-probabilities for a run on preferences, computed once and stored in a file.
 
-The reference is the base model, with or without an adapter. The file is named after a digest of
-everything that the values depend on: base model, adapter, and the data with its template and --ctx.
-A resumed run or a different run in the same folder can therefore reuse the file.
+The reference is the base model, with or without an adapter. The file name contains a digest of
+everything that the values depend on: the base model, the adapter, and the data with its template
+and --ctx. A resumed run, or any other run in the same folder, can therefore reuse the file.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _MAGIC = b"nbllama reference 1\n"
 
 @dataclass
 class Reference:
-    """The reference for the answers in `sets`.
+    """The reference for the answers of `sets`.
 
-    adapter: the adapter on top of the base model, or None. base: the fingerprint of the base model.
-    others: whether each answer is also evaluated after a different prompt. folder: where to store
-    the file, or None to write no file. path: the file that was read or written.
+    adapter: the adapter that is applied to the base model, or None. base: the fingerprint of the
+    base model. others: whether each answer is also evaluated with a different prompt. folder: the
+    folder for the file, or None to store nothing. path: the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -144,9 +144,10 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def write(path: str, key: str, values: np.ndarray) -> None:
-    """Write log-probabilities float64 `[n]`.
+    """Write log-probabilities, float64 `[n]`, to a file.
 
-    Raises `OutputError` if the file cannot be written or would replace a file of a different kind.
+    Raises `OutputError` if the file cannot be written or if it would replace a file of a different
+    kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
         raise OutputError(
@@ -169,7 +170,7 @@ def _begins(path: str) -> bytes:
 def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
     """Read log-probabilities, float64 `[n]`, from a file; return None if they must be computed.
 
-    If the file is damaged or has a different key, the user is informed.
+    If the file is damaged or has a different key, the user is notified.
     """
     head = len(_MAGIC) + 2 * 65
     try:

@@ -28,7 +28,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, BinaryIO
 
-WHILE_LOADING = 8 << 30  # bytes by which the child may grow while it imports the function
+WHILE_LOADING = 8 << 30  # bytes by which the child may grow while importing the function
 MOST = 300  # characters per message
 
 
@@ -96,9 +96,9 @@ def message(error: BaseException) -> str:
 
 
 def limit_memory(extra: int) -> None:
-    """Limit the growth of this process from now on to `extra` bytes.
+    """Limit the further growth of this process to `extra` bytes.
 
-    The limit is set relative to the current size of the process, which only Linux reports. Windows
+    The limit is calculated from the current size of the process, which only Linux reports. Windows
     has no such limit.
     """
     try:
@@ -137,10 +137,7 @@ def streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answer requests until stdin ends.
-
-    `memory` is the limit in bytes for `limit_memory`, and `seconds` is the time for `set_alarm`.
-    """
+    """Answer requests until stdin ends; `memory` is in bytes, and `seconds` sets the alarm."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = streams()
     score: Callable[..., Any] | None = None

@@ -31,10 +31,10 @@ _READING = {
 
 
 def wanted(record: dict[str, Any]) -> str | None:
-    """Return the correct answer in a record, or None if the record contains no answer.
+    """Return the correct answer in a record, or None if there is none.
 
-    The correct answer is stored under one of the keys in `WANTED`. Otherwise, it is the last
-    message in a chat, if that message is an answer.
+    The correct answer is stored under one of the keys in `WANTED`. In a chat, it can also be the
+    last message, if that message is an answer.
     """
     for key in WANTED:
         value = record.get(key)
@@ -67,7 +67,7 @@ def problem(name: str, record: dict[str, Any]) -> str:
 
 
 def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the answer equals the correct answer, ignoring whitespace at either end."""
+    """Return 1 if the answer equals the correct one, ignoring leading and trailing whitespace."""
     right = wanted(record)
     if right is None:
         raise ValueError("the record has no answer")
@@ -100,7 +100,7 @@ def _no_constant(name: str) -> None:
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
     """Return 1 if the query returns the same rows from the record's database as the correct query.
 
-    The order of the rows matters only if the correct query specifies one.
+    The order of the rows matters only if the correct query specifies an order.
     """
     db, right = _database(record["database"]), str(wanted(record))
     expected = _rows(db, right)
@@ -114,9 +114,9 @@ def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def query_in(answer: str) -> str:
-    """Return the query in an answer without a trailing semicolon.
+    """Return the query in an answer, without a trailing semicolon.
 
-    If the answer contains a fenced code block, the query is the contents of that block.
+    If the answer contains a fenced code block, the query is taken from the block.
     """
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
     return (fenced[1] if fenced else answer).strip().rstrip(";").strip()

@@ -1,4 +1,4 @@
-"""Draw and score answers for a step, and build micro-batches from the answers and advantages."""
+"""Draw and score the answers of a step, and build micro-batches with their advantages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """A drawn answer: its ids, text and reward; `cut`: whether it reached the maximum length."""
+    """A drawn answer: its ids, text and reward.
+
+    `cut`: whether drawing stopped before the model ended the answer.
+    """
 
     ids: list[int]
     text: str
@@ -41,7 +44,7 @@ class GroupOf(NamedTuple):
 
     @property
     def rewards(self) -> np.ndarray:
-        """Return the rewards, float64, leaving out answers that could not be scored."""
+        """Return the rewards of all answers that have one, float64."""
         return np.array([a.reward for a in self.answers if not isinstance(a.reward, Failed)])
 
     @property
@@ -54,7 +57,7 @@ class GroupOf(NamedTuple):
 class DrawnBatch(Batch):
     """A batch of drawn answers.
 
-    advantage: float64 [S], one per sequence. reference: float64 [M], the log-probabilities of the
+    advantage: float64 [S], one for each sequence. reference: float64 [M], log-probabilities of the
     trained tokens under the reference, which are filled in later.
     """
 
@@ -74,7 +77,7 @@ def unwatched(model: Model) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Draw:
-    """A task that draws the answers to the prompts in a batch, group by group.
+    """A task that draws the answers to the prompts of a batch, group by group.
 
     keys: the seeds for each answer's random numbers. most: maximum number of tokens per answer.
     """
@@ -133,16 +136,16 @@ def scored(
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
-    """Return the text of an answer as a server would return it."""
+    """Return the text of an answer as the server would return it."""
     decoder = StreamDecoder(tokenizer, at_start=chat)
     return "".join(map(decoder.push, ids)) + decoder.flush()
 
 
 def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
-    """Return a batch of the answers that have a reward, or None if there are no such answers.
+    """Return the answers that have a reward as a batch, or None if there are none.
 
-    `every`: whether to include answers with advantage 0, whose gradient comes only from the
-    reference.
+    If `every` is true, answers with an advantage of 0 are included. Their gradient comes only from
+    the reference.
     """
     rows, values = [], []
     for group in groups:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from nbllama.train.reward.scorer import Scorer
 
 FIRST_FAILED = 8  # the run ends if this many rewards fail before the first success
-_TIMED = 4  # number of tokens to draw when measuring the drawing time
+_TIMED = 4  # number of tokens to draw for the timing
 
 
 class RewardNumbers(NamedTuple):
@@ -61,8 +61,8 @@ class RewardNumbers(NamedTuple):
 class RewardLoss:
     """The `Objective` of a run on rewards.
 
-    reference: the adapter of the reference, or None for the base model. The reference is not used
-    if `beta` is 0. history: the measures of each step.
+    reference: the adapter of the reference model, or None for the base model; unused if `beta` is
+    0. history: the measures of each step.
     """
 
     data: Sequence[Dataset] = ()
@@ -79,7 +79,7 @@ class RewardLoss:
         self._measured, self._last = (RewardMeasures(self._refers) for _ in range(2))
         self._n_tokens, self._failed, self._any_good = 0, 0, False
         self._say: Callable[[str], None] | None = None
-        self._memory: tuple[Activations, LossBuffers] | None = None  # if the reference is larger
+        self._memory: tuple[Activations, LossBuffers] | None = None  # for larger reference ranks
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Store `say`, which reports failed rewards."""
@@ -88,8 +88,8 @@ class RewardLoss:
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Draw and score answers to the prompts of `batches`, and return them as micro-batches.
 
-        Answers without a reward are left out. Raises `NbllamaError` if all rewards fail at the
-        beginning of the run.
+        Answers without a reward are left out. Raises `NbllamaError` if too many rewards fail before
+        the run's first success.
         """
         measured = self._measured = RewardMeasures(self._refers)
         start, tokenizer = time.perf_counter(), trainer.model.tokenizer
@@ -171,7 +171,7 @@ class RewardLoss:
             return token_log_probabilities(model, bound, acts, buffers, batch=batch)
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Return the number of tokens in all answers that have a reward, or 1 if there are none."""
+        """Return the number of tokens in all answers that have a reward, but at least 1."""
         return max(1, self._n_tokens)
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -221,7 +221,7 @@ class RewardLoss:
         self._last = self._measured
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return two answers from the last step with their rewards."""
+        """Return two answers from the last step, with their rewards."""
         return tuple(
             {
                 "prompt": prompt_text(group.question.prompt),
@@ -232,7 +232,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes needed to draw answers, and for a reference with different ranks."""
+        """Return the bytes needed for drawing answers and for a reference with different ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -246,7 +246,10 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time to draw the answers for a step if all have the maximum length."""
+        """Measure how many seconds it takes to draw the answers of a step.
+
+        All answers are assumed to have the maximum length.
+        """
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]

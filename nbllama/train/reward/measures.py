@@ -19,7 +19,10 @@ class KL(NamedTuple):
 
 
 class RewardMeasures:
-    """Measures for one step; `refers`: whether they include the KL to the reference."""
+    """The measures of one step.
+
+    `refers`: whether the measures include the KL to the reference.
+    """
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers
@@ -32,7 +35,7 @@ class RewardMeasures:
         self.plus_kl(KL(float(kl.sum()), len(kl)))
 
     def plus_kl(self, part: KL) -> None:
-        """Add the sum of another `KL`."""
+        """Add the sum from another `KL`."""
         self._kl += part.total
         self._tokens += part.tokens
 

@@ -1,7 +1,7 @@
 """Score answers in a child process, with limits on time and memory.
 
-A reward function is the user's own code and runs with the user's permissions. The limits protect
-the run against bugs in this code: an endless loop, a huge allocation, an exception, or a value that
+A reward function is the user's own code and runs with the user's permissions. The limits guard
+against bugs in this code, such as an endless loop, a huge allocation, an exception, or a value that
 is not a number.
 """
 
@@ -33,7 +33,7 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: its file, its name, and any argument that creates it.
+    """The source of a reward function: its file, its name, and the argument for creating it.
 
     text: the contents of the file. builtin: the name of a built-in reward, or "" for a user's
     function. identity: the value that a checkpoint stores, which depends on the contents of the
@@ -55,7 +55,7 @@ class Failed(NamedTuple):
 
 
 def find_reward(text: str) -> Source:
-    """Find the reward that `--reward` names. Raises `UsageError`."""
+    """Find the reward that `--reward` names. Raises `UsageError` if that is not possible."""
     if text in builtin.NAMES:
         return Source(_BUILTIN, _own_text(), _FUNCTIONS[text], None, text, text)
     kind, colon, pattern = text.partition(":")
@@ -124,7 +124,7 @@ class Scorer:
         return found.reason if isinstance(found, Failed) else str(found)
 
     def close(self) -> None:
-        """End the child; may be called more than once."""
+        """End the child process; may be called more than once."""
         if self._child is not None:
             self._child.close()
         self._child = None

@@ -56,10 +56,10 @@ class Asked:
 def find_questions(
     tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
 ) -> list[Asked]:
-    """Choose up to `number` evenly spaced questions from the training and from the validation data.
+    """Choose up to `number` evenly spaced questions from each of the two data sets.
 
-    If a record has several answers, the last one is used. Records with a long prompt or without a
-    prompt are skipped.
+    If a record has several answers, the last one is used. Records whose prompt is long or missing
+    are skipped.
     """
     found = _questions(tokenizer, data, "trained", number)
     if validation is not None:
@@ -80,7 +80,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
     n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
-    order += [i for i in range(min(n, 50 * number)) if i % step]  # if others lack short prompts
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # if some have no short prompt
     for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:
@@ -92,7 +92,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Return sample `i`'s last answer and its prompt, or None if the prompt is empty or long."""
+    """Return the last answer of sample `i` with its prompt, or None for an empty or long prompt."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)

@@ -1,4 +1,4 @@
-"""`--tensorboard`: event files, written with the tensorboardX package."""
+"""`--tensorboard`: event files, written with the `tensorboardX` package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Board:
             raise OutputError(f"--tensorboard {shown(folder, 400)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write the numbers in a record under the record's iteration."""
+        """Write the numbers in a record, labelled with the record's iteration."""
         row = as_row(record)
         names = _EVALUATION if isinstance(record, EvaluationRecord) else _STEP
         for key, tag in names.items():

@@ -36,8 +36,8 @@ PARAMETER stop "<|im_end|>"
 class Files(NamedTuple):
     """The file names of the base model and the adapter.
 
-    `gguf`: whether the adapter is in the current GGUF format, the only format that llama.cpp reads.
-    Ollama reads other formats only for some architectures.
+    `gguf`: whether the adapter is in the current GGUF format, which is the only one that llama.cpp
+    reads. Ollama reads other formats only for some architectures.
     """
 
     base: str
@@ -70,15 +70,14 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """Return the file for `ollama create NAME -f FILE`; its second line explains how to merge.
+    """Return the Modelfile for `ollama create NAME -f FILE`; its second line explains how to merge.
 
-    The file contains a template only for ChatML. For other models, Ollama has its own template or
-    reads the template in the model file. `system` is the text that the chat template puts before a
-    chat without a system message. The older form, which names the adapter and its base model
-    separately, is included in comments.
+    The file contains a template only for ChatML; for other models, Ollama has its own template or
+    reads the one in the model file. `system` is the text that the chat template puts before a chat
+    without a system message. The older form, which refers to the adapter and its base model
+    separately, is included as comments.
 
-    Raises `OutputError` if a path contains a control character, because such a character could
-    inject an instruction.
+    Raises `OutputError` if a path contains a control character, which could inject an instruction.
     """
     base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
     for path in (base, adapter):
@@ -177,10 +176,10 @@ def _cell(text: str) -> str:
 def write_cards(
     session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Write the card and the Modelfile next to an adapter; `begun` is the log's first row.
+    """Write the card and the Modelfile next to an adapter; `begun` is the first row of the log.
 
-    Returns (ending, file) for each file that was written. A failure is only reported, because the
-    adapter itself is complete.
+    Returns (ending, file) for each file written. A failure is reported but does not end the run,
+    because the adapter itself is complete.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"
@@ -197,7 +196,7 @@ def write_cards(
 
 
 def _template(session: RunSession) -> tuple[str, str]:
-    """Return the chat template and system text of a run, or the model's own template and ""."""
+    """Return the template and system text of a chat run, or the model's own template and ""."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""

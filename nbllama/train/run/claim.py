@@ -1,4 +1,4 @@
-"""Checks and locks on outputs, so that runs neither destroy files nor share the same output.
+"""Check and lock outputs, so that runs neither destroy files nor write to the same files.
 
 Locks are acquired before any slow work, and released when the run ends.
 """
@@ -33,13 +33,13 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    Also removes incomplete files left by runs that were killed, and refuses to replace a file of a
+    Also removes incomplete files from runs that were killed, and refuses to replace a file of a
     different kind.
 
-    `outputs` maps each option to all the files that the run writes for it. If there are several
-    names for an option, the first name is locked. The log's writer locks the log.
+    `outputs` maps options to all the files that the run writes. If an option has several names, the
+    first one is locked. A log is locked by its writer.
 
-    Raises `OutputError`.
+    Raises `OutputError` if an output cannot be written or locked.
     """
     for option, own in outputs.items():
         for names in own:
@@ -53,7 +53,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
-    """Lock the LATEST name, and also the pattern because `--fn-latest` may differ between runs."""
+    """Lock the LATEST name and the pattern, because `--fn-latest` may differ between runs."""
     newest = names.latest
     if names.folder:
         make_folder(newest)

@@ -1,8 +1,8 @@
-"""Choose the checkpoint to resume from: the named file, or the newest valid file next to it.
+"""Choose the checkpoint to resume from: the given file, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run reports the damage and resumes from the last
-numbered checkpoint. The damaged file is kept under a different name. If the user names a folder,
-its newest valid checkpoint is used.
+If the newest file (LATEST) is damaged, the run resumes from the last numbered checkpoint and says
+so. The damaged file is kept under a different name. If a folder is given, the run resumes from the
+newest valid checkpoint in the folder.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Continued:
     damaged: str = ""
 
     def settle(self, say: Say) -> None:
-        """Rename the damaged file, and give the good file the old name.
+        """Rename the damaged file, and give its old name to the good file.
 
-        The same command line will then find the good file. A failure is only reported.
+        The same command line will then find the good file. If this fails, a warning is printed and
+        the run continues.
         """
         if not self.damaged:
             return
@@ -75,9 +76,9 @@ def continued(options: Options, say: Say) -> Continued | None:
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
     """Find the checkpoint that `--checkpoint-in` names, or return None if it does not exist.
 
-    Raises `CheckpointError` if a folder contains no valid checkpoint. Also raises `CheckpointError`
-    for an unusable file if `--strict-resume` is given or if no valid checkpoint of the same run
-    exists next to the file.
+    Raises `CheckpointError` for a folder that contains no valid checkpoint. Also raises it for an
+    unusable file, if `--strict-resume` was given or there is no valid checkpoint of the same run
+    next to the file.
     """
     path = options.checkpoint_in or ""
     if os.path.isdir(path):
@@ -101,7 +102,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 def _numbered(path: str, newest: str) -> Iterator[str]:
     """Yield the numbered files next to `path`, highest number first.
 
-    Yields nothing if the name in `path` does not contain `newest`.
+    If the name of `path` does not contain `newest`, yields nothing.
     """
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)

@@ -61,7 +61,7 @@ def old_order(options: Options, state: TrainState | None) -> bool:
 
 
 def _shared(options: Options, model: Model) -> Options:
-    """Disable shared prompts if any block has a state, because samples cannot share states."""
+    """Disable the sharing of prompts if any block has a state, because states are never shared."""
     if not model.hp.mixers:
         return options
     if options.share_prompts:
@@ -81,16 +81,16 @@ def load_data(
     say: Progress | None = None,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
-    """Load the samples for training, and the samples for validation, if any.
+    """Load the training samples and, if any, the validation samples.
 
-    The first return value is `options`, completed with the plan for the data.
+    The first return value is the options, filled in from the plan for the data.
 
-    `--train-data` is a file, or a folder that contains a file for training. The validation data
-    come from `--val-data`, from `--val-split`, or from the same folder.
+    `--train-data` is a file, or a folder that contains one. The validation data come from
+    `--val-data`, `--val-split`, or the same folder.
 
     `say` receives progress messages while a long text is tokenised. `given` may contain records in
-    memory that are used instead of files. Raises the same errors as `_load`. Also raises
-    `UsageError` if validation data are missing or are of a different kind.
+    memory, which are used instead of the files. Raises the same errors as `_load`, and `UsageError`
+    if validation data are missing or of a different kind.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -129,8 +129,8 @@ def _load(
 ) -> Dataset:
     """Load the samples from a file.
 
-    The old tool could read only plain text. With `--compat`, or when resuming from a checkpoint
-    written by the old tool, every file is therefore read as plain text. Raises `DataError`. Raises
+    The old tool could only read plain text. With `--compat`, or when resuming from its checkpoint,
+    every file is therefore read as plain text. Raises `DataError` if the data cannot be used, and
     `UsageError` if options for plain text are combined with records or vice versa.
     """
     if draws(options):
@@ -171,7 +171,7 @@ def load_file(
     records: Records | None = None,
     keep_texts: bool = False,
 ) -> Dataset:
-    """Load samples from any file, using the options that apply to `--train-data`.
+    """Load samples from any file, applying the options for `--train-data`.
 
     If `records` is given, it is used instead of the file, and messages refer to it as `path`. For
     `keep_texts`, see `load_samples`. Raises the same errors as `load_data`.
@@ -261,7 +261,7 @@ def walk_epochs(
 ) -> Callable[[int], int] | None:
     """Return a function that converts epochs to iterations, for `resolve`.
 
-    Returns None if a simple division gives the number.
+    Returns None if a simple division is sufficient.
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
@@ -280,12 +280,12 @@ def walk_epochs(
 def rest_of(
     options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
-    """Return `options` with the remaining length of a run that resumes from `state`.
+    """Return options whose length is what remains of the run that resumes from `state`.
 
     If no length is given, a run on records completes its planned length. If the run found the
-    checkpoint under its own output name, it completes the length that its options specify. If
-    nothing is left to do, `outputs.complete_at` is set, and the length is one iteration. Such a run
-    is refused later, once it has been established that the checkpoint is from the same run.
+    checkpoint under its own output name, it completes the length that its options specify. If there
+    is nothing left to do, `outputs.complete_at` is set and the length is one iteration. Such a run
+    is refused later, once it is known that the checkpoint is from the same run.
     """
     if state is None:
         return options

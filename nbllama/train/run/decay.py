@@ -25,11 +25,11 @@ class Decay:
     """The current decay of a run, with iterations counted from the very first.
 
     begin: the iteration after which the decay starts. end: the iteration at which the learning rate
-    reaches its minimum. last: the last iteration that was planned when the decay started, or `end`
-    if the length of the decay does not depend on the run. first: the first iteration that
-    `check_rates` checks: the first iteration of the decay if the decay is in progress, else the
-    first iteration of this run. new: whether the decay starts with this run. renews: whether
-    iterations after the end start a new decay. given: whether `--lr-decay-steps` was given.
+    reaches its minimum. last: the last iteration planned when the decay started, or `end` if the
+    decay has its own length. first: the first iteration that `check_rates` checks: the first one of
+    the whole decay if the decay is in progress, otherwise the first one of this run. new: whether
+    the decay starts with this run. renews: whether training beyond the end starts a new decay.
+    given: whether `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -43,10 +43,7 @@ class Decay:
 
     @property
     def stored_last(self) -> int:
-        """The value of `last` in a checkpoint.
-
-        If `last` equals `end`, the value is 0, for which no key is stored.
-        """
+        """The `last` to store in a checkpoint, or 0 (store nothing) if it equals `end`."""
         return 0 if self.last == self.end else self.last
 
 
@@ -55,8 +52,8 @@ def plan(
 ) -> Decay:
     """Plan the decay for a run of `n_iter` iterations that starts from `state`.
 
-    `options` must have been completed from the checkpoint. `asked` is the user's
-    `--lr-decay-steps`.
+    `options` must already be filled in from the checkpoint. `asked` is the value of
+    `--lr-decay-steps` that the user specified.
     """
     done = state.iteration if state is not None else 0
     total = done + n_iter
@@ -78,7 +75,7 @@ def plan(
     with_run = last == found or (found == last + 1 and last - begin < SHORT)
     if n_iter and follows and with_run and done >= last:
         new = with_the_run(total, done)
-        # repeating the same end, as the options file of a run does, has no effect
+        # passing the same end again, as the options file of a run does, has no effect
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
@@ -107,8 +104,8 @@ def plan(
 def schedule(settings: Settings, decay: Decay) -> Schedule:
     """Return the learning-rate schedule of a run.
 
-    A new decay has no warm-up. Warm-up is for a new adapter and empty moments, but a resumed run
-    reads both from the checkpoint.
+    A new decay has no warm-up. Warm-up is meant for a new adapter and empty moments, whereas a
+    resumed run reads the adapter and the moments from its checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -132,14 +129,14 @@ def check_rates(
     `factor` returns the learning-rate factor for an iteration. `done` is the number of iterations
     in the checkpoint.
 
-    Raises `UsageError` if the learning rate is 0 in all iterations of the run, except with
-    --compat, which behaves like the old tool, or during the rest of a decay in progress.
+    Raises `UsageError` if the learning rate is 0 in all iterations of the run. The error is not
+    raised with --compat, which follows the old tool, or for the rest of a decay in progress.
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
         return []  # only evaluates
-    # The learning rate is 0 at the end or once in between, and in the old tool also at the first
-    # iteration.
+    # The learning rate can be 0 at the end and once before the end. In the old tool, it can also
+    # be 0 at the first iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:

@@ -18,7 +18,7 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # iterations; a shorter run cannot afford an iteration with learning rate 0
+SHORT = 10  # in a run of fewer iterations, one with a learning rate of 0 would matter too much
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Defaults:
     alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
     train_ends: bool  # whether token_embd and output (if untied) have pairs
     cos_decay_min: float
-    warmup: int | float  # iterations, or share of the run
+    warmup: int | float  # number of iterations, or share of the run
     cos_decay_steps: int | None  # None means the last iteration
     adam_iter: int | None
 
@@ -60,7 +60,10 @@ DEFAULTS: dict[str, Defaults] = {
 
 
 def context(options: DataOptions, data_kind: str) -> int:
-    """Return `--ctx` or its default for this kind of data, which is needed to split the data."""
+    """Return `--ctx`, or its default for the kind of data.
+
+    The value is needed to split the data, before the settings exist.
+    """
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
@@ -72,10 +75,10 @@ def iterations(
 ) -> int:
     """Return the number of iterations from `--adam-iter`, `--epochs` and the defaults.
 
-    `options` must include the plan. If both limits are given, the lower limit applies. A pass over
-    the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may have
-    fewer samples. If this formula does not hold, `walk` converts passes to iterations. With
-    `--compat`, the default for `--adam-iter` also limits `--epochs`.
+    `options` must already include the plan. If both limits are given, the lower one applies. A pass
+    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may
+    have fewer samples. If this formula does not hold, `walk` converts passes to iterations. With
+    `--compat`, the default of `--adam-iter` also limits `--epochs`.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -92,7 +95,7 @@ def iterations(
 
 
 def follows_length(options: Options, data_kind: str) -> bool:
-    """Return whether, without `--lr-decay-steps`, the decay is as long as the run."""
+    """Return whether the decay, without `--lr-decay-steps`, is as long as the run."""
     if options.lr_schedule == "constant" or options.enable_restart:
         return False
     return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None

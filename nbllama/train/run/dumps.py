@@ -19,9 +19,9 @@ PLACEHOLDER = "ITERATION"
 class Dumps:
     """Write the requested dumps; the run continues if a file cannot be written.
 
-    `asked` contains the values of `--dump`. `out` is the file name; the iteration number replaces
-    ITERATION in it. `say` receives a message for each file. Raises `UsageError` if a pattern
-    matches nothing.
+    `asked` contains the values of `--dump`. `out` is the file name, in which ITERATION is replaced
+    by the iteration number. `say` receives a message for each file. Raises `UsageError` if a
+    pattern matches nothing.
     """
 
     def __init__(

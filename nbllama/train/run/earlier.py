@@ -1,6 +1,7 @@
-"""Handle existing files with the same names as this run's outputs: resume, or refuse to start.
+"""Handle existing files with this run's names: resume the earlier run, or refuse to start.
 
-No file is replaced by accident, except that `--compat` replaces files silently, like the old tool.
+No file is replaced by accident. The exception is `--compat`, which replaces files silently, like
+the old tool.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _OLD_INPUT = "checkpoint.gguf"  # default in the old tool
 
 
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
-    """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start a new run.
+    """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
 
     The default is the newest checkpoint among the run's own outputs, so that repeating the command
-    finishes a stopped run. `outputs.finishes` is set in this case. With `--force` alone, a new run
-    starts.
+    finishes a stopped run; `outputs.finishes` is then set. With `--force` alone, the run starts
+    from the beginning.
 
     Raises `UsageError` if files of a different run would be replaced.
     """
@@ -70,10 +71,10 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """Add commands to an error that says that the checkpoint with the run's own name is unsuitable.
+    """Add suggested commands to an error about an unsuitable checkpoint with the run's own name.
 
-    One command resumes the earlier run, and the other command starts a new run. Raises
-    `CheckpointError`, or `UsageError` if the earlier run is complete.
+    One command resumes the earlier run, and the other starts a new one. Raises `CheckpointError`
+    with these commands, or `UsageError` if the earlier run is complete.
     """
     try:
         yield
@@ -118,7 +119,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the words with output names that are not in use."""
+    """Return the words with output names that are not yet in use."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

@@ -11,17 +11,17 @@ from nbllama.report.log import EvaluationRecord, StepRecord
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
 
-# A record as in a JSON Lines file, or a string that is trained on as a whole.
+# Each record is like a line of a JSON Lines file, or a string that is trained on as a whole.
 Records = Sequence[Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
 class Given:
-    """Values in memory, each used instead of the file that the option of that name would read.
+    """Values in memory, each used instead of the file that the option of the same name would read.
 
-    `on_step` and `on_eval` are called after each iteration and each evaluation, and end the run by
-    returning True. `keep_best`: whether to keep a copy of the adapter with the lowest validation
-    loss.
+    `on_step` is called after each iteration, and `on_eval` after each evaluation; the run ends if
+    one of them returns True. `keep_best`: whether to keep a copy of the adapter with the lowest
+    validation loss.
     """
 
     model: Model | None = None

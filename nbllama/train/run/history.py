@@ -1,4 +1,4 @@
-"""Means of the numbers that an objective records, at the start and at the end of a run."""
+"""The means of an objective's recorded numbers, at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Recording(Protocol):
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
-        """A mapping from names to numbers for each iteration."""
+        """One mapping from names to numbers per iteration."""
 
 
 class FirstAndLast:
-    """Means over the first and the last tenth of a run (at least one iteration each)."""
+    """The means over the first and the last tenth of a run, each at least one iteration long."""
 
     objective: Recording
 

@@ -1,4 +1,4 @@
-"""The part of a run that depends on its objective, if that is not the likelihood of answers."""
+"""The part of a run that is needed for objectives other than the likelihood of the answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_judging(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> Judging | None:
-    """Return the objective of a run on preferences or rewards, or None for plain answers.
+    """Return the objective for preferences or rewards, or None for a run on plain answers.
 
     Raises the same errors as the constructors of `RunPreferences` and `RunRewards`.
     """

@@ -45,7 +45,10 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
 
 def as_text(numbers: Collection[int], n_layer: int) -> str:
-    """Return the shortest string that `blocks` parses to these numbers, unique for each set."""
+    """Return the shortest string that `blocks` parses to these numbers.
+
+    Each set of numbers has exactly one such string.
+    """
     if len(numbers) == n_layer:
         return "all"
     runs: list[list[int]] = []

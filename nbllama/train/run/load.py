@@ -1,4 +1,4 @@
-"""A log row that shows how evenly an iteration used the experts of a mixture-of-experts model."""
+"""A log row that shows how evenly an iteration used the experts of an MoE model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nbllama.train.trainer import Trainer
 
 
 def load_row(trainer: Trainer) -> dict[str, Any] | None:
-    """Return the `experts` row of the last iteration, or None for a model without experts.
+    """Return the `experts` row for the last iteration, or None for a model without experts.
 
-    `first` is the lowest block to count. For each block, `busiest` is the highest number of tokens
-    that an expert processed, divided by the mean over all experts, and `idle` is the number of
-    experts that processed no tokens. A frozen router's choices change only with its input, so a
-    `busiest` that grows from step to step means that training is changing that input.
+    `first` is the lowest block that is counted. For each block, `busiest` is the largest number of
+    tokens that any expert processed, divided by the mean over all experts. `idle` is the number of
+    experts that processed no tokens. Because the router is frozen, its choices change only with its
+    input. If `busiest` grows from step to step, training is therefore changing that input.
     """
     load, experts = trainer.bound.load, trainer.model.hp.experts
     if load is None or experts is None:

@@ -39,9 +39,9 @@ class _Ended(Exception):
 class Loop:
     """Run a `RunSession` to its end.
 
-    With `--compat`, a run ends as in the old tool. That tool performs an additional evaluation
-    after the last update, so the samples for one more iteration are skipped. An early end takes
-    effect before the update that would follow the evaluation, instead of after that update.
+    With `--compat`, a run ends in the same way as in the old tool, which evaluates once more after
+    the last update. The run therefore skips the samples of one more iteration. An early end takes
+    effect before the update that would follow the evaluation, not after it.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -63,7 +63,7 @@ class Loop:
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, expected: Forecast) -> Run:
-        """Run, save and report all iterations. Raises `Diverged` and `SaveFailed`."""
+        """Run all iterations, with saves and reports. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
         self._begun = begun(self.session, expected, options, self.session.words)
@@ -147,7 +147,7 @@ class Loop:
             self._keep(now, loss, best)
         watch.last = now
         if self._saved == self._last:
-            self._saved = -1  # the last save came before the evaluation; save its results as well
+            self._saved = -1  # save again, because the last save does not include this evaluation
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Handle the evaluation of an iteration before its update."""
+        """Handle an evaluation of the training samples before the update that follows it."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:
@@ -197,8 +197,7 @@ class Loop:
             return made
         if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
-        # In each run, the old tool resets everything except the ring buffer; 0 means no stored
-        # loss.
+        # In every run, the old tool resets all but the ring buffer; 0 means no stored loss.
         if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement

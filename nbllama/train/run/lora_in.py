@@ -1,4 +1,4 @@
-"""The options that a run takes from the `--lora-in` adapter."""
+"""Options whose values come from the `--lora-in` adapter."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Return the adapter, and the options completed with its rank, alpha and per-tensor ranks.
+    """Return the adapter, and options filled in with its rank, alpha and per-tensor ranks.
 
-    Raises `UsageError` if the file does not exist or if the command line specifies different ranks.
-    Raises `CheckpointError` if the adapter does not match the model.
+    Raises `UsageError` if the file does not exist or the command line specifies different ranks,
+    and `CheckpointError` if the adapter does not match the model.
     """
     try:
         adapter = load_adapter(options.lora_in, model.hp, model.shapes, say)
@@ -47,10 +47,11 @@ def started_from(
 
 
 def completed_by(options: Options, adapter: Adapter) -> Options:
-    """Return the options completed with the rank and alpha of `adapter`.
+    """Return options filled in with the rank and alpha of `adapter`.
 
     Raises `UsageError` if the command line specifies different values. Raises `CheckpointError` if
-    one kind of tensor has several ranks, because a run and its checkpoints store one rank per kind.
+    tensors of the same kind have different ranks, because a run and its checkpoints store one rank
+    per kind.
     """
     name = shown(options.lora_in)
     found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)

@@ -34,10 +34,10 @@ def plan_of(
     trunk: tuple[str, int] | None = None,
     alone: bool = True,
 ) -> Plan:
-    """Return the plan for the workers of a run; `own` contains the `facts` for this machine.
+    """Return the plan that the workers of a run need; `own` is the `facts` of this machine.
 
-    `alone` means that all workers run on this machine, so no file has to be found by its sha256.
-    `trunk` is the key and layer of the cache for the frozen blocks.
+    `alone`: whether all workers run on this machine, in which case no file has to be found by its
+    sha256. `trunk` is the key and layer of the cache of frozen blocks.
     """
     gguf, adapter = trainer.model.gguf, trainer.adapter
     path = os.path.abspath(gguf.path)
@@ -65,16 +65,16 @@ def plan_of(
 
 
 def traffic(n_bytes: int, blocks: int, workers: int) -> int:
-    """Return the bytes sent per step: a gradient per block, and the parameters per worker."""
+    """Return the bytes sent per step: a gradient per block, and all parameters per worker."""
     return (blocks + workers) * n_bytes
 
 
 def forecast_line(
     n_bytes: int, seconds: float, *, micro: int, block: int, workers: Sequence[int], local: bool
 ) -> str:
-    """Return a forecast of the speed-up and traffic per step for some numbers of workers.
+    """Return a forecast of the speed-up and the traffic per step for several numbers of workers.
 
-    n_bytes: size of the gradient. seconds: duration of a step on one machine. local: whether the
+    n_bytes: size of the gradient. seconds: how long a step takes on one machine. local: whether the
     workers share the cores of one machine.
     """
     size = min(block or micro, micro)
@@ -108,7 +108,7 @@ def forecast_of(session: RunSession) -> Forecast:
         workers=[local] if local else SHOWN, local=bool(local),
     )  # fmt: skip
     session.ui.header([("workers", line)])
-    # the workers share the mapped model, and only this process saves
+    # the workers share the mapped model, and only this process saves files
     needs = local * (expected.untouched - expected.saving)
     if needs > (available := available_memory()):
         raise NotEnoughMemory(
@@ -120,7 +120,7 @@ def forecast_of(session: RunSession) -> Forecast:
 
 @contextmanager
 def many_machines(session: RunSession) -> Iterator[None]:
-    """If `--ray` is given, compute the steps of a run on its workers."""
+    """Compute the steps of a run on the `--ray` workers if the option is given."""
     o, trainer, ui = session.options, session.trainer, session.ui
     if not o.ray:
         yield

@@ -22,9 +22,9 @@ _SAME = ("--checkpoint-out", "--checkpoint-in")
 class Names:
     """All files or folders whose names match an output's `pattern`.
 
-    `mark` is the placeholder for the iteration number, or "" for a name without a number. In the
-    name of the newest file, `newest` replaces the placeholder. `folder`: whether the output is a
-    folder with an adapter for PEFT.
+    `mark` is the placeholder for the iteration number, or "" if the name contains none. In the name
+    of the newest file, the placeholder is replaced by `newest`. `folder`: whether the output is a
+    folder that contains an adapter for PEFT.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Names:
 
 
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
-    """Raise `UsageError` if an output is also an input or is the same as a different output.
+    """Raise `UsageError` if an output is also an input, or if two outputs coincide.
 
-    `outputs` maps each option to all the files that the run writes for it. The inputs are the files
-    that any option reads, including files inside a folder.
+    `outputs` maps options to all the files that the run writes. Inputs are all files that the
+    options read, including files inside folders.
     """
     for option, own in outputs.items():
         for names in own:
@@ -123,5 +123,5 @@ def _base(path: str) -> str:
 
 
 def bare(name: str) -> str:
-    """Return the name of a folder without trailing separators."""
+    """Return the name of a folder without a trailing separator."""
     return name.rstrip("/" + os.sep) or name

@@ -1,8 +1,8 @@
-"""The files that a run writes: naming, locking and saving them.
+"""The files that a run writes: their names, their locks, and how they are saved.
 
-In the names of checkpoints and adapters, the iteration number replaces ITERATION
-(`--pattern-fn-it`). Each save also writes the same file with LATEST (`--fn-latest`) in its name. An
-adapter for PEFT is a folder.
+In the names of checkpoints and adapters, ITERATION (`--pattern-fn-it`) is replaced by the iteration
+number. Each save also writes the same file with LATEST (`--fn-latest`) in its name. An adapter for
+PEFT is a folder.
 """
 
 from __future__ import annotations
@@ -93,21 +93,21 @@ class Outputs:
     def claim(self, stack: ExitStack) -> None:
         """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Also removes incomplete files left by runs that were killed. Raises `OutputError`.
+        Also removes incomplete files from runs that were killed. Raises `OutputError` if an output
+        cannot be written or locked.
         """
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter and the checkpoint, each under its iteration number and as LATEST.
+        """Save the adapter and the checkpoint, both under the iteration number and as LATEST.
 
-        The adapter is saved first. If the run is killed between the two, it can resume from the
-        older checkpoint and will write the same adapter again. In the opposite order, the
-        checkpoint for the last iteration could exist without an adapter, and the complete run would
-        have no result.
+        The adapter is saved first. If the run is killed between the two saves, it can resume from
+        the older checkpoint and will write the same adapter again. In the opposite order, the last
+        checkpoint could exist without its adapter: the run would be complete but have no result.
 
-        Raises `OutputError` if a file cannot be written. If a file would replace a file of a
-        different kind, the other files are written before `OutputError` is raised. Raises
-        `Diverged` if the state is not finite.
+        Raises `OutputError` if a file cannot be written. If a file would replace one of a different
+        kind, the others are written before `OutputError` is raised. Raises `Diverged` if the state
+        is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
@@ -123,7 +123,10 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save only the adapter, under its iteration number and as LATEST. Raises `OutputError`."""
+        """Save only the adapter, under the iteration number and as LATEST.
+
+        Raises `OutputError` if the adapter cannot be written.
+        """
         if kept := self._save_adapter(state, hp):
             raise kept
 
@@ -144,7 +147,10 @@ class Outputs:
         return [name for name in dict.fromkeys(names) if name]
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
-        """Save the adapter with the lowest validation loss so far. Raises `OutputError`."""
+        """Save the adapter with the lowest validation loss so far.
+
+        Raises `OutputError` if the adapter cannot be written.
+        """
         if self.adapter:
             if problem := _other("--lora-out", self.best_adapter):
                 raise problem
@@ -165,7 +171,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the file with the run's options, next to the newest adapter, or ""."""
+        """The name of the file with the run's options, next to the newest adapter; "" if none."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -177,10 +183,10 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Set how many numbered files to keep, and return the same options.
+        """Set the number of numbered files to keep, and return the same options.
 
-        If the user did not specify the number, files from before the run (the checkpoint `state`
-        and older files) are not removed.
+        If the number was not given explicitly, files from before this run are not removed. These
+        are the files of the checkpoint `state` and older files.
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:
@@ -193,11 +199,11 @@ class Outputs:
             try:
                 write_report(self.log, self.report)
                 self.paths["report"] = self.report
-            except Exception as e:  # a failure must not end the run
+            except Exception as e:  # a failure must not stop the run
                 say(f"--report was not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
-        """Remove old files (`--keep-last`), and return an error message or ""."""
+        """Remove old files (`--keep-last`), and return an error message, or ""."""
         try:
             if self.checkpoint:
                 prune(
@@ -222,7 +228,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Return whether `path` matches `--checkpoint-out` or is the folder with such files."""
+        """Return whether `path` matches `--checkpoint-out` or is the folder for such files."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)
@@ -239,7 +245,7 @@ class Outputs:
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:
-        """Return (kind, newest file) pairs for the summary."""
+        """Return a (kind, newest file) pair for each kind of file, to show in the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
         return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 

@@ -37,8 +37,8 @@ class Row(NamedTuple):
     epochs: int
 
 
-# With fewer records, batches are smaller and each record is used more often: ten records result in
-# sixty steps, and thirty records result in ninety-six.
+# With fewer records, the batches are smaller and each record is used more often: ten records
+# give sixty steps, and thirty records give ninety-six.
 TABLE = (
     Row(16, batch=2, epochs=12),
     Row(40, batch=4, epochs=12),
@@ -55,7 +55,7 @@ HELD_OUT_FROM = 50  # minimum number of records for holding out some of them
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
 PATIENCE = 4  # number of evaluations without a lower validation loss
 KEPT = 2  # number of numbered checkpoints to keep
-ANSWERS = 3  # number of questions of each kind
+ANSWERS = 3  # number of questions of each kind to ask
 PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws answers
 BATCH_BEFORE = 8  # for plain text, and for checkpoints that are older than the plan
 RATE_OF_TEXT = 1e-3
@@ -69,8 +69,8 @@ def row_of(n_records: int) -> Row:
 def rate_of(n_embd: int) -> float:
     """Return the learning rate for a model of this width, rounded to two digits.
 
-    The learning rate is a power of the width, fitted to the two known widths. Models below the
-    smaller known width use the learning rate for that width.
+    The learning rate is a power of the width, fitted to the learning rates at two known widths.
+    Models narrower than the smaller known width use the learning rate for that width.
     """
     from math import floor, log, log10
 
@@ -80,7 +80,7 @@ def rate_of(n_embd: int) -> float:
 
 
 def held_out_share(n_records: int) -> float:
-    """Return the share of records to hold out, which is 0 for few records."""
+    """Return the share of records to hold out, which is 0 if there are only a few records."""
     if n_records < HELD_OUT_FROM:
         return 0.0
     return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
@@ -98,8 +98,8 @@ def with_plan(
     """Fill in the options that were not given with values from the plan.
 
     `data_kind` is "raw" or "chat" (for all records). `n_embd` is the width of the model. `state` is
-    the checkpoint to resume from; its plan is kept, and `options` must contain its values.
-    `validated`: whether separate validation data exist. If the length of the run is given, no
+    the checkpoint to resume from, whose plan is kept and whose values are already in `options`.
+    `validated`: whether validation data already exist. If the length of the run is given, no
     records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"

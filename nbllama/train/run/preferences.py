@@ -1,4 +1,4 @@
-"""The data and the reference that an objective requires."""
+"""The data and the reference model that an objective needs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _OF_PAIRS = "dpo, ipo, orpo or simpo"
 
 
 def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
-    """Convert the data to the form that the objective requires.
+    """Convert the data to the form that the objective needs.
 
-    If the data are unsuitable, raises `DataError` with a message that suggests what to do.
+    If the data are unsuitable, raises a `DataError` whose message suggests what to do.
     """
     row, name = OBJECTIVES[objective], shown(path, 400)
     judged = data.judged if isinstance(data, Samples) else None
@@ -130,8 +130,8 @@ class RunPreferences(FirstAndLast):
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
     """Read a separate copy of the reference adapter, or return None for the base model.
 
-    Raises `UsageError` if the adapter does not exist, and `CheckpointError` if it does not match
-    the model.
+    Raises `UsageError` if the adapter does not exist, and `CheckpointError` if it does not
+    match the model.
     """
     if options.reference == BASE:
         return None
@@ -148,6 +148,6 @@ def reference_adapter(options: Options, model: Model, say: Callable[[str], None]
 
 
 def _folder(outputs: Outputs) -> str | None:
-    """Return the folder that the run writes to, or None if the run writes no files."""
+    """Return the folder that the run writes to, or None if it writes no files."""
     name = outputs.checkpoint or outputs.adapter
     return os.path.dirname(name.rstrip("/" + os.sep)) if name else None

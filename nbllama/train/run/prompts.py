@@ -112,7 +112,7 @@ def answers(
 ) -> tuple[dict[str, str], ...]:
     """Return the greedy answers, each of at most `most_tokens` tokens.
 
-    `check` is called often and may raise `StopRequested`.
+    `check` is called frequently and may raise `StopRequested`.
     """
     tasks = [GreedyAnswer(prompt.ids, most_tokens) for prompt in prompts]
     decode = trainer.model.tokenizer.decode

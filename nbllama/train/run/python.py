@@ -23,7 +23,7 @@ from nbllama.train.run.run import train
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.stop import StopFlag
 
-# The program has default names for these files. A call from Python reads and writes none of them.
+# The program has default names for these files; a call from Python uses none of them.
 _NO_FILES = ["--checkpoint-in=", "--checkpoint-out=", "--lora-out="]
 _ARGUMENTS = {"model_base": "first", "train_data": "second"}
 _OF_THE_PROGRAM = ("debug", "list_archs")
@@ -86,7 +86,7 @@ def _read(
         keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
     words = list(_NO_FILES)
     if keywords.get("config"):
-        # comes after the empty default file names, and before the keywords, which override the file
+        # must come after the empty file names, and before the keywords, which override the file
         words += config_words(_path("config", keywords["config"]), OPTIONS, FAMILIAR)
     words += keyword_words(OPTIONS, keywords, FAMILIAR)
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]
@@ -96,7 +96,7 @@ def _read(
             "the training data are missing; pass the name of a file, or a list of records"
         )
     for o in OPTIONS:
-        # a switch without an opposite cannot be turned off if a file turns it on
+        # a switch without an opposite cannot be turned off once a file has turned it on
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
             raise UsageError(
                 f"{o.dest}=False: the file {shown(options.config)} enables this option; "
@@ -130,7 +130,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
 
 @contextmanager
 def _threads(asked: int | None) -> Iterator[int]:
-    """Set the number of threads within this context."""
+    """Set the number of threads inside the context."""
     import numba
 
     before = numba.get_num_threads()

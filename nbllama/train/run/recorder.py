@@ -38,7 +38,7 @@ class Live(Protocol):
         """Show a message to the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Let the page work between two iterations."""
+        """Let the page do its work between two iterations."""
 
     def answer(self, iteration: int) -> None:
         """Answer the waiting questions."""
@@ -48,10 +48,7 @@ class Live(Protocol):
 
 
 class Recorder:
-    """A `Screen` that records a run and forwards each call to a second screen.
-
-    `notes` lists all messages.
-    """
+    """A `Screen` that records a run and forwards it to a second one; `notes` lists all messages."""
 
     def __init__(
         self,
@@ -102,13 +99,13 @@ class Recorder:
         self._to_page(lambda live: live.answer(record.iter))
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Append a row of any other kind to the log; such a row has an `event` key."""
+        """Append a row of any other kind, identified by its `event` key, to the log."""
         if self._log is not None:
             self._log.write(row)
         self._to_page(lambda live: live.row(as_row(row)))
 
     def close(self, pairs: Pairs = ()) -> None:
-        """End the run; `pairs` contains the names and values of the summary."""
+        """Close the page, the log and the board, and show the summary in `pairs`."""
         self._close_files()
         self._screen.close(pairs)
 
@@ -124,7 +121,7 @@ class Recorder:
                 self.note(f"--tensorboard: {_reason(e)}; training continues without it")
 
     def _to_page(self, work: Callable[[Live], None]) -> None:
-        """Run an action on the page; an error does not end the run."""
+        """Run an action on the page; an error does not stop the run."""
         if self._live is None:
             return
         try:

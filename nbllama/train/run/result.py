@@ -32,16 +32,16 @@ class Run:
     model : Model
         The base model, which is unchanged.
     losses : list of float
-        Training loss of each iteration in this run, in nats per trained token.
+        Training loss of each iteration of this run, in nats per trained token.
     val_losses : list of (int, float)
-        Iteration and validation loss for each evaluation in this run.
+        Iteration and validation loss of each evaluation of this run.
     best : Best or None
         Lowest validation loss, and the adapter at that time; None without validation data.
     paths : dict of str to str
         The newest file written of each kind: "adapter", "best", "checkpoint", "config", "log",
         "report", "card.md", "Modelfile".
     iteration : int
-        Number of iterations of training so far, including those before a resumed checkpoint.
+        Total number of training iterations so far, including those before the checkpoint.
     last : int
         The planned last iteration.
     reason : str
@@ -49,11 +49,11 @@ class Run:
     interrupted : bool
         Whether Ctrl-C or another signal ended the run.
     options : dict of str to object
-        The value that the run used for every option, by Python name.
+        The value that the run used for each option, by Python name.
     forecast : Forecast or None
         Predicted seconds per iteration and bytes of memory.
     notes : list of str
-        All messages from the run, one line each.
+        All messages of the run, one per line.
     verdict : str
         The result of a run on records: "learned: ...", "hardly learned: ..." or "learned by
         heart: ..."; "" for plain text.

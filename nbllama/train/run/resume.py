@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbllama.train.run.judging import Judging
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
-# Values for checkpoints that are older than the option.
+# Values to use for checkpoints that are older than the option.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
 _MAY_CHANGE = {
     key for name, o in _SAVED.items() if o.saved and o.saved.may_change
@@ -39,7 +39,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
-    if options.lora_dropout:  # the run is refused, or with --force, prompts are no longer shared
+    if options.lora_dropout:  # refused without --force; with --force, nothing is shared any more
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0 (nothing to evaluate) is not a valid option value
@@ -80,7 +80,7 @@ def identity(
     *,
     preferences: Judging | None = None,
 ) -> Identity:
-    """Return the values that this run and its checkpoints must share."""
+    """Return the values that must be the same in this run and its checkpoints."""
     return Identity(
         arch=model.hp.arch,
         lora_r=settings.lora_r,
@@ -105,10 +105,11 @@ def check_resume(
 ) -> list[str]:
     """Raise `CheckpointError` unless a run with identity `wanted` can resume from the checkpoint.
 
-    Returns messages about the differences that `--force` permitted. `new_decay` means that the
-    decay ends at a different iteration (`nbllama.train.run.decay`).
+    Returns messages about the differences that `--force` permitted. `new_decay`: whether the decay
+    ends at a different iteration (`nbllama.train.run.decay`).
 
-    An old checkpoint contains only the sizes of the base model and the number of samples.
+    A checkpoint from the old tool stores only the sizes of its base model and the number of
+    samples.
     """
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())

@@ -35,12 +35,12 @@ def train(
     words: Sequence[str] = (),
     given: Given = NOTHING,
 ) -> Run:
-    """Perform a complete run: load the inputs, print the forecast, train, and save the outputs.
+    """Perform a complete run: load the inputs, print the forecast, train, and save.
 
-    With `--dry-run`, only prints the forecast. With `--only-write-lora`, only writes an adapter.
-    `threads` is the number of threads in use (`nbllama.kernels.cores.use_threads`), `words` is the
-    command line to log, and `given` contains values in memory. If `stop` ends the run, its state is
-    saved and the result is marked as interrupted.
+    With `--dry-run`, only the forecast is printed; with `--only-write-lora`, only an adapter is
+    written. `threads` is the number of threads in use (`nbllama.kernels.cores.use_threads`),
+    `words` is the command line for the log, and `given` contains values in memory. If `stop` ends
+    the run, its state is saved, and the result is marked as interrupted.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.

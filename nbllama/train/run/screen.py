@@ -1,4 +1,4 @@
-"""The interface of the screen: notes, a header, steps, evaluations and a summary."""
+"""The interface of a screen: notes, a header, steps, evaluations, and a summary."""
 
 from __future__ import annotations
 

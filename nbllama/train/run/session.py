@@ -1,4 +1,4 @@
-"""The part of `nbllama.finetune` before the first iteration: loading, and the forecast."""
+"""What `nbllama.finetune` does before the first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ OLD_FLOOR = 1e-9  # lower bound for probabilities in ggml in 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Load the model that `--model-base` names, or return the model that the caller has loaded.
+    """Load the model that `--model-base` names, or return the already loaded model.
 
-    Raises `GGUFError`. Raises `UsageError` for options that cannot be applied to a loaded model.
+    Raises `GGUFError` if the file cannot be loaded, and `UsageError` for options that cannot be
+    applied to a model that is already loaded.
     """
     constants = options.constants()
     if given is None:
@@ -78,7 +79,7 @@ class RunSession:
             ui.note(f"--threads {options.threads}: using {threads}, the number of processors")
         self.continued = continued(options, ui.note)
         self.state = self.continued.state if self.continued is not None else None
-        self._decay_steps = options.cos_decay_steps  # the value that was given
+        self._decay_steps = options.cos_decay_steps  # as given
         self.options = options = completed(options, self.state)
         check_address(options.ray)
         self.model = base_model(options, given.model)

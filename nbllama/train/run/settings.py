@@ -25,9 +25,9 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 @dataclass(frozen=True)
 class Settings:
-    """The options given for a run, and every value derived from these options.
+    """The given options of a run, and all values derived from them.
 
-    Each derived value is named after its option. See docs/options.md for the options.
+    Each derived value is named after its option. The options are described in docs/options.md.
     """
 
     options: Options
@@ -48,24 +48,24 @@ class Settings:
     cos_decay_steps: int
     cos_decay_min: float
     template_date: str  # date passed to the chat template, or "" for plain text
-    eval_every: int  # 0 if there is nothing to evaluate
+    eval_every: int  # 0 means that there is nothing to evaluate
     notes: tuple[str, ...]  # messages for the user about these values
 
     def saved(self) -> dict[str, Any]:
-        """Return the options that a checkpoint stores, by key and in the checkpoint's order.
+        """Return the options to store in a checkpoint, by key and in the order of storage.
 
-        Options that the objective does not use are left out because they have no value.
+        Options that the objective does not use have no value and are left out.
         """
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
         keys = [row.key or name for row, name in rows]
         return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
-        """Return the value of an option in this run: the derived value, else the given value."""
+        """Return the value of an option in this run, whether derived or given."""
         return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
-        """Return the unusual settings of the adapter."""
+        """Return a description of the adapter's unusual settings."""
         more = " rank-stabilised" if self.options.rslora else ""
         more += f", dropout {self.options.lora_dropout:g}" if self.options.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
@@ -124,9 +124,10 @@ _DERIVED = {f.name for f in fields(Settings)}
 def _check_experts(
     options: Options, ranks: Mapping[str, int], missing: Collection[str]
 ) -> list[str]:
-    """Refuse pairs for experts if the model has no experts or if other options forbid such pairs.
+    """Raise `UsageError` if pairs on experts are requested but not possible.
 
-    Returns a message if the experts have no pairs by default.
+    Pairs are not possible if the model has no experts or other options rule them out. Returns a
+    message if experts have no pairs only because that is the default.
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
@@ -173,13 +174,13 @@ def resolve(
     """Return the settings of a run.
 
     data_kind: "raw" or "chat". n_samples: number of samples in the data set. missing: slots for
-    which the model contains no tensor (`out` if the output layer uses the embedding). cores: the
-    default for `--threads`. new_seed: the seed to use for `--seed -1`. done: number of iterations
+    which the model has no tensor (such as `out` if the output layer is tied to the embedding).
+    cores: the default for `--threads`. new_seed: the seed to use for `--seed -1`. done: iterations
     in the checkpoint, after which the schedule continues. unscaled: whether the run resumes from an
     old checkpoint, whose scale is 1 (as with `--compat`). n_layer: number of blocks in the model.
     walk: see `iterations`. begin: the iteration after which the current decay began; only the first
-    decay, for which `begin` is 0, has a warm-up. n_embd: width of the model. If the plan
-    (`nbllama.train.run.plan`) has not been applied to `options` yet, it is applied first.
+    decay, at 0, has a warm-up. n_embd: width of the model. If the plan (`nbllama.train.run.plan`)
+    has not yet been applied to `options`, it is applied first.
 
     Raises `UsageError` for options that contradict each other.
     """

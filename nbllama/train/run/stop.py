@@ -14,8 +14,8 @@ from nbllama.system.start import NAMES, Unwinding, repeated, signals
 class StopFlag:
     """A flag, set by signals, that stops a run.
 
-    While there is nothing to save (`at_once`), a signal ends the program immediately. Once training
-    has begun, a signal only sets the flag, and the run checks the flag between layers.
+    As long as there is nothing to save (`at_once`), a signal ends the program immediately. Once
+    training has begun, a signal only sets the flag, which is checked between layers.
     """
 
     def __init__(self, *names: str) -> None:

@@ -15,13 +15,13 @@ from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.session import RunSession
 
-_BARS = 20  # number of bars in the histogram of lengths
+_BARS = 20  # in the histogram of sample lengths
 
 
 def begun(
     session: RunSession, expected: Forecast, options: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
-    """Return the `run` row: the plan from iteration `iter` onwards, and the forecast."""
+    """Return the `run` row: the plan, starting from iteration `iter`, and the forecast."""
     trainer, hp = session.trainer, session.model.hp
     return {
         "event": "run",
@@ -42,7 +42,7 @@ def begun(
 
 
 def data_numbers(session: RunSession) -> dict[str, Any]:
-    """Return the size of the training data, and a histogram of the sample lengths."""
+    """Return the size of the training data and a histogram of the sample lengths."""
     data, other = session.data, session.validation
     name = os.path.basename(session.options.train_data.rstrip("/" + os.sep))
     if isinstance(data, Prompts):
@@ -65,6 +65,6 @@ def data_numbers(session: RunSession) -> dict[str, Any]:
 
 
 def ended(iteration: int, seconds: float, reason: str) -> dict[str, Any]:
-    """Return the `end` row; `reason` is "" if the run performed all iterations."""
+    """Return the `end` row; `reason` is "" if all iterations were completed."""
     row = {"event": "end", "iter": iteration, "seconds": seconds, "reason": reason}
     return row | {"peak_bytes": peak_resident()}

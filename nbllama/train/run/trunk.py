@@ -1,9 +1,9 @@
-"""`--trunk-cache`: whether a run stores the output of its frozen blocks, and where.
+"""`--trunk-cache`: whether and where a run stores the output of its frozen blocks.
 
-By default, a run stores the output if every sample is used more than once and the file takes up at
-most a tenth of the free disk space. The file is created next to the checkpoint (or the adapter) and
-removed when the run finishes. If a run is interrupted, the file remains for the run that resumes
-it.
+By default, a run stores the output if every sample is used more than once and the file takes up no
+more than a tenth of the free disk space. The file is created next to the checkpoint (or the
+adapter) and removed when the run finishes. If a run is interrupted, the file is left for the run
+that resumes it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return a hex sha256 of everything that affects the blocks' output, except the tokens."""
+    """Return the hex sha256 of everything but the tokens that affects the output of the blocks."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -121,10 +121,10 @@ def stored_trunk(
     finished: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """If `plan` is not None, store the output of the frozen blocks within this context.
+    """Store the output of the frozen blocks during the run, if there is a plan to do so.
 
-    If the file is unusable, this is reported, and the run computes all blocks. The file is removed
-    once the run has `finished`.
+    An unusable file is reported, and the run computes all blocks. The file is removed if the run
+    has `finished`.
     """
     if plan is None:
         yield

@@ -1,7 +1,7 @@
-"""The result of a run, in plain words.
+"""The result of a run in plain words.
 
-The result consists of mean losses over an epoch, answers before and after the run, a verdict, and
-suggested commands.
+The result consists of the mean losses of the first and last epochs, answers before and after the
+run, a verdict, and suggested commands.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Means:
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
-    In a run of less than two epochs, each mean covers a tenth of the run. Returns None if no
-    iteration is valid.
+    In a run that is shorter than two epochs, each mean covers a tenth of the run. Returns None if
+    no iteration is valid.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -83,8 +83,8 @@ def verdict_on(
 ) -> Verdict:
     """Return the verdict on a run on records.
 
-    `steps` is the total number of iterations, `longer` contains options for training longer, and
-    `watch` contains the evaluations.
+    `steps` is the total number of iterations, `longer` contains the options for training longer,
+    and `watch` contains the evaluations.
     """
     trained = [q for q in questions if q.kind == "trained"]
     right = sum(q.right for q in trained)
@@ -147,9 +147,9 @@ def verdict_on_rewards(
 
 
 class Ending:
-    """The answers before and after a run's iterations, and the verdict at the end of the run.
+    """The answers before and after the iterations of a run, and the verdict at its end.
 
-    After `judge`, `rows` contains the (name, value) lines for the summary.
+    `rows` contains the (name, value) lines of the summary after `judge`.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -227,7 +227,7 @@ class Ending:
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
-        """Return the suggested next commands: either to chat and merge, or to continue."""
+        """Return suggested commands: either to chat and merge, or to continue the run."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
         if not adapter:

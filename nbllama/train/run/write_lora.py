@@ -20,8 +20,8 @@ from nbllama.train.run.session import base_model
 def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | None = None) -> Run:
     """Write the adapter in `--checkpoint-in` under its iteration number and as LATEST.
 
-    An old checkpoint does not contain r, which affects only the scale. If `--lora-r` is not given,
-    the most frequent rank in the checkpoint is used.
+    A checkpoint from the old tool does not contain r, which only affects the scale. If `--lora-r`
+    is not given, the most frequent rank in the checkpoint is used as r.
 
     Raises `UsageError` if the checkpoint or the output name is missing, and `CheckpointError` if
     the checkpoint belongs to a different base model.

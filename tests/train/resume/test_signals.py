@@ -305,7 +305,7 @@ def test_a_signal_after_the_reason_to_end(
 
 
 def test_no_iterations_are_only_for_a_checkpoint(folder: Path, run: Run) -> None:
-    refused(run(args_in(folder, 0)), 2, "--adam-iter 0: there is no checkpoint to continue")
+    refused(run(args_in(folder, 0)), 2, "--adam-iter 0: there is no checkpoint to resume from")
 
 
 def test_a_second_signal_does_not_break_off_the_first() -> None:
@@ -352,6 +352,32 @@ def test_a_signal_in_a_finalizer_stops_without_a_traceback(
             time.sleep(0.01)
         pytest.fail("the signal was lost")
     assert capfd.readouterr() == ("", "")
+
+
+BROKEN = """
+import atexit, os, signal, sys, time
+from nbllama.system.program import run_program
+from nbllama.system.start import Program
+
+class Broken:
+    def __del__(self):
+        os.abort()  # as free() does for memory that was freed before
+
+def program(words):
+    broken = Broken()
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(5)
+
+atexit.register(print, "cleaned")
+Program.started = True
+sys.exit(run_program(program, []))
+"""
+
+
+def test_a_stopped_program_releases_no_objects() -> None:
+    """A finalizer that the signal interrupted would free its memory twice."""
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "cleaned\n", "stopped by SIGTERM\n")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
