@@ -1,5 +1,5 @@
 """The state of a training run, in memory (`state`) and as one GGUF file (`file`).
 
-`identity` defines the values that two runs must share, and `legacy` reads files written by the old
-`finetune`.
+`identity` defines the values that must match for one run to resume another, and `legacy` reads
+files written by the old `finetune`.
 """

@@ -1,4 +1,4 @@
-"""The environment of a run, which affects the last digits of the results."""
+"""The software and hardware that a run uses, which affect the last digits of its results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 def more_of_environment() -> dict[str, str]:
     """Return what else must match between machines that compute the same run.
 
-    These are the version of LLVM and a digest of the CPU features.
+    The additional values are the LLVM version and a digest of the CPU features.
     """
     import llvmlite.binding
 
@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return one line for each change that will alter the last digits of a resumed run."""
+    """Return a line for each change in the environment that alters a resumed run's last digits."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the "
         f"results may differ from an uninterrupted run in the last digits"

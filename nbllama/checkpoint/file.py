@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     """Write `state` to `path` atomically, using memory for a second copy of the state.
 
     Raises `OutputError` if the file cannot be written, and `Diverged` if the state contains a NaN
-    or an infinity; an existing file at `path` is then kept.
+    or an infinity. In both cases, an existing file at `path` is left unchanged.
     """
     params = state.adapter.parameters()
     for arrays in (params, state.m, state.v):
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _entries(state: TrainState) -> Iterator[Entry]:
-    """Yield all entries; entries without a field are for llama.cpp's `finetune`."""
+    """Yield all entries; those that are not stored fields are for llama.cpp's `finetune`."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text
@@ -93,10 +93,10 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint from this program (checking its sha256) or from the old `finetune`.
+    """Read a checkpoint written by this program (verifying its sha256) or by the old `finetune`.
 
-    Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged,
-    is not a checkpoint, or contains impossible values.
+    Raises `FileNotFoundError` if the file does not exist. Raises `CheckpointError` if it is
+    damaged, is not a checkpoint, or contains impossible values.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -114,7 +114,7 @@ def load_checkpoint(path: Path) -> TrainState:
 
 
 def verify(f: GGUFFile) -> None:
-    """Check that `f` is an unmodified checkpoint from this program. Raises `GGUFError`."""
+    """Raise `GGUFError` unless `f` is an unmodified checkpoint written by this program."""
     if f.metadata.get("general.type") == "adapter":
         raise f.error("file", "an adapter, not a checkpoint")
     if f.metadata.get("training.type") != "finetune_lora":
@@ -130,7 +130,7 @@ def verify(f: GGUFFile) -> None:
 
 
 def _clean(f: GGUFFile) -> bool:
-    """Return whether the padding after each tensor, which no digest covers, is zero."""
+    """Return whether the padding after every tensor is zero; no digest covers the padding."""
     with open(f.path, "rb") as file:
         for t in f.tensors.values():
             file.seek(t.offset + t.nbytes)

@@ -44,7 +44,7 @@ MODEL_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Values that must match for a run to resume another; empty values are not compared."""
+    """Values that must match for one run to resume another; empty values are not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
     lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
@@ -88,7 +88,7 @@ def model_fingerprint(f: GGUFFile) -> str:
     """Return a digest that identifies a base model without reading all of it.
 
     The digest covers the keys of the architecture, the name, shape and type of every tensor, and 4
-    KiB at the start, middle and end of each tensor. It leaves out names and licences, and also the
+    KiB at the start, middle and end of each tensor. Names and licences are left out. So is the
     tokenizer, because the fingerprint of the data covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
@@ -106,13 +106,13 @@ _DIGESTS = {"base": "the base model is different", "data": "the training data ar
 
 
 def _values(x: Identity) -> dict[str, Any]:
-    """Return all values to compare, keyed by the names that messages use."""
+    """Return all values to compare, keyed by the names that appear in messages."""
     own = {n: getattr(x, n) for n in ("arch", "lora_r", "lora_alpha", *_DIGESTS)}
     return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
 
 
 def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
-    """Yield each difference, and whether it makes resuming impossible."""
+    """Yield each difference, together with whether it makes resuming impossible."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)
@@ -123,7 +123,7 @@ def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
 
 
 def differences(found: Identity, wanted: Identity) -> list[str]:
-    """List the differences between this run and a checkpoint's, each as "NAME was X, now Y".
+    """List the differences between a checkpoint's run and this run, each as "NAME was X, now Y".
 
     Only the settings in `wanted` are compared.
     """
@@ -135,8 +135,9 @@ def check_fits(
 ) -> list[str]:
     """Raise `CheckpointError` listing all differences between the checkpoint's run and this run.
 
-    With `force`, returns the differences instead. The architecture, the model sizes and the ranks
-    must match in any case, because otherwise the checkpoint's tensors would not fit this model.
+    With `force`, return the differences instead of raising an error. Even then, the architecture,
+    the model sizes and the ranks must match, because the checkpoint's tensors would not fit this
+    model otherwise.
     """
     different = list(_compare(found, wanted))
     firm = any(f for _, f in different)

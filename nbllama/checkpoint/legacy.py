@@ -1,4 +1,4 @@
-"""Read checkpoints from llama.cpp's `finetune`, versions of November 2023 and July 2024.
+"""Read checkpoints written by llama.cpp's `finetune` (November 2023 and July 2024 versions).
 
 This module follows `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
@@ -111,7 +111,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
 
 
 def _model(f: GGUFFile, arch: str) -> dict[str, float]:
-    """Return the hyperparameters of the base model, as stored in the file."""
+    """Return the base model's hyperparameters that are stored in the file."""
     model: dict[str, float] = {}
     for key in (*_REQUIRED, *_OPTIONAL):
         full = f"{arch}.{key}"
@@ -162,7 +162,8 @@ def _optimiser(f: GGUFFile) -> dict[str, Any]:
         )
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
-    # The old tool ignores the best loss, previous loss and counter, but rejects wrong types.
+    # The old tool ignores the best loss, the previous loss and the counter, but rejects wrong
+    # types.
     f.count("optimizer.iteration_count", MOST)
     f.get("optimizer.just_initialized", "bool")
     return {

@@ -1,11 +1,11 @@
 """The order of the tensors inside the moment vectors of an old checkpoint.
 
 The optimiser of the old tool visits the parameters in the order of the compute graph, from the loss
-down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`). There are two possible directions, and each run
-uses the one that needs less memory. The graph also depends on whether flash attention is used,
-which was the default in 2023. The file records neither the direction nor the use of flash
-attention. However, the first moments are averages of past gradients: in the right order, they point
-in nearly the same direction as the next gradient, and in a wrong order they do not.
+down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`). The graph can be traversed in two directions,
+and each run uses the direction that requires less memory. The graph also depends on whether flash
+attention is used, which was the default in 2023. The file records neither the direction nor the use
+of flash attention. However, the first moments are averages of past gradients: in the right order,
+they point in nearly the same direction as the next gradient, and in a wrong order they do not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbllama.lora.pairs import Adapter
 
 ORDERS = ("left", "right", "left-flash", "right-flash")
 LEAST = 0.1  # minimum mean cosine of moments and gradient in the right order
-MARGIN = 2.0  # minimum ratio of this cosine to the cosine for any other order
+MARGIN = 2.0  # minimum ratio between this cosine and the cosine for any other order
 
 
 def _left(n_layer: int, flash: bool) -> list[str]:
@@ -48,7 +48,7 @@ def _right(n_layer: int, flash: bool) -> list[str]:
 def parameter_order(order: str, n_layer: int) -> list[str]:
     """Return all parameter names of a model with `n_layer` blocks, in the order of the moments.
 
-    `order` is the order of the moment vectors, one of `ORDERS`.
+    `order` is one of `ORDERS`.
     """
     direction, _, flash = order.partition("-")
     names = (_left if direction == "left" else _right)(n_layer, bool(flash))
@@ -57,7 +57,7 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
 
 
 class PlacedMoments(NamedTuple):
-    """Moments by parameter name, reoriented for this program, their file order and their cosine."""
+    """Moments by parameter name in this program's orientation, with their file order and cosine."""
 
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]
@@ -70,8 +70,8 @@ def agreement(
 ) -> float:
     """Return the mean cosine between moments and gradients over the tensors of `names`.
 
-    Ignores tensors with a single element, whose cosine is always 1 or -1, and tensors whose moments
-    or gradient are all zero. Returns 0 if no tensor remains.
+    Tensors with a single element are ignored because their cosine is always 1 or -1. Tensors whose
+    moments or gradients are all zero are also ignored. The result is 0 if no tensors remain.
     """
     cosines = []
     for name in names:
@@ -92,11 +92,11 @@ def place_moments(
 ) -> PlacedMoments:
     """Assign the moments of an old checkpoint to their parameters.
 
-    `grads` is the gradient of the first batch after loading. If `direction` is "left" or "right",
-    only the orders with that direction are tried, and the best one is used.
+    `grads` contains the gradient of the first batch after loading. If `direction` is "left" or
+    "right", only the orders with that direction are tried, and the best of these orders is used.
 
     Raises `CheckpointError` if no order is clearly better than all others. Two orders are compared
-    on the tensors whose positions differ between them.
+    using only the tensors whose positions differ between the two.
     """
     rows = []
     for order in ORDERS:
@@ -109,7 +109,7 @@ def place_moments(
     for other in rows:
         moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
         mine, its = (agreement(row.m, grads, moved) for row in (best, other))
-        # "not above" instead of "below", because of NaN
+        # "not above" instead of "below", so that NaN is also rejected
         if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
                 "the order of the moments in the old checkpoint cannot be determined from its data "

@@ -21,13 +21,13 @@ def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
 def prune(
     pattern: str, keep_last: int, iteration: int, *, mark: str = PLACEHOLDER, after: int = -1
 ) -> list[str]:
-    """Remove numbered checkpoints named `pattern`, keeping the newest `keep_last` (0: keep all).
+    """Remove numbered checkpoints named `pattern`, except the newest `keep_last` (0 keeps all).
 
-    Only numbers above `after` and up to `iteration` are considered, because higher numbers are not
-    from this run. Only valid checkpoints are counted and removed, and LATEST is never touched.
-    Returns the removed names.
+    Only numbers above `after` and up to `iteration` are considered; files with higher numbers were
+    not written by this run. Only valid checkpoints are counted and removed, and LATEST is never
+    touched. Returns the names of the removed files.
 
-    Raises `UsageError` if `mark` is in the folder name, and `OutputError` if a file cannot be
+    Raises `UsageError` if the folder name contains `mark`, and `OutputError` if a file cannot be
     removed.
     """
     valid, removed = 0, []
@@ -47,10 +47,10 @@ def prune(
 def prune_adapters(
     pattern: str, keep_last: int, iteration: int, *, mark: str, after: int, inside: Iterable[str]
 ) -> None:
-    """Remove numbered adapters named `pattern`, keeping the newest `keep_last` (0: keep all).
+    """Remove numbered adapters named `pattern`, except the newest `keep_last` (0 keeps all).
 
-    Adapters are files or PEFT folders. For a folder, the files named in `inside` are removed,
-    followed by the folder itself if it is empty.
+    Adapters are files or PEFT folders. In a folder, the files named in `inside` are removed. The
+    folder itself is then removed if it is empty.
 
     Raises the same errors as `prune`.
     """
@@ -66,7 +66,7 @@ def prune_adapters(
 
 
 def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
-    """List the names whose numbers are in `within`, newest first, or [] if all are kept."""
+    """List the names whose numbers are in `within`, newest first, or return [] if all are kept."""
     low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:

@@ -29,7 +29,7 @@ U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
 
 
 class FlatMoments(NamedTuple):
-    """Both moments as float32 vectors [n_parameters], with all tensors concatenated.
+    """Both moments, each as one float32 vector [n_parameters] of concatenated tensors.
 
     The file does not record the order of the tensors (`legacy_moments`). Within each tensor,
     elements are in file order.
@@ -43,14 +43,14 @@ class FlatMoments(NamedTuple):
 class TrainState:
     """Everything needed to resume a run with bit-identical results.
 
-    Counters start at the very first run.
+    Counters include all earlier runs, from the very first one.
 
     m, v: moments by parameter name, in the shapes of the parameters. n_samples: number of samples
     in the data. next_sample: index of the next sample in the order of `epoch`. rng_state: random
     state at the start of `epoch` for the old tool's order (`data.feed.OldFeed`). decay_begin,
-    decay_last: see `train.run.decay`. environment: see `environment`. validation: the numbers of
-    `train.validation.Validation`. past_losses: the most recent losses, see `train.convergence`.
-    moments: the moments from an old checkpoint, replacing m and v.
+    decay_last: see `train.run.decay`. environment: see `environment`. validation: the fields of
+    `train.validation.Validation`. past_losses: the most recent losses (see `train.convergence`).
+    moments: the moments read from an old checkpoint, which are used instead of m and v.
     """
 
     identity: Identity
@@ -79,17 +79,17 @@ class TrainState:
 
     @property
     def old(self) -> bool:
-        """Return whether the state was read from an old tool's checkpoint."""
+        """Return whether the state was read from a checkpoint written by the old tool."""
         return self.moments is not None
 
 
 def legacy(name: str, x: np.ndarray) -> np.ndarray:
-    """Convert to or from the old tool's orientation (rank fastest) by transposing A but not B."""
+    """Transpose A but not B, to convert to or from the old tool's orientation (rank fastest)."""
     return np.ascontiguousarray(x.swapaxes(-1, -2) if name.endswith(".lora_a") else x)
 
 
 def array(f: GGUFFile, name: str) -> np.ndarray:
-    """Return a copy of a float32 tensor in its numpy shape; all values must be finite."""
+    """Return a copy of a float32 tensor with its numpy shape. All values must be finite."""
     if name not in f.tensors:
         raise f.error(f"tensor '{name}'", "is missing")
     info = f.tensors[name]
@@ -132,7 +132,7 @@ def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.
 
 
 def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
-    """Read a float32 tensor [n]; all values must be finite."""
+    """Read a float32 tensor [n]. All values must be finite."""
     flat = array(f, name)
     if flat.shape != (n,):
         raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
@@ -140,6 +140,6 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 
 
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
-    """Raise an error for negative second moments, because means of squares cannot be negative."""
+    """Raise an error if a second moment is negative; means of squares cannot be negative."""
     if second.size and second.min() < 0:
         raise f.error(f"tensor '{SECOND}'", "contains a negative value")

@@ -1,4 +1,4 @@
-"""Dataclass fields with keys: a one-line declaration defines how a value is stored."""
+"""Dataclass fields with keys: each is declared in one line that says how its value is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_TYPE = {
     float: ValueType.FLOAT64,
     str: ValueType.STRING,
 }
-# Largest numbers to accept; a resumed run adds to them, and the sums must still fit.
+# Largest accepted numbers. A resumed run adds to these numbers, and the sums must not overflow.
 MOST, MAX_ITERATION, MAX_RANK, MAX_PAST = 1 << 53, (1 << 31) - 1, 1 << 16, 1 << 20
 ALPHAS = (1e-30, 1e30)  # bounds for alpha, because the scale is a float32
 
@@ -34,7 +34,7 @@ class Group(NamedTuple):
     """How a dict is stored: each item under `prefix` followed by its name."""
 
     prefix: str
-    kind: ValueType | None  # STRING or FLOAT64; None: depends on the type of the item
+    kind: ValueType | None  # STRING or FLOAT64; None if the type depends on the item
 
 
 def stored_key(
@@ -43,8 +43,8 @@ def stored_key(
 ) -> Any:  # fmt: skip
     """Declare a field that is stored under `name`.
 
-    An `optional` field is stored only if it differs from its default. Fields that older checkpoints
-    lack must be optional.
+    An `optional` field is stored only if it differs from its default. A field that is missing from
+    older checkpoints must be optional.
     """
     return field(default=default, metadata={"stored": Key(name, kind, optional, at_most)})
 
@@ -93,7 +93,7 @@ def _single(f: GGUFFile, key: str, kind: ValueType, at_most: int = MOST) -> Any:
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """Return the single values whose keys share a prefix, keyed by the rest of each key."""
+    """Return the scalar values whose keys start with a prefix, keyed by the rest of each key."""
     return {
         name.removeprefix(prefix): value
         for name, value in f.metadata.items()

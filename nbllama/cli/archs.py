@@ -1,4 +1,4 @@
-"""The `--list-archs` table: the supported architectures, and what has been checked for each."""
+"""The `--list-archs` table: the supported architectures, and what has been tested for each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def markdown() -> str:
-    """Return the table of docs/architectures.md."""
+    """Return the table for docs/architectures.md."""
     lines = ["| architecture | checked kinds | PEFT folders |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]

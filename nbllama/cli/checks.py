@@ -1,6 +1,6 @@
-"""The checks of `python -m nbllama.verify`, one line each.
+"""The checks that `python -m nbllama.verify` performs; each check prints one line.
 
-A failed check raises `NbllamaError`, which gives exit code 1.
+A failed check raises `NbllamaError`, which sets the exit code to 1.
 """
 
 from __future__ import annotations
@@ -35,15 +35,18 @@ from nbllama.report.log import memory
 from nbllama.system.regular import first_bytes
 
 NOTHING = 1e-7  # nats per token; far below any visible effect on the text
-ROUNDING = 1e-4  # nats per token; llama.cpp rounds activations to 8 bits for quantised weights
-OTHER_BASE = 0.1  # nats per token; above this, the two do not compute the same model
-_PLACES = 64  # positions to compare with llama.cpp, one token at a time
+ROUNDING = 1e-4  # nats per token; with quantised weights, llama.cpp rounds activations to 8 bits
+OTHER_BASE = 0.1  # nats per token; above this value, the two programs do not compute the same model
+_PLACES = 64  # number of positions to compare with llama.cpp, one token at a time
 
 Parts = Sequence[tuple[Adapter, float]]
 
 
 def verify(asked: Verify, threads: int) -> None:
-    """Run all checks. Raises `NbllamaError`: immediately if there is no effect, else at the end."""
+    """Run all checks.
+
+    Raises `NbllamaError`: immediately if the adapters have no effect, otherwise after all checks.
+    """
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
     model = load_model(o.model)
@@ -89,7 +92,7 @@ def why_nothing(parts: Parts) -> str:
 def merged_check(
     model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
-    """Merge as in `export_lora`, and compare the results; return a message if the check failed."""
+    """Merge as `export_lora` does, and compare the results; return a message if the check fails."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
     if not outtype:
         types, lines = dict.fromkeys(types, IDS["F32"]), []
@@ -128,7 +131,7 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 class Peer(NamedTuple):
     """A comparison of llama.cpp with nbllama at several positions.
 
-    The results are the mean divergence, and how often the most likely token is the same.
+    The result is the mean divergence, and how often both predict the same most likely token.
     """
 
     kl: float
@@ -142,10 +145,10 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Compare with llama.cpp, with and without the adapter; return a message if the check failed.
+    """Compare with llama.cpp, with and without the adapter; return a message if the two disagree.
 
-    Even without the adapter, the results differ because llama.cpp rounds. With the adapter, the
-    difference may be three times as large, plus a tenth of the adapter's effect.
+    Even without the adapter, the results differ because llama.cpp rounds activations. With the
+    adapter, the difference may be three times as large plus a tenth of the adapter's effect.
     """
     few = _few(rows)
     path = model.gguf.path  # the first file of a split model
@@ -176,7 +179,7 @@ def llama_check(
 
 
 def _few(rows: Rows) -> list[np.ndarray]:
-    """Return the first tokens of each row, `_PLACES` in total."""
+    """Return the first tokens of each row, `_PLACES` tokens in total."""
     each = max(1, _PLACES // len(rows))
     return [row[:each] for row in rows][:_PLACES]
 
@@ -214,12 +217,12 @@ def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
 def divergence(theirs: Candidates, ours: np.ndarray) -> float:
     """Compute a lower bound of KL(llama.cpp ‖ us) at one position.
 
-    All tokens except llama.cpp's candidates count as a single token. `ours` is log p, float64
-    `[V]`.
+    All tokens that are not among llama.cpp's candidates are treated as a single token. `ours` is
+    log p, float64 `[V]`.
     """
     p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
     kl = float((p * (theirs.logp - ours[theirs.ids])).sum())
     p_rest, q_rest = 1 - p.sum(), 1 - q.sum()
-    if p_rest > 1e-6 and q_rest > 0:  # smaller differences are float32 rounding
+    if p_rest > 1e-6 and q_rest > 0:  # smaller differences are due to float32 rounding
         kl += float(p_rest * np.log(p_rest / q_rest))
     return max(kl, 0.0)

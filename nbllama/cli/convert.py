@@ -1,6 +1,6 @@
 """The program `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-It rewrites a model with the keys of a different architecture that performs the same computation
+It rewrites a model to use the keys of a different architecture that performs the same computation
 (`ArchRow.same_as`). Tensors are copied byte for byte, so quantised models lose no precision.
 """
 
@@ -32,7 +32,7 @@ cannot be written, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line, except for its three positional words."""
+    """A parsed command line, without its three positional words."""
 
     debug: bool = debug_option("Options")
 
@@ -40,7 +40,7 @@ class Options:
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
     """Parse the command line into the conversion, IN, OUT and the options.
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError`. `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     words, rest = take_words(argv, table(Options))
     options = parse_into(
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
 
 
 def pair_of(conversion: str) -> tuple[str, str]:
-    """Return the (old, new) architectures that a conversion name refers to. Raises `UsageError`."""
+    """Return the old and the new architecture in a conversion's name. Raises `UsageError`."""
     from nbllama.arch import ARCHS
 
     known = {f"{a.name}-to-{a.same_as}": (a.name, a.same_as) for a in ARCHS.values() if a.same_as}
@@ -84,7 +84,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f` in the form that `write_gguf` takes, renaming `OLD.x` to `NEW.x`."""
+    """Return all keys of `f` in the form that `write_gguf` accepts, renaming `OLD.x` to `NEW.x`."""
     out = []
     for key, value, kind in f.entries():
         if key == "general.architecture":

@@ -32,7 +32,7 @@ _files = partial(option, "Options")
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line, except for the two names."""
+    """A parsed command line, without the two names."""
 
     model_base: str = _files(
         Text(),
@@ -47,7 +47,10 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
-    """Parse IN, OUT and the options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse IN, OUT and the options.
+
+    Raises `UsageError`. `--help` prints its text and raises `SystemExit(0)`.
+    """
     names, rest = take_words(argv, table(Options))
     options = parse_into(
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=CONVERT_LORA,
@@ -60,10 +63,10 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
 
 
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
-    """Convert the file or folder `source` to `target`; return notes about any losses.
+    """Convert the file or folder `source` to `target`; return notes about anything that was lost.
 
-    `model_base` is a GGUF model, or "" for none. Raises `FileNotFoundError`, `UsageError`,
-    `OutputError`, and `CheckpointError` for an adapter that cannot be used.
+    `model_base` is a GGUF model, or "" for none. Raises `FileNotFoundError`, `UsageError` and
+    `OutputError`. Raises `CheckpointError` if the adapter cannot be used.
     """
     from nbllama.adapter.file import (
         check_format,

@@ -47,14 +47,14 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 
 
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
-    """Return a message saying where the run stopped, with the command to resume it."""
+    """Return a message that says where the run stopped and which command resumes it."""
     seed = ["--seed", str(run.options["seed"])]
     # the requested order is now stored in the checkpoint
     again = ("--force-reshuffle", "--force_reshuffle")
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
     if not run.losses:
-        # nothing new was saved, so the newest file may be from a different run
+        # this run saved nothing, so the newest file may be from a different run
         return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
     if "checkpoint" not in run.paths:
         return f"{text}; it cannot be continued because --checkpoint-out is empty"

@@ -89,7 +89,7 @@ def _print(
 
 
 def _check_memory(model: Model, layers: list[int]) -> None:
-    """Raise `NotEnoughMemory` if there is no room for two float64 copies of the blocks."""
+    """Raise `NotEnoughMemory` if two float64 copies of the blocks do not fit in memory."""
     import math
 
     from nbllama.gradcheck.part import renamed

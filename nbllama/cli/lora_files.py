@@ -16,7 +16,7 @@ def load_adapters(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None],
 ) -> list[tuple[Adapter, float]]:
-    """Return the adapters with their scales, reporting each of them through `say`.
+    """Return the adapters with their scales, reporting each adapter through `say`.
 
     `shapes` contains the shapes of the base model's tensors. Raises `CheckpointError` if an adapter
     belongs to a different base model, and `UsageError` if a file is missing.

@@ -13,9 +13,9 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """Per-tensor progress on standard error: one line that is overwritten, or a line every 10 %.
+    """Progress by tensor on standard error: a line that is overwritten, or a new line every 10 %.
 
-    After the `with` block, `seconds` contains the time that the block took.
+    After the `with` block, `seconds` contains the duration of the block.
     """
 
     seconds = 0.0
@@ -26,7 +26,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the name of the tensor: always on a terminal, elsewhere only every 10 %."""
+        """Print the name of the tensor; if the output is not a terminal, only every 10 %."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:
@@ -47,7 +47,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """Return one line per pair of types, with the number of tensors, size, and encoding error."""
+    """Return a line per pair of types: number of tensors, their size, and the encoding error."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):
@@ -61,7 +61,7 @@ def table(changes: Changes) -> list[str]:
 
 
 def note_parts(f: GGUFFile, target: str) -> None:
-    """Print a note if a split model is written as one file."""
+    """Print a note if a split model will be written as a single file."""
     if len(f.paths) > 1:
         print(
             f"the model has {len(f.paths)} file parts; {shown(target, 400)} will be a single file"
@@ -69,6 +69,6 @@ def note_parts(f: GGUFFile, target: str) -> None:
 
 
 def print_result(path: str, changes: Changes, seconds: float) -> None:
-    """Print the table of changes, then the file size and the time."""
+    """Print the table of changes, followed by the file size and the elapsed time."""
     print("\n".join(table(changes)))
     print(f"{shown(path, 400)}: {os.path.getsize(path) / 2**20:.2f} MiB in {seconds:.1f} s")

@@ -30,7 +30,7 @@ def _run(words: list[str]) -> int:
 
 
 def _matching(dump: Dump, patterns: Sequence[str]) -> Dump:
-    """Select names by pattern; a pattern may match only in the other file."""
+    """Select arrays by pattern; a pattern that matches only in the other file is not an error."""
     from nbllama.peek.dump import Dump
     from nbllama.peek.names import Patterns
 

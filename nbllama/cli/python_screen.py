@@ -13,9 +13,9 @@ from nbllama.train.run.screen import Pairs, Screen, Silent
 def screen_for(quiet: bool | None) -> Screen:
     """Return the screen to use for a call from Python.
 
-    If `quiet` is True, the screen shows nothing. Otherwise, a notebook shows a single line that is
-    rewritten, and a terminal shows the same display as the program. Elsewhere, the screen prints
-    the program's plain lines if `quiet` is False, and nothing if `quiet` is None.
+    If `quiet` is True, the screen shows nothing. Otherwise, it shows a single, continually
+    rewritten line in a notebook, and the same display as the program on a terminal. Elsewhere, it
+    prints the program's plain lines if `quiet` is False, and nothing if `quiet` is None.
     """
     if quiet:
         return Silent()
@@ -31,7 +31,7 @@ def in_notebook(stream: object) -> bool:
 
 
 class Line(Display):
-    """One line per run, rewritten at each iteration without widgets; notes appear above it."""
+    """A line per run, rewritten at each iteration without widgets; notes appear above the line."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)

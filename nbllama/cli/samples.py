@@ -22,7 +22,7 @@ from nbllama.text.characters import character_groups
 from nbllama.train.run.data import load_file
 from nbllama.train.run.defaults import context
 
-OPEN, CLOSE = "«", "»"  # around trained tokens, without colours
+OPEN, CLOSE = "«", "»"  # marks around trained tokens if there are no colours
 _TRAINED = ("bold green underline", "bold bright_green underline")
 _GIVEN = ("default", "cyan")
 _SPECIAL = "magenta"
@@ -30,7 +30,10 @@ _BARS = 40  # characters in the longest bar of the histogram
 
 
 def show(options: ShowOptions, console: Console | None = None) -> None:
-    """Print what `options` request. Raises `DataError`, `GGUFError` and `UsageError`."""
+    """Print the samples or statistics that `options` request.
+
+    Raises `DataError`, `GGUFError` and `UsageError`.
+    """
     console = console or Console(highlight=False, stderr=options.json)
 
     def say(line: str) -> None:
@@ -60,9 +63,10 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
     """Return a sample as an object for `--json`.
 
-    The keys are "line" (of the record; null for plain text), "file" (if there are several), "text",
-    "side" (for preferences: chosen or rejected; for labelled answers: good or bad), "trained"
-    (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
+    The keys are "line" (the line of the record; null for plain text), "file" (if there are several
+    files), "text", "side" (chosen or rejected for preferences; good or bad for labelled answers),
+    "trained" (ranges [start, end) of characters in the text), "ids", and "trained_ids" (ranges of
+    ids).
     """
     batch = data.batch([i])
     # The last target follows the input.
@@ -94,7 +98,7 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
 
 
 def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
-    """Return the text of a sequence (its input and last target), with the trained tokens marked."""
+    """Return the text of a sequence (its input and its last target), with trained tokens marked."""
     ids = [*batch.tokens.tolist(), int(max(batch.targets[-1], 0))]
     trained = [False, *(batch.targets != NOT_TRAINED).tolist()]
     if not trained[-1]:
@@ -133,13 +137,13 @@ def _kind(data: Dataset) -> str:
 
 
 def _rows(data: Dataset, n: int) -> int:
-    """Return how many samples to show for `n` records; a pair consists of two samples."""
+    """Return the number of samples to show for `n` records; a pair consists of two samples."""
     pairs = isinstance(data, Samples) and data.format == PAIRS
     return min(2 * n if pairs else n, data.n_samples)
 
 
 def _side(data: Dataset, i: int) -> str:
-    """Return the preference side and weight of sample `i`, or "" for data without preferences."""
+    """Return the side and the weight of sample `i`, or "" if the data contain no preferences."""
     if not isinstance(data, Samples) or data.judged is None:
         return ""
     names = ("chosen", "rejected") if data.format == PAIRS else ("good", "bad")
@@ -154,7 +158,7 @@ def _title(data: Dataset, i: int) -> str:
 
 
 def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
-    """Describe all samples, line by line."""
+    """Return lines with statistics about all samples."""
     s = statistics(data)
     yield f"samples     {s.n_samples}"
     yield (

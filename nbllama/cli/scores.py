@@ -1,4 +1,4 @@
-"""The output of `python -m nbllama.perplexity`: a line per chunk, and the final result."""
+"""The output of `python -m nbllama.perplexity`: a progress line, and the final result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
 def read_utf8(path: str) -> str:
-    """Read a text file without its byte-order mark. Raises `UsageError` or `DataError`."""
+    """Read a UTF-8 text file and remove any byte-order mark. Raises `UsageError` or `DataError`."""
     try:
         raw = read_whole(path, MAX_BYTES)
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def read_utf8(path: str) -> str:
 class Ticker:
     """A progress line on standard error: chunk, result so far, tokens/s, time left.
 
-    On a terminal, the line is overwritten; elsewhere, a line is printed every 10 %.
+    On a terminal, the line is overwritten; elsewhere, a new line is printed every 10 %.
     """
 
     def __init__(self, total: int, n_ctx: int) -> None:
@@ -139,7 +139,7 @@ def _same_tokens(a: Model, b: Model) -> bool:
 
 
 def divergence_lines(c: Compared) -> list[str]:
-    """Return the table at the end of a comparison."""
+    """Return the lines of the table that is printed at the end of a comparison."""
     ppl, base = Mean.of(c.other).exp(), Mean.of(c.base).exp()
     ratio, kl = Mean.of(c.other - c.base), Mean.of(c.kl)
     dp = 100 * (np.exp(-c.other) - np.exp(-c.base))

@@ -29,7 +29,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of the objective to s
 
 
 class _Stream:
-    """A text stream that ignores an error if its reader closes it."""
+    """A text stream that ignores the error that occurs if its reader closes it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -76,7 +76,7 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
 
 
 def measured(numbers: Mapping[str, float]) -> str:
-    """Return the additional numbers from an objective as ` name=value` words."""
+    """Return an objective's additional numbers as ` name=value` words."""
     return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 
@@ -92,13 +92,13 @@ def evaluation_line(record: EvaluationRecord) -> str:
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """Return the beginning of a text as one line, with line breaks made visible."""
+    """Return the beginning of a text as one line, with visible escapes for line breaks."""
     flat = text.replace("\\", "\\\\").replace("\n", "\\n")
     return flat if len(flat) <= most else flat[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Display:
-    """A display of a run on `stream`, by default standard output (see `nbllama.train.run.screen`).
+    """The display of a run on `stream`, by default standard output. See `nbllama.train.run.screen`.
 
     Call `header`, then `compiling` if kernels are compiled, `step` for each iteration, and finally
     `close`. `note` may be called at any time.
@@ -168,7 +168,7 @@ class Display:
             self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}{end}")
 
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        """End the display; `pairs` is the summary. May be called twice, and after an error."""
+        """End the display; `pairs` contains the summary. May be called twice or after an error."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,8 +1,8 @@
-"""The verbs of the `nbllama` command, in their usual order of use, and alternative names."""
+"""The verbs of the `nbllama` command, in the order in which they are usually used, and aliases."""
 
 from __future__ import annotations
 
-# For each verb: the module of its program, which defines `main`, and a description.
+# For each verb: the module that defines its `main` function, and a description.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
     "show-data": ("nbllama.cli.show_data", "show which tokens in the training data are trained"),

@@ -13,9 +13,9 @@ from nbllama.lora.pairs import Adapter, Pair
 def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
     """Return an adapter that is equivalent to the sum of `parts`, each multiplied by its factor.
 
-    Pairs for the same tensor are stacked as A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...]. The
-    scales are applied to B, so the only error is the rounding of s B. The new rank is the sum of
-    the ranks. For a single adapter, only alpha changes. Raises ValueError if `parts` is empty.
+    Pairs for the same tensor are stacked as A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...]. Because
+    the scales are applied to B, the only error comes from rounding s B. The new rank is the sum of
+    the ranks. For a single adapter, only alpha changes. Raises `ValueError` if `parts` is empty.
     """
     if not parts:
         raise ValueError("no adapter to mix")

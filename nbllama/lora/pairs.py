@@ -1,4 +1,4 @@
-"""LoRA pairs: kinds, initialisation, and the values that they add to the base tensors.
+"""LoRA pairs: their kinds, their initialisation, and what they add to the base tensors.
 
     y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
 
 NO_LAYER = 1 << 30
-_INIT_STREAM = 1 << 32  # makes these Philox keys differ from the keys for the data order
+_INIT_STREAM = 1 << 32  # distinguishes these Philox keys from the keys for the data order
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: the number of rows in A and of columns in B."""
+        """Rank of the pair: the number of rows of A and the number of columns of B."""
         return int(self.a.shape[-2])
 
     @property
@@ -105,7 +105,7 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Describe the first pair that does not fit a base model with these tensor shapes."""
+        """Describe the first pair that does not match a base model with these tensor shapes."""
         for name, pair in self.pairs.items():
             if name not in shapes:
                 return f"{name} has a pair, but the base model has no such tensor"
@@ -117,7 +117,7 @@ class Adapter:
         return None
 
     def lowest_layer(self) -> int:
-        """Return the lowest block with a pair, at which the backward pass can stop.
+        """Return the lowest block that has a pair; the backward pass can stop there.
 
         Returns 0 if the embedding has a pair, because the gradient must then pass through every
         block, and `NO_LAYER` if no block has a pair.
@@ -129,7 +129,10 @@ class Adapter:
 
 
 def block_of(name: str) -> int:
-    """Return the block of a base tensor, or -1 outside the blocks; `KeyError` if it has no slot."""
+    """Return the block that a base tensor belongs to, or -1 if it is not in a block.
+
+    Raises `KeyError` if the tensor has no slot.
+    """
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -152,16 +155,16 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """Create an adapter without effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Create an adapter that has no effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
     The distribution is the same as in `finetune.cpp:randomize_lora`, but the values come from a
-    different random stream: numpy's Philox, keyed by (seed, tensor index), so that the values for a
-    tensor do not depend on the other pairs.
+    different random stream: numpy's Philox, keyed by (seed, tensor index). The values for a tensor
+    therefore do not depend on the other pairs.
 
-    `ranks` maps slot names to ranks; a missing rank or 0 means no pair. A rank above min(n_out,
-    n_in) is allowed, as in the old tool, but costs time without any benefit over the full rank.
+    `ranks` maps slot names to ranks; a missing rank or 0 means no pair. As in the old tool, a rank
+    above min(n_out, n_in) is allowed, but it costs time and has no benefit over the full rank.
     `shapes` contains the numpy shapes of the base tensors, (n_out, n_in) or (n,). `seed` is from 0
-    to 2^64 - 1. `layers` lists the blocks that receive pairs, or is None for all.
+    to 2^64 - 1. `layers` lists the blocks that receive pairs; None means all blocks.
 
     Raises `UsageError` if a rank is given for a tensor that is not in the model.
     """

@@ -1,6 +1,6 @@
 """The table of slots: which tensors of a base model can have a LoRA pair, and all their names.
 
-All code that deals with every slot (options, ranks, checkpoint keys, initialisation, the linear
+All code that iterates over the slots (options, ranks, checkpoint keys, initialisation, the linear
 layers of a block) uses this table. A matrix has four names:
 
 | example | name of | |
@@ -25,7 +25,7 @@ _MAX_LAYERS = 1 << 20
 class Slot(NamedTuple):
     """One kind of base tensor that can have a pair."""
 
-    name: str  # as in `--rank-NAME`, with `_` for `-`
+    name: str  # as in `--rank-NAME`, with `_` instead of `-`
     tensor: str  # GGUF name, without block number and ".weight"
     kind: str  # "linear", "embedding", "norm" or "experts"
     in_block: bool
@@ -53,8 +53,8 @@ SLOTS = (
     Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
-# Tensors that the old tool did not support: fused matrices, tensors of all routed experts and of
-# the shared expert, tensors of blocks without attention, and tensors for per-block embeddings.
+# Tensors that the old tool did not support: fused matrices, tensors for the routed experts and the
+# shared expert, tensors in blocks without attention, and tensors for per-block embeddings.
 FUSED_SLOTS = (
     Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
     Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
@@ -83,7 +83,10 @@ _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.wei
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
-    """Return the slot and block number (-1 outside the blocks) of a base tensor, or None."""
+    """Return the slot and the block number (-1 outside the blocks) of a base tensor.
+
+    Returns None if the tensor has no slot.
+    """
     found = _NAME.fullmatch(name)
     slot = _BY_TENSOR.get(found[2]) if found else None
     if found is None or slot is None or slot.in_block != (found[1] is not None):
@@ -96,8 +99,8 @@ def tensor_index(name: str) -> int:
     """Return the index of a base tensor in the old tool's order.
 
     The three tensors outside the blocks come first, then the nine tensors of each block, and
-    finally, for each of `FUSED_SLOTS`, the tensors of all blocks. Raises `KeyError` for a tensor
-    without a slot.
+    finally, for each of `FUSED_SLOTS`, the tensors of all blocks. Raises `KeyError` if the tensor
+    has no slot.
     """
     found = slot_of(name)
     if found is None:

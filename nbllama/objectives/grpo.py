@@ -1,7 +1,8 @@
-"""GRPO, group relative policy optimisation, which trains on the model's own answers and rewards.
+"""GRPO, group relative policy optimisation, which trains on rewards for the model's own answers.
 
-For each prompt, the model generates G answers with the rewards r_1 .. r_G. The advantage of an
-answer, which is the same for all of its tokens, compares the answer with the rest of its group:
+For each prompt, the model generates G answers, which receive the rewards r_1 .. r_G. The advantage
+of an answer, which is the same for all of its tokens, compares the answer with the rest of its
+group:
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4)         0 if all rewards of the group are equal
 
@@ -17,9 +18,9 @@ where c is `clip` and b is `beta`. Since dq / d log pi = q,
 
     d loss / d log pi = -q A  (0 where the clip applies)  + b (1 - exp(d))
 
-The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases the token has
-already become that much more (or less) likely, and the loss does not push it further. If the
-answers are drawn with the same parameters that are then updated, log old = log pi and q is 1.
+The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases, the token's
+probability has already changed by that much, and the loss does not push it further. If the answers
+are drawn with the same parameters that are then updated, log old = log pi and q is 1.
 
 The loss of a step is the mean over the tokens of all answers. (The paper first averages over each
 answer, which gives less weight to tokens in long answers.)
@@ -27,8 +28,8 @@ answer, which gives less weight to tokens in long answers.)
 Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
 Models" (2024), equations 3, 4 and 21; the estimate k: Schulman, "Approximating KL divergence"
 (2020). The sum over all tokens: Yu et al., "DAPO: An Open-Source LLM Reinforcement Learning System
-at Scale" (2025), equation 8. The standard deviation has n - 1 in its denominator, and 1e-4 is added
-to it, as in TRL's GRPOTrainer with the loss type "dapo".
+at Scale" (2025), equation 8. As in TRL's GRPOTrainer with the loss type "dapo", the denominator of
+the standard deviation is n - 1, and 1e-4 is added to the result.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Here w is the chosen answer, l is the rejected answer, and b is `beta` (tau in the paper). The
 target for the margin h is 1 / (2 b) nats, and a margin above the target is pulled back. Unlike in
-DPO, pairs that all agree do not drive the margin to infinity. The reward of an answer is b (log pi
-- log ref), so the target in terms of rewards is 1/2.
+DPO, the margin does not grow to infinity if all pairs agree. The reward of an answer is b (log pi -
+log ref), which makes the target 1/2 in terms of rewards.
 
 As in the paper, log pi is the sum over the tokens of an answer. (TRL averages over the tokens
 instead, so its beta has a different meaning.)

@@ -5,9 +5,9 @@
     bad:   loss = 1 - sigmoid(b (z - r))        d loss / d log pi = +b s (1 - s)
 
 where s is the sigmoid in the loss, and b is `beta`. The reference point z is an estimate of the
-divergence KL(pi || ref), which shows how far the model has moved from the reference overall. z is
-the mean of log pi(y'|x) - log ref(y'|x) over answers y' that belong to other prompts, or 0 if this
-mean is negative. No gradient flows through z. (The factors lambda_D and lambda_U in the paper
+divergence KL(pi || ref), which measures how far the model has moved from the reference overall. z
+is the mean of log pi(y'|x) - log ref(y'|x) over answers y' that belong to other prompts, or 0 if
+this mean is negative. No gradient flows through z. (The factors lambda_D and lambda_U in the paper
 correspond to the record weights.) The reward of an answer is b r.
 
 Source: Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization" (2024),

@@ -1,4 +1,4 @@
-"""The objectives by name, with their options and defaults; this module does not import numpy."""
+"""The table of objectives, with their options and defaults; this module does not import numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
-    """An objective; `data` is the kind of sample, or "" for answers without a judgement.
+    """An objective; `data` is its kind of sample, or "" for answers without a judgement.
 
     beta, sft_weight: default values. refers: whether the loss uses a reference. smooths: whether
     the loss supports label smoothing. has_margin: whether the loss has a target margin.

@@ -26,8 +26,8 @@ class Sides(NamedTuple):
 class PairLoss(NamedTuple):
     """The loss of n pairs and its derivatives, each float64 `[n]`.
 
-    d_chosen, d_rejected: derivatives with respect to log pi of each answer. reward_chosen,
-    reward_rejected: rewards as defined by the method; their difference is the margin.
+    d_chosen, d_rejected: derivatives with respect to each answer's log pi. reward_chosen,
+    reward_rejected: rewards as the method defines them; their difference is the margin.
     """
 
     loss: np.ndarray

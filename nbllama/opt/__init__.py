@@ -8,5 +8,5 @@
 | `schedule` | the learning-rate factor of each step |
 | `arrays` | operations on whole arrays |
 
-This file imports nothing so that `names` and `schedule` can be imported without numpy.
+This file imports nothing, so `names` and `schedule` can be imported without numpy.
 """

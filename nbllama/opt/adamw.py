@@ -28,7 +28,7 @@ class AdamW(Optimiser):
         np.multiply(g, f32(1.0 - self.beta1), out=step)
         m *= f32(self.beta1)
         m += step
-        # v ← β2 v + (1 - β2) g²; after this, g is scratch memory
+        # v ← β2 v + (1 - β2) g²; from here on, g is scratch memory
         np.multiply(g, g, out=g)
         g *= f32(1.0 - self.beta2)
         v *= f32(self.beta2)

@@ -1,4 +1,4 @@
-"""Operations on whole arrays, in chunks that stay in the cache, without large copies."""
+"""Operations on whole arrays that avoid large copies by using chunks that fit in the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHUNK = 32768  # elements; three float32 arrays of this size and two scratch arr
 
 
 def n_dims(name: str, shape: tuple[int, ...]) -> int:
-    """Return the number of dimensions as in llama.cpp's `ggml_n_dims`, ignoring trailing 1s.
+    """Return the number of dimensions without trailing 1s, as llama.cpp's `ggml_n_dims` does.
 
     The old tool stores both arrays of a LoRA pair as ne = [rank, n]. Only the `lora_b` of a norm
     vector, ne = [rank, 1], therefore has one dimension, whereas a rank-1 `lora_a`, ne = [1, n], has
@@ -26,7 +26,7 @@ def n_dims(name: str, shape: tuple[int, ...]) -> int:
 def check_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
     """Return the name of the first array that contains a NaN or an infinity, or None."""
     for name, x in arrays.items():
-        # min and max propagate NaN, and do not need a mask as large as the array
+        # min and max propagate NaN and do not require a mask as large as the array
         if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
             return name
     return None
@@ -39,7 +39,10 @@ def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """Return √ of the sum of squares, in float64 and in order; finite only if every value is."""
+    """Return the L2 norm over all arrays, summed in order in float64.
+
+    The norm is finite only if every value is.
+    """
     wide = np.empty(CHUNK, np.float64)
     total = 0.0
     for x in arrays.values():

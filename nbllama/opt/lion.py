@@ -1,4 +1,4 @@
-"""Lion, which follows the sign of a mean of gradients: each value changes by the learning rate.
+"""Lion, which follows the sign of averaged gradients: each value changes by the learning rate.
 
     x ← x (1 - decay rate) - rate sign(β1 m + (1 - β1) g)
     m ← β2 m + (1 - β2) g

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class OptimiserRow:
     """One optimiser: its names, and how its defaults differ from AdamW's."""
 
-    name: str  # module name in this folder, and value of `--optimizer`
-    label: str  # class name, also shown on the screen
+    name: str  # name of the module in this folder, and the value of `--optimizer`
+    label: str  # name of the class, which is also shown on the screen
     rate_divisor: float = 1.0  # divides AdamW's default learning rate
     beta2: float = 0.999
     has_beta2: bool = True  # if False, beta1 is the momentum, and beta2 has no effect

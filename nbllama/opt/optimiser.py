@@ -3,7 +3,7 @@
     norm = √Σ g²  over all arrays          c = gclip / norm if norm > gclip > 0, else 1
     x ← x (1 - decay rate) - (the optimiser's own step with c g and rate)
 
-where rate = α · schedule, multiplied by `b_ratio` for the B matrix of each LoRA pair: with the same
+where rate = α · schedule, multiplied by `b_ratio` for the B matrix of each LoRA pair. With the same
 learning rate as A, B would learn too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation
 of Large Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and proportional
 to the learning rate ("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays
@@ -34,11 +34,11 @@ class StepInfo(NamedTuple):
 
 
 class Optimiser(ABC):
-    """Optimiser state for `params` (name -> float32 C-contiguous array, updated in place).
+    """The state of an optimiser of `params` (name -> C-contiguous float32 array, updated in place).
 
     m: first moments, with the same names and shapes as the parameters. v: second moments, empty if
-    the optimiser has none. iteration: number of completed updates. alpha: learning rate, which also
-    multiplies `decay`. gclip: maximum gradient norm, 0 for no clipping.
+    the optimiser has none. iteration: number of completed updates. alpha: learning rate, by which
+    `decay` is also multiplied. gclip: maximum gradient norm (0 disables clipping).
     """
 
     has_second_moment: ClassVar[bool] = False
@@ -96,9 +96,9 @@ class Optimiser(ABC):
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
         """Perform one update with learning rate `alpha * schedule`, without modifying `grads`.
 
-        Raises `FloatingPointError`, naming the array, if a gradient is NaN or infinite, and
-        `ValueError` if names or shapes do not match the parameters. In both cases, nothing has been
-        changed.
+        Raises `FloatingPointError`, with the name of the array, if a gradient contains a NaN or an
+        infinity. Raises `ValueError` if names or shapes do not match the parameters. In both cases,
+        nothing is changed.
         """
         self._check(grads)
         norm = global_norm({name: grads[name] for name in self.params})

@@ -13,9 +13,9 @@ class Schedule:
 
     kind: a name in `SCHEDULES`. warmup: number of updates over which the factor rises.
     cos_decay_steps: the update T at which any kind of decay reaches `cos_decay_min`.
-    enable_restart: whether the cosine then starts again, `cos_decay_restart` times as long.
-    min_ratio: smallest factor. wsd_decay: share of T over which "wsd" falls. begin: the update
-    after which the schedule starts, and from which T and `warmup` are counted.
+    enable_restart: whether each cosine is followed by another that is `cos_decay_restart` times as
+    long. min_ratio: smallest factor. wsd_decay: the share of T over which "wsd" decays. begin: the
+    update after which the schedule starts; T and `warmup` are counted from this update.
     """
 
     kind: str = "cosine"
@@ -39,8 +39,8 @@ class Schedule:
             factor = min_ratio + r (1 - min_ratio)
 
         The formula comes from llama.cpp's `common/train.cpp:learning_schedule`, evaluated at this
-        update. (The old tool evaluates it one update late, so its first update with warm-up does
-        nothing.)
+        update. (The old tool evaluates the formula one update late. With warm-up, its first update
+        therefore does nothing.)
         """
         step -= self.begin
         r = step / self.warmup if step < self.warmup else SCHEDULES[self.kind](self, step)
@@ -53,23 +53,23 @@ def _constant(s: Schedule, step: int) -> float:
 
 
 def _linear(s: Schedule, step: int) -> float:
-    """Return the value of a straight line from 1 at `warmup` down to `cos_decay_min` at T."""
+    """Return the value on a straight line from 1 at `warmup` to `cos_decay_min` at T."""
     return _line(step, s.warmup, s.cos_decay_steps, s.cos_decay_min)
 
 
 def _wsd(s: Schedule, step: int) -> float:
-    """Return 1 up to (1 - wsd_decay) T, then a straight line down to `cos_decay_min` at T.
+    """Return 1 up to (1 - wsd_decay) T, then fall linearly to `cos_decay_min` at T.
 
-    Warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
+    WSD means warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
     """
     first = max(float(s.warmup), (1.0 - s.wsd_decay) * s.cos_decay_steps)
     return _line(step, first, s.cos_decay_steps, s.cos_decay_min)
 
 
 def _cosine(s: Schedule, step: int) -> float:
-    """Return a half cosine from 1 at 0 (at `warmup` with restarts) down to `cos_decay_min`.
+    """Return the value on a half cosine from 1 at 0 (`warmup` with restarts) to `cos_decay_min`.
 
-    If the decay lasts 0 steps, either as given or after restarts, the factor is the minimum.
+    If the decay lasts 0 steps, either as given or after restarts, return the minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:
@@ -85,7 +85,7 @@ def _cosine(s: Schedule, step: int) -> float:
 
 
 def _line(step: int, first: float, last: int, minimum: float) -> float:
-    """Return 1 up to `first`, then a straight line down to `minimum` at `last`."""
+    """Return 1 up to `first`, then fall linearly to `minimum` at `last`."""
     if step >= last:
         return minimum
     return 1.0 - (1.0 - minimum) * max(0.0, step - first) / (last - first)

@@ -1,4 +1,4 @@
-"""Tables of program options, from which the parser, help, docs and config files are derived.
+"""Tables of program options, used to generate the parser, help, docs and config files.
 
-This package requires neither numpy nor Numba.
+This package imports neither numpy nor Numba.
 """

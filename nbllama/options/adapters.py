@@ -1,8 +1,8 @@
 """`--lora` and `--lora-scaled`, for every program that accepts adapters.
 
-Both options can be repeated and accept lists. `--lora-scaled FILE SCALE` takes two words, but the
-parser handles only options with one value, so both options are removed before the parser reads the
-rest.
+Both options can be repeated, and both accept lists. `--lora-scaled FILE SCALE` takes two words, but
+the parser supports only options with one value. Both options are therefore removed from the command
+line before it is parsed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nbllama.options.parser import Option, option, plain
 from nbllama.options.values import Text
 
 _files = partial(option, "Files")
-_LARGEST = 3.4e38  # largest float32
+_LARGEST = 3.4e38  # the largest finite float32
 
 
 def lora_option(*also: str) -> Any:
@@ -40,10 +40,10 @@ def lora_scaled_option(*also: str) -> Any:
 def take_adapters(
     argv: Sequence[str], options: Sequence[Option]
 ) -> tuple[list[tuple[str, float]], list[str]]:
-    """Return the adapters with their scales, in order, and the remaining command-line words.
+    """Return the adapters with their scales, in order, and the command-line words that remain.
 
-    `options` contains all options of the program; the fields `lora` and `lora_scaled` are read.
-    Raises `UsageError` for a malformed list, or for a scale that is not a number.
+    `options` contains all options of the program, including `lora` and `lora_scaled`. Raises
+    `UsageError` if a list is malformed or a scale is not a number.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     adapters: list[tuple[str, float]] = []
@@ -79,7 +79,7 @@ def take_adapters(
 
 
 def _list(name: str, text: str) -> list[str]:
-    """Split at commas, unless the whole text is the name of an existing file."""
+    """Split a list at commas, unless the whole text is the name of an existing file."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
         raise UsageError(f"{name} '{shown(text)}': the file name is empty")
@@ -99,14 +99,14 @@ def _scale(name: str, text: str) -> float:
 
 
 def _scaled_list(text: str) -> list[tuple[str, float]] | None:
-    """Return the pairs in FILE:SCALE,..., or None for a file name whose scale is the next word."""
+    """Return the pairs in FILE:SCALE,..., or None for a file whose scale is the next word."""
     if os.path.lexists(text):
         return None
     items = [item.rpartition(":") for item in text.split(",")]
     if not any(colon for _, colon, _ in items):
         return None
     if len(items) == 1 and len(items[0][0]) == 1 and items[0][2][:1] in ("\\", "/"):
-        return None  # a drive letter, not a file and a scale
+        return None  # a drive letter and a path, not a file and a scale
     for file, colon, _ in items:
         if not colon or not file:
             raise UsageError(f"--lora-scaled '{shown(text)}': each item must be FILE:SCALE")

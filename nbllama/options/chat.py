@@ -40,7 +40,7 @@ exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 ad
 
 @dataclass(frozen=True)
 class MainOptions:
-    """A parsed `main` command line, except for the adapters."""
+    """A parsed `main` command line, without the adapters."""
 
     model: str = model_option("the model", "-m")
     lora: str = lora_option()
@@ -203,7 +203,7 @@ class MainOptions:
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
-        """Return the sampler settings, with `seed` replacing a seed of -1."""
+        """Return the sampler settings; `seed` replaces a seed of -1."""
         values = {f.name: getattr(self, f.name) for f in fields(SamplingParams)}
         return SamplingParams(**values | {"seed": self.seed if self.seed >= 0 else seed})
 
@@ -245,9 +245,9 @@ def parse_main(
 ) -> Main:
     """Parse the command line (without the program name).
 
-    `kind` contains the options, `about` and `epilog` are help texts, and `conversation` is the
-    default for that option. Raises `UsageError`; `--help` and `--version` print and raise
-    `SystemExit(0)`.
+    `kind` is the dataclass of the options, `about` and `epilog` are help texts, and `conversation`
+    is the default for the option of that name. Raises `UsageError`. `--help` and `--version` print
+    their text and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(kind))
     o = parse_into(kind, rest, prog=PROG, about=about, epilog=epilog, familiar=CHAT)

@@ -36,14 +36,14 @@ def _conversation(default: str) -> Any:
 
 @dataclass(frozen=True)
 class ChatOptions(MainOptions):
-    """A parsed `nbllama chat` command line, except for the adapters."""
+    """A parsed `nbllama chat` command line, without the adapters."""
 
     conversation: bool | None = _conversation("on")
 
 
 @dataclass(frozen=True)
 class GenerateOptions(MainOptions):
-    """A parsed `nbllama generate` command line, except for the adapters."""
+    """A parsed `nbllama generate` command line, without the adapters."""
 
     conversation: bool | None = _conversation("off")
 

@@ -1,4 +1,4 @@
-"""Options shared by nearly all programs, with common help texts."""
+"""Options that nearly all programs share, with the same help texts everywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ THREADS = Whole(1, 4096)
 
 
 def model_option(what: str, *also: str) -> Any:
-    """Declare the field for a model, described as e.g. "base model"; `also` lists other names."""
+    """Declare the field for a model; `also` lists its other names.
+
+    `what` describes the model in the help, for example as "base model".
+    """
     return option(
         "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="none; required"
     )

@@ -1,8 +1,9 @@
-"""`--config`: reading options from a YAML file, and writing the options of a run to such a file.
+"""`--config`: read options from a YAML file, and write the options of a run to such a file.
 
-A key is the name of an option without the leading dashes (`_` counts as `-`). Each option parses
-its value from the text in the file. As a result, `1e-4`, which is a string in YAML 1.1, is read as
-a number if the option expects a number, and `no` is read as a word if the option expects a word.
+A key is the name of an option without the leading dashes; `_` and `-` are equivalent. Each option
+parses its value from the text in the file. As a result, `1e-4`, which is a string in YAML 1.1, is
+read as a number if the option expects a number, and `no` is read as a word if the option expects a
+word.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
 def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
-    """Return the options in a file as command-line words.
+    """Return the options in a config file as command-line words.
 
-    Raises `UsageError`, with file and line, if the file is not a flat mapping, a key is unknown or
-    repeated, or a value is not valid for its option.
+    Raises `UsageError` if the file is not a flat mapping, a key is unknown or repeated, or a value
+    is not valid for its option. The message names the file and the line.
     """
     import yaml
 
@@ -80,7 +81,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return the words for one key, or none for a switch that keeps its default."""
+    """Return the words for one key, or no words for a switch that keeps its default."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
@@ -113,19 +114,19 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 
 def _is_default(options: Any) -> bool:
-    """Return whether `--checkpoint-in` has its default, the newest file of `--checkpoint-out`."""
+    """Return whether `--checkpoint-in` has its default: the newest `--checkpoint-out` file."""
     newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
     return bool(newest) and options.checkpoint_in == newest
 
 
-# Options that do not affect the adapter or that apply only once.
+# Options that do not affect the adapter, or that apply to one run only.
 _NOT_OF_THE_RUN = {
     "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "live", "only_write_lora",
 }  # fmt: skip
 
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
-    """Return the options of a run by name, with the given values or the defaults that were used.
+    """Return the options of a run by name, each with its given value or the default that was used.
 
     `table` contains all options. `settings` is a `nbllama.train.run.settings.Settings`.
     """
@@ -141,7 +142,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
             continue
         value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):
-            value = getattr(options, o.dest)  # the settings represent "none" differently
+            value = getattr(options, o.dest)  # the settings have a different value for "none"
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
     return rows
@@ -156,7 +157,7 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
 
 
 def is_own_config(path: str) -> bool:
-    """Return whether this file was written by a run rather than by a person."""
+    """Return whether the file was written by a run rather than by a person."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(_MARK)

@@ -1,4 +1,4 @@
-"""Options for the records in a training file, for every program that reads such a file.
+"""Options for reading the records in a training file, shared by all programs that read such files.
 
 The choices are duplicated here because `nbllama.data`, which defines them, requires numpy.
 """
@@ -36,7 +36,7 @@ class DataOptions(Protocol):
 
     @property
     def data_columns(self) -> str:
-        """The names that the file uses for the keys of its format."""
+        """The names that the file uses instead of the usual keys of its format."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class DataOptions(Protocol):
 
     @property
     def template_date(self) -> str | None:
-        """The date passed to templates, as YYYY-MM-DD, or None for today."""
+        """The date passed to chat templates, as YYYY-MM-DD, or None for today."""
         ...
 
     @property
@@ -56,17 +56,17 @@ class DataOptions(Protocol):
 
     @property
     def parse_special(self) -> bool:
-        """Whether to read the text of a control token as that token."""
+        """Whether to convert text that spells a control token into that token."""
         ...
 
     @property
     def skip_bad(self) -> bool:
-        """Whether to leave out bad records."""
+        """Whether to skip bad records."""
         ...
 
     @property
     def on_long(self) -> str:
-        """What to do with samples that are too long."""
+        """How to treat samples that are too long."""
         ...
 
     @property
@@ -76,7 +76,7 @@ class DataOptions(Protocol):
 
     @property
     def system_as_user(self) -> bool:
-        """Whether to put a system message into the first question if the template has none."""
+        """Whether a system message joins the first question if the template has no system role."""
         ...
 
 

@@ -11,9 +11,10 @@ _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def unescape(text: str, option: str = "--sample-start") -> str:
-    r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8); other backslashes are kept.
+    r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8), but keep other backslashes.
 
-    Raises `UsageError` if the bytes are not UTF-8; `option` names the option with the text.
+    `option` is the name of the option that the text comes from. Raises `UsageError` if the bytes
+    are not UTF-8.
     """
 
     def byte(found: re.Match[str]) -> str:

@@ -25,7 +25,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """A parsed command line, except for FILE."""
+    """A parsed command line, without FILE."""
 
     json: bool = _show(None, False, "print everything as one JSON document")
     all: bool = _show(None, False, "show every tensor and key instead of groups")
@@ -42,7 +42,10 @@ class InspectOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:
-    """Parse the options and the file. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse the options and the file.
+
+    Raises `UsageError`. `--help` prints its text and raises `SystemExit(0)`.
+    """
     words, rest = take_words(argv, table(InspectOptions))
     options = parse_into(
         InspectOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG,

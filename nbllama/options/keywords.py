@@ -22,13 +22,13 @@ def keyword_words(
 ) -> list[str]:
     """Convert the options in `given`, keyed by Python name, to command-line words.
 
-    A key is any long name of an option, without the leading dashes and with `_` for `-`. None means
-    "not given". Switches take True or False. Options that can be repeated, and options whose value
-    is a comma-separated list, take a list.
+    A key is any long name of an option, without the leading dashes and with `_` instead of `-`.
+    None means "not given". Switches accept True or False. Options that can be repeated, and options
+    whose value is a comma-separated list, also accept a Python list.
 
-    Raises `UsageError` for an unknown name (with a suggestion), for two names of the same option,
-    and for a value whose type has no command-line form. The values themselves are checked later,
-    when the words are parsed.
+    Raises `UsageError` for an unknown name (with a suggestion), for two names that refer to the
+    same option, and for a value whose type has no command-line form. The values themselves are
+    checked later, when the words are parsed.
     """
     by_name = {_python(n): o for o in options for n in o.names if n.startswith("--")}
     words: list[str] = []
@@ -62,7 +62,7 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Return a value as it would be typed; numbers keep their full precision."""
+    """Return a value as a user would type it; numbers keep their full precision."""
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
     if isinstance(value, bool):
@@ -79,7 +79,7 @@ def _python(name: str) -> str:
 
 
 def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) -> UsageError:
-    """Return the same error as the command line for an unknown option, but with Python names."""
+    """Return the command line's error for an unknown option, but with Python names."""
     for o in options:
         if f"--{name.replace('_', '-')}" in o.off:
             return UsageError(f"unknown option '{shown(name)}'; pass {o.dest}=False")

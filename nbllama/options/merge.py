@@ -37,7 +37,7 @@ interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A parsed `export_lora` command line, except for the adapters."""
+    """A parsed `export_lora` command line, without the adapters."""
 
     model_base: str = model_option("base model", "-m", "--model")
     model_out: str = _files(
@@ -91,7 +91,7 @@ class Export:
 def parse_export(argv: Sequence[str]) -> Export:
     """Parse the command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError`. `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(ExportOptions))
     options = parse_into(
@@ -130,7 +130,7 @@ memory, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """The options for `quantize`, except for IN, OUT and TYPE."""
+    """The options for `quantize`, without IN, OUT and TYPE."""
 
     pure: bool = _run(None, False, "use one type for all matrices instead of a mix")
     allow_requantize: bool = _run(
@@ -142,7 +142,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Quantize:
-    """A task for `quantize`."""
+    """A task for `quantize`: the options and the positional words."""
 
     options: QuantizeOptions
     source: str
@@ -152,7 +152,10 @@ class Quantize:
 
 
 def parse_quantize(argv: Sequence[str]) -> Quantize:
-    """Parse the command line (without the program name). Raises like `parse_export`."""
+    """Parse the command line (without the program name).
+
+    Raises the same errors as `parse_export`.
+    """
     words, rest = take_words(argv, table(QuantizeOptions))
     options = parse_into(
         QuantizeOptions, rest, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG,

@@ -1,10 +1,10 @@
-"""A command-line parser generated from one table: the fields of a dataclass, each an option.
+"""A command-line parser generated from a dataclass, each of whose fields is an option.
 
-The rules follow the old llama.cpp `finetune` (`_` in an option name counts as `-`, the last
-occurrence wins, no abbreviations), and `--option=value` also works. Every error in a command line
-raises a `UsageError` (exit code 2) that states the option, the value and what is allowed. argparse
-formats the help but does not parse the command line, because it would mistake values that begin
-with `-` for options.
+The rules are those of the old llama.cpp `finetune`: `_` in an option name is equivalent to `-`, the
+last occurrence wins, and abbreviations are not allowed. In addition, `--option=value` works. Every
+error in a command line raises a `UsageError` (exit code 2) that states the option, the value and
+what is allowed. argparse formats the help but does not parse the command line, because it would
+mistake values that begin with `-` for options.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 class Saved(NamedTuple):
     """How an option that affects the computation is stored in a checkpoint.
 
-    place: position of the key among the keys of all options; a new option uses the next free
-    position, and positions are never reused. key: "" for the field name. taken: whether a run that
-    resumes from the checkpoint uses the stored value if the option is not given. may_change:
-    whether the resumed run may use a different value.
+    place: position of the key among the keys of all options. A new option uses the next free
+    position, and positions are never reused. key: the key, or "" to use the field name. taken:
+    whether a resumed run uses the stored value if the option is not given. may_change: whether the
+    resumed run may use a different value.
     """
 
     place: int
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """An option: `names` as typed, the usual name first; `off` contains names that switch it off.
+    """An option. `names` lists its names, usual name first; `off` lists names that turn it off.
 
     For `only`, `file`, `saved` and `without`, see `option`.
     """
@@ -50,7 +50,7 @@ class Option:
     names: tuple[str, ...]
     off: tuple[str, ...]
     group: str
-    value: Value | None  # None for a switch, which takes no value
+    value: Value | None  # None for a switch, which has no value
     default: Any
     shown_default: str
     help: str
@@ -79,15 +79,15 @@ def option(
 ) -> Any:
     """Declare a dataclass field as an option, named after the field with `_` replaced by `-`.
 
-    also: additional names. first: the name that help lists first. shown_default: the default as
-    shown in help; None shows the value itself. many: the field is a tuple of all given values,
-    instead of the last one.
+    also: additional names. first: the name that the help lists first. shown_default: the default as
+    shown in the help; None shows the value itself. many: whether the field is a tuple of all given
+    values, instead of the last value.
 
     only: "text" or "records", the kind of training data to which the option applies. file: "reads"
-    or "writes" for the name of a file or folder; no output may also be an input. saved: how a
+    or "writes" for the name of a file or folder; an output must not also be an input. saved: how a
     checkpoint stores the option, or None if the option does not affect the computation. without:
-    for an option that is missing from the old llama.cpp `finetune` or from older checkpoints, the
-    value that reproduces the behaviour without the option.
+    the value that reproduces the behaviour without the option, for options that are missing from
+    the old llama.cpp `finetune` or from older checkpoints.
     """
     made = dict(
         group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many,
@@ -129,7 +129,7 @@ def table(kind: type) -> tuple[Option, ...]:
 
 
 def _field_names(kind: type) -> list[str]:
-    """Return all field names in order; `dataclasses.fields` would begin with the last base."""
+    """Return all field names in order; `dataclasses.fields` would put the last base class first."""
     if not is_dataclass(kind):
         return []
     names = [name for base in kind.__bases__ for name in _field_names(base)]
@@ -137,7 +137,7 @@ def _field_names(kind: type) -> list[str]:
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):
-    """The argparse help layout, without line breaks at hyphens in option names."""
+    """The argparse help layout, but without line breaks at hyphens in option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -149,7 +149,7 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
 def help_text(
     prog: str, about: str, epilog: str, options: Sequence[Option], *, forms: Sequence[str] = ("",)
 ) -> str:
-    """List the options in the argparse layout; for `forms`, see `parse_into`."""
+    """Return the help text in the argparse layout; for `forms`, see `parse_into`."""
     usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -176,7 +176,7 @@ def help_text(
 def read(
     options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the given values by field name, or just "help" or "version" if `argv` contains it.
+    """Return the given values by field name, or only "help" or "version" if `argv` requests it.
 
     As in the old parser, a value may begin with `-` unless it is the name of an option. Raises
     `UsageError`.
@@ -240,12 +240,12 @@ def parse_into(
     familiar: Mapping[str, str] | None = None,
     forms: Sequence[str] = ("",),
 ) -> T:
-    """Create an instance of the dataclass `kind` from a command line (without the program name).
+    """Create an instance of the dataclass `kind` from a command line without the program name.
 
     `prog` is the name of the program, unless it was started as a verb of `nbllama`. `familiar` maps
     names from other programs to hints (see `nbllama.options.unknown`). `forms` lists the positional
-    words, such as "IN OUT", for the usage line. Raises `UsageError`; `--help` and `--version` print
-    and raise `SystemExit(0)`.
+    words, such as "IN OUT", for the usage line. Raises `UsageError`. `--help` and `--version` print
+    their text and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})

@@ -28,7 +28,7 @@ _diff = partial(option, "diff")
 
 @dataclass(frozen=True)
 class PeekOptions:
-    """A parsed command line, except for its positional words."""
+    """A parsed command line, without its positional words."""
 
     values: int = _show(Whole(), 0, "print the first N numbers of each array", also=["-n"])
     picture: str = _show(
@@ -55,7 +55,7 @@ class PeekOptions:
 
 @dataclass(frozen=True)
 class Asked:
-    """A task for `peek`: `files` contains one file to show or two files to compare."""
+    """A task for `peek`; `files` contains one file to show or two files to compare."""
 
     options: PeekOptions
     files: tuple[str, ...]
@@ -63,7 +63,10 @@ class Asked:
 
 
 def parse(argv: Sequence[str]) -> Asked:
-    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line.
+
+    Raises `UsageError`. `--help` prints its text and raises `SystemExit(0)`.
+    """
     words, rest = take_words(argv, table(PeekOptions))
     options = parse_into(
         PeekOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=PEEK,

@@ -29,7 +29,7 @@ exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 ad
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """A parsed `perplexity` command line, except for the adapters."""
+    """A parsed `perplexity` command line, without the adapters."""
 
     model: str = model_option("model", "-m", "--model-base")
     file: str = _files(
@@ -63,7 +63,7 @@ class Perplexity:
 def parse_perplexity(argv: Sequence[str]) -> Perplexity:
     """Parse the command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError`. `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(PerplexityOptions))
     options = parse_into(

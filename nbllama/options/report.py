@@ -24,13 +24,16 @@ _FAMILIAR = dict.fromkeys(("--log", "--output", "-o", "--out", "--report", "--in
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A parsed command line, except for its positional words."""
+    """A parsed command line, without its positional words."""
 
     debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[str], str]:
-    """Parse the logs and the page name. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse the names of the logs and the page.
+
+    Raises `UsageError`. `--help` prints its text and raises `SystemExit(0)`.
+    """
     names, rest = take_words(argv, table(ReportOptions))
     parse_into(
         ReportOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=_FAMILIAR,
@@ -49,7 +52,7 @@ def parse(argv: Sequence[str]) -> tuple[list[str], str]:
 
 
 def is_page(name: str) -> bool:
-    """Return whether a word names a page."""
+    """Return whether a word is the name of a page."""
     return name.lower().endswith((".html", ".htm"))
 
 

@@ -48,11 +48,14 @@ class _ShowOptions:
 
 @dataclass(frozen=True)
 class ShowOptions(_ShowOptions, RecordOptions):
-    """A parsed command line, which shares the options for records with `nbllama.finetune`."""
+    """A parsed command line; the options for records are the same as for `nbllama.finetune`."""
 
 
 def parse(argv: Sequence[str]) -> ShowOptions:
-    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line.
+
+    Raises `UsageError`. `--help` prints its text and raises `SystemExit(0)`.
+    """
     options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
     for name in ("model_base", "train_data"):
         if not getattr(options, name):

@@ -1,4 +1,4 @@
-"""Parse `STEP:PATTERN`: iterations, and the arrays to dump in each (`nbllama.peek`)."""
+"""Parse `STEP:PATTERN`: iterations, and the arrays to dump in each iteration (`nbllama.peek`)."""
 
 from __future__ import annotations
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from nbllama.errors import UsageError, shown
 
-# Below this ratio, names are similar only by chance: it is 0.63 for --device and --escape, and 0.75
-# for --data and --val-data.
+# Below this ratio, names are similar only by chance. The ratio is 0.63 for --device and --escape,
+# and 0.75 for --data and --val-data.
 _ALIKE = 0.76
 
 
 def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
-    """Return the error for `name`, which is not among the options `names`.
+    """Return the error for `name`, which is not one of the option names `names`.
 
     `familiar` maps names from other programs to the option to use instead, or to a sentence that
     says what to do.

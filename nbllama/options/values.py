@@ -1,4 +1,4 @@
-"""Types of option values: how each is parsed, and described in help and errors."""
+"""Types of option values: how each type is parsed, and how help and errors describe it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Words(Text):
-    """Text that is used directly, not as a file name.
+    """Text that is used as such, rather than as a file name.
 
     The text must be UTF-8, regardless of the locale.
     """
@@ -44,7 +44,7 @@ class Words(Text):
 
     def parse(self, text: str) -> str:
         """Return the text. Raises `ValueError` if it is not UTF-8."""
-        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes the locale could not decode
+        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale could not decode
             return os.fsencode(text).decode("utf-8")
         return text
 
@@ -76,12 +76,12 @@ class Whole:
 
 
 class NotInFloat32(ValueError):
-    """Raised for a number that is infinite or not normal in float32, which all code computes in."""
+    """Raised for a number that is infinite or not normal in float32, which all computations use."""
 
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high]; `above` and `below` exclude the respective end.
+    """A finite number in [low, high]; `above` and `below` exclude `low` and `high`, respectively.
 
     It must be 0 or a normal float32 number, because it will be used as float32.
     """
@@ -95,7 +95,8 @@ class Real:
     def parse(self, text: str) -> float:
         """Return the number.
 
-        Raises `NotInFloat32`, and `ValueError` if it is not a number, not finite or out of range.
+        Raises `NotInFloat32`. Raises `ValueError` if the text is not a number, or if the number is
+        not finite or is out of range.
         """
         number = float(text)
         over = number > self.low if self.above else number >= self.low
@@ -162,13 +163,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """A local port, 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
+    """A local port, or 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
 
     metavar: str = "[PORT]"
     alone: str = "on"  # the value if the option is given without one
 
     def parse(self, text: str) -> int | None:
-        """Return the port. Raises `ValueError` for a system port or anything else."""
+        """Return the port. Raises `ValueError` for a system port or any other text."""
         word = text.lower()
         if word in ("on", "true", "yes"):
             return 0
@@ -206,7 +207,7 @@ class Variables:
     metavar: str = "NAME=VALUE,..."
 
     def parse(self, text: str) -> str:
-        """Return the text as it was given; `ValueError` if it cannot be read."""
+        """Return the text unchanged. Raises `ValueError` if it cannot be parsed."""
         parse_variables(text)
         return text
 
@@ -218,8 +219,9 @@ class Variables:
 def parse_variables(text: str) -> dict[str, Any]:
     """Parse the value of `--template-vars`, such as "a=false,b=[1, 2],c=high".
 
-    A value is JSON or, if it is not valid JSON, text up to the next comma. Raises `ValueError` for
-    any other form, for a repeated name, and for a name that the program itself passes to templates.
+    A value is JSON or, if it is not valid JSON, text up to the next comma. Raises `ValueError` if
+    the syntax is wrong, a name is repeated, or the program itself passes a variable of that name to
+    templates.
     """
     decoder, out, at = json.JSONDecoder(), {}, 0
     while at < len(text.rstrip()):
@@ -247,12 +249,12 @@ def parse_variables(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Dumped:
-    """Iterations and a name pattern, in the syntax of `nbllama.options.steps`."""
+    """Iterations and a pattern for array names, in the syntax of `nbllama.options.steps`."""
 
     metavar: str = "STEP:PATTERN"
 
     def parse(self, text: str) -> str:
-        """Return the text as it was given; `ValueError` if it cannot be read."""
+        """Return the text unchanged. Raises `ValueError` if it cannot be parsed."""
         parse_steps(text)
         return text
 

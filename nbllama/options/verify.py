@@ -29,7 +29,7 @@ written, 4 out of memory, 5 adapter does not fit, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """A parsed `verify` command line, except for the adapters."""
+    """A parsed `verify` command line, without the adapters."""
 
     model: str = model_option("base model", "-m", "--model-base")
     lora: str = lora_option()
@@ -65,7 +65,7 @@ class Verify:
 def parse_verify(argv: Sequence[str]) -> Verify:
     """Parse the command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError`. `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(VerifyOptions))
     options = parse_into(

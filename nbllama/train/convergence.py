@@ -31,7 +31,7 @@ class Convergence:
     delta: float = 1e-5
     max_no_improvement: int = 0
     epsf: float = 0.0
-    best: float = math.nan  # NaN: no evaluation yet
+    best: float = math.nan  # NaN before the first evaluation
     previous: float = math.nan
     no_improvement: int = 0
     past_losses: list[float] = field(default_factory=list)

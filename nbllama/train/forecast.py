@@ -34,9 +34,9 @@ class Forecast(NamedTuple):
     held: int  # already resident, excluding the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
-    chosen: int  # activations of this run
-    loss: int  # logits of one chunk of positions
-    scratch: int  # tiles and score rows of all threads
+    chosen: int  # activations in this run
+    loss: int  # logits for one chunk of positions
+    scratch: int  # tiles and score rows for all threads
     saving: int  # copy of the adapter and its moments, made during a save
     weights: int  # the mapped file
     seconds: float
@@ -45,7 +45,7 @@ class Forecast(NamedTuple):
 
     @property
     def untouched(self) -> int:
-        """Memory that the run will use in addition to `held`, and that the system cannot drop."""
+        """Memory in addition to `held` that the run will use and that the system cannot drop."""
         return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property
@@ -132,5 +132,5 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def _touch(array: np.ndarray) -> None:
-    """Write zeros to an array of zeros so that the system allocates its memory."""
+    """Write zeros to an array of zeros, so that the system allocates the array's memory."""
     np.multiply(array, 1, out=array)

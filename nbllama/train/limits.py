@@ -1,4 +1,4 @@
-"""Limits on the size of micro-batches, and on the number of blocks whose activations are kept."""
+"""Limits on the size of micro-batches, and the number of blocks that can keep their activations."""
 
 from __future__ import annotations
 

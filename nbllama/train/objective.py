@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """The parts of a trainer that an objective uses: the model, the adapter, and their memory."""
+    """The parts of a trainer that an objective uses: the model, the adapter, and working memory."""
 
     model: Model
     adapter: Adapter
@@ -34,7 +34,7 @@ class Passes(Protocol):
 
 
 class Computing(Passes, Protocol):
-    """An object that computes tasks: a trainer, or a worker with its model and memory."""
+    """An object that can compute tasks: a trainer, or a worker with its own model and memory."""
 
     objective: Objective
 
@@ -57,7 +57,7 @@ class Task(Protocol):
 
 
 class Drawing(Passes, Protocol):
-    """The parts of a trainer that an objective needs to draw answers, such as the seed."""
+    """The parts of a trainer that are required to draw answers, such as the seed."""
 
     seed: int
     iteration: int
@@ -82,7 +82,7 @@ class Objective(Protocol):
     point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: `batches` unchanged, or batches built from them."""
+        """Return the micro-batches for a step: `batches`, or new batches built from `batches`."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
@@ -106,7 +106,7 @@ class Objective(Protocol):
         ...
 
     def add_part(self, part: Any) -> None:
-        """Add sums returned by `take_part`, possibly in another process."""
+        """Add sums that `take_part` returned, possibly in a different process."""
         ...
 
     def sent(self, batch: Batch) -> Batch:
@@ -126,7 +126,7 @@ class Objective(Protocol):
         ...
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return answers to show at an evaluation, as in `report.log.EvaluationRecord`."""
+        """Return answers to show with an evaluation, as in `report.log.EvaluationRecord`."""
         ...
 
     def more_bytes(self, trainer: Drawing) -> int:
@@ -146,7 +146,7 @@ class TakesData:
         return batches
 
     def samples(self) -> tuple[dict[str, str], ...]:
-        """Return no answers."""
+        """Return an empty tuple, because no answers are drawn."""
         return ()
 
     def more_bytes(self, trainer: Drawing) -> int:
@@ -159,7 +159,7 @@ class TakesData:
 
 
 class TokenLoss(TakesData):
-    """The cross-entropy of each trained token; for `floor`, see `ops.cross_entropy`."""
+    """The cross-entropy of the trained tokens; for `floor`, see `ops.cross_entropy`."""
 
     data: Sequence[Dataset] = ()
     work = 1.0
@@ -190,7 +190,7 @@ class TokenLoss(TakesData):
         """Do nothing."""
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch unchanged, because it has no data set."""
+        """Return the batch unchanged, because it refers to no data set."""
         return batch
 
     def copied(self) -> TokenLoss:

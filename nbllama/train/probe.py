@@ -15,7 +15,7 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
-ROUNDS = 3  # timing rounds; the first one touches new memory and is not counted
+ROUNDS = 3  # rounds of timing; the first round touches new memory and is not counted
 TOKENS = 8  # too many tokens for the few-token path, so the packed kernels are compiled
 
 
@@ -61,10 +61,11 @@ def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
 def _one_block(
     trainer: Trainer, layer: int, acts: Activations, batch: Batch, first: int | None = None
 ) -> None:
-    """Run a block forward and backward.
+    """Run the forward and backward pass of a block.
 
-    With checkpointing, block `first` runs forward, and block `layer` runs forward again and then
-    backward. If the two differ, the weights of `layer` are not in the cache, as in a real step.
+    With checkpointing, block `first` runs forward. Block `layer` then runs forward again and
+    backward. If these are two different blocks, the weights of `layer` are not in the cache, as in
+    a real step.
     """
     if first is not None:
         block_forward(trainer.model, first, trainer.bound, acts, batch=batch)
@@ -76,7 +77,7 @@ def _one_block(
 
 
 def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
-    """Group the blocks by mixer (such as attention), presence of experts, and sizes."""
+    """Group the blocks by mixer (such as attention), whether they have experts, and sizes."""
     hp = trainer.model.hp
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
@@ -110,8 +111,8 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     heads = []
     for repetition in range(ROUNDS):
         for kind, of in kinds.items():
-            # Use a different block in each round: weights that are still in the cache would be read
-            # faster than in a real step.
+            # Use a different block in each round, because weights that are still in the cache would
+            # be read faster than in a real step.
             of = [i for i in of if i >= lowest] or of
             at = repetition * (len(of) - 1) // (ROUNDS - 1)
             layer, first = of[at], of[at - len(of) // 2]
@@ -135,7 +136,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
         heads.append(time.perf_counter() - start)
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
-    # Blocks below the lowest pair run only forward, which is about a third of the work.
+    # Blocks below the lowest pair run only the forward pass, which is about a third of the work.
     block = {kind: _mean(spent) for kind, spent in blocks.items()}
     above = sum(block[k] * sum(i >= lowest for i in of) for k, of in kinds.items())
     below = sum(block[k] * sum(i < lowest for i in of) / 3 for k, of in kinds.items())

@@ -29,7 +29,7 @@ class Counted(NamedTuple):
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return a line to display about the rows saved per epoch."""
+    """Return a line to display about the rows that are saved per epoch."""
     if not trainer.shares:
         return f"prefixes are not shared, because {trainer.model.hp.arch} blocks carry a state"
     found = counted(trainer)
@@ -42,7 +42,10 @@ def saved_line(trainer: Trainer) -> str:
 
 
 def counted(trainer: Trainer) -> Counted:
-    """Lay out at most `MOST_BATCHES` batches of the current epoch, without side effects."""
+    """Lay out up to `MOST_BATCHES` batches of the current epoch, and count tokens.
+
+    This has no side effects.
+    """
     epoch = trainer.position.epoch
     place, tokens, computed, n = Position(epoch), 0, 0, 0
     while place.epoch == epoch and n < MOST_BATCHES:

@@ -12,7 +12,7 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """The sizes of the largest micro-batch: computed rows, and tokens in its samples."""
+    """The sizes of the largest micro-batch: the computed rows, and the tokens in its samples."""
 
     computed: int
     keys: int

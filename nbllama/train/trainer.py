@@ -2,10 +2,10 @@
 
 `nbllama.train.run.loop` performs all the steps of a run, including logging and saving.
 
-The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m).
+The gradient of micro-batch m in iteration i is a pure function of (parameters, data, seed, i, m).
 `nbllama.train.blocks.compute` defines the order in which gradients are summed. The loss of an
-iteration is the mean over the trained tokens of all its micro-batches, so batch size 4 with one
-accumulation step is equivalent to batch size 1 with four.
+iteration is the mean over the trained tokens in all its micro-batches. Batch size 4 with one
+accumulation step is therefore equivalent to batch size 1 with four accumulation steps.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Trainer:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
-            # drawn batches are not laid out again
+            # batches of drawn answers are not laid out again
             most = max(self.limits.tokens, self.limits.computed)
             self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
@@ -164,7 +164,7 @@ class Trainer:
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """The gradients of the last evaluation, by parameter name and before clipping."""
+        """The gradients from the last evaluation, by parameter name and before clipping."""
         return self.bound.grads
 
     @one_at_a_time

@@ -35,7 +35,7 @@ from nbllama.system.run_lock import lock_or_refuse
 
 _MAGIC = b"nbllama trunk 1\n"
 _HEAD = struct.Struct("<16s64sI")  # magic, key, width
-_RECORD = struct.Struct("<16sII")  # digest and number of tokens, checksum of vectors
+_RECORD = struct.Struct("<16sII")  # digest of the tokens, number of tokens, checksum of the vectors
 
 
 class _Place(NamedTuple):
@@ -47,7 +47,7 @@ class _Place(NamedTuple):
 
 
 def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
-    """Return the size of a file for samples with `n_tokens` tokens in total."""
+    """Return the size of a file for `n_samples` samples with a total of `n_tokens` tokens."""
     return _HEAD.size + n_samples * _RECORD.size + 4 * width * n_tokens
 
 
@@ -155,7 +155,7 @@ class TrunkCache:
         return True
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
-        """Append any samples of `batch` that are not yet stored; x is `[N, C]`, as for `load`."""
+        """Append the samples in `batch` that are not stored yet; x is `[N, C]`, as for `load`."""
         if self._full or batch.n_tokens < FEWEST_ROWS:
             return
         whole, rows = batch.whole(), _rows(batch)
@@ -240,5 +240,5 @@ def digests(batch: Batch) -> list[bytes]:
 
 
 def _rows(batch: Batch) -> np.ndarray:
-    """Return, for each token of the samples, the index of its computed row."""
+    """Return the index of the computed row for each token in the samples."""
     return np.arange(batch.n_tokens) if batch.tree is None else batch.tree.rows

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-OVERFITTING = 2  # consecutive evaluations with falling training loss and rising validation loss
+OVERFITTING = 2  # consecutive evaluations in which training loss falls and validation loss rises
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""`nbllama chat`, `nbllama generate` and `python -m nbllama.main`: completion and conversation."""
+"""`nbllama chat`, `nbllama generate` and `python -m nbllama.main`: completions and chats."""

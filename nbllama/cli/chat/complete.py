@@ -9,9 +9,9 @@ _INSTRUCTION, _RESPONSE = "\n\n### Instruction:\n\n", "\n\n### Response:\n\n"
 
 
 def predict(talk: Talk) -> None:
-    """Complete the prompt, until the model ends the text.
+    """Complete the prompt until the model ends the text.
 
-    The text also ends at the maximum length, when the context is full, or at a reverse prompt.
+    The text also ends at a reverse prompt, at the maximum length, or when the context is full.
     """
     talk.open(_prompt(talk))
     stops = talk.stops(slack=2)
@@ -58,7 +58,7 @@ def interact(talk: Talk) -> None:
                 console.write(suffix, "prompt")
             said = talk.tokenizer.encode(read_escapes(o, line, "the input"))
             predictor.append([*talk.ids(prefix), *said, *talk.ids(suffix)])
-        users = not predictor.tokens  # after an empty line, the model continues any existing text
+        users = not predictor.tokens  # after an empty line, the model continues the text so far
 
 
 def _prompt(talk: Talk) -> list[int]:

@@ -25,12 +25,12 @@ class Stopped(Exception):
 
 
 class Console:
-    """A terminal; with `color`, prompts and input are coloured differently from answers."""
+    """The terminal; with `color`, prompts and input have different colours from answers."""
 
     def __init__(self, color: bool) -> None:
         self._color = color
         self._style = ""
-        self._clean = True  # at the start of a line
+        self._clean = True  # whether the cursor is at the start of a line
         self._to_terminal = sys.stdout.isatty()
         self.typed = sys.stdin is not None and sys.stdin.isatty()
         reconfigure = getattr(sys.stdin, "reconfigure", None)
@@ -41,7 +41,7 @@ class Console:
                 import readline  # noqa: F401  # enables line editing
 
     def write(self, text: str, style: str = "") -> None:
-        """Write part of an answer or a prompt, without buffering.
+        """Write part of an answer or a prompt immediately, without buffering.
 
         On a terminal, control characters are written as escapes.
         """
@@ -68,9 +68,9 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: one line, or several lines, where all but the last end with a backslash.
+        """Read a message of one or more lines; all lines but the last end with a backslash.
 
-        Returns None at the end of the input. `prompt` is only written to a terminal.
+        Returns None at the end of the input. `prompt` is written only if the input is a terminal.
         """
         lines: list[str] = []
         while True:
@@ -96,13 +96,16 @@ class Console:
 
 
 def _utf8_locale() -> bool:
-    """Return whether the C locale is UTF-8; if not, readline would read Chinese as commands."""
+    """Return whether the C locale is UTF-8.
+
+    In any other locale, readline would interpret Chinese characters as commands.
+    """
     name = getattr(locale, "CODESET", None)
     return name is not None and locale.nl_langinfo(name).upper() == "UTF-8"
 
 
 class Interrupt:
-    """A SIGINT handler that stops the current answer or, if there is none, the program."""
+    """A SIGINT handler that stops the current answer or, if there is no answer, the program."""
 
     def __init__(self) -> None:
         self._answering = False
@@ -119,7 +122,7 @@ class Interrupt:
 
     @contextmanager
     def stops_answer(self) -> Iterator[None]:
-        """Make `check` raise `Stopped` after the first Ctrl-C; a second Ctrl-C ends the program."""
+        """Let the first Ctrl-C make `check` raise `Stopped`; a second Ctrl-C ends the program."""
         self._answering = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""The work of `python -m nbllama.main`: setting up model, adapters, context, samplers and mode."""
+"""The setup for `python -m nbllama.main`: the model, adapters, context, samplers and mode."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nbllama.train.run.settings import fresh_seed
 
 _SHORTEST = 8  # as in llama.cpp
 _USUAL = 4096
-_QUIET = 2.0  # seconds without output before a note is printed
+_QUIET = 2.0  # number of seconds without output before a note is printed
 
 
 def run(main: Main, threads: int) -> None:
@@ -88,7 +88,7 @@ def run(main: Main, threads: int) -> None:
 
 @contextmanager
 def saved(path: str, console: Console) -> Iterator[list[Dump]]:
-    """On exit, even after Ctrl-C, write the dumps that the caller has added to the list."""
+    """On exit, even after Ctrl-C, write the dumps that the caller added to the list."""
     seen: list[Dump] = []
     try:
         yield seen
@@ -101,8 +101,8 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     """Return the template that `--chat-template` names, or else the model's own template.
 
-    A model without a template uses ChatML if its vocabulary contains the ChatML tokens, else
-    Alpaca's plain text. `variables` come from `--template-vars`.
+    If the model has no template, the result is ChatML if the vocabulary contains the ChatML tokens,
+    else Alpaca's plain text. `variables` come from `--template-vars`.
 
     Raises `UsageError` or `GGUFError` if the template cannot be used.
     """
@@ -115,7 +115,11 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
-    """Return the context in tokens; if `strict`, raise `UsageError` above the trained length."""
+    """Return the context length in tokens.
+
+    If `strict`, raises `UsageError` instead of printing a warning, for example if the context is
+    longer than the trained length.
+    """
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
     for line in context_warnings(hp, n_ctx):
@@ -128,7 +132,10 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 
 
 def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) -> list[str]:
-    """Return the `--dry-run` table; the program's own memory is measured, the rest calculated."""
+    """Return the `--dry-run` table.
+
+    The program's own memory is measured; the other values are calculated.
+    """
     model.tokenizer  # noqa: B018  # the vocabulary is large once it has been read
     held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped, so they are not counted"
@@ -154,9 +161,9 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
-    """Process a few tokens to compile the kernels and read the weights before the text begins.
+    """Compile the kernels and read the weights, by processing a few tokens before the text begins.
 
-    A note is printed if this takes long.
+    A note is printed if the warm-up takes long.
     """
     said = threading.Event()
 

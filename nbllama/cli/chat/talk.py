@@ -20,7 +20,7 @@ class Stops:
     """Reverse prompts: strings that end an answer.
 
     `slack` is the number of bytes that may follow a reverse prompt, because the last token can
-    extend beyond its end.
+    extend beyond the end of the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], slack: int) -> None:
@@ -42,7 +42,7 @@ class Stops:
 
 
 def read_text(options: MainOptions) -> str:
-    """Return the text from `--prompt` or `--file`, without a trailing line break in the file.
+    """Return the text from `--prompt` or `--file`, without a line break at the end of the file.
 
     Raises `DataError` if the file cannot be read, is empty or is not UTF-8.
     """
@@ -63,7 +63,7 @@ class Talk:
     interrupt: Interrupt
     n_ctx: int
     text: str  # from --prompt or --file
-    seed: int | None = None  # of the random draws, if any
+    seed: int | None = None  # for random draws, if any
 
     def stops(self, slack: int, more: Sequence[str] = ()) -> Stops:
         """Return the reverse prompts from the command line plus those in `more`."""
@@ -76,7 +76,7 @@ class Talk:
         return self.tokenizer.encode(text, parse_special=True)
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Check the first prompt, set how much of it a context shift keeps, and print the seed.
+        """Check the first prompt, decide how much of it a context shift keeps, and print the seed.
 
         Raises `UsageError` if the prompt does not fit.
         """
@@ -103,7 +103,7 @@ class Talk:
             self.console.write("".join(map(decoder.push, plain)) + decoder.flush(), "prompt")
 
     def speak(self, stops: Stops, *, stoppable: bool) -> tuple[str, str]:
-        """Print an answer while it is being generated; return the answer and why it ended.
+        """Print an answer while generating it; return the answer and the reason why it ended.
 
         The reason is "eog", "stop" (a reverse prompt), "length", "interrupt" or "full".
 

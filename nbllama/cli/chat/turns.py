@@ -13,9 +13,9 @@ from nbllama.text.chat_template import ChatTemplate
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    Each turn renders the whole chat again, but the model reads only the tokens after the unchanged
-    beginning. A message that the template rejects, or that does not fit into the context, is left
-    out.
+    The whole chat is rendered again in each turn, but the model processes only the tokens that
+    follow the unchanged beginning. Messages that the template rejects, or that do not fit into the
+    context, are left out.
     """
     o, console = talk.options, talk.console
     messages: list[dict[str, str]] = []
@@ -56,7 +56,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
 
 
 def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]]) -> None:
-    """Set the text of the predictor to the rendered chat.
+    """Render the chat, and set the predictor's text to the result.
 
     Raises `DataError` if the template rejects a message, and `UsageError` if a message does not fit
     into the context.

@@ -1,8 +1,8 @@
-"""Option names from other programs, and the hint to print for each.
+"""Option names from other programs, and the hint to print for each name.
 
 Each table row contains a hint and the names that it applies to. A hint is the option to use
-instead, or a sentence if the value has a different form or no option is needed. Names are written
-with `-`; `_` counts as `-` on the command line and in `--config` files.
+instead, or a sentence if the value has a different form or no option is needed. Names are spelled
+with `-`; on the command line and in `--config` files, `_` is equivalent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def answers(*tables: Rows) -> dict[str, str]:
     return found
 
 
-# For every program: options that other tools need because of their hardware or model format.
+# For every program: options that other tools require because of their hardware or model format.
 _CPU = "leave it out: everything runs on the CPU; --threads sets the number of CPU threads"
 _AS_IT_IS = "leave it out: weights keep the types of the GGUF file"
 _LOCAL = "leave it out: the model is a GGUF file on this machine, and nothing is downloaded"

@@ -1,4 +1,4 @@
-"""Options for batches of records and for plain-text samples; for reading, see `options/data.py`."""
+"""Options for batches of records and for plain-text samples. `options/data.py` handles reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _text = partial(option, "Plain-text samples")
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options for how records share batches, and where plain-text samples begin and end."""
+    """Options that decide how records share batches, and where plain-text samples begin and end."""
 
     packing: bool = record_option(
         None,

@@ -49,7 +49,7 @@ class ModelOptions:
     )
 
     def constants(self) -> dict[str, Any]:
-        """Return the given constants, named as in `nbllama.model.load_model`."""
+        """Return the constants that were given, named as in `nbllama.model.load_model`."""
         values = {
             "rms_eps": self.norm_rms_eps,
             "rope_freq_base": self.rope_freq_base,

@@ -1,4 +1,4 @@
-"""Options for the training objective: the likelihood of answers, or a loss on preferences."""
+"""Options for the training objective: the likelihood of answers, or a preference loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options for `--objective grpo`, which draws answers and lets a program score them."""
+"""Options for `--objective grpo`, which draws answers and scores them with a reward function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _rewards = partial(option, "Objective")
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """The reward, and how to draw answers."""
+    """The reward function, and how to draw answers."""
 
     reward: str = _rewards(
         Words("REWARD"),

@@ -58,7 +58,7 @@ class Options(
     EndOptions,
     ManyOptions,
 ):
-    """A parsed command line; options that were not given and have no fixed default are None."""
+    """A parsed command line. Options that were not given and have no fixed default are None."""
 
 
 OPTIONS = table(Options)
@@ -67,11 +67,11 @@ OPTIONS = table(Options)
 def parse(argv: Sequence[str]) -> Options:
     """Parse a command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError`. `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     given = read(OPTIONS, argv, FAMILIAR)
     if path := given.get("config"):
-        # the last occurrence of an option wins, so the file's words come first
+        # the words from the file come first, because the last occurrence of an option wins
         argv = [*config_words(path, OPTIONS, FAMILIAR), *argv]
     options = parse_into(Options, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=FAMILIAR)
     if not options.model_base:

@@ -22,11 +22,11 @@ class Actor:
         self._copy: Copy | None = None
 
     def facts(self) -> dict[str, str]:
-        """Return the facts that must be the same on all machines, and the process id."""
+        """Return the properties that must match on all machines, and the process id."""
         return {**facts(), "pid": str(os.getpid())}
 
     def open(self, plan: Plan, folder: str, same_machine: bool) -> bool:
-        """Open the base model; return False if this machine does not have it."""
+        """Open the base model; return False if this machine has no copy of it."""
         path = plan.path if same_machine else find_model(plan, folder)
         if path:
             self._worker = Worker(plan, path, say=_ignore)
@@ -52,4 +52,4 @@ class Actor:
 
 
 def _ignore(text: str) -> None:
-    """Ignore a message about the trunk cache, which does not affect the result."""
+    """Ignore a message about the trunk cache, because the cache does not affect the result."""

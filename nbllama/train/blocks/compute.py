@@ -36,12 +36,12 @@ Check = Callable[[], None] | None
 
 
 class Work(Computing, Protocol):
-    """An object that computes blocks: a trainer, or a worker with its model and memory."""
+    """An object that can compute blocks: a trainer, or a worker with its own model and memory."""
 
     trunk: Trunk | None
 
     def set_dropout(self, micro: int) -> None:
-        """Set the dropout masks for a micro-batch of the current step, if dropout is enabled."""
+        """If dropout is enabled, set the dropout masks for a micro-batch of the current step."""
         ...
 
 
@@ -200,7 +200,7 @@ class Total:
 
 
 class Steps(Protocol):
-    """An object that computes the loss and the gradient of a step from its micro-batches."""
+    """An object that computes the loss and the gradient of a step from the step's micro-batches."""
 
     def evaluate(
         self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
@@ -222,7 +222,7 @@ class Steps(Protocol):
 
 
 class StepWork(Work, Protocol):
-    """A trainer, which computes blocks and keeps track of the next step."""
+    """A trainer that computes blocks and keeps track of the next step."""
 
     iteration: int
 

@@ -46,7 +46,7 @@ class Copy:
     def finish(self) -> str:
         """Check the copy, rename it to its final name, and return its path.
 
-        If the sha256 does not match, deletes the copy and raises `NbllamaError`.
+        If the sha256 does not match, the copy is deleted and `NbllamaError` is raised.
         """
         if self._sum.hexdigest() != self._wanted:
             self._remove()

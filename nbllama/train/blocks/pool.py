@@ -42,11 +42,11 @@ class Pool(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """Wait at most `seconds` for news, and return it."""
+        """Wait for news for at most `seconds`, and return it."""
         ...
 
     def ban(self, worker: str) -> None:
-        """Never use this worker's machine again, and report no more news from the worker."""
+        """Never use this worker's machine again, and ignore further news from the worker."""
         ...
 
     def close(self) -> None:

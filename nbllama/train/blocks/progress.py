@@ -49,7 +49,7 @@ class Progress:
 
     @property
     def complete(self) -> bool:
-        """Return whether all answers have arrived, including those from audits."""
+        """Return whether all answers have arrived, including answers from audits."""
         return len(self.done) == len(self.units) and self.wanted <= self.audits.keys()
 
     def has(self, unit: Unit) -> bool:
@@ -78,7 +78,7 @@ class Progress:
         return None
 
     def next_here(self) -> tuple[Unit, bool] | None:
-        """Take the next unit for this process, which may audit any worker."""
+        """Take the next unit for this process to compute; it may audit any worker."""
         while self.todo:
             unit, audit = self.todo.popleft()
             if self.needs(unit, audit):

@@ -31,7 +31,7 @@ from nbllama.train.blocks.compute import Unit
 from nbllama.train.blocks.pool import Event
 from nbllama.train.blocks.worker import Plan, misfit, other_cpu
 
-PIECE = 32 << 20  # bytes of the base model per message
+PIECE = 32 << 20  # number of bytes of the base model per message
 JOIN_SECONDS = 300.0  # time limit for the first worker
 
 
@@ -52,7 +52,7 @@ class RayPool:
     def __init__(
         self, address: Address, plan: Plan, *, model_dir: str = "", mixed_cpu: bool = False
     ) -> None:
-        """Connect to the cluster and wait for the first worker.
+        """Connect to the cluster, and wait for the first worker.
 
         Raises `UsageError` if the cluster cannot be used, and `NbllamaError` if no worker is
         suitable.
@@ -64,7 +64,7 @@ class RayPool:
         self._refused: set[str] = set()  # machines
         self.others: set[str] = set()
         self._lines: list[str] = []
-        self._calls: dict[Any, str] = {}  # the worker that computes each pending result
+        self._calls: dict[Any, str] = {}  # the worker that is computing each pending result
         self._params: Any = None
         self._number = 0
         self._plan_ref: Any = None
@@ -197,7 +197,7 @@ class RayPool:
         self._calls[handle.compute.remote(unit, attempt, point, self._params)] = worker
 
     def wait(self, seconds: float) -> list[Event]:
-        """Wait at most `seconds` for answers and lost workers, and return them."""
+        """Wait for answers and lost workers for at most `seconds`, and return them."""
         if not self._calls:
             time.sleep(seconds)
             return []
@@ -213,7 +213,7 @@ class RayPool:
             return Event(worker, None, _reason(e))
 
     def lose(self, worker: str) -> None:
-        """End a worker and forget its unit; a new worker may be started on its machine."""
+        """End a worker and discard its unit; a new worker may be started on the same machine."""
         self._calls = {ref: name for ref, name in self._calls.items() if name != worker}
         member = self._members[worker]
         with self._lock:
@@ -241,7 +241,7 @@ def _connect(address: Address) -> None:
     try:
         if address.local:
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15
-            # without "local", Ray would join a cluster that is running on this machine
+            # without "local", Ray would join any cluster that is running on this machine
             ray.init(address="local", num_cpus=address.local, **quiet)
         else:
             quiet.pop("include_dashboard")

@@ -1,4 +1,4 @@
-"""The work of each worker in a run: units, tokens per second, and share of the time."""
+"""The work that each worker does in a run: units, tokens per second, and share of the time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Shares:
         self._of: dict[str, Share] = {}
 
     def add(self, worker: str, n_tokens: int, seconds: float) -> None:
-        """Add a block or other unit that a worker has computed."""
+        """Add a block or a different unit that a worker has computed."""
         share = self._of.setdefault(worker, Share())
         share.blocks += 1
         share.tokens += n_tokens

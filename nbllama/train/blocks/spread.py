@@ -70,9 +70,9 @@ class Spread:
         self._running: dict[str, Running] = {}
         self._attempts = 0
         self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
-        self._count = 0  # blocks so far, to choose which to audit
+        self._count = 0  # number of blocks so far, which determines the blocks to audit
         self._alone = self._told_few = False
-        self._sent = -1  # the iteration whose parameters the pool has
+        self._sent = -1  # the iteration whose parameters were passed to the pool
         self._all, self._recent = Shares(), Shares()
 
     def evaluate(
@@ -183,8 +183,8 @@ class Spread:
             self._running[worker] = Running(unit, self._attempts, self.clock(), audit)
             self.pool.start(worker, unit, self._attempts, work.objective.point)
         if step.todo and all(running.late for running in self._running.values()):
-            # no worker can finish the step: an audit requires a second worker, or all workers are
-            # late
+            # No worker can finish the step: an audit requires a second worker, or all workers are
+            # late.
             self._compute_here(work, step, check)
 
     def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
@@ -256,7 +256,7 @@ class Spread:
         answer: Answer,
         audit: bool,
     ) -> None:
-        """Store the first answer for a unit; for an audit, compare the two answers."""
+        """Store the first answer for a unit; in an audit, compare the two answers."""
         if not step.keep(unit, answer, worker=worker, audit=audit):
             self.dropped += 1
         elif audit and not step.again:
@@ -284,7 +284,7 @@ class Spread:
         step.again = True
 
     def _queue_overdue(self, step: Progress) -> None:
-        """Queue a unit again if its worker takes too long."""
+        """Queue a unit again if its worker is taking too long."""
         now = self.clock()
         for worker, running in self._running.items():
             known = self._seconds[running.unit.kind]

@@ -35,7 +35,7 @@ _PIECE = 1 << 24
 
 
 class Key(NamedTuple):
-    """The unit that an answer is for; each recomputation of a block has a higher `attempt`."""
+    """The unit that an answer is for; each time a block is recomputed, `attempt` is higher."""
 
     step: int
     number: int
@@ -47,8 +47,8 @@ class Answer:
     """The result of a computed unit.
 
     losses: see `compute`. parts: the objective's sums for each micro-batch. grads: the float32
-    gradient of each parameter, empty for validation. load: tokens per expert, int64 `[n_layer, E]`,
-    or None. seconds: computing time on the worker. value: the result of a task.
+    gradient with respect to each parameter; empty for validation. load: tokens per expert, int64
+    `[n_layer, E]`, or None. seconds: computing time on the worker. value: the result of a task.
     """
 
     key: Key
@@ -120,7 +120,7 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
     """Compute a unit, and return an answer whose arrays are copies.
 
-    The objective's sums must be 0 beforehand, so that the answer covers only this unit.
+    The objective's sums must be 0 when the call begins, so that the answer covers only this unit.
     """
     start = time.perf_counter()
     if isinstance(unit, Job):
@@ -173,7 +173,7 @@ class Worker:
             os.close(fd)
             width = self.model.hp.n_embd
             self.trunk = TrunkCache(name, key, layer=layer, width=width, say=say)
-            with suppress(OSError):  # the file stays open, but nothing is left on the disk
+            with suppress(OSError):  # the open file has no name and leaves nothing on disk
                 os.unlink(name)
 
     def laid_out(self, batches: list[Any]) -> list[Any]:
@@ -207,7 +207,7 @@ class Worker:
 
 
 def facts() -> dict[str, str]:
-    """Return the facts that must match on all machines to produce the same bits."""
+    """Return the properties that must match on all machines to produce the same bits."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"nbllama": __version__, "python": python, **environment(), **more_of_environment()}
 
@@ -245,9 +245,9 @@ def file_sha256(path: str) -> str:
 
 
 def find_model(plan: Plan, folder: str) -> str:
-    """Return the path of the base model on this machine, or "" if it must be copied.
+    """Return the path to the base model on this machine, or "" if the model must be copied.
 
-    The file is looked up at the same path first, then by size and sha256 in `folder` and its
+    The model is looked up at the same path first, then by size and sha256 in `folder` and its
     subfolders.
     """
     candidates = [plan.path]

@@ -14,7 +14,7 @@ from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # share of the run's time
-CREDIT = 30.0  # seconds of unused time that can be carried over
+CREDIT = 30.0  # maximum seconds of unused time to carry over
 MOST_COLUMNS = 400  # rows of norms per run
 MOST_PASSING = 20  # texts logged per run, in addition to the followed ones
 
@@ -97,7 +97,7 @@ class Measures:
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
-        if isinstance(trainer.dataset, Prompts):  # the batches of such a run are placeholders
+        if isinstance(trainer.dataset, Prompts):  # in such a run, the batches are placeholders
             return
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):

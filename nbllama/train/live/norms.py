@@ -14,7 +14,7 @@ from nbllama.lora.slots import slot_of
 
 def _square(x: np.ndarray) -> float:
     flat = x.reshape(-1)
-    # one thread and no copy; float32 is precise enough for a colour
+    # uses one thread and makes no copy; float32 is precise enough for a colour
     return float(np.einsum("i,i->", flat, flat))
 
 

@@ -1,4 +1,4 @@
-"""Questions asked on the page, which the current adapter answers between iterations."""
+"""Questions asked on the page, answered with the current adapter between iterations."""
 
 from __future__ import annotations
 

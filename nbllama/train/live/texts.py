@@ -1,4 +1,4 @@
-"""The training text and its per-token losses, which each step computes anyway."""
+"""The training text and its per-token losses, which every step computes in any case."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Texts:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._followed: dict[bytes, list[int]] = {}  # tokens -> number, visits
+        self._followed: dict[bytes, list[int]] = {}  # tokens -> sample number, visits so far
         self._turn = 0
 
     def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:

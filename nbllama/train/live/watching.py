@@ -36,7 +36,7 @@ class Watching:
         self._questions: Questions | None = None
 
     def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
-        """Attach the loaded session; `keep` writes rows to the log and passes them to `row`."""
+        """Attach the loaded session; `keep` writes a row to the log and passes it to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
             with suppress(DataError):  # a new log has no earlier iterations

@@ -102,7 +102,7 @@ def of_preferences(
         for at in range(0, len(numbers), trainer.batch):
             part = numbers[at : at + trainer.batch]
             laid_out = trainer.laid_out([data.batch(part)])
-            if laid_out[0].n_tokens > most.computed:  # validation data may share less
+            if laid_out[0].n_tokens > most.computed:  # validation data may share fewer prompts
                 laid_out = trainer.laid_out([data.batch([i]) for i in part])
             for batch in laid_out:
                 trainer.model.forward(bound, acts, batch, check)

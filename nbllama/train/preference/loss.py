@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(NamedTuple):
-    """The numeric options for an objective; see `nbllama.options.finetune.objective`."""
+    """The numeric options of an objective; see `nbllama.options.finetune.objective`."""
 
     objective: str
     beta: float
@@ -62,7 +62,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss of each sample (float64), and the derivative and reward of each answer `[S]`."""
+    """The loss for each sample (float64), and the derivative and reward for each answer `[S]`."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 def loss_of(numbers: Numbers, answers: Answers, z: float = 0.0) -> Found:
-    """Return the loss of a micro-batch; `z` is the reference point for KTO."""
+    """Return the losses for a micro-batch; `z` is the reference point for KTO."""
     a, x = answers, numbers
     if OBJECTIVES[x.objective].data == LABELS:
         single = kto(a.policy, a.reference, a.good, beta=x.beta, z=z)
@@ -144,7 +144,7 @@ class PreferenceLoss(TakesData):
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Estimate the reference point for KTO, and return the number of samples."""
+        """Estimate the reference point if the loss is KTO, and return the number of samples."""
         self._measured = Measured(self._labels)
         judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
         if self._moves:
@@ -186,7 +186,8 @@ class PreferenceLoss(TakesData):
             answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self.point
         )
         if gradient:
-            # each token's weight is d loss / d log pi, negated because the kernel's loss is -log pi
+            # The weight of a token is d loss / d log pi, negated because the kernel's loss is -log
+            # pi.
             of_tokens = np.repeat(-weight * found.slope, answers.n)
             trainer.model.loss(
                 trainer.bound, trainer.acts, trainer.buffers, batch, weight=of_tokens,
@@ -204,7 +205,7 @@ class PreferenceLoss(TakesData):
         return part
 
     def add_part(self, part: Measured) -> None:
-        """Add measures; adding each micro-batch in order gives the same bits as `loss`."""
+        """Add measures; adding the micro-batches in order gives the same bits as `loss`."""
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:

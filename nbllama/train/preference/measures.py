@@ -31,7 +31,7 @@ class Measured:
         reward: np.ndarray,
         z: float,
     ) -> None:
-        """Add the answers of a micro-batch, `[S]` each; `z` is the reference point for KTO."""
+        """Add the answers in a micro-batch, arrays `[S]`; `z` is the reference point for KTO."""
         for side, on in enumerate((good, ~good)):
             self.count[side] += np.count_nonzero(on)
             self.policy[side] += policy[on].sum()

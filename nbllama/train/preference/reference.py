@@ -50,7 +50,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Return the name under which a checkpoint stores the reference."""
+        """Return the name of the reference that checkpoints store."""
         return "base" if self.adapter is None else f"adapter {adapter_digest(self.adapter)[:16]}"
 
     @property
@@ -75,7 +75,7 @@ class Reference:
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
 
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Read the log-probabilities of the data sets from the file, or compute them.
+        """Read the log-probabilities for the data sets from the file, or compute them.
 
         Raises `NbllamaError` if any value is not finite.
         """
@@ -136,7 +136,7 @@ def same_sizes(a: Adapter, b: Adapter) -> bool:
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """Return the hex sha256 of an adapter's values and scale."""
+    """Return a hex sha256 of an adapter's values and scale."""
     parts: list[bytes | str | int] = [repr(float(adapter.scale))]
     for name, values in sorted(adapter.parameters().items()):
         parts += [name, repr(values.shape), values.tobytes()]

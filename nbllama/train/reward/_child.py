@@ -7,11 +7,11 @@ The protocol is one UTF-8 JSON object per line, with requests on stdin and repli
     {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
     any failure                                                        -> {"error": str}
 
-The child receives the text of the file instead of reading the file itself, so that editing the file
+The child receives the contents of the file instead of reading the file, so that editing the file
 during a run cannot change the reward function. If `argument` is not null, the function `name` is
-called with it and returns the reward function. `check` calls the function `problem` in the same
-file. Anything that the function prints is discarded. This module imports nothing from nbllama, so
-that the child starts quickly and contains none of the program's data.
+called with this argument and returns the reward function. `check` calls the function `problem` in
+the same file. Anything that the function prints is discarded. This module imports nothing from
+nbllama, so that the child starts quickly and has none of the program's data in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST = 300  # characters per message
 
 
 class Given(importlib.abc.SourceLoader):
-    """A loader that loads a module from a string, under the name of its file."""
+    """A loader that creates a module from source text and a file name."""
 
     def __init__(self, path: str, text: str) -> None:
         self._path, self._text = path, text
@@ -79,7 +79,7 @@ def number(value: object) -> float:
 
 
 def kind_of(value: object) -> str:
-    """Describe a value that was returned instead of a number."""
+    """Describe a value that a reward function returned instead of a number."""
     if value is None:
         return "None"
     return "text" if isinstance(value, str) else f"a {type(value).__name__}"
@@ -119,14 +119,15 @@ def limit_memory(extra: int) -> None:
 def set_alarm(seconds: float) -> None:
     """End this process after a number of seconds; 0 means never.
 
-    The parent kills a child that takes too long; the alarm ends a child whose parent is gone.
+    The parent kills a child that takes too long. The alarm ends a child whose parent no longer
+    exists.
     """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def streams() -> tuple[BinaryIO, BinaryIO]:
-    """Return the streams from and to the parent, and send all other output to the null device."""
+    """Return the streams from and to the parent; redirect all other output to the null device."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

@@ -1,8 +1,8 @@
 """The built-in rewards: exact match, pattern match, valid JSON, and SQL result.
 
-Each reward is 1 for a correct answer and 0 for a wrong one. Built-in rewards run in the same kind
-of child process, and under the same limits, as a user's function. `problem` checks a record before
-the run. This module imports nothing from nbllama because the child process loads it as a file.
+Each reward is 1 for a correct answer and 0 for a wrong one. Built-in rewards run in a child process
+with the same limits as a user's function. `problem` checks a record before the run. This module
+imports nothing from nbllama because the child process loads it as a file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PATTERN = "regex"  # regex:PATTERN
 
 WANTED = ("answer", "completion", "output", "response", "target")
 _MOST_ROWS = 10_000
-_SECONDS = 1.0  # CPU seconds per query
+_SECONDS = 1.0  # maximum CPU seconds per query
 _STEPS = 1000  # SQLite instructions between two time checks
-_KEPT = 16  # databases kept open
+_KEPT = 16  # number of databases to keep open
 _READING = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
 }  # fmt: skip
@@ -53,7 +53,7 @@ def wanted(record: dict[str, Any]) -> str | None:
 
 
 def problem(name: str, record: dict[str, Any]) -> str:
-    """Return why a reward cannot score answers to a record, or "" if it can."""
+    """Return why a reward cannot score answers for a record, or "" if it can."""
     if name in ("exact", "sql") and wanted(record) is None:
         return f'the reward {name} requires the correct answer under "answer"'
     if name == "sql":
@@ -75,7 +75,7 @@ def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def regex(pattern: str) -> Reward:
-    """Return a reward function that returns 1 if the pattern is found in the answer."""
+    """Return a reward function that returns 1 if the answer contains a match for the pattern."""
     compiled = re.compile(pattern)
 
     def score(prompt: Any, answer: str, record: dict[str, Any]) -> float:

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class GroupOf(NamedTuple):
-    """The answers to one prompt, and their advantages (0 for an answer without a reward)."""
+    """The answers to one prompt, and their advantages (0 for answers without a reward)."""
 
     question: Question
     answers: list[Answer]
@@ -49,7 +49,7 @@ class GroupOf(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Return whether all rewards are equal, which means that nothing can be learned."""
+        """Return whether all rewards are equal, in which case the group contributes nothing."""
         return not self.advantages.any()
 
 
@@ -67,7 +67,7 @@ class DrawnBatch(Batch):
 
 @contextmanager
 def unwatched(model: Model) -> Iterator[None]:
-    """Hide passes from watchers, which should observe only the training passes."""
+    """Hide passes from watchers, which should observe training passes only."""
     watch, model.watch = model.watch, None
     try:
         yield
@@ -89,7 +89,7 @@ class Draw:
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens, assuming that all answers have the maximum length."""
+        """Return the number of tokens processed if all answers have the maximum length."""
         return sum(map(len, self.prompts)) + len(self.keys) * self.most
 
     def run(self, work: Computing, check: Check) -> list[list[int]]:
@@ -103,10 +103,10 @@ class Draw:
 
 
 def draw_of(trainer: Drawing, batch: PromptBatch, temperature: float) -> Draw:
-    """Return a task that draws the answers to the prompts of a batch.
+    """Return a task that draws the answers to the prompts in a batch.
 
     Each answer has its own stream of random numbers, derived from the seed, the iteration, the
-    prompt, and the number of the answer in its group.
+    prompt, and the answer's number in its group.
     """
     source = batch.source
     keys: list[tuple[int, ...]] = [

@@ -1,7 +1,8 @@
 """GRPO as a trainer's objective.
 
-A step draws the answers of all its micro-batches with the current adapter, scores them, and then
-performs one update. The probability ratio in the loss is therefore 1 (`nbllama.objectives.grpo`).
+A step draws answers for all its micro-batches with the current adapter, scores the answers, and
+then performs one update. The probability ratio in the loss is therefore 1
+(`nbllama.objectives.grpo`).
 
 After the forward pass of a micro-batch, a second pass through the output layer computes the
 gradient. The weight of each token in that pass is the derivative of the loss with respect to the
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
     from nbllama.train.objective import Check, Computing, Drawing, Passes
     from nbllama.train.reward.scorer import Scorer
 
-FIRST_FAILED = 8  # a run ends if this many rewards fail before the first success
+FIRST_FAILED = 8  # the run ends if this many rewards fail before the first success
 _TIMED = 4  # number of tokens to draw for the timing
 
 
 class RewardNumbers(NamedTuple):
-    """The numeric options for the objective; see `nbllama.options.finetune.rewards`."""
+    """The numeric options of the objective; see `nbllama.options.finetune.rewards`."""
 
     beta: float
     temperature: float = 1.0
@@ -148,7 +149,7 @@ class RewardLoss:
     def _compute_reference(
         self, trainer: Drawing, parts: Sequence[DrawnBatch], check: Check
     ) -> None:
-        """Set the log-probabilities of all micro-batches under the reference."""
+        """Compute and store the log-probabilities under the reference for all micro-batches."""
         tasks = [UnderReference(batch) for batch in trainer.laid_out(list(parts))]
         for part, values in zip(parts, trainer.each(tasks, check), strict=True):
             part.reference[:] = values
@@ -181,7 +182,7 @@ class RewardLoss:
         )
         whole = batch.whole()
         advantage, reference = np.ones(len(n)), policy
-        if isinstance(whole, DrawnBatch):  # otherwise only the time is measured
+        if isinstance(whole, DrawnBatch):  # otherwise, only the duration is being measured
             advantage = whole.advantage
             reference = whole.reference if self._refers else policy
         found = grpo(policy, policy, reference, np.repeat(advantage, n), beta=self.numbers.beta)
@@ -195,7 +196,7 @@ class RewardLoss:
         return float(found.loss.sum())
 
     def measures(self) -> dict[str, float]:
-        """Return the rewards, KL and lengths of the step; see `RewardMeasures.numbers`."""
+        """Return the rewards, KL and answer lengths of the step; see `RewardMeasures.numbers`."""
         return self._measured.numbers()
 
     def take_part(self) -> KL:
@@ -207,7 +208,7 @@ class RewardLoss:
         self._measured.plus_kl(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch unchanged: drawn answers contain everything that `loss` needs."""
+        """Return the batch unchanged, because it contains everything that `loss` requires."""
         return batch
 
     def copied(self) -> RewardLoss:
@@ -254,7 +255,7 @@ class RewardLoss:
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]
         plain = next(i for i in range(trainer.model.hp.n_vocab) if i not in ends)
         times = []
-        for most in (2, 1, 1 + _TIMED):  # the first one compiles kernels
+        for most in (2, 1, 1 + _TIMED):  # the first round compiles kernels
             with unwatched(trainer.model):
                 start = time.perf_counter()
                 group = Group(trainer.model, trainer.adapter, part, most, copies=source.group)

@@ -1,4 +1,4 @@
-"""Measures of a step in a run on rewards."""
+"""Measures for a step in a run on rewards."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class RewardMeasures:
         ]
 
     def numbers(self) -> dict[str, float]:
-        """Return the measures; before the first step, there are none.
+        """Return the measures; the result is empty before the first step.
 
         reward, reward_std: mean and standard deviation of all rewards. kl: nats per token, averaged
         over the tokens of all answers. answer_tokens: mean answer length. cut: share of answers
-        that reached the maximum length. same: share of groups whose rewards are all equal.
+        that reached the maximum length. same: share of groups in which all rewards are equal.
         reward_errors: number of answers without a reward. answers_per_s: answers drawn and scored
         per second.
         """
@@ -87,7 +87,7 @@ class RewardMeasures:
 
 
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
-    """Return the best and the worst answer of the first group whose rewards differ.
+    """Return the best and the worst answer in the first group whose rewards differ.
 
     If there is no such group, return the first two answers.
     """

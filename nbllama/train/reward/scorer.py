@@ -20,10 +20,10 @@ from nbllama.errors import UsageError, shown
 from nbllama.system.child import Child
 from nbllama.train.reward import builtin
 
-SECONDS = 10.0  # per call, by default
+SECONDS = 10.0  # default limit per call
 MEMORY = 2 << 30  # bytes by which the child may grow after loading
 _LOADING_SECONDS = 120.0  # the function may import large packages
-_MOST_LINE = 64 << 20  # bytes per reply from the child
+_MOST_LINE = 64 << 20  # maximum bytes per reply from the child
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CHILD, _BUILTIN = (os.path.join(_HERE, name) for name in ("_child.py", "builtin.py"))
 _FUNCTIONS = {"exact": "exact", "json": "valid_json", "sql": "sql"}
@@ -88,9 +88,9 @@ def _own_text() -> str:
 
 
 class Scorer:
-    """A reward function in a separate process, which is restarted if it exceeds a limit.
+    """A reward function in a separate process, which is restarted after it exceeds a limit.
 
-    `seconds` is the limit per call, and `memory` is the limit in bytes (only on Linux).
+    `seconds` is the time limit per call, and `memory` is the memory limit in bytes (Linux only).
     """
 
     def __init__(self, source: Source, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
@@ -107,7 +107,7 @@ class Scorer:
     def score(
         self, prompt: Any, answer: str, record: dict[str, Any], check: Check = None
     ) -> float | Failed:
-        """Return the reward for an answer to a prompt (text or messages), or why there is none.
+        """Return the reward for an answer to a prompt (text or messages), or why it has no reward.
 
         `check` is called while the child is working, and may raise.
         """
@@ -116,7 +116,7 @@ class Scorer:
         return found if isinstance(found, Failed) else float(found)
 
     def problem(self, record: dict[str, Any]) -> str:
-        """Return why a built-in reward cannot score answers to a record, or "" if it can."""
+        """Return why a built-in reward cannot score answers for a record, or "" if it can."""
         if not self.source.builtin:
             return ""
         request = {"op": "check", "name": self.source.builtin, "record": record}
@@ -157,7 +157,7 @@ class Scorer:
         return self._ask(request, _LOADING_SECONDS, None)
 
     def _ask(self, request: dict[str, Any], seconds: float, check: Check) -> Any:
-        """Send a request to the child; return the value in its reply, or `Failed`."""
+        """Send a request to the child; return the value in the child's reply, or `Failed`."""
         assert self._child is not None
         self._child.send(json.dumps(request, default=str))
         end = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Questions from the data, answered before and after a run.
+"""Questions from the data, which the model answers before and after a run.
 
 The answers do not affect the training.
 """
@@ -28,9 +28,10 @@ _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 
 @dataclass
 class Asked:
-    """A question, the answer from the data, and the model's answers.
+    """A question, the expected answer from the data, and the model's answers.
 
-    `kind` is "trained" or "held out". `wanted` is truncated to the maximum answer length.
+    `kind` is "trained" or "held out". `wanted`, the expected answer, is truncated to the maximum
+    answer length.
     """
 
     kind: str
@@ -110,7 +111,7 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
 
 
 def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
-    """Return the question in a prompt, without the text added by the chat template.
+    """Return the question in a prompt, without the text that the chat template adds.
 
     The question is the last string between control tokens that is not just a role name.
     """
@@ -132,7 +133,10 @@ def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
 def answer(
     questions: list[Asked], model: Model, adapter: Adapter, check: Callable[[], None]
 ) -> list[str]:
-    """Answer all questions greedily; `check` is called before each token and may raise."""
+    """Answer all questions by greedy decoding.
+
+    `check` is called before each token and may raise.
+    """
     if not questions:
         return []
     most = max(q.most for q in questions)

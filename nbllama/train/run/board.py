@@ -15,7 +15,7 @@ _EVALUATION = {"val_loss": "loss/validation", "perplexity": "perplexity/validati
 
 
 class Board:
-    """A folder of event files; errors that occur during training do not stop it."""
+    """A folder of event files; errors that occur during training do not stop the run."""
 
     def __init__(self, folder: str) -> None:
         """Open the folder.

@@ -1,6 +1,6 @@
 """`--card`: a model card and an Ollama Modelfile, written next to a run's adapter.
 
-Each file begins with a marker. An existing file without the marker belongs to the user and is never
+Each file begins with a marker. An existing file without the marker is the user's and is never
 replaced.
 """
 
@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The name of the GGUF adapter, which `conversion` creates if it does not exist."""
+        """The name of the GGUF adapter. If it does not exist, `conversion` creates it."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)
@@ -59,7 +59,7 @@ class Files(NamedTuple):
 
     @property
     def conversion(self) -> str:
-        """The command that creates `readable`, or "" if the adapter is already in GGUF format."""
+        """The command that creates `readable`, or "" if the adapter is in GGUF format."""
         words = [self.adapter, self.readable, "--model-base", self.base]
         arguments = " ".join(map(shlex.quote, words))
         return "" if self.gguf else f"python -m nbllama.convert_lora {arguments}\n"
@@ -125,8 +125,8 @@ def card(
 ) -> str:
     """Return the model card in Markdown.
 
-    `run` is the first row of a log (`nbllama.train.run.story.begun`), and `results` contains lines
-    about iterations and losses.
+    `run` is the first row of the log (`nbllama.train.run.story.begun`), and `results` contains
+    lines about iterations and losses.
 
     Untrusted text, such as file names, is escaped so that it is not interpreted as Markdown or
     HTML.
@@ -224,7 +224,7 @@ def write_all(
         try:
             write(path, made())
             written.append((ending, shown(path, 400)))
-        except Exception as e:  # the card must not end the run
+        except Exception as e:  # a failure must not end the run
             note(f"--card: {shown(e, 900)}")
     return written
 

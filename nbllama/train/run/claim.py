@@ -91,7 +91,7 @@ def contents(path: str) -> str:
 
 
 def _left_over(names: Names) -> Iterator[str]:
-    """Yield the files in `names` that have a leftover temporary file."""
+    """Yield the files in `names` for which a temporary file is left over."""
     folder = os.path.dirname(names.pattern) or os.curdir
     if names.folder:
         for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:

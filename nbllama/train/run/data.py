@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.train.run.outputs import Outputs
 
-_MUCH = 4_000_000  # characters; tokenising more takes a noticeable time
+_MUCH = 4_000_000  # characters; tokenising a longer text takes a noticeable time
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
-    """Return whether the options or the checkpoint require the old tool's order of samples."""
+    """Return whether the options or the checkpoint require the old tool's sample order."""
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
@@ -212,7 +212,7 @@ def load_file(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # it runs in its own process
+            template.close()  # the tokenizer runs in its own process
 
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
@@ -229,7 +229,7 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
 def make_feed(
     options: Options, data: Dataset, seed: int, state: TrainState | None
 ) -> tuple[Feed, Position]:
-    """Return the data feed, and the position where the run starts.
+    """Return the data feed, and the position in the data where the run starts.
 
     A resumed run starts at the position stored in the checkpoint, unless the data have changed
     (`--force`) or `--force-reshuffle` requests a new order.

@@ -1,7 +1,7 @@
 """The start and end of the current learning-rate decay, and the resulting learning rates.
 
-If the decay is as long as the run, extending a finished run starts a new decay over the additional
-iterations. A checkpoint stores where the current decay began (`TrainState.decay_begin`).
+If the decay is as long as the run, extending a finished run starts a new decay that covers the
+additional iterations. A checkpoint stores where the current decay began (`TrainState.decay_begin`).
 """
 
 from __future__ import annotations

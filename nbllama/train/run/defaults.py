@@ -111,7 +111,7 @@ def with_the_run(total: int, begin: int = 0) -> int:
 
 
 def decay_end(options: Options, data_kind: str, total: int) -> int:
-    """Return the iteration at which the decay ends in a fresh run of `total` iterations."""
+    """Return the iteration at which the decay ends in a new run of `total` iterations."""
     own = DEFAULTS[data_kind].cos_decay_steps if options.lr_schedule == "cosine" else None
     fitted = with_the_run(total) if follows_length(options, data_kind) else total
     return options.cos_decay_steps or own or fitted
@@ -122,7 +122,7 @@ def slot_ranks(
 ) -> dict[str, int]:
     """Return the rank of each slot: the given rank, or the default for this kind of data.
 
-    `missing` lists the slots for which the model has no tensor.
+    `missing` lists the slots for which the model contains no tensor.
     """
     ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0

@@ -36,7 +36,7 @@ class Dumps:
 
     @contextmanager
     def at(self, iteration: int) -> Iterator[None]:
-        """Return the context in which to run the step of this iteration."""
+        """Return the context manager in which to run the step of this iteration."""
         texts = [t for steps, own in self._asked if iteration in steps for t in own.texts]
         if not texts:
             yield

@@ -20,7 +20,7 @@ from nbllama.system.program import called_as
 if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
 
-_OLD_INPUT = "checkpoint.gguf"  # default of the old tool
+_OLD_INPUT = "checkpoint.gguf"  # default in the old tool
 
 
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
@@ -84,7 +84,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = [*words, "--force"]  # with the options of that run if they are known
+        own = [*words, "--force"]  # with the earlier run's options if they are known
         if outputs.config and os.path.exists(outputs.config):
             own = ["--config", outputs.config]
         raise CheckpointError(

@@ -106,7 +106,7 @@ class Loop:
             pass
         except (StopRequested, NoWorkers) as e:
             if self._reason:
-                self.result.last = trainer.iteration  # only an evaluation was missing
+                self.result.last = trainer.iteration  # only the evaluation remained to be done
             self._save_at_end()
             self.result.interrupted = True
             self._reason = str(e) if isinstance(e, NoWorkers) else self.stop.reason
@@ -204,7 +204,7 @@ class Loop:
         return made
 
     def _place_moments(self) -> None:
-        """Use the first gradient to find the order of the moments in an old checkpoint."""
+        """Use the first gradient to determine the order of the moments in an old checkpoint."""
         state = self.session.state
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
 LINK = 125e6  # bytes per second over a 1 Gbit/s link
-SHOWN = (2, 4, 8)  # worker counts in the forecast for a cluster
+SHOWN = (2, 4, 8)  # numbers of workers in the forecast for a cluster
 
 
 def plan_of(
@@ -94,7 +94,7 @@ def forecast_line(
 
 
 def forecast_of(session: RunSession) -> Forecast:
-    """Print the forecast of a run, including speed-up and traffic with `--ray`; see `forecast`.
+    """Print the forecast for a run, including speed-up and traffic with `--ray`; see `forecast`.
 
     Raises `NotEnoughMemory` if the run or its local workers need more memory than is available.
     """

@@ -15,7 +15,7 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.system.part_names import files_of
 
 BEST = "BEST"
-# The only output that may also be an input, because a run may resume from its own checkpoint.
+# The only output that may also be an input, because a run can resume from its own checkpoint.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
 
 
@@ -58,7 +58,10 @@ class Names:
         return _parent(self.pattern)
 
     def existing(self) -> Iterator[str]:
-        """Yield the existing names, ignoring case because the file system may ignore it."""
+        """Yield the existing names.
+
+        The comparison ignores case because the file system may be case-insensitive.
+        """
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
         entries = os.listdir(folder) if os.path.isdir(folder) else []

@@ -32,10 +32,10 @@ CARD_FILES = ("card.md", "Modelfile")
 
 
 class Outputs:
-    """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or empty."""
+    """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or ""."""
 
     def __init__(self, options: Options) -> None:
-        """Set the names. Raises `UsageError` for a name that can never be valid."""
+        """Set the names. Raises `UsageError` if a name can never be valid."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -50,7 +50,7 @@ class Outputs:
         if options.only_write_lora:
             self.checkpoint = ""
         self._old_layout = options.compat
-        self.paths: dict[str, str] = {}  # the newest file written, by kind
+        self.paths: dict[str, str] = {}  # the newest file of each kind that was written
         self._folder = bool(self.adapter) and is_folder(self.adapter)
         adapter = bare(self.adapter) if self._folder else self.adapter
         named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
@@ -236,12 +236,12 @@ class Outputs:
 
     @property
     def latest_checkpoint(self) -> str:
-        """The name of the checkpoint, with LATEST."""
+        """The name of the checkpoint with LATEST."""
         return self._latest(self.checkpoint)
 
     @property
     def latest_adapter(self) -> str:
-        """The name of the adapter, with LATEST."""
+        """The name of the adapter with LATEST."""
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """The plan for a run on records: its length, learning rate, batch size and held-out records.
 
-The plan depends on the number of records, and the learning rate also depends on the width of the
-model. The numbers come from the experiment in docs/results/defaults.md. Explicit options override
-the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+The plan depends on the number of records. The learning rate also depends on the width of the model.
+The numbers come from the experiment in docs/results/defaults.md. Explicit options override the
+plan. For plain text, the defaults are the same as in the old llama.cpp `finetune`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """The plan for at most `records` records."""
+    """The plan for runs on at most `records` records."""
 
     records: float
     batch: int
@@ -46,18 +46,18 @@ TABLE = (
     Row(400, batch=8, epochs=3),
     Row(float("inf"), batch=8, epochs=2),
 )
-# The learning rate was found on a model of this width (SmolLM2-135M). Wider models need a lower
-# learning rate: 2e-4 is customary at 4096, the width of models with 7 billion parameters.
+# The learning rate was determined on a model of this width (SmolLM2-135M). Wider models require a
+# lower learning rate: 2e-4 is customary at 4096, the width of models with 7 billion parameters.
 RATE, WIDTH = 1e-3, 576
 CUSTOMARY_RATE, CUSTOMARY_WIDTH = 2e-4, 4096
 
-HELD_OUT_FROM = 50  # records; with fewer, none are held out
+HELD_OUT_FROM = 50  # minimum number of records for holding out some of them
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
 PATIENCE = 4  # number of evaluations without a lower validation loss
 KEPT = 2  # number of numbered checkpoints to keep
 ANSWERS = 3  # number of questions of each kind to ask
-PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws its answers
-BATCH_BEFORE = 8  # for plain text and for checkpoints older than the plan
+PROMPTS_AT_ONCE, PASSES = 4, 1  # batch size and epochs if the run draws answers
+BATCH_BEFORE = 8  # for plain text, and for checkpoints that are older than the plan
 RATE_OF_TEXT = 1e-3
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
 MOST = 100  # prompts
-_ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions need the chat template
+_ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions require the chat template
 
 
 class Prompt(NamedTuple):
@@ -37,8 +37,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """Return the non-blank lines of the `--sample-prompts` file, or the `given` strings.
 
-    Returns [] if there are none. If the training data are chats, each string is used as a user
-    message; otherwise, the model completes the string.
+    Returns [] if there are none. If the training data are chats, each string is a user message.
+    Otherwise, the model completes the string.
 
     Raises `DataError` if the file cannot be read, and `UsageError` if it contains no prompt or more
     than `MOST` prompts.
@@ -87,14 +87,14 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """A task that computes the ids of the greedy answer to a prompt, at most `most` of them."""
+    """A task that computes the ids of the greedy answer to a prompt, at most `most` ids."""
 
     prompt: list[int]
     most: int
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens in the prompt plus the longest possible answer."""
+        """Return the number of tokens in the prompt and the longest possible answer."""
         return len(self.prompt) + self.most
 
     def run(self, work: Computing, check: Check) -> list[int]:

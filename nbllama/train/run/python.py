@@ -1,4 +1,4 @@
-"""Start a run from Python: convert the arguments to options, and restore the process state."""
+"""Start a run from Python: convert the arguments to options, and restore the process at the end."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """Return a file name and None, or a description of the records and the records themselves."""
+    """Return a file name and None, or a description of the records and the records."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):

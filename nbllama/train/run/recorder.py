@@ -1,4 +1,4 @@
-"""Report a run on the screen, and in its log and TensorBoard folder if they are enabled.
+"""Report a run on the screen, and in its log and its TensorBoard folder if these are enabled.
 
 File errors never stop training.
 """
@@ -14,19 +14,19 @@ from nbllama.train.run.screen import Pairs, Screen
 
 
 class Board(Protocol):
-    """An additional destination for records (`nbllama.train.run.board`)."""
+    """A destination for records besides the log (`nbllama.train.run.board`)."""
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write a record; after an `OSError`, this destination is no longer used."""
+        """Write a record; after an `OSError`, the destination is no longer used."""
         ...
 
     def close(self) -> None:
-        """Write the remaining records and close."""
+        """Write the remaining records, and close the destination."""
         ...
 
 
 class Live(Protocol):
-    """The live page of a run (`nbllama.train.live.watching`)."""
+    """The live page for a run (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
         """Attach a loaded `Session`; `keep` adds a row to the log."""
@@ -57,7 +57,7 @@ class Recorder:
         board: Board | None = None,
         live: Live | None = None,
     ) -> None:
-        """Open the metrics file `log` ("" for none). Raises `OutputError` on failure."""
+        """Open the metrics file `log` ("" for none). Raises `OutputError` if this fails."""
         self.notes: list[str] = []
         self._screen, self._board, self._live = screen, board, live
         self._log = MetricsLog(log, self.note) if log else None

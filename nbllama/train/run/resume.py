@@ -43,9 +43,9 @@ def completed(options: Options, state: TrainState | None) -> Options:
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0 (nothing to evaluate) is not a valid option value
-    # --lora-r is the default for all ranks except those of norms.
+    # --lora-r is the default for all ranks except the ranks of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
-    if options.rank_experts is not None:  # the default for the ranks of all experts
+    if options.rank_experts is not None:  # the default for the ranks of all expert tensors
         slots = [slot for slot in slots if SLOT_BY_NAME[slot].kind != "experts"]
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
     stored |= {"lora_r": same.lora_r}
@@ -58,7 +58,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
 
 
 def _value(path: str, o: Option, key: str, found: Any) -> Any:
-    """Return the stored value of an option, which must be valid on the command line."""
+    """Return the stored value of an option; the value must be valid on the command line."""
     if not found and o.dest in _NONE:
         return found
     try:
@@ -114,7 +114,7 @@ def check_resume(
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    if options.packing:  # affects which samples share a batch
+    if options.packing:  # determines which samples share a batch
         free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)

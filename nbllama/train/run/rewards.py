@@ -76,10 +76,10 @@ class RunRewards(FirstAndLast):
     def __init__(
         self, options: Options, model: Model, data: Prompts, *, say: Callable[[str], None]
     ) -> None:
-        """Load the reward function, and the reference adapter if there is one.
+        """Load the reward function and the reference adapter, if any.
 
-        Raises `UsageError` if the function cannot be loaded, `DataError` if a built-in reward
-        cannot score a record, and the same errors as `reference_adapter`.
+        Raises `UsageError` if the function cannot be loaded, and `DataError` if a built-in reward
+        cannot score a record. Also raises the same errors as `reference_adapter`.
         """
         self._options, self._data = options, data
         self._source = find_reward(options.reward)

@@ -11,13 +11,13 @@ Pairs = Iterable[tuple[str, str]]
 
 
 class Screen(Protocol):
-    """The screen that a run reports to; the program uses `nbllama.cli.ui.Display`."""
+    """The screen to which a run reports; the program uses `nbllama.cli.ui.Display`."""
 
     def note(self, text: str) -> None:
         """Show a message to the user."""
 
     def header(self, pairs: Pairs) -> None:
-        """Show names and values, before the first iteration."""
+        """Show names and values before the first iteration."""
 
     def compiling(self, seconds: float | None = None) -> None:
         """Show that kernels are being compiled or, if `seconds` is given, that they are ready."""

@@ -41,7 +41,7 @@ from nbllama.train.run.trunk import plan_trunk
 from nbllama.train.saved_rows import saved_line
 from nbllama.train.trainer import Trainer
 
-OLD_FLOOR = 1e-9  # lower bound for probabilities in ggml of 2023 and 2024
+OLD_FLOOR = 1e-9  # lower bound for probabilities in ggml in 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
@@ -60,7 +60,7 @@ def base_model(options: Options, given: Model | None) -> Model:
 
 
 class RunSession:
-    """Everything that a run needs; `nbllama.train.run.loop` performs the run."""
+    """Everything that a run requires; `nbllama.train.run.loop` performs the run."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class RunSession:
     def forecast(self) -> Forecast:
         """Print the settings and the forecast.
 
-        Raises `NotEnoughMemory` before any slow work is done.
+        Raises `NotEnoughMemory` before doing any slow work.
         """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters

@@ -1,4 +1,4 @@
-"""The settings of a run: the given options plus defaults that depend on the training data.
+"""The settings of a run: the options that were given, and defaults that depend on the data.
 
 `resolve` is a pure function, and `Settings.pairs` lists all the values that it chose.
 """
@@ -32,14 +32,14 @@ class Settings:
 
     options: Options
     data_kind: str
-    n_iter: int  # iterations of this run
+    n_iter: int  # number of iterations in this run
     last: int  # last iteration of this run, counted from the very first iteration
     threads: int
     seed: int
     ctx: int
     lora_r: int
-    alpha: float  # as given; the scale is alpha / r, or alpha / sqrt(r) with rslora
-    lora_alpha: float  # such that the scale is lora_alpha / r
+    alpha: float  # the given value; the scale is alpha / r, or alpha / sqrt(r) with rslora
+    lora_alpha: float  # converted, so that the scale is lora_alpha / r
     lora_layers: str
     ranks: dict[str, int]  # by slot name, for all slots
     adam_alpha: float
@@ -47,9 +47,9 @@ class Settings:
     warmup: int
     cos_decay_steps: int
     cos_decay_min: float
-    template_date: str  # of the chat template, or "" for plain text
+    template_date: str  # date passed to the chat template, or "" for plain text
     eval_every: int  # 0 means that there is nothing to evaluate
-    notes: tuple[str, ...]  # messages to the user about these values
+    notes: tuple[str, ...]  # messages for the user about these values
 
     def saved(self) -> dict[str, Any]:
         """Return the options to store in a checkpoint, by key and in the order of storage.
@@ -148,7 +148,7 @@ def _check_experts(
 def _check_old(options: Options) -> None:
     """Raise `UsageError` for an option that --compat or the old tool's checkpoint rules out."""
     for o in OPTIONS:
-        # a checkpoint of such a run stores "all" for the layers, although the default is None
+        # checkpoints of such runs store "all" for the layers, although the default is None
         if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
             raise UsageError(
                 f"{o.names[0]}: the old finetune had no such option; leave it out with --compat "
@@ -261,5 +261,5 @@ def resolve(
 
 
 def fresh_seed() -> int:
-    """Return a random seed from 0 to 2^31 - 1, the range of the old tool's `--seed`."""
+    """Return a random seed from 0 to 2^31 - 1, the range of `--seed` in the old tool."""
     return secrets.randbelow(2**31)

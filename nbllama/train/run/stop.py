@@ -33,12 +33,12 @@ class StopFlag:
 
     @property
     def reason(self) -> str:
-        """Return why the run ended, for the log."""
+        """Return why the run ended; the reason is written to the log."""
         return "stopped from the live page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals in this context; while `at_once` is set, a signal raises `Interrupted`."""
+        """Handle signals within the context; while `at_once` is set, they raise `Interrupted`."""
         before = {}
         for signum in signals():
             if signum.name in self._names:

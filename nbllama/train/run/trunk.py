@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
     from nbllama.train.trainer import Trainer
 
-SHARE_OF_DISK = 0.1  # maximum share of the free disk space without --trunk-cache
+SHARE_OF_DISK = 0.1  # maximum share of the free disk space if --trunk-cache is not given
 
 
 class TrunkPlan(NamedTuple):
-    """The path, key and size of the file that stores the output of the blocks below `layer`."""
+    """The path, key and size of the file with the output of the blocks below `layer`."""
 
     path: str
     key: str
@@ -39,7 +39,7 @@ class TrunkPlan(NamedTuple):
     nbytes: int
 
     def line(self) -> str:
-        """Return a line about the file to display."""
+        """Return a line to display about the file."""
         blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
         return (
             f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"
@@ -56,10 +56,10 @@ def plan_trunk(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> TrunkPlan | None:
-    """Plan to store the output of the frozen blocks, or return None if it is not worthwhile.
+    """Plan to store the output of the frozen blocks; return None if this is not worthwhile.
 
-    `size` is the value of `--trunk-cache` in bytes, or None if it is not given. `n_iter` is the
-    number of iterations of this run. If the option cannot be applied, `say` receives a message.
+    `size` is the value of `--trunk-cache` in bytes, or None if the option is not given. `n_iter` is
+    the number of iterations in this run. If the option cannot be applied, `say` receives a message.
     """
     model = trainer.model
     layer = min(trainer.adapter.lowest_layer(), model.hp.most_frozen)

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from nbllama.train.validation import Validation
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
-KNOWN = 0.25  # nats per token; below this, the text is reproduced almost without errors
-FALLEN = 0.5  # relative to the first loss
+KNOWN = 0.25  # nats per token; below this loss, the model reproduces the text almost without errors
+FALLEN = 0.5  # relative to the first mean loss
 RISEN = 1.1  # relative to the lowest validation loss
 
 
 @dataclass(frozen=True)
 class Means:
-    """Mean losses at the start and the end of a run, in nats per trained token.
+    """Mean losses at the start and at the end of a run, in nats per trained token.
 
     `over` names the interval of each mean, such as "epoch".
     """
@@ -104,8 +104,8 @@ def verdict_on(
     return Verdict(LEARNED, numbers)
 
 
-RIGHT = 0.75  # share of pairs or labelled answers
-MORE = 0.1  # minimum increase of the share
+RIGHT = 0.75  # share of pairs or labelled answers that are judged correctly
+MORE = 0.1  # minimum increase in the share
 
 
 def verdict_on_preferences(
@@ -113,7 +113,7 @@ def verdict_on_preferences(
 ) -> Verdict:
     """Return the verdict on a run on preferences.
 
-    `first` and `last` are the mean measures of the first and the last iterations.
+    `first` and `last` contain the mean measures for the first and the last iterations.
     """
     names = ("accuracy", "margin")
     numbers = ", ".join(
@@ -127,7 +127,7 @@ def verdict_on_preferences(
     return Verdict(LEARNED, numbers)
 
 
-RISEN_REWARD = 0.25  # initial standard deviations; below this, the mean has hardly changed
+RISEN_REWARD = 0.25  # in initial standard deviations; below this value, the mean has hardly changed
 
 
 def verdict_on_rewards(
@@ -172,7 +172,7 @@ class Ending:
     def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
         """Ask the questions again, and report the result.
 
-        The result is stored in `rows` for the summary, in the log and in `run`, and the answers are
+        The result is stored in `rows` (for the summary), in the log and in `run`. The answers are
         shown on the screen. Raises `StopRequested`.
         """
         loss = means(results, self._per_epoch())
@@ -209,7 +209,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Return options for more iterations and, if the learning rate is low, for a higher one."""
+        """Return options for more iterations and, if the learning rate is low, for raising it."""
         s = self._session
         done = s.trainer.iteration - self._first
         epochs = max(1, math.ceil(done / self._per_epoch()))
