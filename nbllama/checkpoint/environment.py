@@ -1,4 +1,4 @@
-"""The environment of a run, which affects the last digits of the results."""
+"""The software and hardware of a run, which affect the last digits of its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.errors import shown
 
 
 def environment() -> dict[str, str]:
-    """Return the parts of the environment that affect a run's bits: kernels, packages, CPU."""
+    """Return what affects the exact results of a run: the kernels, the packages and the CPU."""
     import llvmlite.binding
     import numba
 
@@ -26,9 +26,9 @@ def environment() -> dict[str, str]:
 
 
 def more_of_environment() -> dict[str, str]:
-    """Return what else must match between machines that compute the same run.
+    """Return the other values that must match on all machines of a run.
 
-    These are the version of LLVM and a digest of the CPU features.
+    These values are the LLVM version and a digest of the CPU features.
     """
     import llvmlite.binding
 
@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return one line for each change that will alter the last digits of a resumed run."""
+    """Return one line per change that will alter the last digits of the resumed run's results."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the "
         f"results may differ from an uninterrupted run in the last digits"

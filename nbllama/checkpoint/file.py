@@ -2,8 +2,8 @@
 
 Keys, tensor names, tensor orientation and order follow llama.cpp's `finetune`
 (`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`). Values that
-`finetune` did not store use `nbllama.*` keys. One such value is a sha256 of the rest of the file,
-which reveals damage before any value is used. See docs/checkpoints.md.
+`finetune` did not store have `nbllama.*` keys. One of them is the sha256 of the rest of the file,
+which is checked before any other value is used. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ Path = str | os.PathLike[str]
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Write `state` to `path` atomically, using memory for a second copy of the state.
+    """Write `state` to `path` atomically.
+
+    The memory must have room for a second copy of the state.
 
     Raises `OutputError` if the file cannot be written, and `Diverged` if the state contains a NaN
-    or an infinity; an existing file at `path` is then kept.
+    or an infinity. In both cases, an existing file at `path` is kept.
     """
     params = state.adapter.parameters()
     for arrays in (params, state.m, state.v):
@@ -65,7 +67,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _entries(state: TrainState) -> Iterator[Entry]:
-    """Yield all entries; entries without a field are for llama.cpp's `finetune`."""
+    """Yield all entries. Entries that match no field are written for llama.cpp's `finetune`."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text
@@ -93,7 +95,7 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint from this program (checking its sha256) or from the old `finetune`.
+    """Read a checkpoint written by this program, checking its sha256, or by the old `finetune`.
 
     Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged,
     is not a checkpoint, or contains impossible values.
@@ -114,7 +116,7 @@ def load_checkpoint(path: Path) -> TrainState:
 
 
 def verify(f: GGUFFile) -> None:
-    """Check that `f` is an unmodified checkpoint from this program. Raises `GGUFError`."""
+    """Raise `GGUFError` unless `f` is an unmodified checkpoint written by this program."""
     if f.metadata.get("general.type") == "adapter":
         raise f.error("file", "an adapter, not a checkpoint")
     if f.metadata.get("training.type") != "finetune_lora":
@@ -130,7 +132,7 @@ def verify(f: GGUFFile) -> None:
 
 
 def _clean(f: GGUFFile) -> bool:
-    """Return whether the padding after each tensor, which no digest covers, is zero."""
+    """Return whether all padding after tensors, which no digest covers, is zero."""
     with open(f.path, "rb") as file:
         for t in f.tensors.values():
             file.seek(t.offset + t.nbytes)

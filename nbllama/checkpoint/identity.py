@@ -44,7 +44,7 @@ MODEL_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Values that must match for a run to resume another; empty values are not compared."""
+    """The values that must match before a run can be resumed. Empty values are not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
     lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
@@ -85,11 +85,11 @@ def digest(
 
 
 def model_fingerprint(f: GGUFFile) -> str:
-    """Return a digest that identifies a base model without reading all of it.
+    """Return a digest that identifies a base model without reading the whole file.
 
-    The digest covers the keys of the architecture, the name, shape and type of every tensor, and 4
-    KiB at the start, middle and end of each tensor. It leaves out names and licences, and also the
-    tokenizer, because the fingerprint of the data covers the tokens.
+    The digest covers the architecture keys; the name, shape and type of every tensor; and 4 KiB at
+    the start, middle and end of each tensor. It does not cover names and licences. Nor does it
+    cover the tokenizer, because the data fingerprint covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))
@@ -112,7 +112,7 @@ def _values(x: Identity) -> dict[str, Any]:
 
 
 def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
-    """Yield each difference, and whether it makes resuming impossible."""
+    """Yield each difference, and whether it makes it impossible to resume."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)
@@ -123,7 +123,7 @@ def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
 
 
 def differences(found: Identity, wanted: Identity) -> list[str]:
-    """List the differences between this run and a checkpoint's, each as "NAME was X, now Y".
+    """List how this run differs from the run that wrote a checkpoint, as "NAME was X, now Y".
 
     Only the settings in `wanted` are compared.
     """

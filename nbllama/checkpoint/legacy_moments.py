@@ -2,8 +2,8 @@
 
 The optimiser of the old tool visits the parameters in the order of the compute graph, from the loss
 down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`). There are two possible directions, and each run
-uses the one that needs less memory. The graph also depends on whether flash attention is used,
-which was the default in 2023. The file records neither the direction nor the use of flash
+uses the direction that needs less memory. The graph also depends on whether flash attention is
+used, which was the default in 2023. The file records neither the direction nor the use of flash
 attention. However, the first moments are averages of past gradients: in the right order, they point
 in nearly the same direction as the next gradient, and in a wrong order they do not.
 """
@@ -57,7 +57,7 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
 
 
 class PlacedMoments(NamedTuple):
-    """Moments by parameter name, reoriented for this program, their file order and their cosine."""
+    """Moments by parameter name in this program's orientation, with their file order and cosine."""
 
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]
@@ -68,7 +68,7 @@ class PlacedMoments(NamedTuple):
 def agreement(
     m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> float:
-    """Return the mean cosine between moments and gradients over the tensors of `names`.
+    """Return the mean cosine between moments and gradients over the tensors in `names`.
 
     Ignores tensors with a single element, whose cosine is always 1 or -1, and tensors whose moments
     or gradient are all zero. Returns 0 if no tensor remains.
@@ -96,7 +96,7 @@ def place_moments(
     only the orders with that direction are tried, and the best one is used.
 
     Raises `CheckpointError` if no order is clearly better than all others. Two orders are compared
-    on the tensors whose positions differ between them.
+    using only the tensors whose positions differ.
     """
     rows = []
     for order in ORDERS:
@@ -109,7 +109,7 @@ def place_moments(
     for other in rows:
         moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
         mine, its = (agreement(row.m, grads, moved) for row in (best, other))
-        # "not above" instead of "below", because of NaN
+        # `not >=` instead of `<`, so that a NaN is also rejected
         if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
                 "the order of the moments in the old checkpoint cannot be determined from its data "

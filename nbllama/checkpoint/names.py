@@ -14,18 +14,20 @@ PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 
 
 def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
-    """Return `pattern` with the first `mark` replaced by `stamp`, a number or `LATEST`."""
+    """Return `pattern` with the first `mark` replaced by `stamp`, which is a number or `LATEST`."""
     return pattern.replace(mark, str(stamp), 1)
 
 
 def prune(
     pattern: str, keep_last: int, iteration: int, *, mark: str = PLACEHOLDER, after: int = -1
 ) -> list[str]:
-    """Remove numbered checkpoints named `pattern`, keeping the newest `keep_last` (0: keep all).
+    """Remove all but the newest `keep_last` numbered checkpoints named `pattern`.
+
+    If `keep_last` is 0, no checkpoint is removed.
 
     Only numbers above `after` and up to `iteration` are considered, because higher numbers are not
     from this run. Only valid checkpoints are counted and removed, and LATEST is never touched.
-    Returns the removed names.
+    Returns the names of the removed checkpoints.
 
     Raises `UsageError` if `mark` is in the folder name, and `OutputError` if a file cannot be
     removed.
@@ -47,7 +49,9 @@ def prune(
 def prune_adapters(
     pattern: str, keep_last: int, iteration: int, *, mark: str, after: int, inside: Iterable[str]
 ) -> None:
-    """Remove numbered adapters named `pattern`, keeping the newest `keep_last` (0: keep all).
+    """Remove all but the newest `keep_last` numbered adapters named `pattern`.
+
+    If `keep_last` is 0, no adapter is removed.
 
     Adapters are files or PEFT folders. For a folder, the files named in `inside` are removed,
     followed by the folder itself if it is empty.
@@ -66,7 +70,7 @@ def prune_adapters(
 
 
 def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
-    """List the names whose numbers are in `within`, newest first, or [] if all are kept."""
+    """List the existing names with numbers in `within`, newest first; [] if all are to be kept."""
     low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:

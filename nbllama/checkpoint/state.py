@@ -50,7 +50,7 @@ class TrainState:
     state at the start of `epoch` for the old tool's order (`data.feed.OldFeed`). decay_begin,
     decay_last: see `train.run.decay`. environment: see `environment`. validation: the numbers of
     `train.validation.Validation`. past_losses: the most recent losses, see `train.convergence`.
-    moments: the moments from an old checkpoint, replacing m and v.
+    moments: the moments from an old checkpoint, used instead of m and v.
     """
 
     identity: Identity
@@ -140,6 +140,6 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 
 
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
-    """Raise an error for negative second moments, because means of squares cannot be negative."""
+    """Raise an error if a second moment, which is a mean of squares, is negative."""
     if second.size and second.min() < 0:
         raise f.error(f"tensor '{SECOND}'", "contains a negative value")

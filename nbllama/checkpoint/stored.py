@@ -1,4 +1,4 @@
-"""Dataclass fields with keys: a one-line declaration defines how a value is stored."""
+"""Dataclass fields whose one-line declarations define how their values are stored in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_TYPE = {
     float: ValueType.FLOAT64,
     str: ValueType.STRING,
 }
-# Largest numbers to accept; a resumed run adds to them, and the sums must still fit.
+# The largest numbers accepted. A resumed run adds to them, and the sums must not overflow.
 MOST, MAX_ITERATION, MAX_RANK, MAX_PAST = 1 << 53, (1 << 31) - 1, 1 << 16, 1 << 20
 ALPHAS = (1e-30, 1e30)  # bounds for alpha, because the scale is a float32
 
@@ -93,7 +93,7 @@ def _single(f: GGUFFile, key: str, kind: ValueType, at_most: int = MOST) -> Any:
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """Return the single values whose keys share a prefix, keyed by the rest of each key."""
+    """Return the single values whose keys begin with `prefix`, keyed by the rest of each key."""
     return {
         name.removeprefix(prefix): value
         for name, value in f.metadata.items()

@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def markdown() -> str:
-    """Return the table of docs/architectures.md."""
+    """Return the table for docs/architectures.md."""
     lines = ["| architecture | checked kinds | PEFT folders |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]

@@ -1,7 +1,7 @@
-"""Calibration samples for a merge: records, read in the same way as in the adapter's run.
+"""Calibration samples for a merge, read in the same way as by the run that wrote the adapter.
 
 A run writes its options next to its adapter (`NAME.config.yaml`). The options name the training
-data and specify how to read them.
+data and specify how to read it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 HELD_BACK = 10  # one in this many samples is held back for the final comparison
 MOST_HELD = 32
-BATCH_TOKENS = 512  # maximum tokens per batch; each batch has at least one sample
+BATCH_TOKENS = 512  # maximum tokens per batch, unless a single sample is longer
 
 
 class Found(NamedTuple):
-    """The run that wrote an adapter: its options file, and the options themselves."""
+    """The options of the run that wrote an adapter, and the file that contains them."""
 
     path: str
     options: Options
 
 
 class Sample(NamedTuple):
-    """Batches for calibration, and held-back samples."""
+    """The batches for calibration, and the samples that are held back for the comparison."""
 
     batches: list[Batch]
     held: list[Batch]
@@ -60,7 +60,7 @@ def run_of(adapter: str) -> Found | None:
         except UsageError:
             if path == own:
                 raise
-            continue  # a file of the same name from another program
+            continue  # a different program's file with the same name
         if path == own or _names(options, os.path.basename(bare)):
             return Found(path, options)
     return None
@@ -76,7 +76,10 @@ def _names(options: Options, adapter: str) -> bool:
 def load_samples(
     path: str, options: Options | None, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Dataset:
-    """Read data like a run with `options` (None: defaults). Raises `DataError` and `UsageError`."""
+    """Read data as a run with `options` would (None means the default options).
+
+    Raises `DataError` or `UsageError` if the data cannot be read.
+    """
     options = Options() if options is None else options
     return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
 
@@ -84,8 +87,8 @@ def load_samples(
 def draw(data: Dataset, most_tokens: int) -> Sample:
     """Draw samples in a fixed random order until they contain `most_tokens` tokens.
 
-    One sample in `HELD_BACK` is held back, up to `MOST_HELD` samples, but none if there is only
-    one. Raises `DataError` if the data contain no sample to calibrate on.
+    One in `HELD_BACK` samples is held back, up to `MOST_HELD` samples. If there is only one sample,
+    it is not held back. Raises `DataError` if the data contains no sample to calibrate on.
     """
     order = permutation(data.n_samples, 0, 0).tolist()
     n_held = min(-(-data.n_samples // HELD_BACK), MOST_HELD) if data.n_samples > 1 else 0
@@ -118,9 +121,9 @@ def _batches(data: Dataset, numbers: Sequence[int]) -> list[Batch]:
 def find_sample(export: Export, model: Model) -> Sample | None:
     """Read samples from `--calibrate` or the adapters' training data, and print which is used.
 
-    Returns None with `--nearest`. If there are no data, prints a line and returns None. Raises the
-    same errors as `load_samples` and `draw`, and `UsageError` if the output is one of the data
-    files.
+    Returns None if `--nearest` is given. If there is no data, prints a message and returns None.
+    Raises the same errors as `load_samples` and `draw`, and `UsageError` if the output is one of
+    the data files.
     """
     asked = export.options
     if asked.nearest:

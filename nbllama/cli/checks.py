@@ -36,14 +36,18 @@ from nbllama.system.regular import first_bytes
 
 NOTHING = 1e-7  # nats per token; far below any visible effect on the text
 ROUNDING = 1e-4  # nats per token; llama.cpp rounds activations to 8 bits for quantised weights
-OTHER_BASE = 0.1  # nats per token; above this, the two do not compute the same model
+OTHER_BASE = 0.1  # nats per token; above this, the two programs do not run the same model
 _PLACES = 64  # positions to compare with llama.cpp, one token at a time
 
 Parts = Sequence[tuple[Adapter, float]]
 
 
 def verify(asked: Verify, threads: int) -> None:
-    """Run all checks. Raises `NbllamaError`: immediately if there is no effect, else at the end."""
+    """Run all checks.
+
+    Raises `NbllamaError`, either immediately if the adapters have no effect, or at the end if any
+    other check failed.
+    """
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
     model = load_model(o.model)
@@ -89,7 +93,7 @@ def why_nothing(parts: Parts) -> str:
 def merged_check(
     model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
-    """Merge as in `export_lora`, and compare the results; return a message if the check failed."""
+    """Merge like `export_lora` and compare the results; return a message if the check fails."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
     if not outtype:
         types, lines = dict.fromkeys(types, IDS["F32"]), []
@@ -142,10 +146,10 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Compare with llama.cpp, with and without the adapter; return a message if the check failed.
+    """Compare with llama.cpp, with and without the adapter; return a message if the check fails.
 
-    Even without the adapter, the results differ because llama.cpp rounds. With the adapter, the
-    difference may be three times as large, plus a tenth of the adapter's effect.
+    Even without the adapter, the results differ because llama.cpp rounds activations. With the
+    adapter, the difference may be three times as large, plus a tenth of the adapter's effect.
     """
     few = _few(rows)
     path = model.gguf.path  # the first file of a split model

@@ -40,7 +40,8 @@ class Options:
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
     """Parse the command line into the conversion, IN, OUT and the options.
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError` if the command line is invalid. `--help` and `--version` print their text
+    and raise `SystemExit(0)`.
     """
     words, rest = take_words(argv, table(Options))
     options = parse_into(
@@ -54,7 +55,10 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
 
 
 def pair_of(conversion: str) -> tuple[str, str]:
-    """Return the (old, new) architectures that a conversion name refers to. Raises `UsageError`."""
+    """Return the (old, new) architectures that a conversion name refers to.
+
+    Raises `UsageError` if the name is unknown.
+    """
     from nbllama.arch import ARCHS
 
     known = {f"{a.name}-to-{a.same_as}": (a.name, a.same_as) for a in ARCHS.values() if a.same_as}
@@ -84,7 +88,10 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
-    """Return all keys of `f` in the form that `write_gguf` takes, renaming `OLD.x` to `NEW.x`."""
+    """Return all keys of `f` in the form that `write_gguf` accepts, with the new key names.
+
+    A key `OLD.x` becomes `NEW.x`.
+    """
     out = []
     for key, value, kind in f.entries():
         if key == "general.architecture":

@@ -47,7 +47,11 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
-    """Parse IN, OUT and the options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse IN, OUT and the options.
+
+    Raises `UsageError` if the command line is invalid. `--help` prints the help and raises
+    `SystemExit(0)`.
+    """
     names, rest = take_words(argv, table(Options))
     options = parse_into(
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=CONVERT_LORA,
@@ -60,7 +64,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
 
 
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
-    """Convert the file or folder `source` to `target`; return notes about any losses.
+    """Convert the file or folder `source` to `target`; return notes about anything that is lost.
 
     `model_base` is a GGUF model, or "" for none. Raises `FileNotFoundError`, `UsageError`,
     `OutputError`, and `CheckpointError` for an adapter that cannot be used.

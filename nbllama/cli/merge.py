@@ -13,7 +13,9 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """Per-tensor progress on standard error: one line that is overwritten, or a line every 10 %.
+    """Per-tensor progress on standard error.
+
+    A terminal shows a single line that is overwritten; elsewhere, a line is printed every 10 %.
 
     After the `with` block, `seconds` contains the time that the block took.
     """
@@ -26,7 +28,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the name of the tensor: always on a terminal, elsewhere only every 10 %."""
+        """Print the tensor name: for every tensor on a terminal, but only every 10 % elsewhere."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:

@@ -30,7 +30,7 @@ def _run(words: list[str]) -> int:
 
 
 def _matching(dump: Dump, patterns: Sequence[str]) -> Dump:
-    """Select names by pattern; a pattern may match only in the other file."""
+    """Select names by pattern. A pattern may match names in the other file only."""
     from nbllama.peek.dump import Dump
     from nbllama.peek.names import Patterns
 

@@ -22,7 +22,7 @@ from nbllama.text.characters import character_groups
 from nbllama.train.run.data import load_file
 from nbllama.train.run.defaults import context
 
-OPEN, CLOSE = "«", "»"  # around trained tokens, without colours
+OPEN, CLOSE = "«", "»"  # mark trained tokens if colours are off
 _TRAINED = ("bold green underline", "bold bright_green underline")
 _GIVEN = ("default", "cyan")
 _SPECIAL = "magenta"
@@ -30,7 +30,10 @@ _BARS = 40  # characters in the longest bar of the histogram
 
 
 def show(options: ShowOptions, console: Console | None = None) -> None:
-    """Print what `options` request. Raises `DataError`, `GGUFError` and `UsageError`."""
+    """Print the samples that `options` request, and statistics of all samples.
+
+    Raises `DataError`, `GGUFError` and `UsageError`.
+    """
     console = console or Console(highlight=False, stderr=options.json)
 
     def say(line: str) -> None:
@@ -133,7 +136,7 @@ def _kind(data: Dataset) -> str:
 
 
 def _rows(data: Dataset, n: int) -> int:
-    """Return how many samples to show for `n` records; a pair consists of two samples."""
+    """Return how many samples to show for `n` records. A preference pair has two samples."""
     pairs = isinstance(data, Samples) and data.format == PAIRS
     return min(2 * n if pairs else n, data.n_samples)
 
@@ -154,7 +157,7 @@ def _title(data: Dataset, i: int) -> str:
 
 
 def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
-    """Describe all samples, line by line."""
+    """Yield the statistics of all samples, line by line."""
     s = statistics(data)
     yield f"samples     {s.n_samples}"
     yield (

@@ -109,7 +109,7 @@ def print_perplexity(asked: Perplexity) -> None:
 
 
 def print_divergence(asked: Perplexity) -> None:
-    """Print how far the model diverges from the base, per token."""
+    """Print the divergence of the model from the base model, per token."""
     o = asked.options
     model, adapter, found = _prepare(asked)
     other = load_model(o.base_model) if o.base_model else model
@@ -139,7 +139,7 @@ def _same_tokens(a: Model, b: Model) -> bool:
 
 
 def divergence_lines(c: Compared) -> list[str]:
-    """Return the table at the end of a comparison."""
+    """Return the table that is printed at the end of a comparison."""
     ppl, base = Mean.of(c.other).exp(), Mean.of(c.base).exp()
     ratio, kl = Mean.of(c.other - c.base), Mean.of(c.kl)
     dp = 100 * (np.exp(-c.other) - np.exp(-c.base))

@@ -29,7 +29,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of the objective to s
 
 
 class _Stream:
-    """A text stream that ignores an error if its reader closes it."""
+    """A text stream that ignores errors caused by its reader closing it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -168,7 +168,7 @@ class Display:
             self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}{end}")
 
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        """End the display; `pairs` is the summary. May be called twice, and after an error."""
+        """End the display and print the summary `pairs`. May be called twice, or after an error."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -15,7 +15,7 @@ def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
 
     Pairs for the same tensor are stacked as A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...]. The
     scales are applied to B, so the only error is the rounding of s B. The new rank is the sum of
-    the ranks. For a single adapter, only alpha changes. Raises ValueError if `parts` is empty.
+    the ranks. For a single adapter, only alpha changes. Raises `ValueError` if `parts` is empty.
     """
     if not parts:
         raise ValueError("no adapter to mix")

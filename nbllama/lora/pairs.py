@@ -105,7 +105,7 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Describe the first pair that does not fit a base model with these tensor shapes."""
+        """Describe the first pair that does not fit base tensors with these shapes, if any."""
         for name, pair in self.pairs.items():
             if name not in shapes:
                 return f"{name} has a pair, but the base model has no such tensor"
@@ -129,7 +129,10 @@ class Adapter:
 
 
 def block_of(name: str) -> int:
-    """Return the block of a base tensor, or -1 outside the blocks; `KeyError` if it has no slot."""
+    """Return the block that a base tensor belongs to, or -1 if it is not in a block.
+
+    Raises `KeyError` if the tensor has no slot.
+    """
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -152,16 +155,16 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """Create an adapter without effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Create an adapter that has no effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
     The distribution is the same as in `finetune.cpp:randomize_lora`, but the values come from a
     different random stream: numpy's Philox, keyed by (seed, tensor index), so that the values for a
     tensor do not depend on the other pairs.
 
     `ranks` maps slot names to ranks; a missing rank or 0 means no pair. A rank above min(n_out,
-    n_in) is allowed, as in the old tool, but costs time without any benefit over the full rank.
-    `shapes` contains the numpy shapes of the base tensors, (n_out, n_in) or (n,). `seed` is from 0
-    to 2^64 - 1. `layers` lists the blocks that receive pairs, or is None for all.
+    n_in) is allowed, as in the old tool, but takes more time without any benefit over the full
+    rank. `shapes` contains the numpy shapes of the base tensors, (n_out, n_in) or (n,). `seed` is
+    an integer from 0 to 2^64 - 1. `layers` lists the blocks that receive pairs, or is None for all.
 
     Raises `UsageError` if a rank is given for a tensor that is not in the model.
     """

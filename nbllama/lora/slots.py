@@ -83,7 +83,10 @@ _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.wei
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
-    """Return the slot and block number (-1 outside the blocks) of a base tensor, or None."""
+    """Return the slot and block number of a base tensor, or None if it has no slot.
+
+    The block number is -1 if the tensor is not in a block.
+    """
     found = _NAME.fullmatch(name)
     slot = _BY_TENSOR.get(found[2]) if found else None
     if found is None or slot is None or slot.in_block != (found[1] is not None):
@@ -130,6 +133,6 @@ def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names of the slots for which none of these tensors exists."""
+    """Return the names of the slots that match none of these tensors."""
     present = {of[0].name for of in map(slot_of, shapes) if of is not None}
     return {slot.name for slot in EVERY_SLOT} - present

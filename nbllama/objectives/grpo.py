@@ -17,7 +17,7 @@ where c is `clip` and b is `beta`. Since dq / d log pi = q,
 
     d loss / d log pi = -q A  (0 where the clip applies)  + b (1 - exp(d))
 
-The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases the token has
+The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases, the token has
 already become that much more (or less) likely, and the loss does not push it further. If the
 answers are drawn with the same parameters that are then updated, log old = log pi and q is 1.
 

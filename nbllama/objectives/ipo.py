@@ -5,7 +5,7 @@
 
 Here w is the chosen answer, l is the rejected answer, and b is `beta` (tau in the paper). The
 target for the margin h is 1 / (2 b) nats, and a margin above the target is pulled back. Unlike in
-DPO, pairs that all agree do not drive the margin to infinity. The reward of an answer is b (log pi
+DPO, the margin does not grow to infinity if all pairs agree. The reward of an answer is b (log pi
 - log ref), so the target in terms of rewards is 1/2.
 
 As in the paper, log pi is the sum over the tokens of an answer. (TRL averages over the tokens

@@ -39,7 +39,10 @@ def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """Return √ of the sum of squares, in float64 and in order; finite only if every value is."""
+    """Return the square root of the sum of squares, summed in order in float64.
+
+    The result is finite only if every value is finite.
+    """
     wide = np.empty(CHUNK, np.float64)
     total = 0.0
     for x in arrays.values():

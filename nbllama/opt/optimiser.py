@@ -97,8 +97,8 @@ class Optimiser(ABC):
         """Perform one update with learning rate `alpha * schedule`, without modifying `grads`.
 
         Raises `FloatingPointError`, naming the array, if a gradient is NaN or infinite, and
-        `ValueError` if names or shapes do not match the parameters. In both cases, nothing has been
-        changed.
+        `ValueError` if names or shapes do not match the parameters. In both cases, the parameters
+        and moments are unchanged.
         """
         self._check(grads)
         norm = global_norm({name: grads[name] for name in self.params})

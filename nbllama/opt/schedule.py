@@ -53,12 +53,12 @@ def _constant(s: Schedule, step: int) -> float:
 
 
 def _linear(s: Schedule, step: int) -> float:
-    """Return the value of a straight line from 1 at `warmup` down to `cos_decay_min` at T."""
+    """Return the value of a straight line that falls from 1 at `warmup` to `cos_decay_min` at T."""
     return _line(step, s.warmup, s.cos_decay_steps, s.cos_decay_min)
 
 
 def _wsd(s: Schedule, step: int) -> float:
-    """Return 1 up to (1 - wsd_decay) T, then a straight line down to `cos_decay_min` at T.
+    """Return 1 up to step (1 - wsd_decay) T, then a linear decrease to `cos_decay_min` at T.
 
     Warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
     """
@@ -67,7 +67,9 @@ def _wsd(s: Schedule, step: int) -> float:
 
 
 def _cosine(s: Schedule, step: int) -> float:
-    """Return a half cosine from 1 at 0 (at `warmup` with restarts) down to `cos_decay_min`.
+    """Return the value of a half cosine that falls from 1 to `cos_decay_min`.
+
+    The cosine starts at step 0 or, with restarts, at `warmup`.
 
     If the decay lasts 0 steps, either as given or after restarts, the factor is the minimum.
     """
@@ -76,7 +78,7 @@ def _cosine(s: Schedule, step: int) -> float:
         step -= s.warmup
         while 0 < length < step:
             before, length = length, int(s.cos_decay_restart * length)
-            # skips all decays of equal length in one go
+            # skip all decays of equal length in a single step
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
         return s.cos_decay_min  # the limit for ever shorter decays; the formula itself is 0 / 0
@@ -85,7 +87,7 @@ def _cosine(s: Schedule, step: int) -> float:
 
 
 def _line(step: int, first: float, last: int, minimum: float) -> float:
-    """Return 1 up to `first`, then a straight line down to `minimum` at `last`."""
+    """Return 1 up to step `first`, then a linear decrease to `minimum` at step `last`."""
     if step >= last:
         return minimum
     return 1.0 - (1.0 - minimum) * max(0.0, step - first) / (last - first)

@@ -1,8 +1,8 @@
 """`--lora` and `--lora-scaled`, for every program that accepts adapters.
 
 Both options can be repeated and accept lists. `--lora-scaled FILE SCALE` takes two words, but the
-parser handles only options with one value, so both options are removed before the parser reads the
-rest.
+parser supports only one value per option. Both options are therefore removed before the parser
+reads the rest of the command line.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def take_adapters(
 
 
 def _list(name: str, text: str) -> list[str]:
-    """Split at commas, unless the whole text is the name of an existing file."""
+    """Split `text` at commas, unless `text` is the name of an existing file."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
         raise UsageError(f"{name} '{shown(text)}': the file name is empty")

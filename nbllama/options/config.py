@@ -26,8 +26,8 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
     """Return the options in a file as command-line words.
 
-    Raises `UsageError`, with file and line, if the file is not a flat mapping, a key is unknown or
-    repeated, or a value is not valid for its option.
+    Raises `UsageError`, naming the file and line, if the file is not a flat mapping, a key is
+    unknown or repeated, or a value is not valid for its option.
     """
     import yaml
 
@@ -80,7 +80,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return the words for one key, or none for a switch that keeps its default."""
+    """Return the words for one key. A switch that keeps its default needs no words."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
@@ -156,7 +156,7 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
 
 
 def is_own_config(path: str) -> bool:
-    """Return whether this file was written by a run rather than by a person."""
+    """Return whether the file was written by a run rather than by a person."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(_MARK)

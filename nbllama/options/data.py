@@ -36,7 +36,7 @@ class DataOptions(Protocol):
 
     @property
     def data_columns(self) -> str:
-        """The names that the file uses for the keys of its format."""
+        """The names that the file uses instead of the standard keys of its format."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class DataOptions(Protocol):
 
     @property
     def on_long(self) -> str:
-        """What to do with samples that are too long."""
+        """What to do with samples that exceed the context length."""
         ...
 
     @property

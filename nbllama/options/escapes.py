@@ -13,7 +13,8 @@ _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
 def unescape(text: str, option: str = "--sample-start") -> str:
     r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8); other backslashes are kept.
 
-    Raises `UsageError` if the bytes are not UTF-8; `option` names the option with the text.
+    `option` is the name of the option that contains the text. Raises `UsageError` if the bytes are
+    not UTF-8.
     """
 
     def byte(found: re.Match[str]) -> str:

@@ -58,7 +58,11 @@ class GradcheckOptions:
 
 
 def parse(argv: Sequence[str]) -> GradcheckOptions:
-    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line.
+
+    Raises `UsageError` if the command line is invalid. `--help` prints the help and raises
+    `SystemExit(0)`.
+    """
     options = parse_into(
         GradcheckOptions, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=GRADCHECK
     )

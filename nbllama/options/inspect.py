@@ -42,7 +42,11 @@ class InspectOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:
-    """Parse the options and the file. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse the options and the file.
+
+    Raises `UsageError` if the command line is invalid. `--help` prints the help and raises
+    `SystemExit(0)`.
+    """
     words, rest = take_words(argv, table(InspectOptions))
     options = parse_into(
         InspectOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG,

@@ -91,7 +91,8 @@ class Export:
 def parse_export(argv: Sequence[str]) -> Export:
     """Parse the command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError` if the command line is invalid. `--help` and `--version` print their text
+    and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(ExportOptions))
     options = parse_into(
@@ -152,7 +153,10 @@ class Quantize:
 
 
 def parse_quantize(argv: Sequence[str]) -> Quantize:
-    """Parse the command line (without the program name). Raises like `parse_export`."""
+    """Parse the command line (without the program name).
+
+    Raises the same errors as `parse_export`.
+    """
     words, rest = take_words(argv, table(QuantizeOptions))
     options = parse_into(
         QuantizeOptions, rest, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG,

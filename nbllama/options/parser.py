@@ -43,7 +43,7 @@ class Saved(NamedTuple):
 class Option:
     """An option: `names` as typed, the usual name first; `off` contains names that switch it off.
 
-    For `only`, `file`, `saved` and `without`, see `option`.
+    For `only`, `file`, `saved` and `without`, see the function `option`.
     """
 
     dest: str
@@ -149,7 +149,7 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
 def help_text(
     prog: str, about: str, epilog: str, options: Sequence[Option], *, forms: Sequence[str] = ("",)
 ) -> str:
-    """List the options in the argparse layout; for `forms`, see `parse_into`."""
+    """Return the help text in the argparse layout; for `forms`, see `parse_into`."""
     usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -244,8 +244,8 @@ def parse_into(
 
     `prog` is the name of the program, unless it was started as a verb of `nbllama`. `familiar` maps
     names from other programs to hints (see `nbllama.options.unknown`). `forms` lists the positional
-    words, such as "IN OUT", for the usage line. Raises `UsageError`; `--help` and `--version` print
-    and raise `SystemExit(0)`.
+    words, such as "IN OUT", for the usage line. Raises `UsageError` if the command line is invalid.
+    `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})

@@ -63,7 +63,11 @@ class Asked:
 
 
 def parse(argv: Sequence[str]) -> Asked:
-    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line.
+
+    Raises `UsageError` if the command line is invalid. `--help` prints the help and raises
+    `SystemExit(0)`.
+    """
     words, rest = take_words(argv, table(PeekOptions))
     options = parse_into(
         PeekOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=PEEK,

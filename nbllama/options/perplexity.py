@@ -63,7 +63,8 @@ class Perplexity:
 def parse_perplexity(argv: Sequence[str]) -> Perplexity:
     """Parse the command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError` if the command line is invalid. `--help` and `--version` print their text
+    and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(PerplexityOptions))
     options = parse_into(

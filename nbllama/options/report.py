@@ -30,7 +30,11 @@ class ReportOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[list[str], str]:
-    """Parse the logs and the page name. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse the logs and the page name.
+
+    Raises `UsageError` if the command line is invalid. `--help` prints the help and raises
+    `SystemExit(0)`.
+    """
     names, rest = take_words(argv, table(ReportOptions))
     parse_into(
         ReportOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=_FAMILIAR,
@@ -49,7 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[list[str], str]:
 
 
 def is_page(name: str) -> bool:
-    """Return whether a word names a page."""
+    """Return whether a command-line word is the name of a page."""
     return name.lower().endswith((".html", ".htm"))
 
 

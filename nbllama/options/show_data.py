@@ -52,7 +52,11 @@ class ShowOptions(_ShowOptions, RecordOptions):
 
 
 def parse(argv: Sequence[str]) -> ShowOptions:
-    """Parse a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Parse a command line.
+
+    Raises `UsageError` if the command line is invalid. `--help` prints the help and raises
+    `SystemExit(0)`.
+    """
     options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
     for name in ("model_base", "train_data"):
         if not getattr(options, name):

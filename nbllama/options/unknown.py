@@ -13,7 +13,7 @@ _ALIKE = 0.76
 
 
 def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
-    """Return the error for `name`, which is not among the options `names`.
+    """Return the error for `name`, which is not one of the option names in `names`.
 
     `familiar` maps names from other programs to the option to use instead, or to a sentence that
     says what to do.

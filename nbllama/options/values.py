@@ -1,4 +1,4 @@
-"""Types of option values: how each is parsed, and described in help and errors."""
+"""Types of option values, which parse the values and describe them in help and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 
 @dataclass(frozen=True)
 class Text:
-    """Any text, such as a file name; may be empty."""
+    """Any text, such as a file name. The text may be empty."""
 
     metavar: str = "FILE"
 
@@ -62,7 +62,7 @@ class Whole:
     metavar: str = "N"
 
     def parse(self, text: str) -> int:
-        """Return the number. Raises `ValueError` if it is not a number or is out of range."""
+        """Return the number. Raises `ValueError` if the text is not a number in the range."""
         number = int(text)
         if not self.low <= number <= self.high:
             raise ValueError(text)
@@ -76,14 +76,17 @@ class Whole:
 
 
 class NotInFloat32(ValueError):
-    """Raised for a number that is infinite or not normal in float32, which all code computes in."""
+    """Raised for a number that is infinite or not normal in float32.
+
+    All code computes in float32.
+    """
 
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high]; `above` and `below` exclude the respective end.
+    """A finite number in [low, high]; `above` excludes `low`, and `below` excludes `high`.
 
-    It must be 0 or a normal float32 number, because it will be used as float32.
+    The number must be 0 or normal in float32, because it will be used as a float32 value.
     """
 
     low: float = 0.0
@@ -95,7 +98,8 @@ class Real:
     def parse(self, text: str) -> float:
         """Return the number.
 
-        Raises `NotInFloat32`, and `ValueError` if it is not a number, not finite or out of range.
+        Raises `NotInFloat32` if the number is infinite or not normal in float32, and `ValueError`
+        if the text is not a number or if the number is not finite or is out of range.
         """
         number = float(text)
         over = number > self.low if self.above else number >= self.low
@@ -162,13 +166,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """A local port, 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
+    """A local port. 0 means any free port; "on" (or true, yes) means 0, and "off" means None."""
 
     metavar: str = "[PORT]"
-    alone: str = "on"  # the value if the option is given without one
+    alone: str = "on"  # value to use if the option is given without a value
 
     def parse(self, text: str) -> int | None:
-        """Return the port. Raises `ValueError` for a system port or anything else."""
+        """Return the port. Raises `ValueError` for a system port, and for anything else."""
         word = text.lower()
         if word in ("on", "true", "yes"):
             return 0
@@ -206,7 +210,7 @@ class Variables:
     metavar: str = "NAME=VALUE,..."
 
     def parse(self, text: str) -> str:
-        """Return the text as it was given; `ValueError` if it cannot be read."""
+        """Return the text unchanged. Raises `ValueError` if it cannot be parsed."""
         parse_variables(text)
         return text
 
@@ -252,7 +256,7 @@ class Dumped:
     metavar: str = "STEP:PATTERN"
 
     def parse(self, text: str) -> str:
-        """Return the text as it was given; `ValueError` if it cannot be read."""
+        """Return the text unchanged. Raises `ValueError` if it cannot be parsed."""
         parse_steps(text)
         return text
 

@@ -65,7 +65,8 @@ class Verify:
 def parse_verify(argv: Sequence[str]) -> Verify:
     """Parse the command line (without the program name).
 
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    Raises `UsageError` if the command line is invalid. `--help` and `--version` print their text
+    and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(VerifyOptions))
     options = parse_into(

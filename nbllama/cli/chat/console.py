@@ -21,16 +21,16 @@ _PLAIN = "\n\t"
 
 
 class Stopped(Exception):
-    """Raised on Ctrl-C during an answer."""
+    """Raised when the user presses Ctrl-C during an answer."""
 
 
 class Console:
-    """A terminal; with `color`, prompts and input are coloured differently from answers."""
+    """A terminal. If `color` is true, prompts and input are coloured differently from answers."""
 
     def __init__(self, color: bool) -> None:
         self._color = color
         self._style = ""
-        self._clean = True  # at the start of a line
+        self._clean = True  # whether the cursor is at the start of a line
         self._to_terminal = sys.stdout.isatty()
         self.typed = sys.stdin is not None and sys.stdin.isatty()
         reconfigure = getattr(sys.stdin, "reconfigure", None)
@@ -68,9 +68,9 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: one line, or several lines, where all but the last end with a backslash.
+        """Read a message of one or more lines, of which all but the last end with a backslash.
 
-        Returns None at the end of the input. `prompt` is only written to a terminal.
+        Returns None at the end of the input. `prompt` is written only to a terminal.
         """
         lines: list[str] = []
         while True:
@@ -96,7 +96,10 @@ class Console:
 
 
 def _utf8_locale() -> bool:
-    """Return whether the C locale is UTF-8; if not, readline would read Chinese as commands."""
+    """Return whether the C locale is UTF-8.
+
+    In any other locale, readline would interpret Chinese characters as commands.
+    """
     name = getattr(locale, "CODESET", None)
     return name is not None and locale.nl_langinfo(name).upper() == "UTF-8"
 

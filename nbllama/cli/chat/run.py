@@ -1,4 +1,4 @@
-"""The work of `python -m nbllama.main`: setting up model, adapters, context, samplers and mode."""
+"""Set up the model, adapters, context, samplers and mode for `python -m nbllama.main`."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     """Return the template that `--chat-template` names, or else the model's own template.
 
-    A model without a template uses ChatML if its vocabulary contains the ChatML tokens, else
-    Alpaca's plain text. `variables` come from `--template-vars`.
+    A model without a template uses ChatML if its vocabulary contains the ChatML tokens, and
+    Alpaca's plain text otherwise. `variables` come from `--template-vars`.
 
     Raises `UsageError` or `GGUFError` if the template cannot be used.
     """
@@ -115,7 +115,10 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
-    """Return the context in tokens; if `strict`, raise `UsageError` above the trained length."""
+    """Return the context length in tokens.
+
+    Raises `UsageError` if `strict` is true and the length exceeds the trained length.
+    """
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
     for line in context_warnings(hp, n_ctx):
@@ -128,7 +131,10 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 
 
 def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) -> list[str]:
-    """Return the `--dry-run` table; the program's own memory is measured, the rest calculated."""
+    """Return the `--dry-run` table.
+
+    The memory for the program itself is measured, and the rest is calculated.
+    """
     model.tokenizer  # noqa: B018  # the vocabulary is large once it has been read
     held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped, so they are not counted"

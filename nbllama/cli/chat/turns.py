@@ -13,9 +13,9 @@ from nbllama.text.chat_template import ChatTemplate
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    Each turn renders the whole chat again, but the model reads only the tokens after the unchanged
-    beginning. A message that the template rejects, or that does not fit into the context, is left
-    out.
+    Each turn renders the whole chat again, but the model processes only the tokens that follow the
+    unchanged beginning. A message that the template rejects, or that does not fit into the context,
+    is left out.
     """
     o, console = talk.options, talk.console
     messages: list[dict[str, str]] = []

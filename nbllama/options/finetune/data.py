@@ -14,7 +14,7 @@ _text = partial(option, "Plain-text samples")
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options for how records share batches, and where plain-text samples begin and end."""
+    """Options for how records share batches, and for where plain-text samples begin and end."""
 
     packing: bool = record_option(
         None,

@@ -17,7 +17,7 @@ _NOT_WITH_REWARDS = (
 
 
 def check_objective(options: Any) -> None:
-    """Raise `UsageError` for options that the objective does not use or does not work with.
+    """Raise `UsageError` if the objective does not use an option or is incompatible with it.
 
     `options` is a `nbllama.options.finetune.table.Options`.
     """

@@ -19,7 +19,10 @@ _ENDS = "--lora-r for plain text, 0 for chat"
 def _rank(
     name: str, more: str = "", *, also: Sequence[str] = (), shown_default: str | None = None
 ) -> Any:
-    """Declare a rank option; a test compares the names with `nbllama.lora.slots.EVERY_SLOT`."""
+    """Declare a rank option.
+
+    A test compares the names of all rank options with `nbllama.lora.slots.EVERY_SLOT`.
+    """
     slot = SLOT_BY_NAME[name]
     default = "--lora-r" if slot.in_block else _ENDS
     if slot.kind == "norm":

@@ -60,7 +60,7 @@ class ManyOptions:
 
 
 def check_many(options: ManyOptions, dumps: bool) -> None:
-    """Raise `UsageError` for invalid combinations; `dumps` means that `--dump` is given."""
+    """Raise `UsageError` for invalid combinations. `dumps`: whether `--dump` is given."""
     block = options.block or 0
     if block & (block - 1):
         near = 1 << (block.bit_length() - 1)

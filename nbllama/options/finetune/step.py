@@ -21,7 +21,7 @@ _BETA2 = "".join(f"; {row.beta2:g} with {row.name}" for row in _OTHERS)
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The learning-rate schedule, and how a gradient is turned into an update."""
+    """The learning-rate schedule, and how gradients are turned into updates."""
 
     adam_alpha: float | None = _rate(
         Real(0, 1e3, above=True),
