@@ -11,7 +11,7 @@ from nbllama.errors import shown
 
 
 def environment() -> dict[str, str]:
-    """Return the parts of the environment that affect a run's bits: kernels, packages, CPU."""
+    """Return what affects the exact results of a run: the kernels, the packages and the CPU."""
     import llvmlite.binding
     import numba
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def more_of_environment() -> dict[str, str]:
-    """Return what else must match between machines that compute the same run.
+    """Return the other values that must match on all machines of a run.
 
     The additional values are the LLVM version and a digest of the CPU features.
     """

@@ -2,8 +2,8 @@
 
 Keys, tensor names, tensor orientation and order follow llama.cpp's `finetune`
 (`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`). Values that
-`finetune` did not store use `nbllama.*` keys. One such value is a sha256 of the rest of the file,
-which reveals damage before any value is used. See docs/checkpoints.md.
+`finetune` did not store have `nbllama.*` keys. One of them is the sha256 of the rest of the file,
+which is checked before any other value is used. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ Path = str | os.PathLike[str]
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Write `state` to `path` atomically, using memory for a second copy of the state.
+    """Write `state` to `path` atomically.
+
+    The memory must have room for a second copy of the state.
 
     Raises `OutputError` if the file cannot be written, and `Diverged` if the state contains a NaN
     or an infinity. In both cases, an existing file at `path` is left unchanged.

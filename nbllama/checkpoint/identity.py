@@ -85,7 +85,7 @@ def digest(
 
 
 def model_fingerprint(f: GGUFFile) -> str:
-    """Return a digest that identifies a base model without reading all of it.
+    """Return a digest that identifies a base model without reading the whole file.
 
     The digest covers the keys of the architecture, the name, shape and type of every tensor, and 4
     KiB at the start, middle and end of each tensor. Names and licences are left out. So is the

@@ -63,7 +63,7 @@ def is_old(f: GGUFFile) -> bool:
 
 
 def read_old(f: GGUFFile) -> TrainState:
-    """Read the state from an old checkpoint, with moments that are not yet split by tensor.
+    """Read the state from an old checkpoint, leaving the moments as flat vectors.
 
     Raises `GGUFError` if a key or tensor is missing, has the wrong type, or is impossible.
     """

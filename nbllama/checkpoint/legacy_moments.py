@@ -68,7 +68,7 @@ class PlacedMoments(NamedTuple):
 def agreement(
     m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> float:
-    """Return the mean cosine between moments and gradients over the tensors of `names`.
+    """Return the mean cosine between moments and gradients over the tensors in `names`.
 
     Tensors with a single element are ignored because their cosine is always 1 or -1. Tensors whose
     moments or gradients are all zero are also ignored. The result is 0 if no tensors remain.

@@ -14,7 +14,7 @@ PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 
 
 def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
-    """Return `pattern` with the first `mark` replaced by `stamp`, a number or `LATEST`."""
+    """Return `pattern` with the first `mark` replaced by `stamp`, which is a number or `LATEST`."""
     return pattern.replace(mark, str(stamp), 1)
 
 

@@ -1,7 +1,7 @@
 """Calibration samples for a merge, read in the same way as in the run that wrote the adapter.
 
 A run writes its options next to its adapter (`NAME.config.yaml`). The options name the training
-data and specify how to read them.
+data and specify how to read it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH_TOKENS = 512  # maximum number of tokens per batch of two or more samples
 
 
 class Found(NamedTuple):
-    """The run that wrote an adapter: its options file, and the options themselves."""
+    """The options of the run that wrote an adapter, and the file that contains them."""
 
     path: str
     options: Options

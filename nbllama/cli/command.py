@@ -16,9 +16,9 @@ _HELP = ("-h", "--help", "help")
 
 
 def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
-    """Run the program of a verb; return the exit code (see `nbllama.errors`).
+    """Run the program that a verb selects; return its exit code (see `nbllama.errors`).
 
-    `name` is the name of this command in help texts.
+    `name` is the name that help texts use for this command.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and len(words) == 2:

@@ -1,4 +1,4 @@
-"""The screen of a run started from Python."""
+"""The screen for a run that is started from Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def screen_for(quiet: bool | None) -> Screen:
 
 
 def in_notebook(stream: object) -> bool:
-    """Return whether output appears in a notebook cell (Jupyter, VS Code, Colab)."""
+    """Return whether output to `stream` appears in a notebook cell (Jupyter, VS Code, Colab)."""
     return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
@@ -36,7 +36,7 @@ class Line(Display):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._left = Eta()
-        self._width = 0  # of the current line
+        self._width = 0  # width of the current line
 
     def step(self, record: StepRecord) -> None:
         """Rewrite the line."""

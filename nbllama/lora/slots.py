@@ -133,6 +133,6 @@ def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names of the slots for which none of these tensors exists."""
+    """Return the names of the slots that match none of these tensors."""
     present = {of[0].name for of in map(slot_of, shapes) if of is not None}
     return {slot.name for slot in EVERY_SLOT} - present

@@ -1,7 +1,7 @@
 """Preference losses, one per module, computed from the log-probabilities of whole answers.
 
-Each module contains the formula, its derivative, a function in plain numpy, and the source. All
-functions work in float64 with one number per answer, and none of them depends on a model.
+Each module contains a formula, its derivative, the implementation in plain numpy, and the source.
+All functions work in float64 with one number per answer, and none of them depends on a model.
 
 A loss depends on log pi(y|x), which is the sum of the log-probabilities of an answer's tokens, on
 the same sum under the reference model, and on the number of tokens. Each function also returns the

@@ -1,8 +1,8 @@
 """AdamW.
 
 Update number `it`, counted from 1, uses the clipped gradient g and the learning rate `rate` from
-`nbllama.opt.optimiser`. It is the same as in llama.cpp's `ggml.c:ggml_opt_adam` of July 2024
-("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019):
+`nbllama.opt.optimiser`. The update is the same as in llama.cpp's `ggml.c:ggml_opt_adam` of July
+2024 ("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019):
 
     m ← β1 m + (1 - β1) g                  v ← β2 v + (1 - β2) g²
     x ← x (1 - decay rate) - (m rate / (1 - β1^it)) / (√(v / (1 - β2^it)) + ε)

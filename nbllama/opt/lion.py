@@ -4,7 +4,7 @@
     m ← β2 m + (1 - β2) g
 
 "Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, with β1 = 0.9 and β2 = 0.99. The
-learning rate should be a third to a tenth of AdamW's. ε is not used; sign(0) is 0.
+learning rate should be a third to a tenth of AdamW's. ε is not used, and sign(0) is 0.
 """
 
 from __future__ import annotations

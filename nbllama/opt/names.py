@@ -1,4 +1,4 @@
-"""The table of optimisers; a new optimiser requires a file in this folder and a row in the table.
+"""The table of optimisers. To add one, add a file to this folder and a row to the table.
 
 This module imports nothing large, so that the command line can use the table without loading numpy.
 """

@@ -76,7 +76,7 @@ def _cosine(s: Schedule, step: int) -> float:
         step -= s.warmup
         while 0 < length < step:
             before, length = length, int(s.cos_decay_restart * length)
-            # skips all decays of equal length in one go
+            # skip all decays of equal length in a single step
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
         return s.cos_decay_min  # the limit for ever shorter decays; the formula itself is 0 / 0

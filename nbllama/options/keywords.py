@@ -47,7 +47,7 @@ def keyword_words(
 
 def _words(name: str, option: Option, value: Any) -> list[str]:
     if option.value is None:
-        # numpy has a separate bool type
+        # numpy has its own bool type
         if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
             raise UsageError(f"{name}: '{shown(value)}' is not allowed; use True or False")
         return [option.names[0]] if value else [*option.off[:1]]

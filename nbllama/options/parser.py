@@ -43,7 +43,7 @@ class Saved(NamedTuple):
 class Option:
     """An option. `names` lists its names, usual name first; `off` lists names that turn it off.
 
-    For `only`, `file`, `saved` and `without`, see `option`.
+    For `only`, `file`, `saved` and `without`, see the function `option`.
     """
 
     dest: str

@@ -20,7 +20,7 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 
 @dataclass(frozen=True)
 class Text:
-    """Any text, such as a file name; may be empty."""
+    """Any text, such as a file name. The text may be empty."""
 
     metavar: str = "FILE"
 
@@ -62,7 +62,7 @@ class Whole:
     metavar: str = "N"
 
     def parse(self, text: str) -> int:
-        """Return the number. Raises `ValueError` if it is not a number or is out of range."""
+        """Return the number. Raises `ValueError` if the text is not a number in the range."""
         number = int(text)
         if not self.low <= number <= self.high:
             raise ValueError(text)
@@ -83,7 +83,7 @@ class NotInFloat32(ValueError):
 class Real:
     """A finite number in [low, high]; `above` and `below` exclude `low` and `high`, respectively.
 
-    It must be 0 or a normal float32 number, because it will be used as float32.
+    The number must be 0 or normal in float32, because it will be used as a float32 value.
     """
 
     low: float = 0.0
@@ -166,7 +166,7 @@ class Port:
     """A local port, or 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
 
     metavar: str = "[PORT]"
-    alone: str = "on"  # the value if the option is given without one
+    alone: str = "on"  # value to use if the option is given without a value
 
     def parse(self, text: str) -> int | None:
         """Return the port. Raises `ValueError` for a system port or any other text."""

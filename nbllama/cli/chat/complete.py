@@ -1,4 +1,4 @@
-"""Complete a text, either once or in turns with a user."""
+"""Complete text, either once or in turns with a user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def predict(talk: Talk) -> None:
 
 
 def interact(talk: Talk) -> None:
-    """Take turns with the user, reading a line after each answer, reverse prompt or Ctrl-C."""
+    """Take turns with the user, reading input after each answer, reverse prompt or Ctrl-C."""
     o, console, predictor = talk.options, talk.console, talk.predictor
     prefix = read_escapes(o, o.in_prefix, "--in-prefix")
     suffix = read_escapes(o, o.in_suffix, "--in-suffix")

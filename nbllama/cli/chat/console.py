@@ -21,7 +21,7 @@ _PLAIN = "\n\t"
 
 
 class Stopped(Exception):
-    """Raised on Ctrl-C during an answer."""
+    """Raised when the user presses Ctrl-C during an answer."""
 
 
 class Console:

@@ -1,4 +1,4 @@
-"""The program `python -m nbllama.main`, which completes a text or chats.
+"""The program `python -m nbllama.main`, which completes text or chats with a user.
 
 The options are in `nbllama.options.chat`, and the work is done in `nbllama.cli.chat.run`.
 """

@@ -17,7 +17,7 @@ _WINDOW = 32  # number of trailing tokens searched for a reverse prompt, as in l
 
 
 class Stops:
-    """Reverse prompts: strings that end an answer.
+    """Reverse prompts, which are strings that end an answer.
 
     `slack` is the number of bytes that may follow a reverse prompt, because the last token can
     extend beyond the end of the prompt.
@@ -92,7 +92,7 @@ class Talk:
             self.console.note(f"seed {self.seed}")
 
     def open(self, ids: Sequence[int]) -> None:
-        """Start the text with `ids`, and print them."""
+        """Start the text with the tokens `ids`, and print their text."""
         if not ids:
             raise UsageError("the prompt is empty; pass --prompt TEXT or --file FILE")
         self.begin(ids)
@@ -133,6 +133,6 @@ class Talk:
         return "".join(parts), ending
 
     def tell(self, e: ContextFull) -> None:
-        """Explain that the context is full, and what to do."""
+        """Explain that the context is full, and what to do about it."""
         more = "" if self.options.context_shift else ", or --context-shift"
         self.console.note(f"{e}; pass a larger --ctx-size{more}")

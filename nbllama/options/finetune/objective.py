@@ -21,7 +21,7 @@ def _defaults(name: str) -> str:
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """The objective, and its numeric options."""
+    """The choice of objective, and its numeric options."""
 
     objective: str = _objective(
         Choice(tuple(OBJECTIVES)),
