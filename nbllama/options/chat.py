@@ -277,10 +277,7 @@ def parse_main(
 
 
 def read_escapes(options: MainOptions, text: str, name: str) -> str:
-    """Return `text`, with escapes replaced if `--escape` is on.
-
-    Raises `UsageError` if the result is not UTF-8; the message contains `name`.
-    """
+    """Return `text`, with escapes replaced if `--escape` is on. Raises `UsageError`."""
     return unescape(text, name) if options.escape else text
 
 
