@@ -1,4 +1,4 @@
-"""`python -m nbllama.show_data`: show which tokens of a training file are trained."""
+"""`python -m nbllama.show_data`: show which tokens in a training file are trained on."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     """Read the sizes and constants of the model in `f`, and check all its tensors.
 
     The presence, shape and type of every tensor are checked. Raises `GGUFError` with a one-line
-    message if the file is not a supported model or contradicts itself. Unusual values are not
+    message if the file is not a supported model or is inconsistent. Unusual values are not
     errors; they are reported in `Hparams.warnings`.
     """
     row = _row(f)

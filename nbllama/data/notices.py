@@ -66,7 +66,7 @@ class Notices:
         self.more: list[str] = []
 
     def add(self, line: int, found: Counter[str]) -> None:
-        """Add the counts for the record on a line.
+        """Add the counts for the record on one line of the file.
 
         The keys come from `READ`, or are "role:NAME" for a role whose messages the template leaves
         out.

@@ -76,7 +76,7 @@ def open_data(
     """Read the files that `path` refers to (`data_files`), compressed or not.
 
     `data_format` is one of `NAMES`; if it is not given, the name and contents determine the format.
-    A file contains records if its name has a suitable ending, if its contents begin like JSON
+    A file contains records if its name has a suitable ending, if its contents start like JSON
     objects, if at least half of the non-blank lines look like JSON, or if the first line is a table
     header with the keys of a format. Otherwise, the file is raw text. `columns` maps the keys of a
     format to the names in the file. `keep_mark` keeps the bytes of a raw-text file unchanged,
@@ -84,7 +84,7 @@ def open_data(
 
     Raises `DataError` if a file cannot be read, is empty or is not text, if the keys of the records
     fit no format, and for the first bad record, unless `skip_bad` collects bad records. Data
-    without any good record are always refused, as is a mix of record files and text files.
+    with no good records is always refused, as is a mix of record files and text files.
     """
     if data_format not in (None, *NAMES):
         raise ValueError(f"data format {data_format!r} is not one of {', '.join(NAMES)}")

@@ -38,7 +38,7 @@ class Content(NamedTuple):
 
 
 class Unpacked(NamedTuple):
-    """The contents of a file, and messages about parts that are not read."""
+    """The contents of a file, and messages about parts that were not read."""
 
     contents: list[Content]
     notes: list[str]

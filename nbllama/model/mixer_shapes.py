@@ -83,7 +83,7 @@ def mixer_width(hp: Hparams) -> int:
 def state_shapes(hp: Hparams, layer: int) -> Shapes:
     """Return the shapes of a sequence's states in a block, by name.
 
-    The result is empty for a block with attention.
+    The result is empty for an attention block.
     """
     kind, of = hp.mixer_at(layer), hp.delta
     if kind == "conv":

@@ -98,7 +98,7 @@ class Blocks(Mixers):
         return dx
 
     def per_layer(self, x: np.ndarray, i: int) -> np.ndarray:
-        """Compute the block's output from the stream after feed-forward."""
+        """Compute the block's output from the stream after the feed-forward layer."""
         if self.hp.n_per_layer:
             x = self.keep(f"pe_in-{i}", x)
             gate = self.keep(f"per_layer_gate-{i}", self.linear(x, i, "inp_gate"))

@@ -192,7 +192,7 @@ class Day:
     metavar: str = "DATE"
 
     def parse(self, text: str) -> str:
-        """Return the day unchanged. Raises `ValueError` for anything else."""
+        """Return `text` if it is a date; otherwise, raise `ValueError`."""
         return date.fromisoformat(text).isoformat()
 
     def allowed(self) -> str:

@@ -1,11 +1,11 @@
-"""SentencePiece vocabularies (`tokenizer.ggml.model` = "llama") on the `sentencepiece` library.
+"""SentencePiece vocabularies (`tokenizer.ggml.model` = "llama"), by the `sentencepiece` library.
 
 The library loads a ModelProto built from the tokens and scores in the GGUF file, with BPE, byte
 fallback and the identity normaliser; this module escapes the spaces. The library merges like
 llama.cpp (best score, leftmost on ties), but distinguishes kinds of tokens, whereas llama.cpp
 merges all kinds in the same way. Every token is therefore declared as a normal piece, except for
 
-- the 256 byte tokens, which must have the type byte and are therefore never merged;
+- the 256 byte tokens, which must have type BYTE and are therefore never merged;
 - an additional unknown token, past the vocabulary.
 
 If merges could produce the text of a byte token, such as "<0x0A>" from "<0x0A" and ">",

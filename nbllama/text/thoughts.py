@@ -48,7 +48,7 @@ _LONGEST_IN_PROMPT = 400  # characters in a thought at the end of a prompt
 
 
 class Thought(NamedTuple):
-    """A thought in a text; `text[start:end]` is the whole thought, including its marks.
+    """A thought within a text; `text[start:end]` is the whole thought, including its marks.
 
     `inner` is the text between the marks, and `closed` is whether the closing mark is present.
     """
@@ -122,7 +122,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return the thought in a message, from its key or from marks in its content, or ""."""
+    """Return the thought of a message: from a key of its own, from between marks, or ""."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()

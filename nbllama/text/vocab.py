@@ -208,7 +208,7 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _check_bytes(ids: dict[str, int]) -> None:
-    """Check that every byte has a token, which is required for characters without a token."""
+    """Check that every byte has a token; characters without a token are encoded as bytes."""
     missing = [text for text in (f"<0x{b:02X}>" for b in range(256)) if text not in ids]
     if missing:
         raise GGUFError(f"tokenizer.ggml.tokens: '{missing[0]}' is missing, but gemma4 requires it")

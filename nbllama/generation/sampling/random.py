@@ -19,7 +19,7 @@ class Random:
         return min((low + high * 2.0**32) / 2.0**64, 1.0 - 2.0**-53)
 
     def index(self, p: np.ndarray) -> int:
-        """Draw an index with weights p `[n]`: `std::discrete_distribution`.
+        """Draw an index as `std::discrete_distribution` does, with the weights p `[n]`.
 
         If there is only one weight, no number is drawn.
         """

@@ -43,7 +43,10 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Return where a sequence's panels for KV head g start; it has tk keys, starting at k0."""
+    """Return the position of a sequence's first panel for KV head g.
+
+    The sequence has tk keys, the first of which is k0.
+    """
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 

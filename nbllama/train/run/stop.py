@@ -27,7 +27,7 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run as Ctrl-C would, on request from its page; may be called from any thread."""
+        """Stop the run as Ctrl-C would, if its page asks for it; callable from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 
