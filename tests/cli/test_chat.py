@@ -176,7 +176,7 @@ def test_a_message_that_does_not_fit_is_left_out(folder: Path, ask: Ask) -> None
     out, err = ask(*words, said="the\n" + "hen " * 100 + "\nand\n")
     assert out == ask(*words, said="the\nand\n")[0]
     assert (
-        "do not fit in the context of 48; pass a larger --ctx-size; the message was ignored\n"
+        "do not fit in the context of 48 tokens; pass a larger --ctx-size; the message was ignored\n"
         in err
     )
     # and one that a model with a smaller context cannot go on from ends the chat

@@ -170,7 +170,7 @@ CASES = [
     ("main", f"{M} -p x -r ", 2, "--reverse-prompt: the text is empty"),
     ("perplexity", f"{M} -f folder", 2, "folder: cannot be read: "),
     ("perplexity", f"{M} -f latin.txt", 2, "latin.txt is not UTF-8"),
-    ("perplexity", f"{M} -f empty", 2, "empty: 1 tokens, but 1024 are needed"),
+    ("perplexity", f"{M} -f empty", 2, "empty: 1 tokens, but 1024 are required"),
     ("export_lora", f"{M} -o m.gguf -l a.gguf --sample folder", 2, "cannot be read: "),
     ("export_lora", f"{M} -o m.gguf -l a.gguf --sample latin.txt", 2, "is not UTF-8"),
     ("verify", f"{M} --lora a.gguf -f folder", 2, "folder: cannot be read: "),

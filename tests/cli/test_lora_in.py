@@ -53,5 +53,5 @@ def test_other_ranks_are_refused(words: list[str], said: str) -> None:
 
 
 def test_ranks_that_differ_from_block_to_block() -> None:
-    with pytest.raises(CheckpointError, match="pairs of attn_q have ranks 8 and 4"):
+    with pytest.raises(CheckpointError, match="pairs for attn_q have ranks 8 and 4"):
         completed_by(options(), adapter(blk0_attn_q=8, blk1_attn_q=4))

@@ -186,7 +186,10 @@ def test_contradictions_are_refused() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_said() -> None:
-    assert "warm-up 100, run 30" in settings("--adam-iter 30").notes[0]
+    assert (
+        "the warm-up lasts 100 iterations, but the run has only 30"
+        in settings("--adam-iter 30").notes[0]
+    )
     assert settings("--adam-iter 30", done=70).notes == ()
 
 

@@ -82,7 +82,8 @@ def test_truth(demo_tokenizer: Tokenizer, case: dict[str, Any]) -> None:
         assert is_apart(demo_tokenizer, data)
         assert bool(data.notes) or "must_be_told" not in case
         if len(expected) > 1:
-            assert data.notes[0].startswith(f"1 records, {len(expected)} samples: earlier answers")
+            start = f"1 records, {len(expected)} samples: "
+            assert data.notes[0].startswith(start) and "earlier answers" in data.notes[0]
     if FOLDED in case:
         data = once(system_as_user=True)
         assert found(data) == [{k: s[k] for k in ("text", "trained")} for s in case[FOLDED]]

@@ -284,7 +284,7 @@ def test_splits(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     (tmp_path / "train.txt").touch()
     with pytest.raises(
-        DataError, match=r"contains train\.jsonl and train\.txt; pass the name of the file"
+        DataError, match=r"contains train\.jsonl and train\.txt; pass the name of the data file"
     ):
         find_splits(tmp_path)
 

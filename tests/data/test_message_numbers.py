@@ -65,7 +65,7 @@ def test_an_answer_of_the_prompt_that_is_to_be_trained_is_refused(
     line = reason(path, record, bpe, SHOUTING)
     assert line.endswith(
         'message 2 of "prompt": "weight" marks it for training, but '
-        'only answers in "completion" are trained'
+        'only answers in "completion" are trained on'
     )
     masked = {"prompt": [Q, A | {"weight": 0}, Q], "completion": [A]}
     path.write_text(json.dumps(masked) + "\n", encoding="utf-8")

@@ -50,7 +50,7 @@ def test_a_truncation_says_so(tmp_path: Path) -> None:
     for n in range(1, ENDS[2]):
         message = outcome(path, GOOD[:n])
         assert "(truncated?)" in message, (n, message)
-        assert f"file has {n} " in message or f"{n - 24} follow " in message, (n, message)
+        assert f"file has only {n} " in message or f"only {n - 24} follow " in message, (n, message)
 
 
 def test_every_header_byte(tmp_path: Path) -> None:

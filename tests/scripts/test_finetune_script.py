@@ -81,7 +81,7 @@ def test_exit_code_and_both_streams_are_the_program_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({}, "the model is missing"),
+        ({}, "which model?"),
         ({"model_name": "m", "cmd": "train"}, "cmd is 'train'"),
         ({"model_name": "m", "inter": "yes"}, "inter is 'yes'"),
     ],

@@ -166,7 +166,7 @@ def test_attacks(
         ("{% generation %}", "cannot be compiled"),
         ("{{ 9 ** (9 ** 9) }}", "too slow: compiling took more than 0.5 s"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "recurses too deeply"),
-        ("x" * (256 * 1024 + 1), "too large: 262145 bytes, limit 262144"),
+        ("x" * (256 * 1024 + 1), "too large: 262145 bytes, but the limit is 262144"),
         ("天" * 100_000, "too large: 300000 bytes"),
     ],
 )

@@ -51,7 +51,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "tokens twice",
         SPM,
         {"tokens": ["<unk>", "a", "</s>", "a", "b"]},
-        "'a' is both token 1 and 3",
+        "'a' is both token 1 and token 3",
     ),
     (
         "special not UTF-8",

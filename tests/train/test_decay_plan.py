@@ -179,7 +179,9 @@ def test_a_run_without_a_rate_is_refused(words: str, part: str, kind: str) -> No
 def test_a_continuation_without_a_rate_is_refused() -> None:
     words = "--adam-iter 20 --lr-decay-steps 15 --lr-decay-min 0 --warmup 2"
     for kind in ("raw", "chat"):
-        with pytest.raises(UsageError, match=r"decay ended at iteration 15 .* with --force"):
+        with pytest.raises(
+            UsageError, match=r"decay ended at iteration 15 .* pass --force with a later"
+        ):
             run_of("--adam-iter 5", after(words, 20, kind=kind), kind)
     beyond = after("--adam-iter 20", 20)
     beyond.iteration = 30

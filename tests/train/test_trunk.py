@@ -305,7 +305,7 @@ def test_an_interrupted_run_leaves_it_to_the_next(
 )
 def test_what_cannot_be_done_is_said(folder: Path, run: Run, options: list[str], line: str) -> None:
     done = run(words(folder, *chats(folder), *options, ctx=99))
-    assert done.code == 0 and f"--trunk-cache: {line}" in done.out + done.err, done
+    assert done.code == 0 and f"--trunk-cache is {line}" in done.out + done.err, done
 
 
 def test_a_dry_run_and_a_file_in_the_way(folder: Path, run: Run) -> None:

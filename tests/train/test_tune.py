@@ -256,7 +256,7 @@ def test_a_file_of_options_and_keywords_that_win(folder: Path) -> None:
     run = nbllama.tune("toy.gguf", "text.txt", **SHORT, config="run.yaml", lora_r=5)
     assert run.options["lora_r"] == 5 and run.options["rslora"] is True
     assert (folder / "l.gguf").exists()
-    with pytest.raises(UsageError, match=r"rslora=False: the file run\.yaml switches it on"):
+    with pytest.raises(UsageError, match=r"rslora=False: the file run\.yaml enables this option"):
         nbllama.tune("toy.gguf", "text.txt", **SHORT, config="run.yaml", rslora=False)
 
 

@@ -189,7 +189,7 @@ def test_a_checkpoint_whose_tensors_are_not_the_models_meets_no_kernel(
 
     forge(done_10 / "chk-10.gguf", cut)
     for more in ([], ["--force"]):
-        refused(resume(run, done_10, *more), 5, "blk.0.ffn_up.weight is for (40, 64)")
+        refused(resume(run, done_10, *more), 5, "blk.0.ffn_up.weight has shape (40, 64)")
 
 
 def test_a_locked_output_is_not_touched(done_10: Path, run: Run) -> None:
