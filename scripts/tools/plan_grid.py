@@ -37,6 +37,7 @@ from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
 
 MOST_ASKED = 24
+LEAST_ASKED_FOR = 32  # tokens
 DECAY = 0.25  # share of a run in which the learning rate decays
 
 
@@ -80,7 +81,8 @@ def share(trainer: Any, data: Any, asked: list[Asked]) -> float:
             right += bool((logits.argmax(axis=1) == batch.targets[at]).all())
         return right / len(some)
     adapter = nbllama.Adapter.of(trainer.adapter, model.hp)
-    longest = max(len(model.tokenizer.encode(a.answer)) for a in some)
+    # an answer that must contain a fact can be a longer sentence
+    longest = max(LEAST_ASKED_FOR, *(len(model.tokenizer.encode(a.answer)) for a in some))
     said = model.generate_many(
         [a.prompt for a in some], adapter, max_tokens=longest + 4, at_once=MOST_ASKED
     )

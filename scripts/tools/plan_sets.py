@@ -124,13 +124,42 @@ VALUES = {
 
 
 def _facts(n: int) -> list[tuple[str, str, str]]:
-    """Return (relation, company, value): all relations of one company, then of the next one."""
+    """Return (relation, company, value): all relations of one company, then of the next one.
+
+    More than 50 facts are about invented companies with random values.
+    """
     rows = [
         (relation, company, VALUES[relation].split("|")[(3 * i + j) % 10])
         for i, company in enumerate(COMPANIES)
         for j, relation in enumerate(RELATIONS)
     ]
+    if n > len(rows):
+        rng = random.Random(13)
+        names = [a + b for a in FIRST_PARTS for b in SECOND_PARTS]
+        rng.shuffle(names)
+        rows = [
+            (relation, company, rng.choice(VALUES[relation].split("|")))
+            for company in names
+            for relation in RELATIONS
+        ]
     return rows[:n]
+
+
+FIRST_PARTS = (
+    "Bram",
+    "Cald",
+    "Dar",
+    "Elm",
+    "Fen",
+    "Gors",
+    "Hal",
+    "Kest",
+    "Lang",
+    "Mor",
+    "Ock",
+    "Pend",
+)
+SECOND_PARTS = ("bridge", "combe", "dale", "ford", "gate", "holt", "ley", "moor", "stow", "wick")
 
 
 def facts(name: str, n: int, phrasings: int, system: bool = True) -> Set:
@@ -235,12 +264,22 @@ QUERIES = [
     ("What do {t} in {c} cost on average?", "SELECT AVG(price) FROM {t} WHERE city = '{c}';"),
 ]  # fmt: skip
 CITIES = ("Oslo", "Turin", "Lyon", "Ghent", "Bonn", "Porto", "Cork", "Graz", "Pisa", "Brno")
+GOODS = ("lamps", "chairs", "tables", "clocks")
+MORE_CITIES = (
+    "Paris", "Rome", "Vienna", "Bern", "Prague", "Malmo", "Bergen", "Turku", "Riga", "Vilnius",
+    "Gdansk", "Krakow", "Leeds", "York", "Bath", "Dover", "Nantes", "Lille", "Metz", "Toulouse",
+    "Bilbao", "Cadiz", "Murcia", "Faro", "Braga", "Genoa", "Parma", "Trento", "Linz", "Basel",
+    "Zurich", "Ulm", "Mainz", "Kiel", "Breda", "Delft", "Bruges", "Namur", "Aarhus", "Odense",
+)  # fmt: skip
+MORE_GOODS = ("beds", "shelves", "mirrors", "rugs", "desks", "stools", "vases")
 
 
 def sql(name: str, kinds: int, n: int) -> Set:
     """Return questions about a shop and their SQL; held out: other values in the same questions."""
     rng, rows = random.Random(11), []
-    combinations = [(t, c) for t in ("lamps", "chairs", "tables", "clocks") for c in CITIES]
+    few = n < len(GOODS) * len(CITIES) * kinds
+    goods, cities = (GOODS, CITIES) if few else (GOODS + MORE_GOODS, CITIES + MORE_CITIES)
+    combinations = [(t, c) for t in goods for c in cities]
     rng.shuffle(combinations)
     for t, c in combinations:
         for question, query in QUERIES[:kinds]:
@@ -312,3 +351,5 @@ def sets() -> Iterator[Set]:
     yield demo()
     yield sql("sql-120", 6, 120)
     yield facts("facts-50x6", 50, 6)
+    yield facts("facts-500x6", 500, 6)
+    yield sql("sql-3000", 6, 3000)
