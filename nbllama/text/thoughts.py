@@ -122,7 +122,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return the thought of a message: from a key of its own, from between marks, or ""."""
+    """Return the thought of a message: from a separate key, from between marks, or ""."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
