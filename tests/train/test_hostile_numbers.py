@@ -30,7 +30,7 @@ def test_no_option_takes_what_float32_does_not_hold(option: Any) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_real_bounds(name: str) -> None:
     """Well within float32, but not usable for training."""
-    with pytest.raises(UsageError, match="at most|from .* to "):
+    with pytest.raises(UsageError, match=r"at most|from .* to "):
         parse(["--model-base", "m", f"--{name.replace('_', '-')}=1e13"])
 
 
