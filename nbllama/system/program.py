@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -93,14 +94,19 @@ def os_error_code(e: OSError) -> int:
     return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
 
 
-def _for_want_of_memory(e: BaseException) -> bool:
-    """Return whether an import failed because the dynamic linker ran out of memory.
+def _for_want_of_memory(e: BaseException | None) -> bool:
+    """Return whether `e`, or an exception that caused it, says that memory ran out.
 
-    The linker's message about a segment is the same on a file system that forbids execution, so a
-    memory limit (`ulimit -v`) is used to distinguish the two.
+    A failed import says so if the dynamic linker could not allocate memory. The linker's message
+    about a segment is the same on a file system that forbids execution, so a memory limit
+    (`ulimit -v`) is used to distinguish the two.
     """
-    if not isinstance(e, ImportError):
+    if e is None:
         return False
+    if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
+        return True
+    if not isinstance(e, ImportError):
+        return _for_want_of_memory(e.__cause__ or e.__context__)
     if "cannot allocate memory" in str(e).lower():
         return True
     if sys.platform == "win32" or "failed to map segment" not in str(e):
@@ -115,12 +121,12 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
     if isinstance(e, Interrupted):
         return str(e), e.exit_code
     if isinstance(e, NbllamaError):
-        return f"error: {e}", e.exit_code
+        return f"error: {e}", 4 if _for_want_of_memory(e) else e.exit_code
     if isinstance(e, Stopped):
         return str(e), 128 + e.signum
     if isinstance(e, KeyboardInterrupt):
         return "stopped by SIGINT", 130
-    if isinstance(e, MemoryError) or _for_want_of_memory(e):
+    if not isinstance(e, OSError) and _for_want_of_memory(e):
         reason = f" ({e})" if str(e) else ""
         return f"error: not enough memory{reason}; try a smaller --batch or --ctx", 4
     if isinstance(e, BrokenPipeError) and e.filename is None:
@@ -155,6 +161,8 @@ def run_program(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
+    if not sys.warnoptions:  # of a threading layer that cannot be loaded: the next one is used
+        warnings.filterwarnings("ignore", module=r"numba\.")
     try:
         with _stoppable() as handler:
             code = _ended(program, words, handler)
