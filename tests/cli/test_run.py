@@ -81,6 +81,31 @@ def child(
             4,
             "error: not enough memory (Unable to allocate 9 TB); try a smaller --batch or --ctx",
         ),
+        (
+            "try:\n    raise OSError(errno.ENOMEM, 'Cannot allocate memory')\n"
+            "except OSError as e:\n    raise E.GGUFError('x.gguf: cannot be mapped') from e",
+            4,
+            "error: x.gguf: cannot be mapped",
+        ),
+        (
+            "try:\n    raise MemoryError\n"
+            "except MemoryError:\n    raise E.DataError('data.csv: cannot be read') from None",
+            4,
+            "error: data.csv: cannot be read",
+        ),
+        (
+            "try:\n    raise OSError(errno.EACCES, 'no')\n"
+            "except OSError as e:\n    raise E.GGUFError('x.gguf: cannot be mapped') from e",
+            2,
+            "error: x.gguf: cannot be mapped",
+        ),
+        (  # a threading layer that cannot be loaded is not the user's concern
+            "import warnings\n"
+            "warnings.warn_explicit('TBB', UserWarning, 'numba/x.py', 1, 'numba.np.x')\n"
+            "raise E.DataError('no')",
+            2,
+            "error: no",
+        ),
         ("open('nothing-here')", 2, "error: nothing-here: No such file or directory"),
         ("open('no-folder/x', 'w')", 3, "error: no-folder/x: No such file or directory"),
         (
