@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nbllama.errors import Interrupted, NbllamaError
-from nbllama.options.finetune.table import PROG, Options, parse
+from nbllama.options.finetune.table import OPTIONS, PROG, Options, parse
+from nbllama.options.words import replace_options
 from nbllama.system.program import called_as, run_program
 from nbllama.train.run.stop import StopFlag
 
@@ -48,20 +49,22 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
     """Return a message that says where the run stopped and which command resumes it."""
-    seed = ["--seed", str(run.options["seed"])]
+    seed = ("--seed", str(run.options["seed"]))
     # the checkpoint now contains the requested order
     again = ("--force-reshuffle", "--force_reshuffle")
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
     if not run.losses:
         # this run saved nothing, so the newest file may be from a different run
-        return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
+        words = replace_options(words, OPTIONS, [seed])
+        return f"{text}; start again with: {program} {shlex.join(words)}"
     if "checkpoint" not in run.paths:
         return f"{text}; it cannot be continued because --checkpoint-out is empty"
-    left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
-    resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
+    left = [("--adam-iter", str(run.last - run.iteration)), ("--epochs", "0")]
+    resume = [("--checkpoint-in", run.paths["checkpoint"]), *left, seed]
     words = [word for word in words if word != "--force"]  # the old files are already replaced
-    return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
+    words = replace_options(words, OPTIONS, resume)
+    return f"{text}; continue with: {program} {shlex.join(words)}"
 
 
 main = partial(run_program, _run)

@@ -1,4 +1,4 @@
-"""Positional words on a command line, such as file names."""
+"""Changes to the words of a command line: take positional words, replace options."""
 
 from __future__ import annotations
 
@@ -29,3 +29,24 @@ def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str
         if found is not None and found.value is not None and not equals and rest:
             left.append(rest.pop(0))
     return words, left
+
+
+def replace_options(
+    argv: Sequence[str], options: Sequence[Option], new: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Return `argv` with the options named in `new`, as (name, value), replaced by these.
+
+    The replaced options are removed under any of their names, and `new` is appended.
+    """
+    by_name = {name: o for o in options for name in (*o.names, *o.off)}
+    replaced = {by_name[name].dest for name, _ in new}
+    left: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        found = by_name.get(plain(name))
+        value = [rest.pop(0)] if found and found.value is not None and not equals and rest else []
+        if found is None or found.dest not in replaced:
+            left += [word, *value]
+    return left + [word for pair in new for word in pair]

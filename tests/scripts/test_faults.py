@@ -21,7 +21,6 @@ def faults(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_quick_programme() -> None:
     done = faults("--quick")
     assert done.returncode == 0, done.stderr
