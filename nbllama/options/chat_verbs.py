@@ -17,7 +17,8 @@ _EXITS = """exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of 
 does not fit, 130 interrupted by Ctrl-C"""
 _CHAT = """Chat with a model using its own chat template, with any number of LoRA adapters."""
 _CHAT_END = f"""-p TEXT is the first message; with -st it is the only one. Ctrl-C stops the answer;
-a second Ctrl-C, or Ctrl-D, ends the program. `nbllama generate` completes a prompt instead.
+a second Ctrl-C, or Ctrl-D, ends the program. /help lists the commands. `nbllama generate` completes
+a prompt instead.
 
 {_EXITS}"""
 _GENERATE = """Complete a prompt, with any number of LoRA adapters."""

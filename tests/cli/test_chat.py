@@ -241,6 +241,28 @@ def test_a_chat_on_a_terminal(folder: Path, ask: Ask) -> None:
     assert "tokens/s" in terminal.seen
 
 
+def test_commands_on_a_terminal(folder: Path, ask: Ask) -> None:
+    options = ["-cnv", "-n", "8", "--ignore-eos", "--chat-template", folder / "plain.jinja"]
+    terminal = Terminal(["-m", folder / "base.gguf", *GREEDY, *options], folder)
+    assert "or a command: /clear begins" in terminal.wait_for(r"> $")
+
+    def reply(text: str) -> str:
+        terminal.type(f"{text}\n")
+        return terminal.wait_for(r"\n> $").partition("\n")[2]
+
+    first = reply("hen")
+    assert reply("hat") != first  # the second message of a chat
+    assert reply("/clear") == "a new chat begins\n> "
+    assert reply("hen") == first
+    assert reply("/help").startswith("/clear begins a new chat; ")
+    assert reply("/regen").startswith("error: /regen is not a command (/clear ")
+    assert not reply("/usr/bin").startswith("error")  # a path is a message
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+    # piped lines are messages, also if they look like commands
+    assert len(ask(*options, said="/exit\nhen\n")[0].splitlines()) >= 2
+
+
 def test_ctrl_c_stops_the_answer_then_the_program(folder: Path) -> None:
     words = ["-m", folder / "base.gguf", *GREEDY, "-cnv", "--ignore-eos", "--context-shift"]
     terminal = Terminal([*words, "--chat-template", folder / "plain.jinja"], folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from nbllama.cli.chat.talk import Talk
 from nbllama.data.chat import prompt_ids
 from nbllama.errors import DataError, UsageError
@@ -9,11 +11,14 @@ from nbllama.generation.predictor import ContextFull
 from nbllama.options.chat import read_escapes
 from nbllama.text.chat_template import ChatTemplate
 
+_HELP = "/clear begins a new chat; /exit, or Ctrl-D, ends the program; Ctrl-C ends an answer"
+_EXIT = ("/exit", "/quit", "/bye")
+
 
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    The whole chat is rendered again in each turn, but the model processes only the tokens that
+    On a terminal, a message such as `/clear` is a command. The whole chat is rendered again in each turn, but the model processes only the tokens that
     follow the unchanged beginning. Messages that the template rejects, or that do not fit into the
     context, are left out.
     """
@@ -25,7 +30,10 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
     stops = talk.stops(slack=0)
     # Template errors are reported before the user types anything.
     template.render([*messages, {"role": "user", "content": "x"}], True)
+    n_fixed = len(messages)
     first = talk.text
+    if console.typed and not o.single_turn:
+        console.note(f"type a message, or a command: {_HELP}")
     if first and o.display_prompt:
         console.write(f"> {first}\n", "prompt")
     while True:
@@ -33,6 +41,13 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
         if said is None:
             return
         if not said.strip():
+            continue
+        if console.typed and not first and re.fullmatch(r"/[a-z?]+", said):
+            if said in _EXIT:
+                return
+            if said == "/clear":
+                del messages[n_fixed:]
+            console.note(_answer(said))
             continue
         try:
             user = {"role": "user", "content": said if first else read_escapes(o, said, "input")}
@@ -53,6 +68,15 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
             return
         if answer or ending != "interrupt":
             messages += [user, {"role": "assistant", "content": answer}]
+
+
+def _answer(command: str) -> str:
+    """Return the line that answers a command."""
+    if command in ("/help", "/?"):
+        return _HELP
+    if command == "/clear":
+        return "a new chat begins"
+    return f"error: {command} is not a command ({_HELP}); to send it, put a space before it"
 
 
 def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]]) -> None:
