@@ -18,9 +18,9 @@ _EXIT = ("/exit", "/quit", "/bye")
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    On a terminal, a message such as `/clear` is a command. The whole chat is rendered again in each turn, but the model processes only the tokens that
+    The whole chat is rendered again in each turn, but the model processes only the tokens that
     follow the unchanged beginning. Messages that the template rejects, or that do not fit into the
-    context, are left out.
+    context, are left out. On a terminal, a message such as `/clear` is a command.
     """
     o, console = talk.options, talk.console
     messages: list[dict[str, str]] = []
