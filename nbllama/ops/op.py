@@ -32,7 +32,7 @@ class Op:
     - `forward_ref(**inputs)` computes the output in plain numpy, in the dtype of the inputs.
     - `grad_ref(dy, **inputs)` computes the gradient of `sum(dy * output)` with respect to each
       differentiable input.
-    - `forward` and `grad` do the same computations with the kernels, in float32 only. Like the
+    - `forward` and `grad` compute the same results with the kernels, in float32 only. Like the
       wrappers, they reject arrays that have the wrong shape or dtype or are not contiguous.
 
     `tolerance` bounds the largest difference between the kernels and the reference, relative to the
