@@ -194,7 +194,7 @@ def advance(rows, fade, until, b, n, d, m, x, state):
 
 @kernel()
 def through_chunks(q, k, v, e, beta, scale, first, last, of, h, o):
-    """Write o for tokens first to last - 1 and head h, whose queries and keys are those of `of`."""
+    """Write o for tokens first to last - 1 and head h, which uses the keys of key head `of`."""
     d, m = k.shape[2], v.shape[2]
     ld, c = stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

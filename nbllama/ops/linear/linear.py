@@ -39,7 +39,7 @@ from nbllama.quants import as_readonly, decode
 
 
 class LoraPair(NamedTuple):
-    """A LoRA pair: A `[R, n_in]`, B `[n_out, R]`, and the scale.
+    """A LoRA pair, which consists of A `[R, n_in]`, B `[n_out, R]` and the scale.
 
     Gradients are accumulated in `da` and `db`, which are None if the pair is not trained.
     """
