@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic  # its own annotation includes the first argument; callers omit it
+intrinsic: Any = _intrinsic  # its annotation includes the first argument, which callers omit
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _SUM = ("reassoc", "contract", "nsz")
 
