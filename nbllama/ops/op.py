@@ -81,7 +81,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    In-place ops work on such a copy because `Op.forward` must reject whatever the wrapper rejects.
+    `Op.forward` runs an in-place op on such a copy, so it rejects the same arrays as the wrapper.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)

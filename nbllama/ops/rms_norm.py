@@ -19,8 +19,8 @@ and rstd. The mean of squares is summed in float64, as in llama.cpp. A NaN in x 
 of y NaN.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). llama.cpp:
-`ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp calls the tensors t02
-to t04, t22 to t24 and t31 to t33.
+`ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp calls the tensors t02 to t04, t22 to
+t24 and t31 to t33.
 """
 
 from __future__ import annotations

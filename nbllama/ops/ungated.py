@@ -15,11 +15,11 @@ Gradient: dx = dout * act'(a), with
                         n (exp(a) - 1) + beta                   for a <= eps
                         beta - n                                for eps < a <= 0
 
-where a is a number of x. In Apertus, eps is -1e-6, and each layer has learned values alpha_p and
+where a is an element of x. In Apertus, eps is -1e-6, and each layer has learned values alpha_p and
 alpha_n, from which `xielu_numbers` computes p = softplus(alpha_p) and n = beta + softplus(alpha_n).
 
-All arrays are float32 `[N, F]`. The gradient needs x and overwrites it with dx, because x is
-the widest array in a layer.
+All arrays are float32 `[N, F]`. The gradient needs x and overwrites it with dx, because x is the
+widest array in a layer.
 
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); So et al., "Primer" (2021);
 Huang and Schlag, "Deriving Activation Functions Using Integration" (2024). llama.cpp: `ggml_gelu`,

@@ -1,7 +1,7 @@
 """Select the decoder of a weight type when a kernel is compiled (`decode_blocks`).
 
 A matmul kernel is written once for all types. It calls `decode_blocks(type_id, ...)` with a
-`type_id` that is a constant of the kernel, and Numba compiles in the decoder of this type. If the
+`type_id` that is a constant of the kernel, and Numba links the decoder of this type. If the
 decoder were passed as an argument, Numba would compile the kernel again in every process. With an
 if-chain over all types, Numba would compile all decoders.
 """

@@ -30,9 +30,9 @@ from nbllama.kernels.turns import in_turn
 from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
-CHUNK = 256
+CHUNK = 256  # keys per task
 SERIAL = 500_000  # multiplications (about 60 us) up to which one thread is faster than two
-MOST_QUERIES = 4
+MOST_QUERIES = 4  # number of queries up to which `attention` uses this module
 
 
 # Flat arrays and unsigned indices are used because slicing for each key would take longer than the
@@ -162,7 +162,7 @@ def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
-    """Compute `attention` for one sequence; q `[N, H, D]` contains its last N queries.
+    """Compute `attention` for one sequence, given the queries q `[N, H, D]` of its last N tokens.
 
     The arrays are not checked; the caller must have done so.
     """

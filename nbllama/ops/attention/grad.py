@@ -261,9 +261,9 @@ def attention_grad(
 ) -> None:  # fmt: skip
     """Overwrite dq `[N, H, D]`, dk and dv `[Nk, G, D]` with the gradients.
 
-    o and lse are the results of the forward pass. `offsets` contains the offsets of
-    the queries. They also apply to the keys unless `k_offsets` is given. With `k_offsets`, the
-    queries belong to the last tokens of longer sequences.
+    o and lse are the results of the forward pass. `offsets` contains the offsets of the queries,
+    which also apply to the keys unless `k_offsets` is given. With `k_offsets`, the queries belong
+    to the last tokens of longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

@@ -29,7 +29,7 @@ from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, transpose_tile
 
-CHUNK = 5 * ROWS  # tokens per chunk: whole groups of rows, and nearly whole panels
+CHUNK = 5 * ROWS  # tokens per chunk: a multiple of ROWS, and almost a multiple of PANEL
 LINE = 16  # floats in a cache line
 
 

@@ -55,7 +55,7 @@ NO_BIAS = np.empty(0, np.float32)
 
 
 class Gating(NamedTuple):
-    """The method that computes the weights from the router's outputs."""
+    """The way in which the weights are computed from the router's outputs."""
 
     kind: str  # a key of `CODES`
     normed: bool = False

@@ -70,7 +70,7 @@ def int8_row(x, block, q, d):
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
-        for k in range(block):  # bit patterns without a sign sort like the numbers
+        for k in range(block):  # without the sign bit, bit patterns sort like the numbers
             top = max(top, bits_of_float(part[k]) & _SIZE)
         largest = float_of_bits(top)
         inverse = np.float32(0.0)

@@ -13,7 +13,7 @@ import numpy as np
 NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
 ROUTE, EXPERT, SUM, CONV, DELTA_CONV, DELTA, DELTA_OUT = range(10, 17)
 
-# Bits of a field `forms`, which says which kinds of int8 blocks the next products read.
+# Bits of the fields `forms`, which say what kinds of int8 blocks the next products read.
 INT8_32, INT8_256 = 1, 2
 
 _address, _size, _float = np.int64, np.int64, np.float32

@@ -21,7 +21,8 @@ from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # minimum and maximum number of rows of W per task
-TASKS = 4  # tasks per thread and phase; drawing a task can take 0.5 us, like two rows (two cores)
+# Drawing a task can take 0.5 us on two cores, which is as long as computing two rows.
+TASKS = 4  # tasks per thread and phase
 GATE_PART = 1024  # numbers of the feed-forward layer per task, in whole int8 blocks
 CAP_PART = 8192  # logits per task
 

@@ -1,9 +1,8 @@
 """Products of the K-quants and int8 blocks of 256 (layouts: `nbllama.quants.kquants`).
 
 A block of W consists of d, dmin, and groups g of 16 or 32 codes c. Each group has an integer scale
-s and, in some types, a minimum m. A type's zero point z is the code of the weight 0 (0 in types
-with minima). A block of x consists of a scale e and int8 numbers n. All sums within a block are
-integers:
+s and, in some types, a minimum m. The other types subtract a constant z from each code. A block of
+x consists of a scale e and int8 numbers n. All sums within a block are integers:
 
     sum w x = e d sum_g s_g (sum c n - z sum n)  -  e dmin sum_g m_g sum n
 

@@ -59,7 +59,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):
 
 @kernel(own="quants/encode")
 def _round_positive(values, n, high, rounded):
-    """Write the n values divided by d = largest / high, rounded, to `rounded`; return d."""
+    """Divide n values by d = largest / high; write the rounded quotients to `rounded`, return d."""
     largest = _0
     for g in range(n):
         largest = max(largest, values[g])
@@ -137,9 +137,9 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Write 16 scales, divided by d and rounded, to s in -high..high-1; store and return d.
+    """Divide 16 scales by d, and round them to s in -high..high-1; store and return d.
 
-    The scale with the largest absolute value becomes -high.
+    d is chosen such that the scale with the largest absolute value becomes -high.
     """
     largest = extreme(scales, 16)
     if abs(largest) < TINY:

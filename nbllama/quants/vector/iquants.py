@@ -1,4 +1,4 @@
-"""The IQ types as vector code; see `nbllama.quants.iquants` for the layouts and formulas."""
+"""The IQ1, IQ2 and IQ3 types as vector code; see `nbllama.quants.iquants` for the formulas."""
 
 from __future__ import annotations
 
