@@ -45,9 +45,9 @@ def _first_special(raw, at, stride, start, stop, mask):
 def _special_in_words(raw, n_words, mask, step):
     """Return whether any of `n_words` u32 words contains a number that is not finite.
 
-    A word contains one F32, two F16 or two BF16 numbers. `mask` clears the sign bits, and `step` is
-    the lowest bit of the exponent. Adding `step` carries into the sign bit only if all exponent
-    bits are set.
+    A word contains one F32, two F16 or two BF16 numbers. `mask` selects the exponent bits, and
+    `step` is the lowest bit of each exponent. Adding `step` carries into the sign bit only if all
+    exponent bits are set.
     """
     carries = np.int32(0)
     for i in range(n_words):

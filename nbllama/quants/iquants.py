@@ -13,6 +13,8 @@ A super-block contains 256 weights in 8 groups of 32. The table lists the byte o
 | IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
 | IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
 
+The formulas of the weights are:
+
 | types | weight |
 |---|---|
 | IQ2 types | (d * (0.5 + scale) * 0.25) * row * sign |

@@ -1,6 +1,6 @@
 """The gated delta rule, in which each head summarises the past in a matrix S.
 
-Each token t updates S, using a key k and a query q of D numbers and a value v of M numbers:
+For each token t, with a key k and a query q of D numbers and a value v of M numbers:
 
     P = exp(g) S[t-1]                       the past fades, because g <= 0
     d = beta (v - P k)                      the error of P in predicting v, times beta

@@ -174,7 +174,7 @@ def linear_grad(
 ) -> None:
     """Add the pair's gradients to `da` and `db`, and write dx `[N, n_in]` = dy W + dh A.
 
-    With `add`, dx is added to instead of overwritten. If dx is None, only the pair's gradients are
+    With `add`, the result is added to dx instead. If dx is None, only the pair's gradients are
     computed. x is the layer's input, and hp is the result of `linear`. `buffers` is memory for
     packed dy and packed dh. `masked` must be the same as in the forward pass.
     """

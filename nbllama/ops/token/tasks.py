@@ -84,7 +84,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
-    """Normalise a row, and store it in the forms that the following products read."""
+    """Normalise a row, and also store it as the int8 blocks that the next products read."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -125,7 +125,7 @@ def hidden_task(pairs, first, task):
 
 @kernel()
 def part_of(products, first, task):
-    """Return the table row for a PRODUCT task, and the index of the task's part of W.
+    """Return the index of the table row for a PRODUCT task, and the index of its part of W.
 
     Each part has `rows` rows.
     """

@@ -1,4 +1,4 @@
-"""Convert float32 to IEEE half and bfloat16 inside kernels, and store bytes."""
+"""Convert float32 to IEEE half inside kernels, and store the bytes."""
 
 from __future__ import annotations
 
