@@ -7,7 +7,7 @@ import sys
 
 
 def physical_cores() -> int:
-    """Count the physical cores that this process may use.
+    """Return the number of physical cores that this process may use.
 
     The count respects the process's CPU affinity and the CPU quota of its control group (cgroup),
     which is how containers are limited.

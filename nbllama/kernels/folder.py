@@ -52,7 +52,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Return why the file or folder with this `lstat` result is not trusted, or "" if it is."""
+    """Return why the file or folder with this `lstat` result is not trusted, or "" if trusted."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":
@@ -74,7 +74,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
         root.mkdir(parents=True, exist_ok=True)
         while True:
             new = not os.path.lexists(path)
-            # readable by others, because one user can build a container image and another run it
+            # Others may read it, because one user can build a container image that another runs.
             with suppress(FileExistsError):
                 path.mkdir(mode=0o755)
             found = path.lstat()
@@ -128,7 +128,10 @@ def _hold(path: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """Return the time of a folder's last use, in seconds; the lock file may be missing."""
+    """Return when a folder was last used, in seconds since the epoch.
+
+    The lock file may be missing.
+    """
     times = [folder.lstat().st_mtime]
     with suppress(OSError):
         times.append((folder / _IN_USE).lstat().st_mtime)

@@ -4,8 +4,8 @@ Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that 
 do not occur, so `isnan` is always false, and a broken loss goes unnoticed.
 
 - `kernel()`: strict IEEE arithmetic, which makes the decoders bit-identical to numpy.
-- `kernel(fast=True)`: `contract, reassoc, nsz, arcp`, so that sums can be vectorised. The order of
-  such a sum depends on the vector width, not on the number of threads.
+- `kernel(fast=True)`: LLVM's flags `contract, reassoc, nsz, arcp`, so that sums can be vectorised.
+  The order of such a sum depends on the vector width, not on the number of threads.
 - `kernel(parallel=True)`: `prange` over the output, never a reduction across threads.
 
 When one kernel calls another, the callee is inlined into the caller's machine code (`forceinline`).
@@ -81,7 +81,7 @@ _call = CPUDispatcher.__call__  # runs a thousand times per step, so the cost of
 
 
 class _Kernel(CPUDispatcher):
-    """A compiled function."""
+    """A compiled function, which refuses to run in a forked child without its parent's threads."""
 
     def __call__(self, *args: Any) -> Any:
         if FORK.refused:
@@ -136,7 +136,7 @@ def kernel(
 def thread_routine(function: Callable[[int, int], None]) -> Any:
     """Compile a routine that runs on each thread and is called through its `address`.
 
-    With a call by address, the parallel loop around the call is compiled only once for all
+    Because of the call by address, the parallel loop around it is compiled only once for all
     routines. A routine takes two int64 parameters.
     """
     launch()

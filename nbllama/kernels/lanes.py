@@ -1,9 +1,12 @@
-"""Sizes of the micro-kernel, which depend on the host's vector registers.
+"""Sizes of the micro-kernel (`nbllama.kernels.simd`), which depend on the host's vector registers.
 
-| host | VL (floats per vector) | NV | ROWS | registers used |
+VL is the number of floats in a vector. The micro-kernel keeps ROWS * NV vectors of C, NV vectors of
+B and one vector of A in registers.
+
+| host | VL | NV | ROWS | registers for C, B and A |
 |---|---|---|---|---|
 | AVX-512 | 16 | 2 | 6 | 12 + 2 + 1 of 32 |
-| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice as many of 32) |
+| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: 24 + 4 + 2 of 32) |
 | other (SSE2) | 4 | 2 | 6 | 12 + 2 + 1 of 16 |
 """
 

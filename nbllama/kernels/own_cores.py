@@ -1,4 +1,4 @@
-"""One core per thread: use `with own_cores():` around a step, a batch or a token.
+"""Bind each thread to its own core: use `with own_cores():` around a step, a batch or a token.
 
 When all cores are busy, Linux sometimes puts a thread that wakes up on the same core as the thread
 that woke it. The machine seems fully loaded, so Linux does not look for a free core, and both
@@ -43,9 +43,9 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return the processors that share a core with `processor`, as a string from Linux.
+    """Return Linux's list of the processors on the same core as `processor`, such as "0,4".
 
-    If Linux does not provide this list, return only `processor`.
+    If Linux does not provide such a list, return only `processor`.
     """
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
@@ -65,7 +65,7 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 
 @cache
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return masks that bind each thread to its own core (or processor), and masks to unbind them.
+    """Return masks that bind each thread to its own core or processor, and masks that unbind them.
 
     Returns None if there is only one thread, or if the number of threads equals neither the number
     of cores nor the number of processors.

@@ -6,11 +6,9 @@ one small routine, the *micro-kernel*:
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
 `ROWS * NV` vectors of C stay in registers during the loop over k. For each k, the loop loads NV
-vectors of B, broadcasts ROWS numbers of A and performs `ROWS * NV` multiply-adds, so the bottleneck
-is the arithmetic units, not the loads. A and C are addressed by strides; B is a *panel*, which
-stores `PANEL` neighbouring numbers for each k.
-
-The sizes (`nbllama.kernels.lanes`) depend on the registers of the host.
+vectors of B, broadcasts ROWS numbers of A and performs `ROWS * NV` multiply-adds, so its speed is
+limited by the arithmetic units, not by the loads. A and C are addressed by strides. B is a *panel*,
+which stores `PANEL` neighbouring numbers for each k. `nbllama.kernels.lanes` defines the sizes.
 
 Each number of C is summed in one lane, in the order of k, so it is bit-identical for any tile size,
 panel size or number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU supports it.
@@ -49,7 +47,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
     """Run the micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], for ROWS x PANEL numbers.
 
-    With `fresh`, the sum starts from zero instead of the contents of C, so C need not be cleared
+    With `fresh`, the sums start from zero instead of the contents of C, so C need not be cleared
     first. `a`, `b` and `c` are float32 arrays of any rank and layout: only the address of the first
     element is used. A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, and
     C[i, j] at `c0 + i*c_row + j`. Nothing is checked: the caller is responsible for the bounds.
@@ -146,8 +144,9 @@ def _make_transpose(add: bool) -> Any:
     return transpose
 
 
-# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square tile, transposed in registers.
-# The second intrinsic adds to y instead. x and y are float32 arrays; nothing is checked.
+# These intrinsics transpose a square tile in registers: the first one sets y[y0 + i*y_row + j] =
+# x[x0 + j*x_row + i] for i, j < VL, and the second one adds to y instead. x and y are float32
+# arrays; nothing is checked.
 transpose_tile = _make_transpose(add=False)
 transpose_add_tile = _make_transpose(add=True)
 
@@ -248,7 +247,8 @@ def row_max(typingctx, row, start, n):
     return sig, codegen
 
 
-# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 is split in two to make r exact.
+# exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2; ln 2 is split into two
+# numbers to make r exact.
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)

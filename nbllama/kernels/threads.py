@@ -55,9 +55,9 @@ def count(counters, index):
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Read counters[index] from memory.
+    """Return counters[index], read from memory.
 
-    All writes that other threads made before they incremented the counter become visible.
+    After this, all writes that other threads made before they incremented the counter are visible.
     """
     sig = types.int64(counters, types.int64)
 

@@ -32,7 +32,7 @@ _AFTER_FORK = (
 
 
 class _Fork:
-    """Fork state; `refused` is True in a forked child that lacks its parent's threads."""
+    """The state after a fork; `refused` is True in a child that lacks its parent's threads."""
 
     refused = False
 
@@ -52,7 +52,7 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_turn() -> Any:
-    """Return an RLock for `one_at_a_time`; it is released in a forked child."""
+    """Return an RLock for `one_at_a_time`, which is released in a forked child."""
     lock = threading.RLock()
     _of_objects.add(lock)
     return lock

@@ -9,16 +9,15 @@ Gradient:
 
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
-Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient is
-computed in place (gate becomes dgate, up becomes dup), because gate and up are the widest arrays in
-a layer. The kernel receives each of them as a single argument: if the same array were passed both
-as an input and as an output, LLVM's overlap check would fail, and the loop would run 5 times slower
-because it would not be vectorised.
+All arrays are float32 `[N, F]`. The gradient needs gate and up, and it overwrites them with dgate
+and dup, because gate and up are the widest arrays in a layer. The kernel receives each of them as a
+single argument. If the same array were passed both as an input and as an output, LLVM's overlap
+check would fail, and the loop would run 5 times slower because it would not be vectorised.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`, and `ggml_geglu_split`,
-whose results differ by up to 1e-3 because it reads GELU from a float16 table. finetune.cpp: t27,
-t28.
+whose results differ by up to 1e-3 because it reads GELU from a float16 table. finetune.cpp calls
+the tensors t27 and t28.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _ONE = np.float32(1.0)
 
 
 def _sigmoid_ref(a: np.ndarray, gelu: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return (s, dz/da)."""
+    """Return s(z(a)) and dz/da, which have the shape of a."""
     z = _LINEAR * a + _CUBIC * a**3 if gelu else a
     slope = _LINEAR + 3 * _CUBIC * a**2 if gelu else np.ones_like(a)
     return (1 + np.tanh(z / 2)) / 2, slope  # equals s(z), without overflow

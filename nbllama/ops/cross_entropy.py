@@ -8,7 +8,7 @@ block of `BLOCK` logits per token in one panel. Before it takes exponentials, it
 token's largest logit in the block, m_b. The blocks are then combined using
 exp(z - m) = exp(z - m_b) exp(m_b - m).
 
-Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024,
+Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp calls the loss t36. In 2023 and 2024,
 `ggml_cross_entropy_loss` applied a floor f = 1e-9 to the probabilities, p' = p (1 - f) + f, in the
 loss and the gradient. In this module, the floor is optional: it is 0 (off) except when reproducing
 an old run. The block-wise sum is from Milakov and Gimelshein, "Online normalizer calculation for
@@ -28,11 +28,11 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-BLOCK = 1024  # logits per token in a task; BLOCK logits of every token in a panel fit in L2
+BLOCK = 1024  # logits per token in a task; for all tokens in a panel, they fit in the L2 cache
 
 
 def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Compute the loss of each row in plain numpy: z `[M, V]`, targets `[M]` -> `[M]`."""
+    """Return the loss of each row `[M]`, given z `[M, V]` and targets `[M]`, in plain numpy."""
     top = z.max(axis=1)
     return np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(z)), targets]
 

@@ -145,7 +145,7 @@ def _words(mask: Dropout) -> tuple[Any, ...]:
 
 
 def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
-    """Write x' `[N, K]` for x float32 `[N, K]` to the start of float32 `memory`."""
+    """Write x' for x (float32 `[N, K]`) to the start of float32 `memory`; return it as `[N, K]`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
         raise ValueError(f"dropout: {memory.size} numbers of memory are too few for x {x.shape}")

@@ -7,13 +7,13 @@ The base model is frozen, so only the pair has gradients:
 
     dB[v] += s sum over n with tok[n] = v of A dx[n]        dA += s sum_n B[tok[n]]^T dx[n]
 
-Shapes: W `[V, C]` undecoded, tok int32 `[N]`, x and dx `[N, C]`, A `[R, C]`, B `[V, R]`, float32.
-In memory, the pair for token_embd has the same layout as every other pair, although GGUF adapters
-store its A and B swapped. Saved for the gradient: only tok. Sums over tokens are computed in
-ascending order.
+W is an undecoded matrix `[V, C]`, and tok is int32 `[N]`. x and dx are `[N, C]`, A is `[R, C]`, and
+B is `[V, R]`, all float32. In memory, the pair for token_embd has the same layout as every other
+pair, although GGUF adapters store its A and B swapped. The gradient needs only tok from the forward
+pass. Sums over tokens are computed in ascending order.
 
 Source: Hu et al., "LoRA" (2021). llama.cpp: `ggml_get_rows`, `ggml_get_rows_back`,
-`llm_graph_context::build_inp_embd`. finetune.cpp: t00, t01.
+`llm_graph_context::build_inp_embd`. finetune.cpp calls the tensors t00 and t01.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ Gradient: every x[n, c] affects the mean and the deviation of its row, so with g
     dx[n, c] = rstd[n] * (g[n, c] - mean_c g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
-Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. A missing w is treated
-as 1, and a missing b as 0. b is never trained, so it has no gradient. Saved for the gradient: x,
-mean and rstd. The sums for the mean and the variance are computed in float64, as in llama.cpp.
+All arrays are float32: x, y, dy and dx are `[N, C]`, w, b and dw are `[C]`, and mean and rstd are
+`[N]`. A missing w is treated as 1, and a missing b as 0. b is never trained, so it has no gradient.
+The gradient needs x, mean and rstd. The sums for the mean and the variance are computed in float64,
+as in llama.cpp.
 
 Source: Ba, Kiros and Hinton, "Layer Normalization" (2016). llama.cpp: `ggml_norm`, `ggml_mul`,
-`ggml_add`; ggml does not implement the gradient of LayerNorm. finetune.cpp: none.
+`ggml_add`; ggml does not implement the gradient of LayerNorm. finetune.cpp has no LayerNorm.
 """
 
 from __future__ import annotations
@@ -96,11 +97,11 @@ def _plain_sums(dy, x, mean):
     return total, along
 
 
-# Only the sums are compiled with fast math: its `arcp` flag would replace the reciprocal square
-# root with the CPU's estimate.
+# Only the sums are compiled with fast math, because its `arcp` flag would replace the reciprocal
+# square root with the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """Compute one row of y; return its (mean, rstd). An empty w or b means that there is none."""
+    """Compute one row of y; return its mean and rstd. An empty w or b means that there is none."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)
@@ -178,7 +179,7 @@ def layer_norm(
     mean: np.ndarray,
     rstd: np.ndarray,
 ) -> None:
-    """Write y `[N, C]`, mean and rstd `[N]` for x `[N, C]`; w and b are `[C]` or None.
+    """Write y `[N, C]`, mean `[N]` and rstd `[N]` for x `[N, C]`; w and b are `[C]` or None.
 
     Raises ValueError for mismatched arrays.
     """

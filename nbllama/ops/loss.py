@@ -9,7 +9,7 @@ weight `w` is 1 / (number of trained tokens in the step), so the sum over micro-
 over the step. Preference losses use a different weight for each row (`nbllama.objectives`). If the
 model soft-caps its logits (`ops.softcap`), a copy of the capped chunk is kept.
 
-Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
+Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp calls the tensors t34 and t36.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def output_loss(
     cap: float = 0.0,
     bias: np.ndarray | None = None,
 ) -> float:
-    """Return the unweighted sum of the rows' losses, and compute its gradient.
+    """Return the unweighted sum of the rows' losses, and compute the gradient of the weighted sum.
 
     x is float32 `[M, C]`, targets is int32 `[M]`, and w is `[V, C]`. `weight` is a number or a
-    float64 array `[M]` with one weight per row. `dx` `[M, C]` is overwritten with the gradient of
-    the weighted sum. If `dx` is None, only the loss is computed. `floor` is explained in
+    float64 array `[M]` with one weight per row. `dx` `[M, C]` is overwritten with the gradient with
+    respect to x. If `dx` is None, only the loss is computed. `floor` is explained in
     `ops.cross_entropy`. `cap` is the soft-cap of the logits (0 means none), and the buffers must
     have been created with the same value. `bias` `[V]` is added to the logits before the soft-cap.
     """

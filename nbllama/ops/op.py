@@ -32,7 +32,7 @@ class Op:
     - `forward_ref(**inputs)` computes the output in plain numpy, in the dtype of the inputs.
     - `grad_ref(dy, **inputs)` computes the gradient of `sum(dy * output)` with respect to each
       differentiable input.
-    - `forward` and `grad` do the same computations with the kernels, in float32 only. Like the
+    - `forward` and `grad` compute the same results with the kernels, in float32 only. Like the
       wrappers, they reject arrays that have the wrong shape or dtype or are not contiguous.
 
     `tolerance` bounds the largest difference between the kernels and the reference, relative to the
@@ -81,7 +81,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    In-place ops work on such a copy because `Op.forward` must reject whatever the wrapper rejects.
+    `Op.forward` runs an in-place op on such a copy, so it rejects the same arrays as the wrapper.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)

@@ -3,9 +3,9 @@
     y = x s(z)                          s(z) = 1 / (1 + exp(-z))
     dx = dy s(z)                        dz = dy x s(z) (1 - s(z))
 
-One projection computes the queries and the gates: for each head, D query numbers and then D gates.
-z is part 1 of qz `[N, H, 2, D]`; part 0 is not read. x and y are `[N, H, D]`, and all arrays are
-float32.
+One projection computes the queries and the gates z. Its output qz `[N, H, 2, D]` contains the
+queries in part 0, which is not read here, and z in part 1. x and y are `[N, H, D]`, and all arrays
+are float32.
 
 llama.cpp: `ggml_sigmoid`, then `ggml_mul`.
 """
@@ -76,7 +76,7 @@ def _grad(dy, x, qz, dqz):
 
 
 def out_gate(x: np.ndarray, qz: np.ndarray, y: np.ndarray) -> None:
-    """Write y `[N, H, D]`. Raises ValueError for mismatched arrays."""
+    """Write y `[N, H, D]`, given x and qz. Raises ValueError for mismatched arrays."""
     _check("out_gate", x, qz)
     check_output("out_gate", "y", y, x.shape)
     run = _serial if x.size <= SERIAL else _parallel

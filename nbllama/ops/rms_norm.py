@@ -13,12 +13,14 @@ form
     along[n] = rstd[n]^2 * mean_c(dy[n, c] * w[c] * x[n, c])
     dx[n, c] = rstd[n] * (dy[n, c] * w[c] - x[n, c] * along[n])
 
-Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32. N can be any number of rows: to
-normalise each head, apply the op to `[N * H, D]`. Saved for the gradient: x and rstd. The mean of
-squares is summed in float64, as in llama.cpp. A NaN in x makes the whole row of y NaN.
+All arrays are float32: x, y, dy and dx are `[N, C]`, w and dw are `[C]`, and rstd is `[N]`. N can
+be any number of rows: to normalise each head, apply the op to `[N * H, D]`. The gradient needs x
+and rstd. The mean of squares is summed in float64, as in llama.cpp. A NaN in x makes the whole row
+of y NaN.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). llama.cpp:
-`ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp: t02..t04, t22..t24, t31..t33.
+`ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp calls the tensors t02 to t04, t22 to
+t24 and t31 to t33.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def _sum_of_products(dy, w, x):
     return total
 
 
-# Only the sums are compiled with fast math: its `arcp` flag would replace the reciprocal square
-# root with the CPU's estimate.
+# Only the sums are compiled with fast math, because its `arcp` flag would replace the reciprocal
+# square root with the CPU's estimate.
 @kernel()
 def norm_row(x, w, eps, y):
     """Compute one row of y; return its rstd."""

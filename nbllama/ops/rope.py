@@ -3,14 +3,14 @@
     theta[p, i] = p * freq_base^(-2i / n_rot)                  i = 0 .. n_rot/2 - 1
     y[a] = x[a] cos - x[b] sin      y[b] = x[a] sin + x[b] cos
 
-The pair (a, b) for i is (2i, 2i + 1) if *interleaved* (llama), or (i, i + n_rot/2) for *halves*
-(qwen, gemma). Numbers at index n_rot and above are unchanged. The gradient uses the transposed
+The pair (a, b) for i is (2i, 2i + 1) in *interleaved* mode (llama) and (i, i + n_rot/2) in *halves*
+mode (qwen, gemma). Numbers at index n_rot and above are unchanged. The gradient uses the transposed
 matrix, which rotates in the opposite direction with the same magnitude:
 
     dx[a] = dy[a] cos + dy[b] sin      dx[b] = dy[b] cos - dy[a] sin
 
-Shapes: x, y `[N, H, D]` float32, positions int32 `[N]`, cos and sin float32 `[P, n_rot/2]` for P
-positions. Nothing is saved for the gradient, which uses only the positions and the tables.
+x and y are float32 `[N, H, D]`, and positions is int32 `[N]`. The tables cos and sin are float32
+`[P, n_rot/2]` for P positions. The gradient needs only the positions and the tables.
 
 The tables support YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
 and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The tables reproduce
@@ -21,7 +21,7 @@ build, 1 % of the numbers differ by one unit in the last place. With YaRN, numbe
 1e-5, because the compiler of that build fuses some of the operations that mix the angles.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
-`ggml_rope_ext_back`. finetune.cpp: t07, t10.
+`ggml_rope_ext_back`. finetune.cpp calls the tensors t07 and t10.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def rope_tables(
             inner = inner * (f32(1) - mix) + outer * mix
         angles[:, i] = inner
         theta = theta * step
-    # compute in float64 and round, because numpy's float32 sine is off by a few units in the last
-    # place
+    # Compute in float64 and round, because numpy's float32 sine is off by a few units in the last
+    # place.
     wide = angles.astype(np.float64)
     return np.cos(wide).astype(f32) * magnitude, np.sin(wide).astype(f32) * magnitude
 
@@ -200,7 +200,7 @@ def rope(
     check_array("rope", "cos", cos, cos.shape)
     check_array("rope", "sin", sin, cos.shape)
     if positions.size:
-        # for a few tokens, two numpy passes would take longer than the rest of the function
+        # For a few tokens, two numpy calls would take longer than the rest of the function.
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
             raise ValueError(f"rope: positions {min(few)}..{max(few)}, tables of {len(cos)}")

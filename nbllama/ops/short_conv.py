@@ -4,9 +4,9 @@ A token's input has three parts of C channels, b, c and x:
 
     u[t] = b[t] x[t]        v[t] = sum over j of w[j] u[t - K + 1 + j]        y[t] = c[t] v[t]
 
-with K taps w and j from 0 to K - 1. For positions before the first token of a sequence, u is 0 or
-is read from the state, which contains the last K - 1 values of u from an earlier part of the
-sequence.
+where w contains K taps and j runs from 0 to K - 1. For positions before the first token of a
+sequence, u is 0 or is read from the state, which contains the last K - 1 values of u from an
+earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
@@ -15,9 +15,9 @@ Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
 The taps are frozen, so they have no gradient.
 
-Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets
-`[S + 1]` int32; a state `[S, K - 1, C]`. Tokens are processed in parallel. Each sum is computed in
-the order of the taps, regardless of what else is in the batch.
+The N tokens of S sequences are concatenated. bcx is `[N, 3 C]`, w is `[K, C]`, y is `[N, C]`, and a
+state is `[S, K - 1, C]`, all float32; offsets is int32 `[S + 1]`. Tokens are processed in parallel.
+Each sum is computed in the order of the taps, regardless of what else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
 """

@@ -2,8 +2,8 @@
 
     y = cap * tanh(z / cap)            dz = dy * (1 - (y / cap)^2)
 
-Shapes: z, y, dy `[M, V]` float32; both passes work in place. Saved for the gradient: y. For
-attention scores, `nbllama.ops.attention` implements the same function.
+All arrays are float32 `[M, V]`. Both passes work in place, and the gradient needs y. For attention
+scores, `nbllama.ops.attention` implements the same function.
 
 Source: Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning" (2016),
 section A.1; Gemma Team, "Gemma 2" (2024), section 2. llama.cpp: `ggml_scale`, `ggml_tanh`.

@@ -13,18 +13,18 @@ Gradient: dx = dout * act'(a), with
     relu2               2 max(a, 0)
     xielu               2 p a + beta                            for a > 0
                         n (exp(a) - 1) + beta                   for a <= eps
-                        beta - n                                between: eps is -1e-6
+                        beta - n                                for eps < a <= 0
 
-In Apertus, each layer has learned values alpha_p and alpha_n, from which `xielu_numbers` computes
-p = softplus(alpha_p) and n = beta + softplus(alpha_n).
+where a is an element of x. In Apertus, eps is -1e-6, and each layer has learned values alpha_p and
+alpha_n, from which `xielu_numbers` computes p = softplus(alpha_p) and n = beta + softplus(alpha_n).
 
-Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient dx overwrites x,
-because x is the widest array in a layer.
+All arrays are float32 `[N, F]`. The gradient needs x and overwrites it with dx, because x is the
+widest array in a layer.
 
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); So et al., "Primer" (2021);
 Huang and Schlag, "Deriving Activation Functions Using Integration" (2024). llama.cpp: `ggml_gelu`,
 whose results differ by up to 1e-3 because it reads a float16 table; `ggml_relu` and `ggml_sqr`;
-`ggml_xielu`. finetune.cpp: none.
+`ggml_xielu`. finetune.cpp has no equivalent.
 """
 
 from __future__ import annotations

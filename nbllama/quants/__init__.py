@@ -1,4 +1,4 @@
-"""Weight types of GGUF files and their decoders, with one file per family and one kernel per type.
+"""Weight types of GGUF files and their decoders: one module per family, and one kernel per type.
 
 Every kernel has the signature `decode_x(raw, src, n_blocks, out, dst)`. It decodes `n_blocks`
 blocks of `raw` (uint8, read-only), starting at byte `src`, into `out` (float32), starting at

@@ -1,8 +1,8 @@
 """Code books of the IQ types and of MXFP4, read from the `gguf` package at run time.
 
 In an IQ type, a code is the index of a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. The rows are
-concatenated into a flat uint8 array (two's complement), so kernels can read rows in the same way as
-blocks. Numba compiles these arrays into the machine code as constants. A family that uses code
+concatenated into a flat uint8 array (in two's complement), so kernels can read rows in the same way
+as blocks. Numba compiles these arrays into the machine code as constants. A module that uses code
 books is imported only when a file contains one of its types.
 """
 
@@ -13,7 +13,7 @@ from gguf import quants
 
 
 def _grid(kind: type) -> np.ndarray:
-    """Return the rows of a code book as one flat uint8 array, [n_rows * row_length]."""
+    """Return the rows of a code book as one flat uint8 array `[n_rows * row_length]`."""
     kind.init_grid()  # type: ignore[attr-defined]
     rows: np.ndarray = kind.grid  # type: ignore[attr-defined]
     return rows.astype(np.int8).reshape(-1).view(np.uint8)

@@ -28,7 +28,7 @@ from numba.extending import intrinsic as _intrinsic
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
-intrinsic: Any = _intrinsic  # its own annotation includes the first argument; callers omit it
+intrinsic: Any = _intrinsic  # its annotation includes the first argument, which callers omit
 
 
 def _raw_scope(builder: Any) -> Any:
@@ -51,9 +51,9 @@ def mark_store_outside(builder: Any, store: Any) -> None:
 
 
 def _load(kind: Any, convert: Callable[[Any, Any, Any], Any], result: Any, raw: Any) -> Any:
-    """Return the signature and code generator of a load at byte i.
+    """Return the signature and the code generator of an intrinsic that reads a field at byte i.
 
-    The load reads a field of LLVM type `kind` and passes it to `convert`.
+    The field has the LLVM type `kind` and is passed to `convert`.
     """
     if not isinstance(raw, types.Array) or raw.dtype != types.uint8:
         raise TypeError(f"raw must be a uint8 array, not {raw}")
@@ -77,9 +77,9 @@ def _sign_extend(context: Any, builder: Any, field: Any) -> Any:
 
 
 def has_half(context: Any) -> bool:
-    """Return whether the CPU can convert half to float.
+    """Return whether the CPU has an instruction that converts half to float.
 
-    If it cannot, LLVM would call a library function instead.
+    Without this instruction, LLVM would call a library function.
     """
     triple, _, features = context.codegen().magic_tuple()
     machine = triple.split("-")[0]
@@ -133,13 +133,13 @@ def i8(typingctx, raw, i):
 
 @intrinsic
 def u16(typingctx, raw, i):
-    """Read two bytes of `raw`, starting at byte `i`, as an int64 in 0..65535."""
+    """Read two bytes of `raw`, starting at byte `i`, as an unsigned number; return it as int64."""
     return _load(_I16, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def u32(typingctx, raw, i):
-    """Read four bytes of `raw`, starting at byte `i`, as an int64 in 0..2^32-1."""
+    """Read four bytes of `raw`, starting at byte `i`, as an unsigned number; return it as int64."""
     return _load(_I32, _zero_extend, types.int64, raw)
 
 
@@ -160,7 +160,7 @@ def f16(typingctx, raw, i):
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """Run `f16` as if the CPU had no conversion instruction (for tests)."""
+    """Do the same as `f16` without the CPU's conversion instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 

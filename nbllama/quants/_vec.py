@@ -1,4 +1,4 @@
-"""Short vectors as Numba values, with operators: `Codes` (n bytes) and `Weights` (n float32).
+"""Short vectors with operators as Numba values: `Codes` are n bytes, `Weights` n float32 numbers.
 
 A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
 instructions on any CPU. It generates generic LLVM vector arithmetic, and LLVM distributes 16 lanes
@@ -68,9 +68,9 @@ def _spread(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _operator(symbol: Any, left: type, right: type, emit: Callable[[Any, Any, Any], Any]) -> None:
-    """Define an operator for two kinds of arguments.
+    """Define an operator for operands of the types `left` and `right`.
 
-    `emit(builder, a, b)` receives both operands as vectors.
+    `emit(builder, a, b)` generates the code; a and b are the operands as vectors.
     """
 
     def typing(context: Any) -> Callable[[Any, Any], Any]:
@@ -229,7 +229,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Negate each lane of Weights(8) whose bit in `bits` (lowest first) is set."""
+    """Negate each lane of `weights`, a Weights(8), whose bit in `bits` (lowest first) is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))

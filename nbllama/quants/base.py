@@ -1,9 +1,9 @@
-"""The weight types and the lookup of their decoders; importing this module compiles nothing.
+"""The weight types and the lookup of their decoders.
 
 The types are listed in `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the module of this
 package (the `family`) that contains the decoder `decode_NAME`. A family is imported when one of its
 types is first used, because building the tables for the IQ types takes time, and most files do not
-use these types.
+use these types. Importing this module compiles nothing.
 
 There are two sets of decoders with identical results: plain loops in this folder, which are easier
 to read, and vector code in the `vector` folder, which is two to five times as fast. Setting the
@@ -28,7 +28,7 @@ QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.fa
 
 
 def quant_type(type_id: int) -> TensorType:
-    """Return the table row of a type. Raises GGUFError for a type that cannot be decoded."""
+    """Return a type's row of `QUANTS`. Raises GGUFError for a type that cannot be decoded."""
     try:
         return QUANTS[type_id]
     except KeyError:
@@ -70,7 +70,7 @@ def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
 
 
 class _Decoders(Mapping[int, Any]):
-    """Mapping from type ids to kernels of the selected set, which are imported on first lookup."""
+    """A mapping from type ids to decoders in the selected set, imported when they are looked up."""
 
     def __getitem__(self, type_id: int) -> Any:
         return find_decoder(type_id)

@@ -1,4 +1,4 @@
-"""Q1_0: 128 one-bit weights and one scale: w = d if the bit is set, else -d.
+"""Q1_0: 128 one-bit weights with one scale d. A weight is d if its bit is set, else -d.
 
 A block has 18 bytes (llama.cpp: `block_q1_0`): the half d is at 0, and the bits are at 2..17.
 Weight i is bit i % 8 (lowest first) of byte i // 8.

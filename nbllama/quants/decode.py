@@ -12,10 +12,9 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """Return a read-only view of the bytes [n].
+    """Return a read-only view of `raw`, because kernels are compiled only for read-only input.
 
-    Kernels are compiled only for read-only input. Raises ValueError if `raw` is not a contiguous
-    one-dimensional uint8 array.
+    Raises ValueError if `raw` is not a contiguous one-dimensional uint8 array.
     """
     if raw.dtype != np.uint8 or raw.ndim != 1 or not raw.flags.c_contiguous:
         raise ValueError(f"raw must be contiguous uint8 [n], not {raw.dtype} {raw.shape}")

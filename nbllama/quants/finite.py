@@ -1,8 +1,8 @@
-"""`check_finite`, which checks that all weights are finite, like `--check-tensors` in llama.cpp.
+"""A check that all weights are finite (`check_finite`), like `--check-tensors` in llama.cpp.
 
 A single NaN scale in a 4 GB file makes every loss NaN, thousands of operations away from the cause.
-The codes of a block are always finite, so only its scales are checked, which are one or two halves
-per block. In the plain formats, every number is checked.
+The codes of a block are always finite, so only its scales (one or two halves) are checked. In the
+plain formats, every number is checked.
 
 An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all exponent bits
 are set. One kernel therefore handles all three: it reads a 16-bit field every `stride` bytes and
@@ -45,9 +45,9 @@ def _first_special(raw, at, stride, start, stop, mask):
 def _special_in_words(raw, n_words, mask, step):
     """Return whether any of `n_words` u32 words contains a number that is not finite.
 
-    A word contains one F32, two F16 or two BF16 numbers. `mask` clears the sign bits, and `step` is
-    the lowest bit of the exponent. Adding `step` carries into the sign bit only if all exponent
-    bits are set.
+    A word contains one F32, two F16 or two BF16 numbers. `mask` selects the exponent bits, and
+    `step` is the lowest bit of each exponent. Adding `step` carries into the sign bit only if all
+    exponent bits are set.
     """
     carries = np.int32(0)
     for i in range(n_words):
@@ -59,7 +59,7 @@ def _special_in_words(raw, n_words, mask, step):
 def _first_special_iq1_m(raw, n):
     """Return the index of the first of n IQ1_M blocks whose scale is infinite or NaN, else -1.
 
-    The sign and exponent of a half are bits 15 .. 10: the top nibble and half of the next nibble.
+    The sign and the exponent of a half are bits 15 .. 10: its top nibble and half of the next one.
     """
     for i in range(n):
         at = 56 * i + 48

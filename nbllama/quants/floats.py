@@ -1,4 +1,4 @@
-"""Plain number formats: F32, F16, BF16. Each block is one element.
+"""The plain number formats F32, F16 and BF16, in which each block is one number.
 
 | type | bytes | value |
 |---|---|---|

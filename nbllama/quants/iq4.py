@@ -1,14 +1,14 @@
-"""IQ4_NL IQ4_XS: four-bit codes, which are indices into a table of 16 unevenly spaced values.
+"""IQ4_NL and IQ4_XS, whose four-bit codes are indices of 16 unevenly spaced values.
 
 | type | weights | bytes | fields (llama.cpp: `block_iq4_nl`, `block_iq4_xs`) |
 |---|---|---|---|
 | IQ4_NL | 32 | 18 | d 0, qs 2..17 |
 | IQ4_XS | 256 | 136 | d 0, scales_h 2..3 (u16), scales_l 4..7, qs 8..135 |
 
-IQ4_NL: w = d * value[q]. Byte j of `qs` contains weight j in its low half and weight j + 16 in its
-high half. IQ4_XS: w = (d * (scale - 32)) * value[q], in eight groups of 32 that are packed in the
-same way. The low four bits of scale g are half a byte of `scales_l`, and the high two bits are bits
-2g and 2g + 1 of `scales_h`.
+In IQ4_NL, w = d * value[q]. Byte j of `qs` contains weight j in its low half and weight j + 16 in
+its high half. In IQ4_XS, w = (d * (scale - 32)) * value[q], and the eight groups of 32 are packed
+in the same way. The low four bits of scale g are half a byte of `scales_l`, and the high two bits
+are bits 2g and 2g + 1 of `scales_h`.
 
 llama.cpp: `dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`. The results are bit-identical.
 """

@@ -1,4 +1,4 @@
-"""IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: codes are indices of rows in a code book.
+"""The IQ1, IQ2 and IQ3 types, whose codes are indices of rows in a code book.
 
 A super-block contains 256 weights in 8 groups of 32. The table lists the byte offsets of its fields
 (llama.cpp: `block_iq1_s` ... `block_iq3_s`). `d` is an IEEE half; u16 and u32 are little-endian:
@@ -13,10 +13,17 @@ A super-block contains 256 weights in 8 groups of 32. The table lists the byte o
 | IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
 | IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
 
-IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: as IQ2, with 0.5 instead of 0.25. IQ3_S:
-w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125). Scales are
-four-bit numbers (IQ1: three-bit). Seven sign bits encode eight signs, because the number of minus
-signs is always even.
+The formulas of the weights are:
+
+| types | weight |
+|---|---|
+| IQ2 types | (d * (0.5 + scale) * 0.25) * row * sign |
+| IQ3_XXS | (d * (0.5 + scale) * 0.5) * row * sign |
+| IQ3_S | (d * (1 + 2 scale)) * row * sign |
+| IQ1 types | (d * (2 scale + 1)) * (row +- 0.125) |
+
+Scales have four bits, or three bits in the IQ1 types. Seven sign bits encode eight signs, because
+the number of minus signs is always even.
 
 llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
 The results are bit-identical to both llama.cpp and gguf-py.
@@ -37,7 +44,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def put_signed(scale, book, at, n, signs, out, to):
-    """Set out[to + j] = scale * book[at + j] for j = 0 .. n-1, with the given signs.
+    """Set out[to + j] = scale * book[at + j] for j = 0 .. n-1.
 
     The result is negated if bit j of `signs` is set.
     """
@@ -58,9 +65,9 @@ def put_shifted(scale, at, shift, out, to):
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows.
+    """Decode IQ2_XXS, which has a code book of 256 rows.
 
-    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    Each group has a u32 with four times seven sign bits and, in the top bits, the scale.
     """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
@@ -76,7 +83,10 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; each byte of `scales` contains two scales, each for 16 weights."""
+    """Decode IQ2_XS, which has a code book of 512 rows.
+
+    Each byte of `scales` contains two scales, each for 16 weights.
+    """
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -91,10 +101,10 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows.
+    """Decode IQ2_S, which has a code book of 1024 rows.
 
-    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs are
-    stored.
+    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs of a
+    row are stored.
     """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
@@ -111,9 +121,9 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4.
+    """Decode IQ3_XXS, which has a code book of 256 rows of 4 values.
 
-    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    Each group has a u32 with four times seven sign bits and, in the top bits, the scale.
     """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
@@ -129,10 +139,9 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4.
+    """Decode IQ3_S, which has a code book of 512 rows of 4 values.
 
-    The ninth bit of each row index is in `qh` (one byte per group of 32). All eight signs are
-    stored.
+    The ninth bit of each row index is in `qh` (one byte per group of 32). All signs are stored.
     """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -149,9 +158,10 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows.
+    """Decode IQ1_S, which has a code book of 2048 rows.
 
-    Each group has a u16 with 4 x 3 row bits, three scale bits and the sign of the shift.
+    Each group has a u16 with the three high bits of four row indices, three scale bits and the sign
+    of the shift.
     """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
@@ -176,10 +186,10 @@ def iq1_m_scale(raw, at):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows.
+    """Decode IQ1_M, which has a code book of 2048 rows.
 
-    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift. There
-    are sixteen three-bit scales: four in the low twelve bits of each u16 in `scales`.
+    For every 8 weights, half a byte of `qh` contains the three high bits of the row index and the
+    sign of the shift. The low twelve bits of each u16 in `scales` contain four three-bit scales.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

@@ -1,4 +1,4 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K: super-blocks of 256 weights with one scale per group of 16 or 32.
+"""The K-quants Q2_K to Q6_K: super-blocks of 256 weights with one scale per group of 16 or 32.
 
 The table lists the byte offsets of the fields in a super-block. `d` and `dmin` are IEEE halves:
 
@@ -10,10 +10,10 @@ The table lists the byte offsets of the fields in a super-block. `d` and `dmin` 
 | Q5_K | 176 | d 0, dmin 2, scales 4..15, qh 16..47, qs 48..175 | (d * scale) * q - dmin * min |
 | Q6_K | 210 | ql 0..127, qh 128..191, scales 192..207, d 208 | (d * scale) * (q - 32) |
 
-Weights form groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32 (Q4_K,
-Q5_K). One byte contains bits of several groups. The two-bit fields of the bytes `qs[0:32]` contain
-weights 0..127 (field r contains weights 32r .. 32r+31), and those of `qs[32:64]` contain the other
-128 weights.
+The weights form groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32
+(Q4_K, Q5_K). One byte contains bits of several groups. In Q2_K and Q3_K, the two-bit fields of the
+bytes `qs[0:32]` contain weights 0..127 (field r contains weights 32r .. 32r+31), and those of
+`qs[32:64]` contain the other 128 weights.
 
 llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. The results are bit-identical.
 """

@@ -1,4 +1,4 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: blocks of 32 weights with a scale `d` and sometimes an offset `m`.
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights with a scale d and, in some, an offset m.
 
 The table lists the byte offsets of the fields in a block (llama.cpp: `block_q4_0` ...). `d` and `m`
 are IEEE halves:
@@ -11,9 +11,9 @@ are IEEE halves:
 | Q5_1 | 24 | 0 | 2 | 4..7 | 8..23 | d * q + m |
 | Q8_0 | 34 | 0 | | | 2..33 | d * q, q signed |
 
-Four-bit codes: byte j of `qs` contains weight j in its low half and weight j + 16 in its high half.
-Five-bit codes: `qs` contains the low four bits in the same order, and the fifth bit of weight j is
-bit j of the 32-bit number `qh`.
+For four-bit codes, byte j of `qs` contains weight j in its low half and weight j + 16 in its high
+half. For five-bit codes, `qs` contains the low four bits in the same order, and the fifth bit of
+weight j is bit j of the 32-bit number `qh`.
 
 llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The results are bit-identical.
 """

@@ -1,8 +1,8 @@
 """Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap.
 
-No [T, T] matrix is ever stored.
+The `[T, T]` matrix of scores is never stored.
 
-For query i in a sequence (key position i + past), head h, KV head g = h // (n_head // n_head_kv):
+For the query at key position i of a sequence, head h and KV head g = h // (n_head // n_head_kv):
 
     z[j]   = scale * q[i, h] . k[j, g]                       the raw score
     s[j]   = cap * tanh(z[j] / cap)   (cap > 0, else z[j])   + slope[h] * (j - i)
@@ -17,12 +17,12 @@ Gradient, with delta = do . o:
 
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient recomputes p
 from lse (Dao et al., "FlashAttention", 2022, section 3.1). Each task processes a block of `BLOCK`
-queries for one head. It stores whole rows of scores, so its memory grows linearly with T, and the
-softmax needs no online rescaling. The mask is implemented by the loop bounds. Shapes: N tokens in a
-stream of S sequences, q `[N, H, D]`, k and v `[Nk, G, D]`.
+queries for one head. It stores whole rows of scores, so its memory grows linearly with the sequence
+length T, and the softmax needs no online rescaling. The mask is implemented by the loop bounds. The
+tokens of S sequences are concatenated: q is `[N, H, D]`, and k and v are `[Nk, G, D]`.
 
-llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12
-to t19. The kernels for the gradient are in `nbllama.ops.attention.grad`.
+llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp calls the
+tensors t12 to t19. The kernels for the gradient are in `nbllama.ops.attention.grad`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
 def _scores(
     q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute (scores, tanh) `[Tq, Tk]` for one head in plain numpy."""
+    """Return one head's scores and the soft-cap's tanh, both `[Tq, Tk]`, in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
     t = np.tanh(z / cap) if cap > 0 else np.zeros_like(z)
@@ -227,7 +227,7 @@ def _forward(
         task = next_task(counter)
         while task < n_seq * n_head * blocks:
             seq, h = task // blocks // n_head, task // blocks % n_head
-            i0 = (blocks - 1 - task % blocks) * BLOCK  # tasks with the longest rows first
+            i0 = (blocks - 1 - task % blocks) * BLOCK  # start with the longest rows
             t0, tq = q_off[seq], q_off[seq + 1] - q_off[seq]
             k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
             g = h // (n_head // n_kv)
@@ -242,7 +242,7 @@ def _forward(
 
 
 def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
-    """Return the scratch memory of `attention` in floats: (per thread, shared by all threads).
+    """Return the sizes of the scratch memory per thread and of the shared memory, in floats.
 
     There are `n` keys in `n_seq` sequences of at most `longest` keys each.
     """
@@ -271,7 +271,7 @@ def attention(
     scale : float
         Factor for the raw scores.
     slopes : float32 array [H]
-        ALiBi slopes; zeros without ALiBi.
+        ALiBi slopes, which are zeros for models without ALiBi.
     o, lse : float32 arrays [N, H, D] and [N, H]
         Overwritten with the outputs and with the log of the sum of exp(score).
     window, cap

@@ -2,8 +2,8 @@
 
 The formula is the same as in `nbllama.ops.attention`, but with so few queries, the blocks used in
 that module would be mostly padding. Nothing is packed: keys are read directly from the cache. A
-task processes one query, one KV head with its group of query heads, and `CHUNK` keys. For each
-chunk, let m, l and o be the largest score, the sum of exponentials, and the weighted sum of values.
+task processes one query, one KV head with its group of query heads, and a chunk c of `CHUNK` keys.
+It computes the largest score m_c, the sum of exponentials l_c, and the weighted sum of values o_c.
 The chunks are then combined in ascending order:
 
     m = max_c m_c     l = sum_c l_c exp(m_c - m)     o = sum_c o_c exp(m_c - m) / l
@@ -30,9 +30,9 @@ from nbllama.kernels.turns import in_turn
 from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
-CHUNK = 256
+CHUNK = 256  # keys per task
 SERIAL = 500_000  # multiplications (about 60 us) up to which one thread is faster than two
-MOST_QUERIES = 4
+MOST_QUERIES = 4  # number of queries up to which `attention` uses this module
 
 
 # Flat arrays and unsigned indices are used because slicing for each key would take longer than the
@@ -71,8 +71,8 @@ def _weigh(p, n, v, v0, step, o, o0, d):
 def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
     """Attend to the keys lo <= j < hi of KV head g, for a query at key position `at`.
 
-    Writes m, l and o for each head in the group to found `[H, 2 + D]`. The query `[H, D]` begins at
-    element q0 of the flat array q, and k and v are `[Nk, G, D]`.
+    Writes m_c, l_c and o_c for each head in the group to found `[H, 2 + D]`. The query `[H, D]`
+    begins at element q0 of the flat array q, and k and v are `[Nk, G, D]`.
     """
     n_kv, d, n = k.shape[1], k.shape[2], hi - lo
     group = found.shape[0] // n_kv
@@ -162,7 +162,7 @@ def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
-    """Compute `attention` for one sequence; q `[N, H, D]` are the queries of its last N tokens.
+    """Compute `attention` for one sequence, given the queries q `[N, H, D]` of its last N tokens.
 
     The arrays are not checked; the caller must have done so.
     """

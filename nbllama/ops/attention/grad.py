@@ -1,4 +1,4 @@
-"""Gradient of attention; each block's probabilities are recomputed from the saved `lse`.
+"""The gradient of attention, which recomputes the probabilities from the saved `lse`.
 
 Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task
 processes one head's queries in one sequence (or a part of these queries, if there are few heads)
@@ -39,7 +39,7 @@ from nbllama.ops.attention.tiles import (
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-PIECES = 8  # number of parts into which a KV head's keys are split to sum over its query heads
+PIECES = 8  # parts of a KV head's keys; each task sums one part of dk and dv over the query heads
 TASKS = 24  # minimum number of tasks, so that threads finish at about the same time
 
 
@@ -55,7 +55,7 @@ def _dot(a, b):
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
     """Turn p from scores into probabilities, and dp into the gradient of the raw scores.
 
-    Outside lo..hi, both are 0.
+    Outside lo..hi, both are set to 0.
     """
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
@@ -150,9 +150,9 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return the first block of a part.
+    """Return the index of a part's first block, so that all parts have about the same work.
 
-    All parts have about the same work; the work up to block n grows with the square of n.
+    The work for the first n blocks grows with the square of n.
     """
     return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
 
@@ -245,7 +245,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """Return the scratch memory of `attention_grad` in floats, in the form of `forward_floats`."""
+    """Return the same two sizes as `forward_floats`, for `attention_grad`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
@@ -261,9 +261,9 @@ def attention_grad(
 ) -> None:  # fmt: skip
     """Overwrite dq `[N, H, D]`, dk and dv `[Nk, G, D]` with the gradients.
 
-    o and lse are the results of the forward pass. `offsets` are the query offsets. They also apply
-    to the keys unless `k_offsets` is given. With `k_offsets`, the queries belong to the last tokens
-    of longer sequences.
+    o and lse are the results of the forward pass. `offsets` contains the offsets of the queries,
+    which also apply to the keys unless `k_offsets` is given. With `k_offsets`, the queries belong
+    to the last tokens of longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

@@ -10,10 +10,10 @@ The gradient is computed as in `nbllama.ops.attention.grad`, but with o' and lse
 from lse' yields the p above. The sink has no value vector, so delta = do . o' is still the sum of
 p[j] (do . v[j]). The sinks are frozen.
 
-Shapes: o `[N, H, D]`, lse `[N, H]`, sinks `[H]`; float32, all in place.
+o is `[N, H, D]`, lse is `[N, H]`, and sinks is `[H]`, all float32. o and lse are modified in place.
 
 Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2023); gpt-oss.
-llama.cpp: `ggml_soft_max_add_sinks`, `ggml_flash_attn_ext_add_sinks`. finetune.cpp: none.
+llama.cpp: `ggml_soft_max_add_sinks`, `ggml_flash_attn_ext_add_sinks`. finetune.cpp has no sinks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ONE = np.float32(1.0)
 
 @kernel()
 def sink_factor(lse, sink):
-    """Return exp(lse - lse') and lse'."""
+    """Return exp(lse - lse') and lse' for one query and head."""
     top = lse if lse > sink else sink
     both = top + np.float32(math.log(math.exp(lse - top) + math.exp(sink - top)))
     return np.float32(math.exp(lse - both)), both

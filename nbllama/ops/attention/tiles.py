@@ -1,4 +1,4 @@
-"""Code shared by the forward pass and the gradient of attention: packing, scores, scratch, checks.
+"""Packing, scores, scratch memory and checks for the forward pass and the gradient of attention.
 
 For each block of `BLOCK` queries, the score rows `[BLOCK, ld]` are in memory at the same time. Each
 row is complete, starting at the first visible panel of keys. Keys and values are packed once per KV
@@ -43,9 +43,9 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Return the position of a sequence's first panel for KV head g.
+    """Return the position of a sequence's first panel for KV head g in the packed keys.
 
-    The sequence has tk keys, the first of which is k0.
+    The sequence has tk keys, and its first key is k0.
     """
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
@@ -166,7 +166,7 @@ def check_streams(
         raise ValueError("attention: offsets are int32 [S+1], S at least 1")
     check_array("attention", "q_offsets", q_offsets, q_offsets.shape, dtype=np.int32)
     check_array("attention", "k_offsets", k_offsets, q_offsets.shape, dtype=np.int32)
-    # lists are faster than arrays, and this function runs for every block of every generated token
+    # Lists are faster than arrays, and this function runs for every block of every generated token.
     q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
     for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
         if b - a < 1 or e - c < b - a:

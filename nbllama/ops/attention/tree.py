@@ -8,18 +8,19 @@ rows in position order. K and V are the keys and values of the N rows:
     o  = attention(q, k', v')            a sequence's queries belong to the last rows of its path
     dK[r] = sum over the indices p with paths[p] = r, in ascending order, of dk'[p]
 
-and likewise for dV. Each query attends to the same keys in the same order as without sharing, so
-`o` is bit-identical. Only the backward pass differs: the gradient of a shared key or value is a sum
-over the sequences that share it, whereas without sharing, this sum is part of the weight gradients.
-RoPE is applied before this op, using each row's position in its path.
+dV is computed in the same way. Each query attends to the same keys in the same order as without
+sharing, so `o` is bit-identical. Only the backward pass differs: the gradient of a shared key or
+value is a sum over the sequences that share it, whereas without sharing, this sum is part of the
+weight gradients. RoPE is applied before this op, using each row's position in its path.
 
-Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
-This op uses the kernels in `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and
-adds a kernel for the sum. Copying `2 P G D` floats takes less than 1 % of the time for a block.
+q and o are float32 `[N, H, D]`, k and v are float32 `[N, G, D]`, paths is int32 `[P]`, and
+q_offsets and k_offsets are int32 `[S+1]`. This op uses the kernels in
+`nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and adds a kernel for the sum.
+Copying the `2 P G D` floats of k' and v' takes less than 1 % of the time for a block of the model.
 `nbllama.data.shared` creates the paths.
 
-Source: inference servers also compute the keys and values of a common prefix only once (vLLM's
-prefix caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp: none.
+Inference servers also compute the keys and values of a common prefix only once (vLLM's prefix
+caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp has no equivalent.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class _Pool:
         self._memory = np.empty(0, np.float32)
 
     def arrays(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
-        """Return `count` arrays of this shape."""
+        """Return `count` arrays of this shape, whose memory the next call reuses."""
         size = int(np.prod(shape))
         if self._memory.size < count * size:
             self._memory = np.empty(count * size, np.float32)
@@ -81,7 +82,7 @@ def path_floats(n_keys: int, n_kv: int, d: int) -> int:
 
 
 def _gathered(x: np.ndarray, paths: np.ndarray, out: np.ndarray) -> np.ndarray:
-    # with mode="clip", numpy writes directly to `out`, without a temporary copy
+    # With mode="clip", numpy writes directly to `out`, without a temporary copy.
     return np.take(x, paths, axis=0, out=out, mode="clip")
 
 
@@ -105,8 +106,7 @@ def attention_tree(
 
     q is `[N, H, D]`, k and v are `[N, G, D]`, and paths is int32 `[P]`; see the module docstring.
     `k_offsets` contains the offsets of the paths. The other parameters are the same as in
-    `attention`.
-    Raises `ValueError` for mismatched arrays.
+    `attention`. Raises ValueError for mismatched arrays.
     """
     _check_keys("attention_tree", k, v, paths)
     keys, values = _POOL.arrays(4, (len(paths), *k.shape[1:]))[:2]
@@ -195,7 +195,8 @@ def attention_tree_grad_ref(
 
 
 def _sample(kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
-    # for each sequence: (own rows, earlier sequence, rows shared with the earlier sequence's path)
+    # For each sequence: its number of rows, an earlier sequence, and how many rows of that
+    # sequence's path it shares.
     sequences, h, g, d = {
         "tiny": (((4, 0, 0), (1, 0, 2), (2, 1, 3)), 4, 2, 3),
         "one": (((1, 0, 0), (1, 0, 1)), 3, 1, 32),

@@ -29,8 +29,8 @@ from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, transpose_tile
 
-CHUNK = 5 * ROWS  # tokens: a whole number of row groups, and nearly a whole number of panels
-LINE = 16
+CHUNK = 5 * ROWS  # tokens per chunk: a multiple of ROWS, and almost a multiple of PANEL
+LINE = 16  # floats in a cache line
 
 
 @kernel()
@@ -70,7 +70,7 @@ def multiply_lower(a, ld, b, b_ld, n, c, c_ld, columns):
 
 @kernel()
 def multiply_upper(a, ld, b, b_ld, n, c, c_ld, columns):
-    """Add the sum over k >= i of A[k, i] B[k, j] to C[i, j]; A is as in `multiply_lower`."""
+    """Add the sum over k >= i of A[k, i] B[k, j] to C[i, j]; A is 0 above the diagonal."""
     for i in range(0, n, ROWS):
         for j in range(0, columns, PANEL):
             at = i * c_ld + j
@@ -122,7 +122,7 @@ def load(x, first, n, head, scale, y):
 
 @kernel()
 def load_gates(e, beta, first, n, h, b, fade, until):
-    """Write beta to b `[C]`, G to `fade` `[C, C]`, and a to `until` `[C]`.
+    """Write beta to b `[C]`, G to `fade` `[C, C]`, and a to `until` `[C]`; e is exp(g).
 
     In the padding after the n tokens, nothing fades and beta is 0, so the last row of G also
     describes the end of a short chunk.
@@ -183,7 +183,7 @@ def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
 
 @kernel()
 def advance(rows, fade, until, b, n, d, m, x, state):
-    """Update S at the end of a chunk; x is overwritten with G[C, j] d[j]."""
+    """Update S at the end of a chunk, and overwrite row j of x with G[C, j] d[j]."""
     ld, last = stride(m), (CHUNK - 1) * stride(CHUNK)
     for t in range(n):
         row = x[t * ld : t * ld + m]
@@ -194,7 +194,7 @@ def advance(rows, fade, until, b, n, d, m, x, state):
 
 @kernel()
 def through_chunks(q, k, v, e, beta, scale, first, last, of, h, o):
-    """Process tokens first to last - 1 of a sequence for head h, using the keys of head `of`."""
+    """Write o for tokens first to last - 1 and head h, which uses the keys of key head `of`."""
     d, m = k.shape[2], v.shape[2]
     ld, c = stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

@@ -1,9 +1,9 @@
 """The gradient of the delta rule, computed from the last chunk of a sequence to the first.
 
 `remember` repeats the forward pass and stores S before each chunk and x for the chunk's tokens.
-`chunks_back` then runs backward and also uses products of small matrices. G, a, x, d and the layout
-of the arrays are defined in `nbllama.ops.delta_net.chunks`. For each chunk, given dS after the
-chunk, and with u = -beta y:
+`chunks_back` then computes the gradient, also with products of small matrices. G, a, x, d and the
+layout of the arrays are defined in `nbllama.ops.delta_net.chunks`. The formulas for one chunk, with
+dS after the chunk and u = -beta y, are:
 
     y[j]  = G[C, j] dS k[j] + sum over t >= j of G[t, j] scale (q[t] . k[j]) do[t]
                             + sum over t > j of G[t, j] (k[t] . k[j]) u[t]
@@ -90,9 +90,10 @@ def _solve_back(fade, kk, b, n, m, y, u):
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
     """Write dg `[n]`: dg[i] sums all terms with a factor exp(g[i]), each times its gradient.
 
-    Three arguments are partial sums of these terms: `own[t]` for what o[t] and x[t] read from S,
-    `ends[j]` for what d[j] adds to S after the chunk, and `whole` for what remains of S. `qk` and
-    `kk` are products of pairs of tokens, and `dqk` and `dkk` are the gradients of these products.
+    Three arguments are partial sums of these terms. `own[t]` is for the parts of o[t] and x[t] that
+    come from S, `ends[j]` is for the part of the new S that comes from d[j], and `whole` is for the
+    part that comes from the old S. `qk` and `kk` contain G[t, j] scale (q[t] . k[j]) and
+    G[t, j] (k[t] . k[j]), and `dqk` and `dkk` are the gradients with respect to these numbers.
     """
     ld = stride(CHUNK)
     later, crossing, before = 0.0, 0.0, 0.0

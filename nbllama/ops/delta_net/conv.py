@@ -4,8 +4,8 @@ Each output combines the last few tokens in its channel:
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
-with K taps w. For positions before the first token of a sequence, u is 0 or is read from the state,
-which contains the last K - 1 values of u from an earlier part of the sequence.
+where w contains K taps. For positions before the first token of a sequence, u is 0 or is read from
+the state, which contains the last K - 1 values of u from an earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 
@@ -14,8 +14,8 @@ Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 The taps are frozen, so they have no gradient. Queries, keys and values are different columns of u.
 Each of the three is processed by its own kernel call, which writes the result to a separate array.
 
-Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]` int32;
-a state `[S, K - 1, W]`. Tokens are processed in parallel.
+The N tokens of S sequences are concatenated. u, y and du are `[N, W]`, w is `[K, W]`, and a state
+is `[S, K - 1, W]`, all float32; offsets is int32 `[S + 1]`. Tokens are processed in parallel.
 
 llama.cpp: `ggml_ssm_conv`, then `ggml_silu`.
 """
@@ -150,7 +150,7 @@ def conv_silu(
     before: np.ndarray | None = None,
     column: int = 0,
 ) -> None:
-    """Compute y `[N, ...]` from as many columns of u `[N, W]` and w `[K, W]`, starting at `column`.
+    """Compute y `[N, M]` from the M columns of u `[N, W]` and w `[K, W]` that begin at `column`.
 
     `before` `[S, K - 1, W]` contains the state before each sequence; None means zeros.
 
@@ -175,10 +175,10 @@ def conv_silu_grad(
     memory: np.ndarray,
     column: int = 0,
 ) -> None:
-    """Write the columns of du `[N, W]` that correspond to dy `[N, ...]`, starting at `column`.
+    """Write the M columns of du `[N, W]` that begin at `column`, given dy `[N, M]`.
 
-    dy is overwritten with the gradient with respect to p. `memory` is an array with the same shape
-    as dy. The sequences have no state. Raises ValueError for mismatched arrays.
+    dy is overwritten with the gradient with respect to p. `memory` is scratch memory with the same
+    shape as dy. The sequences have no state. Raises ValueError for mismatched arrays.
     """
     _check("conv_silu_grad", u, w, offsets, dy, column)
     check_output("conv_silu_grad", "du", du, u.shape)

@@ -1,6 +1,6 @@
-"""The gated delta rule: each head summarises the past in a matrix S, which each token updates.
+"""The gated delta rule, in which each head summarises the past in a matrix S.
 
-For each token t in a sequence, with a key k and a query q of D numbers and a value v of M numbers:
+For each token t, with a key k and a query q of D numbers and a value v of M numbers:
 
     P = exp(g) S[t-1]                       the past fades, because g <= 0
     d = beta (v - P k)                      the error of P in predicting v, times beta
@@ -27,8 +27,9 @@ Gradient, from the last token to the first, given dS from the following tokens:
 
 The backward pass recomputes S (`nbllama.ops.delta_net.grad`).
 
-Shapes, all float32: q, k `[N, G, D]`, v, o `[N, H, M]`, g, beta `[N, H]`; head h of H uses the keys
-and queries of head h mod G. A state is `[S, H, M, D]`. offsets `[S + 1]` int32.
+q and k are `[N, G, D]`, v and o are `[N, H, M]`, g and beta are `[N, H]`, and a state is
+`[S, H, M, D]`, all float32; offsets is int32 `[S + 1]`. Head h uses the queries and keys of head
+h mod G.
 
 Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (2024). llama.cpp:
 `ggml_gated_delta_net`, whose scale is 1 / sqrt(D).
@@ -46,7 +47,7 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.delta_net.chunks import through_chunks
 from nbllama.ops.op import check_array, check_output, readonly
 
-ROWS = 16  # rows of S that a task updates, two at a time
+ROWS = 16  # rows of S per task; a task updates two rows at a time
 
 
 def delta_net_ref(
@@ -78,7 +79,7 @@ def delta_net_ref(
 # the product.
 @kernel(fast=True)
 def dots(s, a, x, at, width):
-    """Return the dot products of the rows of s at a and at a + width with the row of x at `at`."""
+    """Return the dot products of two rows of s, at a and a + width, with the row of x at `at`."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         number = x[np.uint64(at + i)]

@@ -6,8 +6,8 @@ with s(x) = 1 / (1 + exp(-x)). Gradient:
 
     dalpha = dg a s(alpha + dt)         db = dbeta beta (1 - beta)
 
-a and dt are frozen. Shapes, float32: alpha, b, g, beta `[N, H]`; a, dt `[H]`. The arrays are so
-small that the kernels use only one thread.
+a and dt are frozen. alpha, b, g and beta are `[N, H]`, and a and dt are `[H]`, all float32. The
+arrays are so small that the kernels use only one thread.
 
 llama.cpp: `ggml_softplus`, `ggml_sigmoid`.
 """
@@ -25,7 +25,7 @@ _ONE = np.float32(1.0)
 
 
 def gates_ref(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -> np.ndarray:
-    """Compute g and beta as `[2, N, H]` in plain numpy, in the dtype of the inputs."""
+    """Return g and beta as one array `[2, N, H]`, in plain numpy, in the dtype of the inputs."""
     x = alpha + dt
     soft = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
     return np.stack([a * soft, 1 / (1 + np.exp(-b))])
@@ -77,7 +77,7 @@ def gates(
     g: np.ndarray,
     beta: np.ndarray,
 ) -> None:
-    """Write g and beta `[N, H]`. Raises ValueError for mismatched arrays."""
+    """Write g and beta, both `[N, H]`. Raises ValueError for mismatched arrays."""
     shape = _check("gates", alpha, b, a, dt)
     check_output("gates", "g", g, shape)
     check_output("gates", "beta", beta, shape)
@@ -95,7 +95,7 @@ def gates_grad(
     dalpha: np.ndarray,
     db: np.ndarray,
 ) -> None:
-    """Write dalpha and db `[N, H]`. Raises ValueError for mismatched arrays."""
+    """Write dalpha and db, both `[N, H]`. Raises ValueError for mismatched arrays."""
     shape = _check("gates_grad", alpha, b, a, dt)
     for name, array in (("dg", dg), ("dbeta", dbeta)):
         check_array("gates_grad", name, array, shape)

@@ -5,7 +5,7 @@
 | kind | act(gate, up) |
 |---|---|
 | silu | gate s(gate) up |
-| clamped | g s(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7) |
+| clamped | g s(1.702 g) (u + 1) with g = min(gate, 7) and u = min(max(up, -7), 7) |
 
 with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix product, not
 after it. The result is the same because the product is linear, and the gradient with respect to w
@@ -22,11 +22,11 @@ values that were clamped, the gradient is 0:
     dgate = dout w (u + 1) (s + 1.702 g s (1 - s))  for gate < 7
     dup = dout w g s                                for -7 < up < 7
 
-Shapes: gate, up, out, dout `[N, F]`, w, dw `[N]`; float32. Saved for the gradient: gate and up,
-which are overwritten with dgate and dup.
+gate, up, out and dout are `[N, F]`, and w and dw are `[N]`, all float32. The gradient needs gate
+and up, which it overwrites with dgate and dup.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); the reference code of gpt-oss for the
-clamped form. llama.cpp: `ggml_swiglu_split`, `ggml_swiglu_oai`. finetune.cpp: none.
+clamped form. llama.cpp: `ggml_swiglu_split`, `ggml_swiglu_oai`. finetune.cpp has no experts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LIMIT, _SLOPE = np.float32(7.0), np.float32(1.702)
 def _parts_ref(
     gate: np.ndarray, up: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (g, u, s, z')."""
+    """Return g, u (for 'clamped', u + 1), s and z' as in the module docstring."""
     limit, slope = float(_LIMIT), 1.702
     if kind == "silu":
         return gate, up, (1 + np.tanh(gate / 2)) / 2, np.ones_like(gate)
@@ -82,7 +82,7 @@ def expert_gate_grad_ref(
 
 @kernel()
 def silu_row(gate, up, w, out):
-    """Compute `out` for one token with weight w; the kind is 'silu'."""
+    """Compute `out` for one token with weight w, using the activation 'silu'."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = w * (a / (_ONE + exp_f32(-a)) * up[f])
@@ -90,7 +90,7 @@ def silu_row(gate, up, w, out):
 
 @kernel()
 def clamped_row(gate, up, w, out):
-    """Compute `out` for one token with weight w; the kind is 'clamped'."""
+    """Compute `out` for one token with weight w, using the activation 'clamped'."""
     for f in range(gate.shape[0]):
         g = _LIMIT if gate[f] > _LIMIT else gate[f]  # NaN stays NaN
         u = _LIMIT if up[f] > _LIMIT else up[f]

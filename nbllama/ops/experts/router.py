@@ -25,12 +25,12 @@ Gradient for a given dw and a fixed choice, where du = scale dw and S is the sum
     sigmoid             dz_e = du_e p_e (1 - p_e)
     chosen              dz_k = u_k (du_k - sum_j du_j u_j), 0 for the others
 
-Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, w `[N, K]`, all float32; chosen `[N, K]` int32. p
-overwrites z. Saved for the gradient: p and chosen.
+z and p are `[N, E]`, bias is `[E]` or empty, and w is `[N, K]`, all float32; chosen is int32
+`[N, K]`. p overwrites z. The gradient needs p and chosen.
 
 Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
 Layer" (2017); Fedus et al., "Switch Transformers" (2021); for sigmoid and bias: DeepSeek-AI,
-"DeepSeek-V3" (2024). llama.cpp: `llm_graph_context::build_moe_ffn`. finetune.cpp: none.
+"DeepSeek-V3" (2024). llama.cpp: `llm_graph_context::build_moe_ffn`. finetune.cpp has no router.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NO_BIAS = np.empty(0, np.float32)
 
 
 class Gating(NamedTuple):
-    """How the weights are computed from the router's outputs."""
+    """The way in which the weights are computed from the router's outputs."""
 
     kind: str  # a key of `CODES`
     normed: bool = False
@@ -65,7 +65,7 @@ class Gating(NamedTuple):
 def route_ref(
     z: np.ndarray, k: int, gating: Gating, bias: np.ndarray = NO_BIAS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute (p, chosen, w) in plain numpy, in the dtype of z."""
+    """Return p, chosen and w, computed in plain numpy in the dtype of z."""
     if gating.kind == "softmax":
         e = np.exp(z - z.max(axis=1, keepdims=True))
         p = e / e.sum(axis=1, keepdims=True)
@@ -167,7 +167,7 @@ def _choose(p, bias, chosen):
 
 @kernel()
 def _shares(p, chosen, code, w):
-    """Write u of the chosen experts to w, before `normed` is applied; return the sum of u."""
+    """Write u of the chosen experts, before `normed` is applied, to w; return the sum of u."""
     total = _ZERO
     for k in range(chosen.shape[0]):
         w[k] = p[chosen[k]]
@@ -189,7 +189,7 @@ def _shares(p, chosen, code, w):
 
 @kernel()
 def route_row(z, bias, code, normed, scale, chosen, w):
-    """Run `route` for one token: z `[E]`, chosen and w `[K]`."""
+    """Run `route` for one token; z is `[E]`, and chosen and w are `[K]`."""
     _scores(z, code)
     _choose(z, bias, chosen)
     total = _shares(z, chosen, code, w)

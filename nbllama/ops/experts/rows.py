@@ -1,4 +1,4 @@
-"""Token rows by expert: gather an expert's input rows, and add its outputs to the tokens' sums.
+"""Gather the input rows of an expert, and add the expert's outputs to the tokens' sums.
 
     gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
     add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
@@ -7,10 +7,11 @@
 processed in ascending order, so the order in which a token's sum is accumulated depends only on
 which experts the token uses.
 
-Shapes: x, out `[N, C]`, y `[M, C]` float32, rows `[M]` int64. Nothing is saved for the gradient.
+x and out are float32 `[N, C]`, y is float32 `[M, C]`, and rows is int64 `[M]`. The gradient needs
+only rows.
 
 llama.cpp: `ggml_mul_mat_id`, which also groups rows, and `ggml_add`, which adds the K outputs of a
-token in score order. finetune.cpp: none.
+token in score order. finetune.cpp has no experts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 class Group(NamedTuple):
     """The tokens that use an expert.
 
-    `slots` are the tokens' indices in arrays sorted by expert, and `rows` are the tokens.
+    `slots` is the part of an array sorted by expert that belongs to these tokens, and `rows`
+    contains the indices of the tokens in the batch.
     """
 
     expert: int
@@ -37,10 +39,10 @@ class Group(NamedTuple):
 
 
 class Groups:
-    """The experts chosen for a batch, sorted by expert and, within an expert, by token."""
+    """The pairs of a token and a chosen expert in a batch, sorted by expert and then by token."""
 
     def __init__(self, chosen: np.ndarray, n_experts: int) -> None:
-        """Sort the chosen experts, given as `chosen` int32 `[N, K]`."""
+        """Sort the pairs; `chosen`, int32 `[N, K]`, contains the K experts of each token."""
         self.order = np.argsort(chosen, axis=None, kind="stable")
         self.rows = self.order // chosen.shape[1]
         self.counts = np.bincount(chosen.reshape(-1), minlength=n_experts)
@@ -57,7 +59,7 @@ class Groups:
         return np.asarray(w.reshape(-1)[self.order])
 
     def unsorted(self, w: np.ndarray, k: int) -> np.ndarray:
-        """Undo `sorted`."""
+        """Return w `[N K]`, sorted by expert, as `[N, K]`; this is the inverse of `sorted`."""
         out = np.empty_like(w)
         out[self.order] = w
         return out.reshape(-1, k)

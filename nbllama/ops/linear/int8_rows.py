@@ -1,13 +1,14 @@
 """Rows of x as int8 blocks, which the integer products in generation multiply by W.
 
-For each block of B numbers (B is the block size of W: 256 for the K-quants, otherwise 32):
+Each block of B numbers (256 if W has blocks of 256, otherwise 32) has one scale d:
 
     d = max |x| / 127        q[k] = round(x[k] / d)        x[k] is about d q[k]
 
 Ties are rounded to even. Sums are stored as well, because the codes of some types of W are not
-centred on zero: d sum q for each block of 32, or sum q for every 16 numbers in blocks of 256. A
-block that contains an infinity or a NaN has d = NaN, so every output computed from the block is
-NaN. There is no gradient, because these products are used only in generation.
+centred on zero. For blocks of 32, these are d sum q for each block; for blocks of 256, they are
+sum q for every 16 numbers. A block that contains an infinity or a NaN has d = NaN, so every output
+computed from the block is NaN. There is no gradient, because these products are used only in
+generation.
 
 llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this module
 does not), `quantize_row_q8_K`.
@@ -32,9 +33,9 @@ _LARGEST = np.float32(127.0)
 
 
 class Int8Rows(NamedTuple):
-    """Quantised rows: q int8 `[N, K]`, d float32 `[N, K/B]`, and the sums.
+    """Quantised rows: `q` is int8 `[N, K]`, and `d` is float32 `[N, K/B]`.
 
-    The sums are float32 `[N, K/32]` for blocks of 32, or int16 `[N, K/16]` for blocks of 256.
+    `sums` is float32 `[N, K/32]` for blocks of 32, and int16 `[N, K/16]` for blocks of 256.
     """
 
     q: np.ndarray
@@ -69,7 +70,7 @@ def int8_row(x, block, q, d):
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
-        for k in range(block):  # the bit patterns of absolute values sort in the same order
+        for k in range(block):  # without the sign bit, bit patterns sort like the numbers
             top = max(top, bits_of_float(part[k]) & _SIZE)
         largest = float_of_bits(top)
         inverse = np.float32(0.0)
@@ -112,9 +113,9 @@ def _rows_256(x, q, d, sums):
 
 
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
-    """Quantise x float32 `[N, K]` in blocks of `block` (32 or 256).
+    """Quantise x float32 `[N, K]` in blocks of `block` numbers (32 or 256).
 
-    Raises ValueError for any other kind of array, or if a row is not a whole number of blocks.
+    Raises ValueError for any other kind of array, or if K is not a multiple of `block`.
     """
     if np.ndim(x) != 2 or block not in (32, 256) or x.shape[1] == 0 or x.shape[1] % block:
         raise ValueError(f"int8_rows: x {np.shape(x)} is not whole blocks of {block}")

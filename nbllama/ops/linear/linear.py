@@ -39,7 +39,7 @@ from nbllama.quants import as_readonly, decode
 
 
 class LoraPair(NamedTuple):
-    """A LoRA pair: A `[R, n_in]`, B `[n_out, R]`, and the scale.
+    """A LoRA pair, which consists of A `[R, n_in]`, B `[n_out, R]` and the scale.
 
     Gradients are accumulated in `da` and `db`, which are None if the pair is not trained.
     """
@@ -174,7 +174,7 @@ def linear_grad(
 ) -> None:
     """Add the pair's gradients to `da` and `db`, and write dx `[N, n_in]` = dy W + dh A.
 
-    With `add`, dx is added to instead of overwritten. If dx is None, only the pair's gradients are
+    With `add`, the result is added to dx instead. If dx is None, only the pair's gradients are
     computed. x is the layer's input, and hp is the result of `linear`. `buffers` is memory for
     packed dy and packed dh. `masked` must be the same as in the forward pass.
     """

@@ -36,7 +36,7 @@ def packed_rows(rank: int) -> int:
 
 
 def lora_ref(x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-    """Compute s (x Aᵀ) Bᵀ in plain numpy: x `[N, n_in]` -> `[N, n_out]`."""
+    """Return s (x Aᵀ) Bᵀ `[N, n_out]` for x `[N, n_in]`, computed in plain numpy."""
     return scale * (x @ a.T) @ b.T
 
 
@@ -182,7 +182,7 @@ _memory: dict[str, np.ndarray] = {}
 def reused(name: str, *shape: int) -> np.ndarray:
     """Return float32 memory with this shape; the next call with the same name reuses the memory.
 
-    As a result, memory is allocated only in the first step.
+    Memory is therefore allocated only in the first training step.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:
@@ -198,9 +198,9 @@ def _tiles(size: int) -> np.ndarray:
 def thin_product(
     m: np.ndarray, xp: np.ndarray, scale: float, out: np.ndarray, *, transposed: bool = False
 ) -> np.ndarray:
-    """Compute scale * X Mᵀ, packed: xp `[P, K, PANEL]` -> `[P, R6, PANEL]`.
+    """Return scale * X Mᵀ, packed as `[P, R6, PANEL]`, for X packed as xp `[P, K, PANEL]`.
 
-    m is `[R, K]`, or `[K, R]` with `transposed`:
+    m is M `[R, K]` or, with `transposed`, Mᵀ `[K, R]`:
 
         h  = thin_product(A, xp, s, ...)
         dh = thin_product(B, gp, s, ..., transposed=True)
@@ -275,8 +275,8 @@ def pack_with_hidden(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Pack x `[N, K]` into `memory`, and multiply it by up to three matrices in the same pass.
 
-    `factors` contains one tuple (M `[R, K]`, s, memory for the product) per matrix. Returns
-    (panels, [s x Mᵀ packed, ...]).
+    `factors` contains one tuple (M `[R, K]`, s, memory for the product) per matrix. Returns the
+    panels of x, and for each matrix the packed product s x Mᵀ.
     """
     if not 1 <= len(factors) <= 3:
         raise ValueError(f"pack_with_hidden: {len(factors)} factors, expected 1 to 3")

@@ -2,8 +2,8 @@
 
     dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.linear.lora`)
 
-A task processes a *group* of neighbouring panels: it packs the group's part of dy, multiplies it by
-B while it is in the cache, and sums both outer products over the group's tokens. Afterwards, the
+A task processes a *group* of neighbouring panels. It packs the group's part of dy, multiplies this
+part by B while it is in the cache, and sums both outer products over the group's tokens. Then the
 sums of all groups are added in ascending order. The grouping depends only on the number of tokens,
 so dA and dB are bit-identical for any number of threads.
 
@@ -127,8 +127,8 @@ def pack_with_gradients(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack dy `[N, n_out]` into `memory`, and add dhᵀ x to da `[R, n_in]` and dyᵀ h to db.
 
-    b and db are `[n_out, R]`, x is `[N, n_in]`, and hp is h packed `[P, R6, PANEL]`. Returns packed
-    dy, and packed dh (in `dh_memory`).
+    b and db are `[n_out, R]`, x is `[N, n_in]`, and hp is h packed `[P, R6, PANEL]`. Returns the
+    packed dy and the packed dh, which is stored in `dh_memory`.
     """
     gp = panels_of(dy, memory)
     (n, n_out), rank, high = dy.shape, b.shape[1], packed_rows(b.shape[1])

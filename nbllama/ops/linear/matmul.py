@@ -1,8 +1,8 @@
 """Quantised matrix product: Y = X Wᵀ (+ H Bᵀ), and its gradient dX = dY W (+ dH A).
 
-W stays in its GGUF type and is decoded one tile at a time: each tile is decoded into a scratch
-array that stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies the
-tile by all tokens in a chunk.
+W stays in its GGUF type. One tile at a time is decoded into a scratch array that stays in the
+cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies the tile by all tokens in a
+chunk.
 
     forward     Y[t, n]  = sum_k X[t, k] W[n, k]
     gradient    dX[t, k] = sum_n dY[t, n] W[n, k]
@@ -20,8 +20,8 @@ Each output number is computed by a single task as a sum over k (or n) in ascend
 bit-identical for any tile size and any number of threads.
 
 Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-(2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05,
-t08, t11, t20, t25, t26, t29, t34.
+(2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp calls the
+tensors t05, t08, t11, t20, t25, t26, t29 and t34.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS
 
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
-TILE = 96  # rows of W per task
+TILE = 96  # maximum number of rows of W per task in the forward product
 COLUMNS = 288  # maximum number of columns of W per task in the gradient, in whole blocks
-CHUNK = 384  # tokens per task; their sums and the decoded part of W fit in the L2 cache
+CHUNK = 384  # maximum number of tokens per task; the sums and the decoded part of W fit in L2
 
 
 class Weight(NamedTuple):
-    """A matrix of the base model, not decoded.
+    """An undecoded matrix of the base model.
 
     `raw` is a read-only uint8 array `[nbytes]`, and `shape` is (n_out, n_in).
     """
@@ -64,7 +64,7 @@ class Weight(NamedTuple):
 
 
 def matmul_ref(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Compute x Wᵀ in plain numpy: x `[N, K]`, w `[n_out, K]` -> `[N, n_out]`."""
+    """Return x Wᵀ `[N, n_out]` for x `[N, K]` and w `[n_out, K]`, computed in plain numpy."""
     return x @ w.T
 
 
@@ -77,9 +77,9 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
 def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> int:
     """Choose a tile size that divides the work evenly among the threads.
 
-    The tile size is a multiple of `unit` up to about `largest`. There are `chunks` chunks of
-    tokens, and each of them has ceil(total / tile) tiles. The chosen size minimises the work of the
-    busiest thread. If several sizes are equally good, the largest is chosen.
+    The tile size is a multiple of `unit` up to about `largest`. Each of the `chunks` chunks of
+    tokens has ceil(total / tile) tiles. The chosen size minimises the work of the busiest thread.
+    If several sizes are equally good, the largest is chosen.
     """
     best, best_cost = 0, float("inf")
     for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):
@@ -100,14 +100,15 @@ def k_block(n_in: int, unit: int) -> int:
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the number of panels per chunk; chunks are equal and have at most `largest` tokens."""
+    """Return the number of panels per chunk, for similar chunks of at most `largest` tokens."""
     return -(-panels // -(-panels * PANEL // largest))
 
 
 class ThreadTiles:
     """Per-thread tiles for the forward product and the gradient, enlarged when needed.
 
-    `w` and `c` are `[threads, size]`; `counter` is the task counter.
+    `w` contains the decoded parts of W, and `c` the sums; both are float32 `[threads, size]`.
+    `counter` is the task counter.
     """
 
     def __init__(self) -> None:

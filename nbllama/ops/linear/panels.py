@@ -2,9 +2,9 @@
 
     xp[p, k, j] = x[p*PANEL + j, k]        x `[N, K]`, zeros for tokens past N
 
-`PANEL` neighbouring tokens are contiguous in memory, so the micro-kernel (`simd.fma_tile`) can load
-them as vectors, sequentially in k. Packing takes one pass over x, and all weights that x is
-multiplied by share the packed copy.
+The numbers of `PANEL` neighbouring tokens are contiguous in memory for each k, so the micro-kernel
+(`simd.fma_tile`) can load them as vectors. Packing takes one pass over x, and all products with x
+share the packed copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernels of `nbllama.ops.linear.matmul`: one task for each direction, and the task loops.
+"""The kernels of `nbllama.ops.linear.matmul`, for the forward product and the gradient.
 
 A task computes a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk
 of tokens. Its sums are stored in `c` `[tile, tokens in the chunk]`, which stays in the L2 cache.
@@ -21,15 +21,16 @@ from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, next_task, transpose_add_tile, transpose_tile
 from nbllama.quants import QUANTS, decode_blocks
 
-ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks per pass in both directions
-PAD = 16  # if the stride were a power of two, a tile's rows would compete for the same cache sets
+ROW_BLOCK = 128  # rows of W decoded at a time in the gradient, and ranks of a LoRA pair per pass
+PAD = 16  # floats; with a power-of-two stride, a tile's rows would compete for the same cache sets
 
 
 @kernel()
 def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
-    """Multiply w (rows x k) by rows first..first+k of panels p0..p1; write or add the result to c.
+    """Multiply w `[rows, k]` by k rows of panels p0 to p1 - 1, starting at row `first`.
 
-    The columns of c are the tokens in the panels. With `fresh`, c is overwritten.
+    The product is added to c or, with `fresh`, overwrites c. The columns of c are the tokens in the
+    panels.
     """
     width = (p1 - p0) * PANEL
     for p in range(p0, p1):

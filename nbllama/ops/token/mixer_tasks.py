@@ -31,9 +31,9 @@ def _copy(x, y):
 
 @kernel()
 def _convolve(w, state, n, taps, lo, hi, new, out):
-    """Convolve columns lo to hi - 1, and write the result to `out`.
+    """Convolve columns lo to hi - 1 of the state and the new values, and write the result to `out`.
 
-    In these columns, `new` is appended to `state` `[K - 1, n]`.
+    In these columns, `state` `[K - 1, n]` drops its oldest row, and `new` becomes its last row.
     """
     out[:] = np.float32(0.0)
     for j in range(taps - 1):
@@ -100,7 +100,7 @@ def delta_task(p, task):
 
 @kernel()
 def delta_out_task(p, task, step):
-    """Normalise some heads of a delta net's output, and multiply them by their gates."""
+    """Normalise `part` heads of a delta net's output, and multiply them by SiLU of their gates."""
     n = p.heads * p.size
     out, w = floats(p.out, n), floats(p.w, p.size)
     first, last = task * p.part, min((task + 1) * p.part, p.heads)

@@ -51,7 +51,7 @@ from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
 
 MOST_TYPES = 6
-NO_TYPE = -1  # for unused entries in the list of types
+NO_TYPE = -1  # an unused entry in the list of types
 
 NORM, HIDDEN, PRODUCT, HEADS = kinds.NORM, kinds.HIDDEN, kinds.PRODUCT, kinds.HEADS
 SCORES, JOIN, BRANCH, GATE, ACT = (
@@ -69,7 +69,7 @@ DELTA_ROW, DELTA_OUT_ROW = kinds.DELTA_ROW, kinds.DELTA_OUT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
-    """Compute the dot product of a row of W and the input, inside a kernel and without checks.
+    """Return the dot product of a row of W and the input, inside a kernel and without checks.
 
     The row begins at byte `src` of `raw`. `p` is a row of the `PRODUCT_ROW` table, and `row` is
     scratch memory.
@@ -216,7 +216,7 @@ def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> N
     """Run a program.
 
     `types` lists the program's weight types; a `code` in `PRODUCT_ROW` is an index into this list.
-    `step` is one row of `STEP`. The memory that its addresses point to is not checked.
+    `step` is a `STEP` array with one row. The memory at the addresses in `step` is not checked.
     """
     if step.dtype != STEP or step.shape != (1,) or len(types) > MOST_TYPES:
         raise ValueError(f"walk: step is {step.dtype} {step.shape}, with {len(types)} types")

@@ -1,4 +1,4 @@
-"""The kinds of phases of a token's program: one table per kind, one row per phase.
+"""The kinds of phases of a token's program, and a table for each kind with the phases' parameters.
 
 `PHASE` is the program itself. For each phase, it contains the kind, the first row in the table for
 that kind, the number of rows, and the number of tasks. A field that is named after an array
@@ -13,7 +13,8 @@ import numpy as np
 NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
 ROUTE, EXPERT, SUM, CONV, DELTA_CONV, DELTA, DELTA_OUT = range(10, 17)
 
-INT8_32, INT8_256 = 1, 2  # bits of `forms`: the kinds of int8 blocks that the next products read
+# Bits of the fields `forms`, which say what kinds of int8 blocks the next products read.
+INT8_32, INT8_256 = 1, 2
 
 _address, _size, _float = np.int64, np.int64, np.float32
 
@@ -24,8 +25,9 @@ def _table(**fields: type) -> np.dtype:
 
 PHASE = _table(kind=_size, first=_size, rows=_size, tasks=_size)
 
-# out[c] = x[c] * rstd * w[c] * scale. With `centred`, LayerNorm: (x[c] - mean) rstd w[c] + b[c].
-# Without a norm (w is 0): x[c] * scale.
+# out[c] = x[c] * rstd * w[c] * scale. With `centred`, the phase computes LayerNorm:
+# out[c] = ((x[c] - mean) * rstd * w[c] + b[c]) * scale. If w is 0 and `centred` is off, there is no
+# norm, and out[c] = x[c] * scale.
 NORM_ROW = _table(
     x=_address,
     w=_address,
@@ -38,27 +40,28 @@ NORM_ROW = _table(
     forms=_size,
 )
 
-# h[r] = scale * sum_k a[r, k] x[k]; `chosen` is the same as in the next table
+# h[r] = scale * sum_k a[r, k] x[k]; for `chosen`, see the next table
 HIDDEN_ROW = _table(
     a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float, chosen=_address,
 )  # fmt: skip
 
-# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]. `code` is the index of w's type in the
-# entry's list of types. In the int8 blocks, x begins at index `at`. With `chosen`, w, bias, a and b
-# contain one matrix (or row) per expert, and the int32 at this address selects the expert.
+# y[n] = w[n] . x + bias[n] + sum_r b[n, r] h[r]; with `add`, this sum is added to y[n]. `code` is
+# the index of w's type in the entry function's list of types. In the int8 blocks, x begins at index
+# `at`. If `chosen` is not 0, w, bias, a and b contain one matrix (or row) per expert, and the int32
+# at the address `chosen` selects the expert.
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
     at=_size, chosen=_address,
 )  # fmt: skip
 
-# Queries and keys are normalised and rotated in place (rotated first with `norm_last`). If `temper`
-# [n_ctx] is not 0, the queries are multiplied by the factor for their position. Then the key and
-# the value are written to the cache [n_ctx, G, D]. If k is 0, an earlier block has already written
-# them. `v_norm` contains the weights of a norm that is applied only to the values in the cache,
-# because v can be the same array as k. With `gates` [H, 2, D], part 0 contains the queries, and the
-# attention output is multiplied by the sigmoid of part 1. For `sinks` [H], see
-# `ops.attention.sinks`.
+# Queries and keys are normalised and rotated in place; with `norm_last`, they are rotated first. If
+# there is an array `temper` [n_ctx], the queries are multiplied by the factor for their position.
+# Then the key and the value are written to the cache [n_ctx, G, D]. If k is 0, an earlier block has
+# already written them. `v_norm` contains the weights of a norm that is applied only to the values
+# in the cache, because v can be the same array as k. If there is an array `gates` [H, 2, D], its
+# part 0 contains the queries, and the attention output is multiplied by the sigmoid of part 1. For
+# `sinks` [H], see `ops.attention.sinks`.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
     eps=_float, temper=_address, v_norm=_address,
@@ -84,8 +87,8 @@ ACT_ROW = _table(
 CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
 # `ops.experts.router` for one token: z [E] is overwritten with the scores. The `chosen` experts
-# (int32) and their `weights` [K] are sorted by expert in ascending order. With `gate_w` [C],
-# `shared`, the weight of the shared expert (one number), is the sigmoid of gate_w . x.
+# (int32 [K]) and their `weights` [K] are sorted by expert in ascending order. If there is an array
+# `gate_w` [C], the weight of the shared expert is written to `shared`: the sigmoid of gate_w . x.
 ROUTE_ROW = _table(
     z=_address, bias=_address, experts=_size, used=_size, code=_size, normed=_size, scale=_float,
     chosen=_address, weights=_address, gate_w=_address, x=_address, n=_size, shared=_address,
@@ -104,28 +107,28 @@ SUM_ROW = _table(
     chosen=_address, weights=_address, shared=_address,
 )  # fmt: skip
 
-# `ops.short_conv` for one token: bcx [3 C], w [K, C], y [C]; b x is appended to the state, which is
-# [K - 1, C]
+# `ops.short_conv` for one token: bcx is [3 C], w is [K, C], and y is [C]. b x is appended to the
+# state [K - 1, C], and the oldest row of the state is dropped.
 CONV_ROW = _table(
     bcx=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, forms=_size,
 )  # fmt: skip
 
-# `ops.delta_net.conv` for one token: u, y [W], w [K, W], state [K - 1, W]. The first `normed` heads
-# of `size` numbers are divided by their L2 norms. `one` and `eps` are the same as in
-# `mixers.delta_net`.
+# `ops.delta_net.conv` for one token: u and y are [W], w is [K, W], and the state is [K - 1, W]. The
+# first `normed` heads of `size` numbers are divided by their L2 norms. `one` and `eps` are the same
+# as in `mixers.delta_net`.
 DELTA_CONV_ROW = _table(
     u=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, size=_size,
     normed=_size, one=_address, eps=_float,
 )  # fmt: skip
 
-# `ops.delta_net` for one token: qkv is y of the table above; alpha, beta, a, dt [H], state
-# [H, D, D], o [H, D]
+# `ops.delta_net` for one token: qkv is y of the table above. alpha, beta, a and dt are [H], the
+# state is [H, D, D], and o is [H, D].
 DELTA_ROW = _table(
     qkv=_address, alpha=_address, beta=_address, a=_address, dt=_address, state=_address,
     o=_address, heads=_size, key_heads=_size, size=_size, scale=_float,
 )  # fmt: skip
 
-# out = silu(z) * norm(o) for each head of `size` numbers, `part` heads per task
+# out = silu(z) * norm(o) for each head of `size` numbers; a task processes `part` heads
 DELTA_OUT_ROW = _table(
     o=_address, z=_address, w=_address, out=_address, heads=_size, size=_size, eps=_float,
     part=_size, forms=_size,

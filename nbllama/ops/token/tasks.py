@@ -1,4 +1,4 @@
-"""The tasks of a program's phases: the ops' row kernels, applied to memory addresses."""
+"""The tasks of a program's phases, which run the ops' row kernels on arrays at given addresses."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from nbllama.ops.token.tables import INT8_32, INT8_256
 from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
-LEAST_ROWS, MOST_ROWS = 32, 1024  # rows of W per task
-TASKS = 4  # per thread and phase; drawing one can take 0.5 us (two cores), as long as two rows
+LEAST_ROWS, MOST_ROWS = 32, 1024  # minimum and maximum number of rows of W per task
+# Drawing a task can take 0.5 us on two cores, which is as long as computing two rows.
+TASKS = 4  # tasks per thread and phase
 GATE_PART = 1024  # numbers of the feed-forward layer per task, in whole int8 blocks
-CAP_PART = 8192
+CAP_PART = 8192  # logits per task
 
 
 @kernel(inline=True)
@@ -66,7 +67,7 @@ def raw_bytes(address, n):
 
 @kernel()
 def to_int8(x, lo, hi, forms, step):
-    """Quantise x[lo:hi] into int8 blocks in the given forms; lo and hi must be block boundaries."""
+    """Quantise x[lo:hi] into the int8 blocks that `forms` names; lo and hi are block boundaries."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
@@ -83,7 +84,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
-    """Normalise a row, and store it in the forms that the following products read."""
+    """Normalise a row, and also store it as the int8 blocks that the next products read."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -111,7 +112,7 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """Compute one number of h; `task` is its index across the pairs, starting at row `first`."""
+    """Compute one number of h; `task` is its index in the h of all pairs from row `first` on."""
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -124,7 +125,7 @@ def hidden_task(pairs, first, task):
 
 @kernel()
 def part_of(products, first, task):
-    """Return the table row for a PRODUCT task, and the index of the task's part of W.
+    """Return the index of the table row for a PRODUCT task, and the index of its part of W.
 
     Each part has `rows` rows.
     """
@@ -139,7 +140,11 @@ def part_of(products, first, task):
 
 @kernel()
 def finish_row(p, n, row, value):
-    """Compute y[n], given `value`, the product with row n of W (row `row` across all experts)."""
+    """Add the bias and the LoRA product to `value`, and write the sum to y[n].
+
+    `value` is the product of row n of W and the input. `row` is the row's index in the matrix that
+    contains the rows of all experts.
+    """
     if p.bias != 0:
         value += floats(p.bias + 4 * row, 1)[0]
     if p.rank > 0:
@@ -158,7 +163,10 @@ def _norm_heads(row, norm, p):
 
 @kernel()
 def _turn(row, norm, cos, sin, p):
-    """Normalise heads `[n, D]`, if there is a norm, and rotate them (first with `norm_last`)."""
+    """Normalise heads `[n, D]` if there is a norm, and rotate them.
+
+    With `norm_last`, they are rotated first.
+    """
     if not p.norm_last:
         _norm_heads(row, norm, p)
     if p.half > 0:
@@ -197,7 +205,7 @@ def heads_task(p, g, step):
         values[c] = value[c]
     if p.v_norm != 0:
         norm_row(values, floats(p.v_norm, d), p.eps, values)
-    # k is processed after v, because both can be the same array
+    # k is processed after v, because they can be the same array.
     key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(key, p.k_norm, cos, sin, p)
     for c in range(d):
@@ -244,7 +252,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Add a branch's output to the residual stream, with the model's norm and scale, if any."""
+    """Add a branch's output to the residual stream, after the model's norm and scale, if any."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)

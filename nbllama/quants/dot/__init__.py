@@ -1,4 +1,4 @@
-"""Dot products of int8 blocks of x and rows of W that are not decoded; one module per family.
+"""Dot products of int8 blocks of x and undecoded rows of W, with one module per family.
 
 Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It computes
 the dot product of `n_blocks` blocks of x, starting at block `c`, and the same number of weights,
@@ -47,7 +47,7 @@ def int8_block(type_id: int) -> int:
 
 
 def find_dot(type_id: int) -> Any:
-    """Return the kernel of a type. Raises KeyError if the type has none."""
+    """Return a type's dot product kernel. Raises KeyError if the type has none."""
     name = QUANTS[type_id].name
     module = import_module(f"nbllama.quants.dot.{_FAMILY[name]}")
     return getattr(module, f"dot_{name.lower()}")
@@ -56,7 +56,7 @@ def find_dot(type_id: int) -> Any:
 def dot_blocks(
     type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
 ) -> Any:
-    """Compute the dot product of `n_blocks` blocks of x inside a kernel, without any checks."""
+    """Compute the dot product of `n_blocks` blocks of x and W inside a kernel, without checks."""
     return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 

@@ -1,4 +1,4 @@
-"""Integer dot products of bytes, with Numba values that supplement `nbllama.quants._vec`.
+"""Integer dot products of bytes, and the Numba values that they use in addition to those of `_vec`.
 
 | value | meaning |
 |---|---|
@@ -8,9 +8,9 @@
 | `Weights(8)` | 8 float32 sums |
 
 The integers in every lane are the same on every CPU. With AVX2, multiplying 32 bytes takes two
-instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs, generic LLVM vector arithmetic computes the
-same sums. Sums of two products are stored in 16 bits, so the product of a byte of W and a byte of x
-must not exceed 2^14. Therefore, unsigned codes must be at most 127, and signed codes at least -128.
+instructions (`vpmaddubsw`, `vpmaddwd`), and two more if the codes are signed. On other CPUs,
+generic LLVM vector arithmetic computes the same sums. Sums of two products are stored in 16 bits,
+so each product must be below 2^14, which is true for the ranges in the table.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _neighbours(builder: Any, products: Any) -> Any:
 
 
 def _pairs(context: Any, builder: Any, w: Any, x: Any, signed: bool) -> Any:
-    """Compute <16 x i16>: w[2i] x[2i] + w[2i+1] x[2i+1]."""
+    """Return w[2i] x[2i] + w[2i+1] x[2i+1] for i = 0 .. 15, as <16 x i16>."""
     if _has_avx2(context):
         if signed:
             x = _call(builder, "llvm.x86.avx2.psign.b", _BYTES, x, w)
@@ -108,7 +108,7 @@ def _pairs(context: Any, builder: Any, w: Any, x: Any, signed: bool) -> Any:
 
 
 def _fours(context: Any, builder: Any, pairs: Any, factors: Any) -> Any:
-    """Compute <8 x i32>: pairs[2i] factors[2i] + pairs[2i+1] factors[2i+1]."""
+    """Return pairs[2i] factors[2i] + pairs[2i+1] factors[2i+1] for i = 0 .. 7, as <8 x i32>."""
     if _has_avx2(context):
         return _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS, pairs, factors)
     wide = ir.VectorType(_I32, 16)
@@ -221,7 +221,7 @@ def scale_of(typingctx, scales, g):
 
 @intrinsic
 def scales_of(typingctx, scales, g):
-    """Return Scales whose lower half is factor `g` of `scales`, and whose upper half is `g + 1`."""
+    """Return Scales with factor `g` of `scales` in the lower half and `g + 1` in the upper half."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         g = builder.trunc(args[1], _I32)
@@ -245,19 +245,19 @@ def _dot(signed: bool, scaled: bool) -> Any:
 
 @intrinsic
 def dot(typingctx, w, x):
-    """Compute the Dots of codes w (0..127) and numbers x, both Codes(32)."""
+    """Return the Dots of codes w (0..127) and numbers x (-127..127), both Codes(32)."""
     return DOTS(Codes(32), Codes(32)), _dot(False, False)
 
 
 @intrinsic
 def dot_signed(typingctx, w, x):
-    """Compute the Dots of signed codes w (-128..127) and numbers x (-127..127)."""
+    """Return the Dots of signed codes w (-128..127) and numbers x (-127..127)."""
     return DOTS(Codes(32), Codes(32)), _dot(True, False)
 
 
 @intrinsic
 def dot_scaled(typingctx, w, x, scales):
-    """Compute the Dots of codes w (0..127) and numbers x.
+    """Return the Dots of codes w (0..127) and numbers x (-127..127).
 
     Each sum of two neighbouring products is multiplied by its factor in `scales`.
     """
@@ -266,7 +266,7 @@ def dot_scaled(typingctx, w, x, scales):
 
 @intrinsic
 def dot_sums(typingctx, scales, sums, i):
-    """Compute the Dots of 16 factors and the numbers i .. i+15 of the int16 array `sums`."""
+    """Return Dots with the sums of two products of 16 factors and the int16 `sums[i : i + 16]`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = _load(builder, context, signature.args[1], args[1], args[2], _SHORTS)

@@ -1,6 +1,6 @@
 """Products of IQ4_NL and int8 blocks of 32, and of IQ4_XS and int8 blocks of 256.
 
-See `nbllama.quants.iq4` for the layouts.
+The layouts are explained in `nbllama.quants.iq4`.
 
 llama.cpp: `ggml_vec_dot_iq4_nl_q8_0`, `ggml_vec_dot_iq4_xs_q8_K`.
 """

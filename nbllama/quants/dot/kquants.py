@@ -1,8 +1,8 @@
-"""Products of Q2_K Q3_K Q4_K Q5_K Q6_K and int8 blocks of 256 (layouts: `nbllama.quants.kquants`).
+"""Products of the K-quants and int8 blocks of 256 (layouts: `nbllama.quants.kquants`).
 
 A block of W consists of d, dmin, and groups g of 16 or 32 codes c. Each group has an integer scale
-s and, in some types, a minimum m. A block of x consists of a scale e and int8 numbers n. All sums
-within a block are integers:
+s and, in some types, a minimum m. The other types subtract a constant z from each code. A block of
+x consists of a scale e and int8 numbers n. All sums within a block are integers:
 
     sum w x = e d sum_g s_g (sum c n - z sum n)  -  e dmin sum_g m_g sum n
 
@@ -38,7 +38,7 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # masks for the low bi
 def scales_and_mins(raw, at):
     """Return the eight scales and the eight minima of a Q4_K or Q5_K block as bytes of two int64.
 
-    See `kquants.scale_and_min` for how the block stores them.
+    `nbllama.quants.kquants.scale_and_min` explains how the block stores them.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)
@@ -48,7 +48,7 @@ def scales_and_mins(raw, at):
 
 @kernel(inline=True)
 def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q2_K, which has groups of 16 and no z."""
+    """Compute the product for Q2_K, which has groups of 16 with minima."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 84 * b
@@ -96,7 +96,7 @@ def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q4_K, which has groups of 32 and no z."""
+    """Compute the product for Q4_K, which has groups of 32 with minima."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 144 * b

@@ -1,7 +1,7 @@
-"""Products of Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 and int8 blocks of 32 (layouts: `nbllama.quants.legacy`).
+"""Products of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 and int8 blocks of 32 (see `quants.legacy`).
 
 A block of W consists of a scale d, codes c and, in some types, a minimum m. A block of x consists
-of a scale e and int8 numbers n (`q`). With w = d (c - z) or d c + m:
+of a scale e and int8 numbers n (`q`). A weight is w = d (c - z) or w = d c + m, so
 
     sum w x = d e sum c n - z d (e sum n)      or      d e sum c n + m (e sum n)
 
@@ -60,7 +60,7 @@ def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for Q5_0, with z = 16. Four bytes contain the fifth bits."""
+    """Compute the product for Q5_0, with z = 16. The fifth bits of the codes are in four bytes."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 22 * b

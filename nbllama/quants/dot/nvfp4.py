@@ -31,7 +31,7 @@ def values16(raw, at):
 
 @kernel(inline=True)
 def dot_nvfp4(raw, src, n_blocks, q, d, sums, c):
-    """Compute the product for NVFP4; the scale of 16 weights applies to four of the eight lanes."""
+    """Compute the product for NVFP4, in which each group's scale applies to four of the 8 lanes."""
     total = zeros8()
     for b in range(n_blocks // 2):
         at = src + 36 * b

@@ -1,4 +1,4 @@
-"""Quantisers, which encode float32 rows as GGUF weight types (decoders: `nbllama.quants`).
+"""Quantisers, which encode float32 rows as GGUF weight types; `nbllama.quants` decodes them.
 
 There is one module per family and one encoder per type. Every encoder has the signature
 `encode_x(x, src, n_blocks, out, dst)`. It encodes `n_blocks` blocks of `x` (float32), starting at

@@ -1,4 +1,4 @@
-"""Convert float32 to IEEE half and bfloat16 inside kernels, and store bytes."""
+"""Convert float32 to IEEE half inside kernels, and store the bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _INFINITE = 0x7C00
 def half_bits(value):
     """Round a float32 to the nearest half (ties to even); return its 16 bits as an int64.
 
-    The float32 must not be NaN. The result is infinity from 65520 on; below 2^-14, the half is
-    subnormal and has fewer significant bits.
+    The float32 must not be NaN. Numbers from 65520 on become infinity, and numbers below 2^-14
+    become subnormal halves, which have fewer significant bits.
     """
     bits = single_bits(np.float32(value))
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF

@@ -1,6 +1,6 @@
 """The search for the scale of a group of weights, which chooses the best of several candidates.
 
-There are two kinds of codes, as in `nbllama.quants.kquants`:
+There are two kinds of groups, as in `nbllama.quants.kquants`:
 
 - affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, and the
   largest maps to about `high`. For each candidate, two linear equations determine the best scale
@@ -101,7 +101,7 @@ def symmetric_scale(x, w, high):
         return zero
     scale = best = zero
     for i in range(20):
-        j = i - 10 if i > 0 else 0  # first 0, then -9 .. 9; if two are equal, the first is chosen
+        j = i - 10 if i > 0 else 0  # start with 0, because the first of equal candidates is chosen
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:

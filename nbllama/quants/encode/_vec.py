@@ -1,8 +1,9 @@
 """The two inner steps of each scale search, as straight-line vector code for groups of 16 or 32.
 
 A search tries several scales. For each scale, it rounds all weights of a group to codes and sums
-products. A quantiser spends nearly all its time in this loop. LLVM unrolls such short loops before
-its vectoriser runs, so this module uses explicit vectors, which LLVM distributes over registers.
+products. A quantiser spends nearly all its time in these two steps. LLVM unrolls such short loops
+before its vectoriser runs, so this module uses explicit vectors, which LLVM distributes over
+registers.
 
 A code is `clamp(round(inverse * (x - least)), low, high)`, rounded half to even. `x` and `w` are
 float32 scratch arrays of at least `n` elements; their sizes are not checked. LLVM chooses the order
@@ -20,7 +21,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic  # its own annotation includes the first argument; callers omit it
+intrinsic: Any = _intrinsic  # its annotation includes the first argument, which callers omit
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _SUM = ("reassoc", "contract", "nsz")
 
@@ -76,7 +77,7 @@ class _Vectors:
 
 @intrinsic(prefer_literal=True)
 def code_sums(typingctx, n, x, w, least, inverse, low, high):
-    """Return the sums of w * q, w * q * q and w * q * x over the group, where q are its codes."""
+    """Return the sums of w * q, w * q * q and w * q * x over a group with the codes q."""
     lanes = _lanes(n)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

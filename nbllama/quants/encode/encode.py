@@ -1,4 +1,4 @@
-"""Quantisation for Python code, which checks sizes and values before and after a kernel runs."""
+"""Quantise rows from Python code, and check sizes and values before and after the kernel runs."""
 
 from __future__ import annotations
 

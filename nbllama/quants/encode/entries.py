@@ -1,4 +1,4 @@
-"""The compiled entry functions, one per type, which encode chunks of blocks in parallel.
+"""The entry functions of the encoders, one per type, which encode chunks of blocks in parallel.
 
 Chunks are independent and are written to separate bytes, so the result is the same for any number
 of threads. Each entry function calls its encoder by name, because Numba would compile a kernel that

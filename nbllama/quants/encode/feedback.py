@@ -18,8 +18,8 @@ Columns are processed in pieces. The feedback from later pieces is one matrix pr
 computes the feedback within a piece, one row at a time. Rows are independent, so the result is the
 same for any number of threads.
 
-The rounding error of a shifted column j, W'_j minus the shifted W_j, is column j of E L. Rounding
-therefore also yields the sum above (`cost`).
+Column j of E L is W'_j minus the shifted W_j, which is the error of the rounding itself. The
+rounding can therefore also add up the sum above (`cost`).
 
 The grid of weight (r, j) consists of the values `scale * q - low` for integers q from `first` to
 `last`. Each group of neighbouring columns has its own `scale` and `low` (`nbllama.export.grids`).
@@ -46,7 +46,7 @@ def round_piece_ref(
     first: int,
     last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do the same as `round_piece` in numpy; return the codes, the errors and the cost.
+    """Return the codes, the errors and the cost that `round_piece` computes, in plain numpy.
 
     Codes and errors are `[R, m]`, like `wanted`, and the cost is `[R]`. `scale` and `low` are
     `[R, m]`, with one number per weight. `importance` `[m]` is D.
@@ -135,7 +135,7 @@ def round_piece(
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
     given = (weights, factor, importance, scale, low, group)
     readonly = [array.view() for array in given]
-    for view in readonly:  # for writable arrays, Numba would compile a second version
+    for view in readonly:  # because Numba would compile a second version for writable arrays
         view.flags.writeable = False
     _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
 

@@ -1,4 +1,4 @@
-"""Encoders of F16 and BF16, which round to nearest, ties to even. F32 is copied without an encoder.
+"""Encoders of F16 and BF16, which round to nearest with ties to even. F32 needs no encoder.
 
 llama.cpp: `ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row`. The bytes are identical except for NaN.
 """

@@ -1,4 +1,4 @@
-"""Encoders of Q2_K Q3_K Q4_K Q5_K Q6_K (layouts: `nbllama.quants.kquants`).
+"""Encoders of the K-quants (layouts: `nbllama.quants.kquants`).
 
 Every super-block of 256 weights is encoded in the same steps. A search determines a scale (and a
 low) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the largest
@@ -49,7 +49,7 @@ def _affine_codes(x, at, n, scale, low, high, codes, to):
 
 @kernel(own="quants/encode")
 def _symmetric_codes(x, at, scale, high, codes, to):
-    """Set the 16 codes from codes[to] on to high + the best q in -high..high-1 for `scale * q`."""
+    """Set codes[to : to + 16] to high + the best q in -high..high-1 for `scale * q`."""
     inverse = np.float32(1) / scale if scale != 0 else _0
     top = high - np.float32(1)
     for j in range(16):
@@ -59,7 +59,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):
 
 @kernel(own="quants/encode")
 def _round_positive(values, n, high, rounded):
-    """Divide values by d = largest / high, write the rounded quotients to `rounded`, return d."""
+    """Divide n values by d = largest / high; write the rounded quotients to `rounded`, return d."""
     largest = _0
     for g in range(n):
         largest = max(largest, values[g])
@@ -137,7 +137,10 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Round 16 scales to s in -high..high-1, mapping the largest magnitude to -high; store d."""
+    """Divide 16 scales by d, and round them to s in -high..high-1; store and return d.
+
+    d is chosen such that the scale with the largest absolute value becomes -high.
+    """
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
         s[:] = 0
@@ -182,7 +185,7 @@ def encode_q6_k(x, src, n_blocks, out, dst):
 def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):
     """Compute the scales, lows and codes of 8 affine groups of 32.
 
-    Also write the 16 bytes with d, dmin, scales and lows.
+    The codes are written to `codes`, and d, dmin, scales and lows to 16 bytes of `out`.
     """
     group, w, scales, lows = work[0], work[1], work[2], work[3]
     for g in range(8):

@@ -1,4 +1,4 @@
-"""Encoders of Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 (layouts: `nbllama.quants.legacy`).
+"""Encoders of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 (layouts: `nbllama.quants.legacy`).
 
 | type | d | m | code |
 |---|---|---|---|
@@ -32,7 +32,7 @@ def _take(x, at, group):
 def _inverse(d):
     """Return 1 / d, or 0 if d is 0 or so small that 1 / d overflows.
 
-    The codes then have no effect, because such a d is 0 when it is rounded to a half.
+    Such a d becomes 0 when it is rounded to a half, so the codes have no effect.
     """
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0

@@ -1,4 +1,4 @@
-"""IQ4_NL IQ4_XS as vector code; see `nbllama.quants.iq4` for the layouts and formulas."""
+"""IQ4_NL and IQ4_XS as vector code; see `nbllama.quants.iq4` for the layouts and formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IQ1, IQ2 and IQ3 types as vector code; see `nbllama.quants.iquants` for layouts and formulas."""
+"""The IQ1, IQ2 and IQ3 types as vector code; see `nbllama.quants.iquants` for the formulas."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows.
+    """Decode IQ2_XXS, which has a code book of 256 rows.
 
-    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    Each group has a u32 with four times seven sign bits and, in the top bits, the scale.
     """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
@@ -36,7 +36,10 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; each byte of `scales` contains two scales, each for 16 weights."""
+    """Decode IQ2_XS, which has a code book of 512 rows.
+
+    Each byte of `scales` contains two scales, each for 16 weights.
+    """
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -51,10 +54,10 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode from 1024 rows.
+    """Decode IQ2_S, which has a code book of 1024 rows.
 
-    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs are
-    stored.
+    The two high bits of each row index are in `qh` (one byte per group of 32). All eight signs of a
+    row are stored.
     """
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
@@ -72,9 +75,9 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode from 256 rows of 4.
+    """Decode IQ3_XXS, which has a code book of 256 rows of 4 values.
 
-    Each group has a u32 with four times seven sign bits, and the scale in the top bits.
+    Each group has a u32 with four times seven sign bits and, in the top bits, the scale.
     """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
@@ -91,10 +94,9 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows of 4.
+    """Decode IQ3_S, which has a code book of 512 rows of 4 values.
 
-    The ninth bit of each row index is in `qh` (one byte per group of 32). All eight signs are
-    stored.
+    The ninth bit of each row index is in `qh` (one byte per group of 32). All signs are stored.
     """
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -114,9 +116,10 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows.
+    """Decode IQ1_S, which has a code book of 2048 rows.
 
-    Each group has a u16 with 4 x 3 row bits, three scale bits and the sign of the shift.
+    Each group has a u16 with the three high bits of four row indices, three scale bits and the sign
+    of the shift.
     """
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
@@ -133,9 +136,10 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows.
+    """Decode IQ1_M, which has a code book of 2048 rows.
 
-    Every 8 weights have half a byte of `qh` with three row bits and the sign of the shift.
+    For every 8 weights, half a byte of `qh` contains the three high bits of the row index and the
+    sign of the shift.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

@@ -1,4 +1,4 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K as vector code; see `nbllama.quants.kquants` for the formulas."""
+"""The K-quants as vector code; see `nbllama.quants.kquants` for the formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 as vector code; see `nbllama.quants.legacy` for the formulas."""
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 as vector code; see `nbllama.quants.legacy` for the formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TQ1_0 TQ2_0 as vector code; see `nbllama.quants.ternary` for the layouts and formulas."""
+"""TQ1_0 and TQ2_0 as vector code; see `nbllama.quants.ternary` for the layouts and formulas."""
 
 from __future__ import annotations
 
