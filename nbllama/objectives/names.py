@@ -39,7 +39,7 @@ OBJECTIVES = {
     )
 }
 MARGIN = 1.0
-"""Default of `--margin`, where the loss has one."""
+"""The default of `--margin` for each loss that uses a margin."""
 GROUP_SIZE, MAX_ANSWER, TEMPERATURE = 8, 128, 1.0
-"""Defaults of the options of rewards."""
+"""The defaults of the options for rewards."""
 NONE, BASE, START = "none", "base", "start"

@@ -50,7 +50,7 @@ _TWO = np.float32(2.0)
 
 GELU, RELU2, XIELU = range(3)
 CODES = {"gelu": GELU, "relu2": RELU2, "xielu": XIELU}
-"""Names of the activations, and their codes in the kernels."""
+"""The code of each activation in the kernels, by name."""
 
 
 class Xielu(NamedTuple):

@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message's thought; a template receives the thought under all of them."""
+"""The keys that can hold a message's thinking; a template receives it under all of them."""
 
 _WORD = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|rationale)[\w:.-]*"
 _OPENERS = (

@@ -42,7 +42,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 SILU, CLAMPED = range(2)
 CODES = {"silu": SILU, "clamped": CLAMPED}
-"""Names of the activations, and their codes in the kernels."""
+"""The code of each activation in the kernels, by name."""
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)

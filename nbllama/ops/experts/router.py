@@ -46,7 +46,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 SOFTMAX, SIGMOID, CHOSEN = range(3)
 CODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "chosen": CHOSEN}
-"""Names of the gatings, and their codes in the kernels."""
+"""The code of each gating function in the kernels, by name."""
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)

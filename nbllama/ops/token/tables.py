@@ -165,4 +165,4 @@ TABLES = {
     DELTA: ("deltas", DELTA_ROW),
     DELTA_OUT: ("delta_outs", DELTA_OUT_ROW),
 }
-"""SCORES and JOIN read the row of the preceding HEADS phase."""
+"""The table and row type of each phase; SCORES and JOIN read the row of the HEADS phase before."""
