@@ -159,7 +159,10 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """The name of the best adapter, with BEST instead of ITERATION or at the end, or ""."""
+        """The name of the best adapter, or "" if the run writes no adapter.
+
+        In the name, BEST replaces ITERATION or is added at the end.
+        """
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -171,7 +174,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the file with the run's options, next to the newest adapter; "" if none."""
+        """The name of the options file next to the newest adapter, or "" without an adapter."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -183,7 +186,7 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Set the number of numbered files to keep, and return the same options.
+        """Set how many numbered files to keep, and return `options` unchanged.
 
         If the number was not given explicitly, files from before this run are not removed. These
         are the files of the checkpoint `state` and older files.

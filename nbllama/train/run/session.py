@@ -1,4 +1,4 @@
-"""What `nbllama.finetune` does before the first iteration: loading and the forecast."""
+"""Prepare a run: load its inputs, and print its settings and the forecast."""
 
 from __future__ import annotations
 
