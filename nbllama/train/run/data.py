@@ -83,7 +83,7 @@ def load_data(
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the training samples and, if any, the validation samples.
 
-    The first return value is the options, filled in from the plan for the data.
+    Returns the options, filled in from the plan for the data, and the two data sets.
 
     `--train-data` is a file, or a folder that contains one. The validation data come from
     `--val-data`, `--val-split`, or the same folder.

@@ -27,8 +27,8 @@ def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Opti
     """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
 
     The default is the newest checkpoint among the run's own outputs, so that repeating the command
-    finishes a stopped run; `outputs.finishes` is then set. With `--force` alone, the run starts
-    from the beginning.
+    finishes a stopped run. In this case, `outputs.finishes` is set. With `--force` alone, the run
+    starts from the beginning.
 
     Raises `UsageError` if files of a different run would be replaced.
     """

@@ -75,8 +75,8 @@ def forecast_line(
     """Return a forecast of the speed-up and the traffic per step for several numbers of workers.
 
     `n_bytes` is the size of the gradient, and `seconds` is the time of a step on one machine. A
-    step consists of `micro` micro-batches, in blocks of `block`. `local` says whether the workers
-    share the cores of one machine.
+    step consists of `micro` micro-batches, in blocks of `block` (0 for a single block). `local`
+    says whether the workers share the cores of one machine.
     """
     size = min(block or micro, micro)
     blocks = math.ceil(micro / size)

@@ -35,7 +35,7 @@ class Outputs:
     """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or ""."""
 
     def __init__(self, options: Options) -> None:
-        """Set the names. Raises `UsageError` if a name can never be valid."""
+        """Set the names. Raises `UsageError` if a name is not allowed."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -206,7 +206,7 @@ class Outputs:
                 say(f"--report was not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
-        """Remove old files (`--keep-last`), and return an error message, or ""."""
+        """Remove old files (`--keep-last`), and return an error message, or "" on success."""
         try:
             if self.checkpoint:
                 prune(

@@ -12,7 +12,7 @@ from nbllama.system.start import NAMES, Unwinding, repeated, signals
 
 
 class StopFlag:
-    """A flag, set by signals, that stops a run.
+    """A flag, set by signals or the live page, that stops a run.
 
     As long as there is nothing to save (`at_once`), a signal ends the program immediately. Once
     training has begun, a signal only sets the flag, which is checked between layers.
@@ -63,7 +63,7 @@ class StopFlag:
             self._unwind(signum, frame)
 
     def check(self) -> None:
-        """Raise `StopRequested` if a signal has arrived."""
+        """Raise `StopRequested` if the flag is set."""
         from nbllama.train.trainer import StopRequested
 
         if self.signum:
