@@ -45,7 +45,7 @@ class StopRequested(Exception):
 
 
 class Evaluation(NamedTuple):
-    """The loss and the sizes of one iteration's samples; `Trainer.gradients` is the gradient.
+    """The loss and sizes of one iteration's samples; see `Trainer.gradients` for the gradient.
 
     `trained` is the number of trained tokens or answers over which the loss is averaged
     (`Objective.before`). `after` is the position in the data after these samples.

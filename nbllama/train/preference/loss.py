@@ -213,7 +213,7 @@ class PreferenceLoss(TakesData):
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch with the judgements and reference values of its own answers only."""
+        """Return the batch with only the judgements and reference values that its answers need."""
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         reference = source.reference

@@ -79,7 +79,7 @@ class RewardLoss:
         self._measured, self._last = (RewardMeasures(self._refers) for _ in range(2))
         self._n_tokens, self._failed, self._any_good = 0, 0, False
         self._say: Callable[[str], None] | None = None
-        self._memory: tuple[Activations, LossBuffers] | None = None  # for different reference ranks
+        self._memory: tuple[Activations, LossBuffers] | None = None  # if the reference ranks differ
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Store `say`, which reports failed rewards."""
