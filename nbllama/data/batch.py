@@ -59,7 +59,9 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """Concatenate `rows`: one tuple (tokens [n], targets [n]) per sequence, n >= 1.
+        """Concatenate `rows`, which contains a tuple (tokens [n], targets [n]) per sequence.
+
+        Every sequence has at least one token.
 
         Raises `ValueError` if there are no rows, a row is empty, or tokens and targets differ in
         length.
@@ -142,7 +144,7 @@ class Dataset(Protocol):
         ...
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """`n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
+        """Return `n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:

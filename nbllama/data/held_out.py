@@ -54,7 +54,7 @@ def apart(data: Dataset) -> Dataset:
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Return the numbers of windows within low..high that do not overlap the previous one."""
+    """Choose windows within low..high from the left, skipping overlaps; return their numbers."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])

@@ -127,7 +127,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return the range of text that contains the words, either unchanged or escaped as in JSON."""
+    """Return the range of `words` in the text, unchanged or escaped as in JSON, or None."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

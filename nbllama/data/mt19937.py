@@ -2,8 +2,8 @@
 
 A checkpoint written by the old tool stores the generator as text printed by the C++ library.
 libstdc++ prints the 624 words of the state and the position within them, whereas libc++ prints 624
-words starting from that position. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit
-generator uses the same words and position.
+words starting from that position. numpy's bit generator uses the same words and position. Source:
+"Mersenne Twister" (Matsumoto and Nishimura, 1998).
 """
 
 from __future__ import annotations

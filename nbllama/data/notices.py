@@ -52,7 +52,7 @@ READ = {
 
 
 class Notices:
-    """The counts, with the line of the first record for each kind."""
+    """Counters of the notices for a file, with the line of the first record for each kind."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

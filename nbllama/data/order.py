@@ -1,4 +1,4 @@
-"""The sample order, a pure function of (seed, epoch) whose state is two integers.
+"""The order of the samples in an epoch, which depends only on two integers: seed and epoch.
 
 The permutation for an epoch sorts the samples by random 64-bit numbers from numpy's Philox 4x64,
 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al. 2011). numpy's
@@ -25,9 +25,10 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """One epoch: the sample order, int64 [n], and a random number for each position.
+    """The sample order of an epoch, int64 [n], and a random number for each position.
 
-    The numbers are in [0, 1], float64 [n], and determine the random offsets of the samples.
+    `unit`, float64 [n], contains the numbers. They are in [0, 1] and determine the random offsets
+    of the samples.
     """
 
     order: np.ndarray
