@@ -43,9 +43,9 @@ def split_answer(
 ) -> Part:
     """Return the answer (message `number`, from 0) and the text that the template adds after it.
 
-    prompt: P. through: F. closer: the text that the template writes between a thought and the
-    following words, if known. Raises `MessageError` if it is unclear which part of F the model
-    writes, or if the prompt closes the thought but the data contain one.
+    `prompt` is P, and `through` is F. `closer` is the text that the template writes between a
+    thought and the following words, if known. Raises `MessageError` if it is unclear which part of
+    F the model writes, or if the prompt closes the thought but the data contain one.
     """
     if through.startswith(prompt):
         return Part("", len(prompt))

@@ -16,9 +16,10 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 
 
 class Form(NamedTuple):
-    """How a template accepts tool calls: with arguments as "object" or "text", or "none" at all.
+    """The form in which a template accepts tool calls.
 
-    `null` means that calls are written only if the content is null, so empty content must be null.
+    `arguments` is "object" or "text", or "none" if the template does not support calls. `null`
+    means that calls are written only if the content is null, so empty content must be null.
     """
 
     arguments: str
