@@ -178,9 +178,10 @@ class Dataset(Protocol):
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """Return `Dataset.largest` for one sample per row: the total size of the longest rows.
+    """Return upper bounds as in `Dataset.largest` if every row is one sample.
 
-    If `wraps` is set, the same sample can occur more than once.
+    The bounds are the total sizes of the longest samples. If `wraps` is set, the same sample can
+    occur more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)
@@ -190,7 +191,7 @@ def largest_rows(
 
 
 class RowPerSample:
-    """The remaining methods for a `Dataset` in which every sample is one row."""
+    """A mixin with methods for a `Dataset` in which every sample is one row."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the lengths of all samples; see `Dataset.lengths`."""

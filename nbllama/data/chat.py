@@ -2,10 +2,10 @@
 
 The prompt for an answer is the preceding part of the chat, rendered for generation. The answer is
 the text that the model must write so that the prompt and the answer together form the chat
-(`nbllama.text.answers`). It ends with the first token that ends generation. The prompt and the
-answer are tokenised separately, as in inference. If the ids of the prompt and the answer are the
-beginning of a later prompt's ids, the answer is trained as part of that later answer's sample.
-Otherwise, it becomes a separate sample.
+(`nbllama.text.answers`). It ends with the first end-of-generation token. The prompt and the answer
+are tokenised separately, as in inference. If the ids of the prompt and the answer are the beginning
+of a later prompt's ids, the answer is trained as part of that later answer's sample. Otherwise, it
+becomes a separate sample.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from nbllama.data.raw_text import RawText
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError
 
-_EPOCH = 1 << 48  # an epoch that no run reaches, so its permutation is unique to this purpose
+_EPOCH = 1 << 48  # no run reaches this epoch, so its permutation is not used for anything else
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

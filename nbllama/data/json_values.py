@@ -118,7 +118,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
     if (first in bad and begin.startswith("[")) or (
         last in bad and end.rstrip(", \r").endswith("]")
     ):
-        return True  # half a list
+        return True  # the beginning or the end of a list
     return any(
         number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()) is not None)
         for number, line in lines
@@ -140,7 +140,7 @@ def _of_line(number: int, line: str) -> list[Value]:
         try:
             return [Value(number, v.value, []) for v in _all_of(text)[0]]
         except DataError:
-            pass  # the first error is clearer
+            pass  # the error of the line is clearer
     return [Value(number, DataError(reason), [])]
 
 
@@ -219,7 +219,7 @@ def member_at(text: str, at: int, key: str) -> int:
 
 
 class _Lines:
-    """A lookup of line numbers, from 1, for positions in ascending order."""
+    """A counter that converts ascending positions in a text to line numbers, from 1."""
 
     def __init__(self, text: str) -> None:
         self._text, self._line, self._at = text, 1, 0
@@ -280,7 +280,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
 
 
 def broken_byte(text: str) -> DataError | None:
-    """Describe the first non-UTF-8 byte in text decoded with "surrogateescape"."""
+    """Return an error that describes the first non-UTF-8 byte in a text, or None.
+
+    The text must have been decoded with "surrogateescape".
+    """
     found = None if text.isascii() else _BROKEN_BYTE.search(text)
     if found is None:
         return None

@@ -32,7 +32,7 @@ class MT19937:
 
     @classmethod
     def seeded(cls, seed: int) -> MT19937:
-        """Return the generator `std::mt19937(seed)`; it uses only the low 32 bits of the seed."""
+        """Return the generator `std::mt19937(seed)`, which uses the low 32 bits of the seed."""
         state = np.random.RandomState(seed & MOST).get_state(legacy=False)["state"]
         return cls(state["key"], state["pos"])
 

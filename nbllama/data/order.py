@@ -25,10 +25,9 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """The sample order of an epoch, int64 [n], and a random number for each position.
+    """The sample order of an epoch, int64 [n], and a random number per position, float64 [n].
 
-    `unit`, float64 [n], contains the numbers. They are in [0, 1] and determine the random offsets
-    of the samples.
+    The numbers (`unit`) are in [0, 1] and determine the random offsets of the samples.
     """
 
     order: np.ndarray
@@ -44,7 +43,7 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of an epoch: int64 [n_samples], a permutation of 0 to n_samples - 1.
+    """Return the order of an epoch, a permutation of 0 to n_samples - 1, as int64 [n_samples].
 
     Raises `ValueError` if seed or epoch is outside 0 .. 2^64 - 1 or n_samples < 1.
     """

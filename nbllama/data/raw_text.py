@@ -110,7 +110,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from position `first` onwards.
+        """Return at most `n_rows` rows, from position `first` onwards.
 
         Depending on `Rules`, short rows are filled with further samples.
         """

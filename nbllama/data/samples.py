@@ -70,7 +70,7 @@ class Samples(RowPerSample):
     judged: Judged | None = None
 
     def place(self, i: int) -> str:
-        """Return "line N" for the record of sample i, with the file name if there are several."""
+        """Return "line N" for sample i's record, with the file name if there are several files."""
         line = int(self.lines[i])
         if not self.parts:
             return f"line {line}"

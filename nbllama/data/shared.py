@@ -33,7 +33,7 @@ FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with di
 class Beginnings:
     """The samples that have been added to a batch so far, in sorted order.
 
-    Of all samples, one of the two neighbours of a new sample shares the most tokens with it.
+    A new sample shares the most tokens with one of its two neighbours in this order.
     """
 
     def __init__(self) -> None:

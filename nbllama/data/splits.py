@@ -35,7 +35,7 @@ class Splits(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The files to read, and a message about files that are not read."""
+    """The files to read, and messages to the user about this choice."""
 
     files: list[str]
     notes: list[str]

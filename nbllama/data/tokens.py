@@ -63,8 +63,8 @@ class ChatTokens:
     def prompt(self, prompt: str) -> Tokens:
         """Tokenise a prompt.
 
-        If the previous prompt begins with this one, the common ids are reused up to the last
-        special token, because the tokenizer splits the text at special tokens.
+        If the first prompt that was tokenised begins with this one, the common ids are reused up to
+        the last special token, because the tokenizer splits the text at special tokens.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """Records found in an object, and the keys that lead to them."""
+    """The records in an object, and the keys under which they were found."""
 
     keys: tuple[str, ...]
     items: list[Any]
@@ -68,7 +68,7 @@ def as_record(value: Any) -> Record | DataError:
 
 
 def _held(value: Value, known: Known) -> _Held | None:
-    """Return the records in an object that is not itself a record."""
+    """Return the records in an object, or None to read the object itself as a record."""
     try:
         return _find(value.value, known, _DEPTH)
     except DataError as e:

@@ -120,7 +120,7 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
-            # a program has no nodes that could be watched
+            # a program does not report its nodes to a watcher
             if len(part) == 1 and self.model.watch is None and self._has_program:
                 logits = self._run_single(part)
                 continue

@@ -53,7 +53,7 @@ class ProgramParts:
         return found
 
     def add(self, layer: int, slot: str, x: np.ndarray) -> None:
-        """Add the last layer of a branch to the stream (`block.branch`)."""
+        """Add a branch's last layer, whose output is added to the stream (`block.branch`)."""
         hp, write = self.hp, self.write
         if hp.residual_scale == 1 and not hp.has_post_norms:
             write.products(x, self.layers(layer, {slot: self.x}, add=True))

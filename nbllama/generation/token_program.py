@@ -238,7 +238,7 @@ class TokenProgram(ProgramParts):
         self.add(layer, "down", self._act[:n])
 
     def _after(self, layer: int) -> None:
-        """Add the phases after feed-forward in models with per-block embeddings."""
+        """Add the phases of per-block embeddings (`model.per_layer`), which follow feed-forward."""
         hp, write, vectors = self.model.hp, self.write, self.model.vectors
         if n := hp.n_per_layer:
             gate, act = self._per_layer

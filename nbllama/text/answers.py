@@ -157,7 +157,7 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
 
 
 def _words_at(through: str, message: dict[str, Any]) -> int | None:
-    """Return the position in F of the words in the message, or of its thought or first call."""
+    """Return where the thought, words or calls of the message begin in F, or None if unknown."""
     pieces = [visible(message)] + [
         str(call["function"]["name"]) for call in message.get("tool_calls") or []
     ]
@@ -178,8 +178,8 @@ def _rest(prompt: str, through: str) -> str:
 def words_end(text: str, message: dict[str, Any]) -> int:
     """Return the position after the words of the message in the text of an answer.
 
-    The words are the thought, content and calls. The answer ends with the first token after the
-    words that ends generation.
+    The words are the thought, content and calls. The answer ends with the first end-of-generation
+    token after the words.
     """
     end = 0
     pieces = [thought_of(message), visible(message)]

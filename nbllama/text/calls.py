@@ -1,4 +1,4 @@
-"""Tool calls: the form that a chat template accepts, and a form for templates without support.
+"""Convert tool calls to the form that a chat template accepts, or to text if it accepts none.
 
 Most templates expect the arguments of a call as an object, but some expect a string. If the form is
 wrong, the template raises an error, prints the arguments as Python, or encodes them twice. Some

@@ -1,4 +1,4 @@
-"""Thoughts (reasoning) in chats: the marks around them in templates, and their positions.
+"""Find thoughts (reasoning) in chats by the marks that templates put around them.
 
 Templates use different marks, but in only a few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
 `<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of gpt-oss and Gemma 4.

@@ -1,8 +1,9 @@
 """Convert text to token ids and back, using the same ids as llama.cpp.
 
 `Tokenizer` splits text at special tokens, adds bos and eos, and converts ids back to bytes. Its
-subclasses (`spm`, `bpe`) tokenise the plain text between special tokens. Sources: llama.cpp,
-src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`, `detokenize`.
+subclasses (`spm`, `bpe`, `spaced_bpe`) tokenise the plain text between special tokens. Sources:
+llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`,
+`detokenize`.
 """
 
 from __future__ import annotations

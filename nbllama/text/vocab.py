@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file: its `tokenizer.*` keys, read and checked once.
+"""Read and check the vocabulary of a GGUF file, which is stored in its `tokenizer.*` keys.
 
 This module checks all values that later code uses as indices. It checks that lengths match, that
 ids are in range, that tokens are unique, and that merges contain only known tokens. Defaults are

@@ -87,7 +87,7 @@ def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
 
 
 class Style(NamedTuple):
-    """How to combine an instruction and an input; see `nbllama.text.templates.Layout`."""
+    """The rules for combining an instruction and an input (`nbllama.text.templates.Layout`)."""
 
     joint: str = "\n\n"
     with_input: str = ""

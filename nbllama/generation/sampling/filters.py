@@ -1,4 +1,4 @@
-"""Samplers that drop candidates or change their logits, independent of earlier tokens.
+"""Samplers that drop candidates or change their logits, independently of earlier tokens.
 
 Sums are computed sequentially and in float32 in the same places as in llama.cpp, because the last
 digit matters at the cutoff of a filter.
