@@ -1,4 +1,4 @@
-"""Count, over all records, the keys that were read under different names or ignored."""
+"""Counts, over all records, of keys that were read under different names or ignored."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """Return the keys that have a value, by their names in lower case with underscores."""
+    """Return the keys of a record that have a value, indexed by lower-case name."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:

@@ -42,7 +42,7 @@ _TABLES = (".csv", ".tsv")
 
 
 class FileRecords(NamedTuple):
-    """The records in one file, or its text if `entries` is None, and the number of its lines."""
+    """The contents of one file: records or text, and the number of lines."""
 
     entries: list[Entry] | None
     text: str
