@@ -112,7 +112,7 @@ class Prompts(RowPerSample):
         return max(len(q.ids) for q in self.questions)
 
     def shared_tokens(self, n_rows: int) -> int:
-        """Return the maximum tokens of `n_rows` samples if each prompt is computed only once."""
+        """Return the maximum number of tokens in `n_rows` samples, computing each prompt once."""
         sizes = sorted((len(q.ids) for q in self.questions), reverse=True)[:n_rows]
         return sum(sizes) + len(sizes) * self.group * self.most
 
