@@ -1,4 +1,4 @@
-"""Answers in a chat and their prompts, and why an answer cannot share a later answer's sample."""
+"""The answers of a chat with their prompts, and the reason why an answer has a separate sample."""
 
 from __future__ import annotations
 

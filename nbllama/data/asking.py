@@ -32,10 +32,10 @@ _Read = tuple[int, dict[str, Any], Conversation | str]
 class PromptReader:
     """A reader for files of prompts.
 
-    columns: the names that the file uses for the keys of a prompt. style: how an instruction and
-    its input are combined into one message. skip_bad: whether to skip and count bad records instead
-    of refusing the file. parse_special: whether to parse control tokens that are spelled out in
-    text without a template. system_as_user: see `ChatReader`.
+    `columns` contains the names that the file uses for the keys of a prompt. `style` says how an
+    instruction and its input are combined into one message. `skip_bad` skips and counts bad records
+    instead of refusing the file. `parse_special` parses control tokens that are spelled out in text
+    without a template. For `system_as_user`, see `ChatReader`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PromptReader:
     def open(
         self, path: str | os.PathLike[str], records: Records | None = None
     ) -> tuple[DataFile, list[_Read]]:
-        """Return the bad records, and the line number, record and prompt of each good record.
+        """Return a `DataFile` with the bad records, and (line, record, prompt) of each good record.
 
         If `records` is given, it is used instead of the file. Raises `DataError` in the same cases
         as `open_data`.

@@ -59,7 +59,9 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """Concatenate `rows`: one tuple (tokens [n], targets [n]) per sequence, n >= 1.
+        """Concatenate `rows`, which contains a tuple (tokens [n], targets [n]) per sequence.
+
+        Every sequence has at least one token.
 
         Raises `ValueError` if there are no rows, a row is empty, or tokens and targets differ in
         length.
@@ -142,7 +144,7 @@ class Dataset(Protocol):
         ...
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """`n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
+        """Return `n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -176,9 +178,10 @@ class Dataset(Protocol):
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """Return `Dataset.largest` for one sample per row: the total size of the longest rows.
+    """Return upper bounds as in `Dataset.largest` if every row is one sample.
 
-    If `wraps` is set, the same sample can occur more than once.
+    The bounds are the total sizes of the longest samples. If `wraps` is set, the same sample can
+    occur more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)
@@ -188,7 +191,7 @@ def largest_rows(
 
 
 class RowPerSample:
-    """The remaining methods for a `Dataset` in which every sample is one row."""
+    """A mixin with methods for a `Dataset` in which every sample is one row."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the lengths of all samples; see `Dataset.lengths`."""

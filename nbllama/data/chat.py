@@ -1,11 +1,11 @@
-"""Chats as in real use, where each answer follows the prompt that a server would render.
+"""Convert chats to samples, in which each answer follows the prompt that a server would render.
 
 The prompt for an answer is the preceding part of the chat, rendered for generation. The answer is
 the text that the model must write so that the prompt and the answer together form the chat
-(`nbllama.text.answers`). It ends with the first token that ends generation. The prompt and the
-answer are tokenised separately, as in inference. If the ids of the prompt and the answer are the
-beginning of a later prompt's ids, the answer is trained as part of that later answer's sample.
-Otherwise, it becomes a separate sample.
+(`nbllama.text.answers`). It ends with the first end-of-generation token. The prompt and the answer
+are tokenised separately, as in inference. If the ids of the prompt and the answer are the beginning
+of a later prompt's ids, the answer is trained as part of that later answer's sample. Otherwise, it
+becomes a separate sample.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 class ChatReader:
     """A converter from chats to samples, for one tokenizer and template.
 
-    system_as_user: whether to put system messages into the first question if the template does not
-    support them. places: whether to include the text and the positions of its tokens in each
-    sample.
+    `system_as_user` puts system messages into the first question if the template does not support
+    them. `places` adds the text and the positions of its tokens to each sample.
     """
 
     def __init__(
@@ -108,6 +107,8 @@ class ChatReader:
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
         """Return the samples of a chat, in the order of their last answers.
 
+        `line` is the line of the record, for notices.
+
         Raises `DataError`, or the template error if the template rejects the chat.
         """
         if isinstance(rendered, NbllamaError):
@@ -142,7 +143,7 @@ class ChatReader:
         return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """Return the tokenised prompt for an answer to `messages`.
+        """Return the prompt for an answer to `messages`, as text and as tokens.
 
         Raises the same errors as `rows`.
         """
@@ -174,7 +175,7 @@ class ChatReader:
         messages, more = self._traits.prepare(chat.messages, self._system_as_user)
         found += more
         answers = [i for i, m in enumerate(chat.messages) if m["role"] == ANSWERING_ROLE]
-        shift = len(messages) - len(chat.messages)  # a folded system message no longer exists
+        shift = len(messages) - len(chat.messages)  # -1 if the system message was folded
         numbers = [i + shift for i in answers if i not in chat.silent]
         if numbers and numbers[0] == 0:
             found["first"] += 1

@@ -39,7 +39,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
         if metadata.num_rows * metadata.num_columns * _VALUE_BYTES > MAX_UNPACKED:
             raise _too_large(where)
         # If the footer entry of a column is damaged, pyarrow aborts the process when asked for the
-        # column's numbers. Reading and discarding the values raises an error instead.
+        # column's metadata. Reading and discarding the values raises an error instead.
         pq.ParquetFile(source).scan_contents()
         # Repeated strings are stored once and not copied when read, so add up their full sizes.
         packed = pq.ParquetFile(source, read_dictionary=_text_columns(metadata, where))

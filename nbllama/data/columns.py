@@ -1,4 +1,4 @@
-"""The column names of a table, and the names that `--data-columns` assigns to them."""
+"""Recognise the headers of tables, and rename columns as requested by `--data-columns`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """Return whether the first line is the header of a table.
 
-    A header either contains the names of all columns of a format that has at least two, or consists
+    A header either contains all column names of a format with at least two columns, or consists
     only of common names, including one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
@@ -31,7 +31,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """Rename the keys of a record to the names that its format uses. Raises `DataError`."""
+    """Return the record with keys renamed as in `columns`. Raises `DataError` for a missing key."""
     if not columns:
         return record
     for name in columns.values():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """The token ranges of the samples: starts and sizes, int64 [n]; empty samples have size 0."""
+    """The starts and sizes of the samples, in tokens, int64 [n]; empty samples have size 0."""
 
     begins: np.ndarray
     sizes: np.ndarray
@@ -58,15 +58,15 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
 
 @dataclass(frozen=True)
 class SampleStart:
-    """Begin a sample after each occurrence of `start`, searching from the left without overlaps.
+    """A cutter that begins a sample after each (non-overlapping) occurrence of `start`.
 
     Each sample is tokenised separately. Text before the first occurrence is not used. A sample ends
     at the next occurrence of `start`, so it can be empty. With `overlapping`, its size in bytes is
     n_ctx times the size of the longest token, rounded up to a whole character.
 
-    include: whether samples begin with `start` instead of after it. old: whether to treat text
-    without `start` as the old tool does, which drops as many leading bytes as `start` has (unless
-    `include` is set). Otherwise, such text becomes a single sample.
+    With `include`, samples begin with `start` instead of after it. Text without `start` becomes a
+    single sample. With `old`, this sample lacks as many leading bytes as `start` has, as in the old
+    tool (unless `include` is set).
     """
 
     start: str
@@ -75,7 +75,7 @@ class SampleStart:
     old: bool = False
 
     def __call__(self, text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
-        """Begin a sample at each mark in `text`."""
+        """Return the samples of `text`."""
         content, mark = text.encode(), self.start.encode()
         notes = []
         opened = _occurrences(content, mark)

@@ -35,10 +35,11 @@ def place_in(parts: Sequence[Part], line: int) -> Part:
 class DataFile(NamedTuple):
     """Training data, read and parsed.
 
-    kind: "raw" (then `text` is the whole text, or the first of `texts`) or "chat". format: the name
-    of the most common record format in `FORMATS`, or "raw". samples: (line, sample) of each good
-    record. bad: the bad records, if they are skipped. notes: messages to the user. Lines are
-    numbered consecutively across all files; `place` returns the file and the line number in it.
+    `kind` is "raw" (then `text` is the whole text, or the first of `texts`) or "chat". `format` is
+    the name of the most common record format in `FORMATS`, or "raw". `samples` contains (line,
+    sample) for each good record, and `bad` the bad records, if they are skipped. `notes` contains
+    messages to the user. Lines are numbered consecutively across all files; `place` returns the
+    file and the line number in it.
     """
 
     path: str

@@ -79,7 +79,7 @@ def encoded(
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
-    """Yield the number, line and rows of every record, in file order.
+    """Yield the number, the line, and the rows or the error of every record, in file order.
 
     The template process renders the next chats while samples are created from the current ones.
     """

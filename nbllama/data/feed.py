@@ -34,7 +34,8 @@ class Taken(NamedTuple):
 class Feed(Protocol):
     """A source of batches; `take` depends only on its arguments, not on earlier calls.
 
-    If `wraps` is true, batches are always full. Raises `DataError` for a position outside the data.
+    If `wraps` is true, batches are always full. The methods raise `DataError` for a position
+    outside the data.
     """
 
     wraps: bool
@@ -48,7 +49,7 @@ class Feed(Protocol):
         ...
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator state from which the epoch of `position` is drawn; "" for none."""
+        """Return the generator state that gives the epoch's order, or "" without a generator."""
         ...
 
 
@@ -106,7 +107,7 @@ class OldFeed:
     wraps = True
 
     def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
-        """Start before `epoch` with a generator in `state`. Raises `DataError` if it is invalid."""
+        """Start before `epoch` with the generator `state`. Raises `DataError` if it is invalid."""
         self._dataset = dataset
         self._states = {epoch: MT19937.parse(state).text()}
         self._drawn: tuple[int, Shuffled] | None = None
@@ -114,7 +115,8 @@ class OldFeed:
     def epoch(self, epoch: int) -> Shuffled:
         """Return the order of an epoch.
 
-        As in the old tool, numbers in `unit` can exceed 1 because of rounding.
+        As in the old tool, `unit` contains random numbers divided by their maximum minus 1, so a
+        number can exceed 1.
         """
         while epoch not in self._states:
             self._draw(max(self._states))
@@ -147,7 +149,7 @@ class OldFeed:
         return Taken(batches, Position(epoch, at), in_all)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the position after the iteration, for which the batches must be built."""
+        """Return the position after the iteration; the batches must be built to determine it."""
         return self.take(position, batch, grad_acc).after
 
     def rng_state(self, position: Position) -> str:

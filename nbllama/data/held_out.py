@@ -21,7 +21,7 @@ from nbllama.data.raw_text import RawText
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError
 
-_EPOCH = 1 << 48  # an epoch that no run reaches, so its permutation is unique to this purpose
+_EPOCH = 1 << 48  # no run reaches this epoch, so its permutation is not used for anything else
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -54,7 +54,7 @@ def apart(data: Dataset) -> Dataset:
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Return the numbers of windows within low..high that do not overlap the previous one."""
+    """Choose windows within low..high from the left, skipping overlaps; return their numbers."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])

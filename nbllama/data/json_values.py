@@ -30,8 +30,8 @@ _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 class Value(NamedTuple):
     """A top-level value in a file, or an error.
 
-    lines: line numbers of list items (empty if the list is on one line). at: position of the value
-    in the text, or -1 if the value is a whole line.
+    `lines` contains the line numbers of list items, and `at` is the position of the value in the
+    text. If the text was read line by line, `lines` is empty and `at` is -1.
     """
 
     line: int
@@ -54,8 +54,8 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def looks_like_json(text: str) -> bool:
     """Return whether text begins like JSON objects, or at least half of its lines look like JSON.
 
-    Half of the lines are sufficient because a broken line in a file of records must be reported. It
-    must not turn the file into raw text.
+    Half of the lines are sufficient, because a broken line in a file of records must be reported
+    and must not turn the file into raw text.
     """
     if _BEGIN.match(text):
         return True
@@ -64,7 +64,7 @@ def looks_like_json(text: str) -> bool:
         line = line.strip()
         n += 1
         if line[0] in '{["}],' or line[-1] in "}],{[":
-            # without parsing it: a text can be long
+            # The line is not parsed, because it can be long.
             named += _NAMED.search(line) is not None
             brackets += _BRACKETS.fullmatch(line) is not None
         elif line.count('"') > 3:
@@ -76,7 +76,7 @@ def json_values(text: str) -> tuple[list[Value], str]:
     """Return all values in a text, and the text that their positions `at` refer to.
 
     A broken line appears as a `DataError` among the values and does not affect other lines. If
-    values span several lines, the text after an error cannot be read reliably, and this function
+    values span several lines, the text after an error cannot be read reliably, so this function
     raises `DataError` ("line N: ...").
     """
     lines = list(numbered_lines(text))
@@ -118,7 +118,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
     if (first in bad and begin.startswith("[")) or (
         last in bad and end.rstrip(", \r").endswith("]")
     ):
-        return True  # half a list
+        return True  # the beginning or the end of a list
     return any(
         number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()) is not None)
         for number, line in lines
@@ -140,7 +140,7 @@ def _of_line(number: int, line: str) -> list[Value]:
         try:
             return [Value(number, v.value, []) for v in _all_of(text)[0]]
         except DataError:
-            pass  # the first error is clearer
+            pass  # the error of the line is clearer
     return [Value(number, DataError(reason), [])]
 
 
@@ -219,7 +219,7 @@ def member_at(text: str, at: int, key: str) -> int:
 
 
 class _Lines:
-    """A lookup of line numbers, from 1, for positions in ascending order."""
+    """A counter that converts ascending positions in a text to line numbers, from 1."""
 
     def __init__(self, text: str) -> None:
         self._text, self._line, self._at = text, 1, 0
@@ -280,7 +280,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
 
 
 def broken_byte(text: str) -> DataError | None:
-    """Describe the first non-UTF-8 byte in text decoded with "surrogateescape"."""
+    """Return an error that describes the first non-UTF-8 byte in a text, or None.
+
+    The text must have been decoded with "surrogateescape".
+    """
     found = None if text.isascii() else _BROKEN_BYTE.search(text)
     if found is None:
         return None

@@ -17,9 +17,10 @@ PAIRS, LABELLED = "preference", "labelled"
 
 
 class Judged(NamedTuple):
-    """For each answer: whether it is good, bool [n], and its loss weight, float64 [n].
+    """The judgements of n answers: whether each is good, bool [n], and its weight, float64 [n].
 
-    Good answers are chosen in a pair or labelled true.
+    An answer is good if it is the chosen answer of a pair or is labelled true. The weight scales
+    the loss.
     """
 
     good: np.ndarray

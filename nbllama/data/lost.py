@@ -46,11 +46,11 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 
 
 class LostPieces:
-    """A search for messages and tools that a template leaves out, for chats of any shape.
+    """A checker that finds the messages and tools that a template leaves out.
 
-    For each shape of chat (its roles and the parts of their messages), a trial with marks instead
-    of words shows whether the messages of each role are written at all. The rendered texts are then
-    searched for the words of the chat.
+    For each shape of chat (its roles and the parts of their messages), one chat with marks instead
+    of words is rendered, to determine which messages the template writes at all. The texts of every
+    chat are then searched for its words.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -127,7 +127,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return the range of text that contains the words, either unchanged or escaped as in JSON."""
+    """Return the range of `words` in the text, unchanged or escaped as in JSON, or None."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

@@ -179,7 +179,7 @@ def office_kind(names: list[str]) -> str | None:
 
 
 def guessed_encoding(content: bytes) -> str:
-    """Return "; it looks like ..." with a command for bytes that are not UTF-8, else ""."""
+    """Return a hint ("; it looks like ...") if the bytes are in another known encoding, else ""."""
     kind = _wide_kind(content[:_LOOK])
     if kind is not None:
         return "; " + kind.removeprefix("not UTF-8: it contains NUL bytes; ")

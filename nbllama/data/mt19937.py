@@ -2,8 +2,8 @@
 
 A checkpoint written by the old tool stores the generator as text printed by the C++ library.
 libstdc++ prints the 624 words of the state and the position within them, whereas libc++ prints 624
-words starting from that position. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit
-generator uses the same words and position.
+words starting from that position. numpy's bit generator uses the same words and position. Source:
+"Mersenne Twister" (Matsumoto and Nishimura, 1998).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MT19937:
 
     @classmethod
     def seeded(cls, seed: int) -> MT19937:
-        """Return the generator `std::mt19937(seed)`; it uses only the low 32 bits of the seed."""
+        """Return the generator `std::mt19937(seed)`, which uses the low 32 bits of the seed."""
         state = np.random.RandomState(seed & MOST).get_state(legacy=False)["state"]
         return cls(state["key"], state["pos"])
 

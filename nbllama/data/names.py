@@ -65,7 +65,7 @@ def known_names(
 ) -> Record:
     """Return the record with its keys renamed to the keys of a format (`wanted`, if given).
 
-    Without `guess`, only speakers and numbers are changed. Unknown names stay unchanged. Raises
+    Without `guess`, only chats and numbers are changed. Unknown names stay unchanged. Raises
     `DataError`, which suggests an option to add, if there are several ways to read the record.
     """
     if guess and not _has(record, wanted):

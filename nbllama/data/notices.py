@@ -52,7 +52,7 @@ READ = {
 
 
 class Notices:
-    """The counts, with the line of the first record for each kind."""
+    """Counters of the notices for a file, with the line of the first record for each kind."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -77,7 +77,7 @@ class Notices:
             self._first.setdefault(kind, line)
 
     def lines(self, n_records: int, n_samples: int) -> list[str]:
-        """Return the report lines for a file with `n_records` good records."""
+        """Return the report lines for a file of `n_records` good records (`n_samples` samples)."""
         out = []
         if self.apart:
             why = self.apart.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""The sample order, a pure function of (seed, epoch) whose state is two integers.
+"""The order of the samples in an epoch, which depends only on two integers: seed and epoch.
 
 The permutation for an epoch sorts the samples by random 64-bit numbers from numpy's Philox 4x64,
 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al. 2011). numpy's
@@ -25,9 +25,9 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """One epoch: the sample order, int64 [n], and a random number for each position.
+    """The sample order of an epoch, int64 [n], and a random number per position, float64 [n].
 
-    The numbers are in [0, 1], float64 [n], and determine the random offsets of the samples.
+    The numbers (`unit`) are in [0, 1] and determine the random offsets of the samples.
     """
 
     order: np.ndarray
@@ -43,7 +43,7 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of an epoch: int64 [n_samples], a permutation of 0 to n_samples - 1.
+    """Return the order of an epoch, a permutation of 0 to n_samples - 1, as int64 [n_samples].
 
     Raises `ValueError` if seed or epoch is outside 0 .. 2^64 - 1 or n_samples < 1.
     """

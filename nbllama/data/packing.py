@@ -92,7 +92,7 @@ class Packed:
         return max(rows, min(short, most)), most
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return bounds for any batch: full rows of the samples with the largest trained share."""
+        """Return upper bounds on the tokens and trained targets in any batch."""
         room = n_rows * self.n_ctx
         tokens, trained = self._lengths
         # Filling the room in descending order of the trained share gives the most trained targets,

@@ -26,7 +26,7 @@ from nbllama.data.text_file import sha256_parts
 class JudgedBatch(Batch):
     """A batch and the numbers of its answers.
 
-    rows: the sample number of each sequence in `source`, int64 [S].
+    `rows`, int64 [S], contains the number of each sequence among the samples of `source`.
     """
 
     source: Preferences
@@ -36,8 +36,9 @@ class JudgedBatch(Batch):
 class Preferences(RowPerSample):
     """A `Dataset` of judged `samples`, with `width` rows per sample: 2 for pairs, 1 for labels.
 
-    reference, others_reference: log-probabilities of the answers under the reference, float64
-    `[n]`, for the n rows of `samples` and of `others`, or None before they are computed.
+    `reference` and `others_reference` contain the log-probabilities of the answers under the
+    reference model, float64 `[n]`, for the n rows of `samples` and of `others`. They are None until
+    they are computed.
     """
 
     kind = "chat"
@@ -71,12 +72,12 @@ class Preferences(RowPerSample):
         return int(self.lengths()[1][i])
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return both counts of all samples, int64 [n_samples] each."""
+        """Return `n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
         tokens, trained = (part.reshape(-1, self.width).sum(axis=1) for part in self._lengths)
         return tokens, trained
 
     def place(self, i: int) -> str:
-        """Return where in the data the record of sample i is."""
+        """Return the line of sample i's record, with the file name if there are several files."""
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:

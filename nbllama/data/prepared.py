@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat in the form to be rendered, and the numbers of its trained answers.
+    """A chat in the form that the template receives, and the numbers of its trained answers.
 
-    `shift` is the difference between the number of a message in the record and in this chat.
+    `found` counts notices by kind (`nbllama.data.notices.READ`). `shift` is added to the number of
+    a message in this chat to obtain its number in the record.
     """
 
     messages: list[Message]
@@ -28,10 +29,11 @@ class Prepared(NamedTuple):
 
     @property
     def request(self) -> Chat:
-        """The rendering request, with the prompt and the end of each trained answer."""
+        """The rendering request, with a cut before and a cut after each trained answer."""
         cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
         last = self.numbers[-1] + 1
         return self.messages[:last], cuts, chat_variables(self.tools, self.variables)
 
 
+# A chat and the texts of the cuts in its request, or the error of the template.
 Rendered = tuple[Prepared, list[str]] | NbllamaError

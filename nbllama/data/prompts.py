@@ -17,13 +17,13 @@ import numpy as np
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.text_file import sha256_parts
 
-_SMALL = 32  # a token id that is valid in every vocabulary
+_SMALL = 32  # token ids below this are valid in every vocabulary
 
 
 class Question(NamedTuple):
-    """A prompt: its ids, its text or messages, and the record that it comes from, with its place.
+    """A prompt, as ids and as text or messages, and its record.
 
-    `chat` means that the answer follows a chat template.
+    `place` is the line of the record. `chat` means that the answer follows a chat template.
     """
 
     ids: np.ndarray
@@ -81,13 +81,13 @@ class Prompts(RowPerSample):
         return self.group * self.most
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return both counts of all prompts, int64 [n_samples] each."""
+        """Return `n_tokens` and `n_trained` of all prompts, int64 [n_samples] each."""
         sizes = np.array([len(q.ids) for q in self.questions], np.int64)
         tokens = self.group * (sizes + self.most - 1)
         return tokens, np.full(len(sizes), self.group * self.most, np.int64)
 
     def place(self, i: int) -> str:
-        """Return where in the data the record of prompt i is."""
+        """Return the line of prompt i's record, with the file name if there are several files."""
         return self.questions[i].place
 
     def batch(self, indices: Sequence[int]) -> PromptBatch:
@@ -112,7 +112,7 @@ class Prompts(RowPerSample):
         return max(len(q.ids) for q in self.questions)
 
     def shared_tokens(self, n_rows: int) -> int:
-        """Return the maximum number of prompt tokens for `n_rows` rows, each computed once."""
+        """Return the maximum number of tokens in `n_rows` samples, computing each prompt once."""
         sizes = sorted((len(q.ids) for q in self.questions), reverse=True)[:n_rows]
         return sum(sizes) + len(sizes) * self.group * self.most
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class Rules(NamedTuple):
-    """How to build rows; the names match the options.
+    """The rules for building rows; the names match the options.
 
-    pad: whether to fill short rows with EOS, which is trained, as in the old tool. Otherwise, they
+    `pad` fills short rows with EOS, which is trained, as in the old tool. Otherwise, short rows
     stay short.
     """
 
@@ -63,8 +63,9 @@ def first_token(tokenizer: Tokenizer) -> int:
 class RawText:
     """A `Dataset` for a text file.
 
-    tokens: the ids of the file, int32 [T]. first: the id that precedes each row. last: the id that
-    ends a sample, if the rules require one, and that replaces an empty sample.
+    `tokens` contains the ids of the file, int32 [T]. `first` is the id that precedes each row.
+    `last` is the id that ends a sample, if the rules require one, and that replaces an empty
+    sample.
     """
 
     tokens: np.ndarray
@@ -109,7 +110,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from position `first` onwards.
+        """Return at most `n_rows` rows, from position `first` onwards.
 
         Depending on `Rules`, short rows are filled with further samples.
         """

@@ -79,8 +79,8 @@ def open_data(
     A file contains records if its name has a suitable ending, if its contents start like JSON
     objects, if at least half of the non-blank lines look like JSON, or if the first line is a table
     header with the keys of a format. Otherwise, the file is raw text. `columns` maps the keys of a
-    format to the names in the file. `keep_mark` keeps the bytes of a raw-text file unchanged,
-    including a byte-order mark.
+    format to the names in the file. With `keep_mark` and the format `raw`, the file is decoded as
+    UTF-8 without removing a byte-order mark.
 
     Raises `DataError` if a file cannot be read, is empty or is not text, if the keys of the records
     fit no format, and for the first bad record, unless `skip_bad` collects bad records. Data

@@ -19,8 +19,9 @@ class Encoded(NamedTuple):
 class Row(NamedTuple):
     """A sample: its ids, which of them are trained, and the characters in `text` that they cover.
 
-    ids: int32 [n]. trained: bool [n]. starts, ends: int64 [n], the positions of each token's first
-    character and of the character after its last. starts, ends and text are optional.
+    `ids` is int32 [n], and `trained` is bool [n]. `starts` and `ends`, int64 [n], are the positions
+    of each token's first character and of the character after its last. `starts`, `ends` and `text`
+    are optional.
     """
 
     ids: np.ndarray

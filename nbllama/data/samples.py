@@ -1,4 +1,4 @@
-"""Records as token ids with a mask, the `Dataset` for everything except raw text.
+"""The `Dataset` for records, which stores token ids and a mask of the trained ids.
 
 A sequence is a whole sample up to its last trained target, because later tokens change neither loss
 nor gradient. A record gives one sample, or several if the prompt of an earlier answer in a chat
@@ -70,7 +70,7 @@ class Samples(RowPerSample):
     judged: Judged | None = None
 
     def place(self, i: int) -> str:
-        """Return "line N" for the record of sample i, with the file name if there are several."""
+        """Return "line N" for sample i's record, with the file name if there are several files."""
         line = int(self.lines[i])
         if not self.parts:
             return f"line {line}"
@@ -97,7 +97,7 @@ class Samples(RowPerSample):
         return self.ids[self._part(i)][:-1]
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return both counts of all samples, int64 [n_samples] each."""
+        """Return `n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
         # The first id of a sample is not a target.
         targets = self.trained.copy()
         targets[self.offsets[:-1]] = False
@@ -134,16 +134,15 @@ def load_samples(
 ) -> Samples:
     """Load the samples of a file of records, each with at most `n_ctx` input tokens.
 
-    on_long: whether longer samples are truncated to the first `n_ctx` tokens (and left out if no
-    trained target remains), refused, or skipped. train_on_prompt: whether to train on every token.
-    parse_special: whether to parse control tokens that are spelled out in samples without a
-    template. template: required only for chats. system_as_user: see `ChatReader`. keep_texts:
-    whether to keep the texts of the samples for display. progress: called with a status line every
-    few seconds.
+    `template` is required only for chats. `train_on_prompt` trains on every token. `parse_special`
+    parses control tokens that are spelled out in samples without a template. `on_long` says whether
+    longer samples are truncated to the first `n_ctx` tokens (and left out if no trained target
+    remains), refused, or skipped. For `system_as_user`, see `ChatReader`. `keep_texts` keeps the
+    texts of the samples for display. `progress` is called with a status line every few seconds.
 
-    Raises `DataError` for chats without a template, for a sample that the template rejects (unless
-    `skip_bad` is set) or that is too long (with file and line), and if no trained target is left in
-    the whole file. Also raises template errors, with file and line.
+    Raises `DataError` if there are chats but no template, if the template rejects a chat (unless
+    `skip_bad` is set), if a sample is too long and `on_long` is "refuse", and if no trained target
+    is left in the whole file. Also raises template errors. Errors in a sample name file and line.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")

@@ -11,10 +11,9 @@ whose tokens so far are the same as in an earlier sample of the batch.
     row of each token  0 1 2 3 4    0 1 2 5    0 1 2 3 6 7
 
 Row-wise ops need no change. Attention reads the keys of a path, which consists of the rows of a
-sample in order (`nbllama.ops.attention.tree`). The loss reads the rows of the trained positions of
-all samples in the same order as without sharing; a row can occur several times, with different
-targets. As a result, the loss is bit-identical, and the gradients are the same sums in a different
-order.
+sample in order (`nbllama.ops.attention.tree`). The loss reads one row per trained position, in the
+same order as without sharing; a row can occur several times, with different targets. As a result,
+the loss is bit-identical, and the gradients are the same sums in a different order.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with di
 
 
 class Beginnings:
-    """The samples in a batch so far.
+    """The samples that have been added to a batch so far, in sorted order.
 
-    In sorted order, each sample shares the most tokens with one of its neighbours.
+    A new sample shares the most tokens with one of its two neighbours in this order.
     """
 
     def __init__(self) -> None:
@@ -74,7 +73,7 @@ def common(a: np.ndarray, b: np.ndarray) -> int:
 def share(batch: Batch) -> Batch:
     """Return the batch with each shared beginning stored once.
 
-    If nothing is shared, the batch itself is returned.
+    If nothing is shared or fewer than `FEWEST_ROWS` rows remain, the batch itself is returned.
 
     The result has a `Tree`. Samples with a common beginning use the rows of the first such sample.
     """
@@ -109,7 +108,7 @@ def share(batch: Batch) -> Batch:
 
 
 def most_rows(samples: Sequence[np.ndarray], n: int) -> int:
-    """Return the maximum number of rows for `n` samples (int32 `[n]` each) with sharing.
+    """Return the maximum number of rows that `n` of the samples (int32 arrays) need with sharing.
 
     The samples are the leaves of a tree of tokens. n paths cover the largest part of the tree if
     each is the longest remaining path: at every branch, the deepest path continues and the others
@@ -117,7 +116,7 @@ def most_rows(samples: Sequence[np.ndarray], n: int) -> int:
     """
     tokens = sorted(samples, key=sort_key)
     ended: list[int] = []  # lengths of paths from the branch where they end
-    open_: list[tuple[int, int]] = []  # (common with the next, deepest) of subtrees to the left
+    open_: list[tuple[int, int]] = []  # per subtree to the left: (shared with the next, deepest)
     for i, sample in enumerate(tokens):
         deepest = len(sample)
         shared = common(sample, tokens[i + 1]) if i + 1 < len(tokens) else 0

@@ -3,10 +3,10 @@
 `encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. In the text
 of the template, this is correct, but inside a message, it would let the message end its own turn
 and begin another. Tokenising the pieces separately would be safe but would give different ids,
-because tokens can cross the boundary (a line feed from the template followed by a line feed from
-the message). Such messages are therefore replaced with neutral characters to find the special
-tokens of the template. The text is split only at those tokens, and the parts in between are encoded
-with parse_special=False.
+because a token can cross the boundary: a line feed from the template and a line feed from the
+message can form one token. To find the special tokens of the template, messages that contain the
+text of a special token are therefore replaced with neutral characters. The text is split only at
+the tokens of the template, and the parts in between are encoded with parse_special=False.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Path = tuple[Any, ...]  # the path to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """Tokens, int32 [n], and the part of the text that each token covers.
+    """The `ids` of tokens, int32 [n], and the part of the text that each token covers.
 
-    Token i covers `text[start[i]:end[i]]`; both arrays are int64 [n].
+    Token i covers `text[starts[i]:ends[i]]`; `starts` and `ends` are int64 [n].
     """
 
     ids: np.ndarray

@@ -35,7 +35,7 @@ class Splits(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The files to read, and a message about files that are not read."""
+    """The files to read, and messages to the user about this choice."""
 
     files: list[str]
     notes: list[str]
@@ -81,7 +81,7 @@ def _split(folder: str, split: str) -> str | None:
         return None
     if len(names) == 1:
         return os.path.normpath(os.path.join(folder, names[0]))
-    # the word before the number, and the ending
+    # the file names, with a pattern in place of the number
     frames = {re.sub(r"[-_.]\d[^.]*", "[-_.][0-9]*", n, count=1) for n in names}
     if len(frames) > 1 or frames == {names[0]}:
         listed = " and ".join(names[:3])

@@ -15,8 +15,8 @@ BINS = 10
 class Statistics(NamedTuple):
     """Statistics of a data set; lengths are in input tokens per sample.
 
-    trained: number of targets in the loss. histogram: number of samples with lengths from
-    `edges[i]` up to, but not including, `edges[i + 1]`.
+    `trained` is the number of targets in the loss. `histogram[i]` is the number of samples with
+    lengths from `edges[i]` up to, but not including, `edges[i + 1]`.
     """
 
     n_samples: int
@@ -38,9 +38,9 @@ class Statistics(NamedTuple):
 class Utilisation(NamedTuple):
     """The ratio of sample tokens to batch tokens in an epoch, for three kinds of batches.
 
-    to_context: one sample per row, padded to n_ctx. to_longest: padded to the longest sample in the
-    batch. packed: batches from `--packing`, relative to their room (unused room is not computed).
-    nbllama itself never computes more tokens than the samples contain.
+    `to_context` and `to_longest` are for one sample per row, padded to n_ctx or to the longest
+    sample in the batch. `packed` is for batches from `--packing`, relative to their room (unused
+    room is not computed). nbllama itself never computes more tokens than the samples contain.
     """
 
     to_context: float

@@ -1,4 +1,4 @@
-"""Read training files as text, or refuse them: the rules for reading and decoding files."""
+"""Read and decode training files, and refuse files that are not text."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool
 
 
 def sha256_parts(*parts: bytes | str | int) -> str:
-    """Return the hex sha256 of `parts`, including their lengths, so that different lists differ."""
+    """Return the hex sha256 of `parts` and their lengths; different lists give different hashes."""
     digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode("utf-8")

@@ -1,4 +1,4 @@
-"""Token ids for chat prompts and answers; shared beginnings of prompts are tokenised once."""
+"""Tokenise the prompts and answers of a chat; a beginning that prompts share is tokenised once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Ranges = Sequence[tuple[int, int]]
 class Tokens(NamedTuple):
     """The ids of a text, in which the character ranges `plain` were not parsed for special tokens.
 
-    A prompt begins with BOS if the tokenizer adds BOS. `continues`: whether the text continues
-    plain text. For a truncated answer, the ids cover only part of the text.
+    A prompt begins with BOS if the tokenizer adds BOS. `continues` says whether the text follows
+    other plain text. For a truncated answer, the ids cover only part of the text.
     """
 
     text: str
@@ -37,9 +37,10 @@ class Tokens(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A prompt that begins with the text of shorter prompts.
+    """A tokenised prompt that begins with the text of shorter prompts.
 
-    Its ids do not include BOS. Its special tokens are (start, end, number of ids before).
+    `ids` does not include BOS. `special` contains a tuple (start, end, number of preceding ids) for
+    each special token.
     """
 
     text: str
@@ -48,9 +49,10 @@ class Whole(NamedTuple):
 
 
 class ChatTokens:
-    """A tokenizer for the prompts and answers of one chat, from last to first.
+    """A tokenizer for the prompts and answers of one chat, which are passed from last to first.
 
-    `tails` caches, for later chats, the ids of prompt ends from the last special token onwards.
+    `tails` maps the text of a prompt from its last special token onwards to the ids of this text.
+    Later chats use the same `tails`.
     """
 
     def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:
@@ -61,8 +63,8 @@ class ChatTokens:
     def prompt(self, prompt: str) -> Tokens:
         """Tokenise a prompt.
 
-        If the previous prompt begins with this one, the common ids are reused up to the last
-        special token, because the tokenizer splits the text at special tokens.
+        If the first prompt that was tokenised begins with this one, the common ids are reused up to
+        the last special token, because the tokenizer splits the text at special tokens.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):
@@ -82,16 +84,16 @@ class ChatTokens:
     ) -> tuple[Tokens, int]:
         """Tokenise an answer and find its end.
 
-        The answer ends at the first token after its first `words` characters that ends generation.
-        Also returns the position of this end in `text`. `continues` means that the answer continues
-        plain text.
+        The answer ends with the first end-of-generation token after its first `words` characters.
+        Also returns the position of this end in `text`. `continues` means that the answer follows
+        other plain text.
         """
         eog = self._tokenizer.eog_ids
         ids: list[int] = []
         pieces = [] if plain else self._tokenizer.encode_pieces(text, continues=continues)
         for start, token, of in pieces:
             if token is None and not eog.isdisjoint(of):
-                break  # an end token in plain text, whose position is needed
+                break  # plain text contains an end token, whose position is needed
             ids += of
             if token is not None and start >= words and token in eog:
                 end = start + len(self._tokenizer.token_text(token))

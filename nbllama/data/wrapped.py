@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """Records found in an object, and the keys that lead to them."""
+    """The records in an object, and the keys under which they were found."""
 
     keys: tuple[str, ...]
     items: list[Any]
@@ -68,7 +68,7 @@ def as_record(value: Any) -> Record | DataError:
 
 
 def _held(value: Value, known: Known) -> _Held | None:
-    """Return the records in an object that is not itself a record."""
+    """Return the records in an object, or None to read the object itself as a record."""
     try:
         return _find(value.value, known, _DEPTH)
     except DataError as e:
@@ -105,7 +105,7 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
         return _Held((key, *deeper.keys), deeper.items)
     objects = list(found.values())
     if objects and all(isinstance(o, dict) and _is_known(o, known) for o in objects):
-        return _Held((), objects)  # records by name
+        return _Held((), objects)  # each record is under its name
     return None
 
 
@@ -123,7 +123,10 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
 
 
 def _records(value: Any) -> list[Any] | None:
-    """Return a list of objects or chats, unwrapping rows in the Hugging Face viewer's format."""
+    """Return a list of objects or chats, or None if `value` is not such a list.
+
+    Rows in the format of Hugging Face's viewer are unwrapped.
+    """
     if not isinstance(value, list) or not value or is_turns(value):
         return None
     if not all(isinstance(item, dict) or is_turns(item) for item in value):
@@ -134,7 +137,7 @@ def _records(value: Any) -> list[Any] | None:
 
 
 def _split_table(found: Record) -> list[Record] | None:
-    """Return the rows in the output of pandas' `to_json(orient="split")`."""
+    """Return the rows in the output of pandas' `to_json(orient="split")`, or None for others."""
     names, rows = found.get("columns"), found.get("data")
     if not (isinstance(names, list) and isinstance(rows, list) and rows):
         return None
@@ -146,7 +149,7 @@ def _split_table(found: Record) -> list[Record] | None:
 
 
 def _lines(value: Value, held: _Held, text: str) -> list[int]:
-    """Return the line number of each record in a list in the text."""
+    """Return the line of each record, or the line of `value` if a record cannot be located."""
     if value.at < 0 or len(held.keys) != 1:
         return [value.line] * len(held.items)
     at = member_at(text, value.at, held.keys[0])

@@ -165,7 +165,7 @@ class Group:
         return self._logits(tokens)
 
     def _read(self) -> np.ndarray:
-        """Read the rest of each prompt into the first of its rows, and copy it to the others.
+        """Read the rest of each prompt into its first row, and copy this row to its other rows.
 
         Returns the logits of all rows.
         """

@@ -86,7 +86,7 @@ def draw_many(
     -------
     list of list of int
         The answers in the order of the streams. An answer includes the end-of-generation token if
-        the model has ended it.
+        the model has generated that token.
 
     Raises
     ------

@@ -153,7 +153,7 @@ class Model(passes.Model):
                     if template is None:
                         source = find_layout(chat_template).source if chat_template else None
                         template = chat_template_for(self.tokenizer, source)
-                        stack.callback(template.close)  # a process with its own memory
+                        stack.callback(template.close)  # ends the template's process
                     ids = prompt_ids(self.tokenizer, template, prompt)
                 if not ids:
                     raise UsageError("nothing to complete: the prompt is empty")
@@ -161,7 +161,7 @@ class Model(passes.Model):
         return found
 
     def _context(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
-        """Return the longest text's length in tokens; warn if it exceeds the trained context."""
+        """Return the maximum length of a text; warn if a prompt exceeds the trained context."""
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
             raise UsageError(
                 f"max_tokens: '{shown(max_tokens)}' is not allowed; use a whole number, 0 or more"

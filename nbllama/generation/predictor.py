@@ -1,4 +1,4 @@
-"""A growing text: its given and generated tokens, and the context that limits them.
+"""Extend a text token by token within a context of limited size.
 
 The context is handled as in llama.cpp's completion program: when it is full, either the older half
 is dropped (`shift`) or the text ends.
@@ -133,7 +133,7 @@ class Predictor:
 
 
 class Times:
-    """Tokens and seconds for reading prompts (several tokens at a time) and for generating."""
+    """Numbers of tokens and seconds, separately for reading prompts and for generating tokens."""
 
     def __init__(self) -> None:
         self.prompt = self.answer = (0, 0.0)

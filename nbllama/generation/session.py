@@ -55,7 +55,8 @@ class KVCache:
     def cut(self, start: int, end: int) -> None:
         """Remove tokens `start` to `end - 1`, and move later tokens down unchanged.
 
-        If there are states, they cannot be rewound, so all tokens are removed.
+        States cannot be rewound. If there are states and the last token is removed, all tokens are
+        therefore removed.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be removed")
@@ -63,7 +64,7 @@ class KVCache:
             self.states.clear()
             start = 0
         left = self.length - end
-        for x in (*self.k, *self.v):  # block by block, because numpy copies overlapping arrays
+        for x in (*self.k, *self.v):  # block by block: numpy makes a copy if ranges overlap
             x[start : start + left] = x[end : self.length]
         self.length = start + left
 
@@ -119,7 +120,7 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
-            # a program has no nodes that could be watched
+            # a program does not report its nodes to a watcher
             if len(part) == 1 and self.model.watch is None and self._has_program:
                 logits = self._run_single(part)
                 continue
@@ -140,7 +141,7 @@ class Session:
         """Drop `count` tokens at `start`, and move later tokens back by `count` positions.
 
         Keys after the gap are rotated back by `count` positions but still contain information from
-        the dropped tokens. llama.cpp: `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises
+        the dropped tokens. Source: llama.cpp, `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises
         ValueError if the tokens do not exist.
         """
         self.cache.cut(start, start + count)

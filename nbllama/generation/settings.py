@@ -1,4 +1,4 @@
-"""Sampling settings as keyword arguments, with checks of names, types and ranges."""
+"""Check the names, types and ranges of sampling settings given as keyword arguments."""
 
 from __future__ import annotations
 

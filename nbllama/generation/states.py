@@ -22,10 +22,10 @@ def state_floats(hp: Hparams) -> int:
 
 
 class States:
-    """States of `rows` sequences, initially zero: float32 `[rows, ...]`.
+    """The states of `rows` sequences, as float32 arrays `[rows, ...]`, which are initially zero.
 
-    `commit` replaces the old states with the new ones when all blocks are done. `version` changes
-    when `commit` replaces arrays.
+    `commit` replaces the old states with the new ones when all blocks are done. It also increases
+    `version`, because it can replace the arrays.
     """
 
     def __init__(self, hp: Hparams, rows: int) -> None:
@@ -43,7 +43,7 @@ class States:
         return sum(a.nbytes for of in self._arrays for a in of.values())
 
     def begin(self, rows: Sequence[int]) -> None:
-        """Set which sequences the following batches contain, in order, until `commit`."""
+        """Set which sequences the next batch contains, in order."""
         self._new: dict[int, Carried] = {}
         self._rows = list(rows)
         self._all = self._rows == list(range(self._count))
@@ -61,7 +61,7 @@ class States:
         return self._arrays[layer]
 
     def commit(self) -> None:
-        """Keep the new states."""
+        """Replace the old states of the batch's sequences with the new ones."""
         self.version += 1
         for layer, carried in self._new.items():
             if self._all:

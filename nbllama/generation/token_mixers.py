@@ -38,7 +38,7 @@ class TokenMixers:
         self._memory = {name: np.empty(n, np.float32) for name, n in sizes.items()}
 
     def add(self, layer: int) -> None:
-        """Add the phases of a block, from its input to the stream that feed-forward reads."""
+        """Add the phases of a block, up to the residual stream that feed-forward reads."""
         kinds_of: dict[str, Callable[[int], None]] = {"conv": self._conv, "delta": self._delta}
         kinds_of[self._parts.hp.mixer_at(layer)](layer)
 
@@ -61,7 +61,7 @@ class TokenMixers:
         return self._parts.write.floats(array, len(array))
 
     def _read(self, layer: int, *names: str) -> None:
-        """Add the products of a block's input."""
+        """Add the products that read a block's input."""
         parts = self._parts
         memory = {name: "bcx" if name == "conv_in" else name for name in names}
         layers = parts.layers(layer, {name: self._memory[memory[name]] for name in names})
@@ -72,7 +72,7 @@ class TokenMixers:
     def _state_phase(
         self, kind: int, tasks: int, row: tuple[float, ...], layer: int, name: str
     ) -> None:
-        """Add a phase with a state, whose address in `row` is 0 until `renew`."""
+        """Add a phase that uses a state; the state's address in `row` is 0 until `renew`."""
         self._places.append((kind, len(self._parts.write.rows[kind]), layer, name))
         self._parts.write.phase(kind, tasks, [row])
 

@@ -1,8 +1,8 @@
 """The phases of a token's program for a mixture of experts (`nbllama.model.mixture`).
 
-The chosen experts are sorted, so that each has an index k < K in all arrays of this module. The
-activations of the chosen experts, followed by the activation of the shared expert, form one input,
-`act`.
+The K chosen experts are sorted by their numbers. In all arrays of this module, k is the index of a
+chosen expert in this order. The activations of the chosen experts, followed by the activation of
+the shared expert, form one input, `act`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TokenMixture:
             self._checked[layer, expert] = True
 
     def feed_forward(self, layer: int) -> None:
-        """Add the phases of a block's mixture, from its input to the stream after it."""
+        """Add the phases that compute a block's mixture and add it to the residual stream."""
         parts, e, write = self._parts, self._experts, self._parts.write
         hp, vectors, n = parts.hp, parts.model.vectors, parts.hp.n_embd
         router = parts.model.matrix(f"blk.{layer}.ffn_gate_inp")

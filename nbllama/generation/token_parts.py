@@ -19,7 +19,10 @@ from nbllama.ops.token import tables as kinds
 
 
 class ProgramParts:
-    """A program under construction: `x` `[C]` is the stream, `norm` `[C]` the input of a layer."""
+    """The methods that add common parts to a program.
+
+    `x` `[C]` is the residual stream, and `norm` `[C]` is the input of linear layers.
+    """
 
     def __init__(self, model: Weights, bound: Bound, write: Writer, x: np.ndarray) -> None:
         self.model, self.bound, self.write, self.x = model, bound, write, x
@@ -39,7 +42,7 @@ class ProgramParts:
     def layers(
         self, layer: int, outputs: Mapping[str, np.ndarray], add: bool = False
     ) -> list[Layer]:
-        """Return a block's linear layers, given by their names in `LINEARS`, with their outputs."""
+        """Return the linear layers of a block whose names (in `LINEARS`) are keys of `outputs`."""
         found = []
         for slot, y in outputs.items():
             w, bias = self.model.linear(layer, slot), self.model.bias(layer, slot)
@@ -50,7 +53,7 @@ class ProgramParts:
         return found
 
     def add(self, layer: int, slot: str, x: np.ndarray) -> None:
-        """Add the last layer of a branch to the stream (`block.branch`)."""
+        """Add a branch's last layer, whose output is added to the stream (`block.branch`)."""
         hp, write = self.hp, self.write
         if hp.residual_scale == 1 and not hp.has_post_norms:
             write.products(x, self.layers(layer, {slot: self.x}, add=True))

@@ -32,7 +32,7 @@ from nbllama.quants.dot import SUMMED
 
 
 class TokenProgram(ProgramParts):
-    """A step for a single token, with one adapter and one KV cache (`generation.cache.new_cache`).
+    """A program for single tokens, with one adapter and one KV cache (`generation.cache.Cache`).
 
     `states` contains the states of blocks without attention; each run updates them. `run` reads the
     token's embedding from `x` (`[C]`), overwrites it with the output of the last block, and writes
@@ -118,7 +118,7 @@ class TokenProgram(ProgramParts):
         self._step["chunks"] = len(self._memory["scores"])
 
     def _workspace(self, widest: int) -> dict[str, np.ndarray]:
-        """Allocate the memory of `STEP`, by name."""
+        """Allocate the arrays that a `STEP` points to, and return them by name."""
         hp, chunks = self.model.hp, -(-self._n_ctx // CHUNK)
         whole = -(-widest // 256) * 256
         phases = len(self._tables["program"])
@@ -238,7 +238,7 @@ class TokenProgram(ProgramParts):
         self.add(layer, "down", self._act[:n])
 
     def _after(self, layer: int) -> None:
-        """Add what follows feed-forward in models with per-block embeddings (`model.per_layer`)."""
+        """Add the phases of per-block embeddings (`model.per_layer`), which follow feed-forward."""
         hp, write, vectors = self.model.hp, self.write, self.model.vectors
         if n := hp.n_per_layer:
             gate, act = self._per_layer

@@ -19,11 +19,11 @@ Row = tuple[float, ...]
 
 
 class Layer(NamedTuple):
-    """A product y `[n_out]` = w x (with `add`: y += w x), including the bias and the pair.
+    """A product y `[n_out]` = w x with its bias and LoRA pair; with `add`, y += w x.
 
-    If other products in the phase have a different input, `x` begins at index `at` of the int8
-    blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair cover all `experts`, and
-    `chosen` contains the index of the expert to use.
+    If the products of a phase have different inputs, `x` is the input of this product, and `at` is
+    its index in the int8 blocks. If `chosen` (int32 `[1]`) is given, the weight's bytes, the bias
+    and the pair cover all `experts`, and `chosen` contains the index of the expert to use.
     """
 
     w: Weight
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 class Writer:
-    """The table rows written so far, and all arrays to which they point."""
+    """A builder for a program's tables, which also keeps the arrays that the rows point to."""
 
     def __init__(self, codes: dict[int, int], exact: bool) -> None:
         self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}
@@ -70,12 +70,12 @@ class Writer:
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """Return the kinds of int8 blocks that these weights read as input."""
+        """Return, as flags, the kinds of int8 blocks that these weights read as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 
     def products(self, x: np.ndarray, layers: Sequence[Layer]) -> None:
-        """Add products that read x, preceded by the phase that computes h for their pairs."""
+        """Add products that read x, after a phase that computes h = scale A x for their pairs."""
         hidden, rows = [], []
         per_task = sum(item.w.shape[0] for item in layers) // (TASKS * n_threads())
         per_task = min(max(per_task, LEAST_ROWS), MOST_ROWS)

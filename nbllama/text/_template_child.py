@@ -48,7 +48,7 @@ class TooLong(Exception):
 
 
 class Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks an answer; it is ignored here."""
+    """The tag `{% generation %}...{% endgeneration %}`, which marks an answer and is ignored."""
 
     tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 

@@ -43,9 +43,9 @@ def split_answer(
 ) -> Part:
     """Return the answer (message `number`, from 0) and the text that the template adds after it.
 
-    prompt: P. through: F. closer: the text that the template writes between a thought and the
-    following words, if known. Raises `MessageError` if it is unclear which part of F the model
-    writes, or if the prompt closes the thought but the data contain one.
+    `prompt` is P, and `through` is F. `closer` is the text that the template writes between a
+    thought and the following words, if known. Raises `MessageError` if it is unclear which part of
+    F the model writes, or if the prompt closes the thought but the data contain one.
     """
     if through.startswith(prompt):
         return Part("", len(prompt))
@@ -157,7 +157,7 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
 
 
 def _words_at(through: str, message: dict[str, Any]) -> int | None:
-    """Return the position in F of the words in the message, or of its thought or first call."""
+    """Return where the thought, words or calls of the message begin in F, or None if unknown."""
     pieces = [visible(message)] + [
         str(call["function"]["name"]) for call in message.get("tool_calls") or []
     ]
@@ -178,8 +178,8 @@ def _rest(prompt: str, through: str) -> str:
 def words_end(text: str, message: dict[str, Any]) -> int:
     """Return the position after the words of the message in the text of an answer.
 
-    The words are the thought, content and calls. The answer ends with the first token after the
-    words that ends generation.
+    The words are the thought, content and calls. The answer ends with the first end-of-generation
+    token after the words.
     """
     end = 0
     pieces = [thought_of(message), visible(message)]

@@ -1,6 +1,7 @@
-"""Byte-level BPE on Hugging Face `tokenizers`.
+"""Byte-level BPE, using the library `tokenizers` by Hugging Face.
 
-The tokenizer is built from the tokens and merges in a GGUF file and a row of `pretokenizers`.
+The tokenizer is built from the tokens and merges in a GGUF file, and from an entry of
+`pretokenizers.PRE_TOKENIZERS`.
 
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
 exceptions. First, both drop a byte whose character is not in the vocabulary, but only in llama.cpp

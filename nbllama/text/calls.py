@@ -1,4 +1,4 @@
-"""Tool calls: the form that a chat template accepts, and a form for templates without support.
+"""Convert tool calls to the form that a chat template accepts, or to text if it accepts none.
 
 Most templates expect the arguments of a call as an object, but some expect a string. If the form is
 wrong, the template raises an error, prints the arguments as Python, or encodes them twice. Some
@@ -16,9 +16,10 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 
 
 class Form(NamedTuple):
-    """How a template accepts tool calls: with arguments as "object" or "text", or "none" at all.
+    """The form in which a template accepts tool calls.
 
-    `null` means that calls are written only if the content is null, so empty content must be null.
+    `arguments` is "object" or "text", or "none" if the template does not support calls. `null`
+    means that calls are written only if the content is null, so empty content must be null.
     """
 
     arguments: str

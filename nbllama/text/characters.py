@@ -26,7 +26,7 @@ def character_groups(
     """Return the smallest groups of adjacent tokens that form whole characters.
 
     A byte-level vocabulary can split a single character, for example in Chinese, into several
-    tokens. `apart` (one flag per token) never changes within a group.
+    tokens. Tokens with different flags in `apart` are never in the same group.
     """
     groups: list[Group] = []
     held, first = b"", 0

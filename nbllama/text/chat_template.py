@@ -34,12 +34,12 @@ Cuts = Sequence[tuple[int, bool]]
 class ChatTemplate:
     """A Jinja chat template; use it as a context manager or call `close`.
 
-    bos_token, eos_token: values of the template variables of these names. variables: additional
-    variables, such as `enable_thinking`. now: the time that `strftime_now` returns, so that the
-    same data give the same text on any day. where: the source to name in errors. error: the class
-    of the errors. memory_bytes: memory that the child may use in addition to its initial memory.
-    Raises `error` if the template is larger than 256 KB or cannot be compiled within
-    `compile_seconds`.
+    `bos_token` and `eos_token` are the values of the template variables of these names, and
+    `variables` contains additional ones, such as `enable_thinking`. `now` is the time that
+    `strftime_now` returns, so that the same data give the same text on any day. Errors are of the
+    class `error` and name the source `where`. `memory_bytes` is the memory that the child may use
+    in addition to its initial memory. Raises `error` if the template is larger than 256 KB or
+    cannot be compiled within `compile_seconds`.
     """
 
     def __init__(
@@ -95,10 +95,11 @@ class ChatTemplate:
         return texts[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
-        """Return the texts of the cuts, or a `render` error, for each (messages, cuts, variables).
+        """Render chats (messages, cuts, variables); return the texts of the cuts, or an error.
 
-        All chats are sent to the child in a single request, which is much faster. A cut (n, prompt)
-        is the first n messages, with or without a prompt for an answer.
+        A cut (n, prompt) is the first n messages, with or without a prompt for an answer. The
+        errors are those that `render` raises. All chats are sent to the child in a single request,
+        which is much faster than one request per chat.
         """
         try:
             results = self._sandbox.render(chats, self._variables, self._now)

@@ -1,10 +1,11 @@
-r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is split.
+r"""The pre-tokenizers of BPE vocabularies, which split a text before BPE merges.
 
-A row is a tuple of regular expressions, applied one after the other. Each expression splits every
-remaining piece into its matches and the gaps between them, and is matched only within that piece.
-BPE merges never cross the boundary of a piece. The facts come from llama.cpp, src/llama-vocab.cpp
-(`llm_tokenizer_bpe`, `impl::load`) and src/unicode.cpp. Because of the latter, some expressions
-differ from those in the original tokenizers.
+`tokenizer.ggml.pre` contains the name of a pre-tokenizer, which consists of regular expressions
+that are applied one after the other. Each expression splits every remaining piece into its matches
+and the gaps between them, and is matched only within that piece. BPE merges never cross the
+boundary of a piece. Source: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`, `impl::load`) and
+src/unicode.cpp. Because of unicode.cpp, some expressions differ from those in the original
+tokenizers.
 
 The expressions are written for Oniguruma, the regex engine in Hugging Face `tokenizers`: `\z` is
 the end of the piece and `&&` intersects character classes.
@@ -50,7 +51,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(numbers: str) -> str:
-    """Return the expression for the cl100k family, whose members differ in grouping digits."""
+    """Return the expression for the cl100k family; `numbers` matches a group of digits."""
     return (
         rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -195,9 +196,9 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """Return the row called `name`.
+    """Return the pre-tokenizer called `name`.
 
-    Raises GGUFError with the name if there is no such row, because a guess would give wrong tokens.
+    Raises GGUFError for an unknown name, because a guess would give wrong tokens.
     """
     row = PRE_TOKENIZERS.get(name)
     if row is None:

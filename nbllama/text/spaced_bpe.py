@@ -63,7 +63,7 @@ class SpacedBpeTokenizer(Tokenizer):
 
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids, text = self._encode_plain(text), text.replace(" ", SPACE)
-        starts, at, spelled = [], 0, 0  # `spelled`: bytes of the character at `at` so far
+        starts, at, spelled = [], 0, 0  # `spelled` counts bytes of the character at `at`
         for i in ids:
             starts.append(at)
             token = self._texts[i]

@@ -29,7 +29,7 @@ class Special(NamedTuple):
 
 
 class SpecialCuts:
-    """A splitter for text at special tokens, which are given longest first."""
+    """An object that splits text at special tokens, which are passed longest first."""
 
     def __init__(self, tokens: Sequence[Special]) -> None:
         self._tokens = [token for token in tokens if token.text]

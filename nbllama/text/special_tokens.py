@@ -1,6 +1,6 @@
-"""Tokens that llama.cpp identifies by their text, as data, and how they are handled.
+"""Tokens that llama.cpp identifies by their text, and the roles that it assigns to them.
 
-Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary contains several
+Source: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary contains several
 names for a role, and no key specifies the id, llama.cpp uses the first match in its hash table, but
 this module uses the first match in the list. For the end of a turn, this affects only `eot_id`,
 because every name with that role ends generation anyway.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE, RSTRIP = (1 << i for i in range(7))
 
-# `tokenizer.ggml.token_type` -> attribute.
+# The attribute for each value of `tokenizer.ggml.token_type`.
 ATTR_OF_TYPE = (0, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 
 _END = "<\uff5cend\u2581of\u2581sentence\uff5c>"
 
-# role -> (keys for its id, texts with this role if there is no key)
+# For each role, the keys that can contain its id, and the texts of its token if there is no key.
 ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "eot": (
         ("eot_token_id",),
@@ -114,7 +114,10 @@ RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> dict[str, int]:
-    """Return ids by role, from `given` (keys) or by text; tokens found by text become control."""
+    """Return the id for each role, either from `given` (the ids from keys) or by the token's text.
+
+    Tokens that are found by their text become control tokens in `attrs`.
+    """
     roles = dict(given)
     for role, (_, texts) in ROLES.items():
         if role in roles:

@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies (`tokenizer.ggml.model` = "llama"), by the `sentencepiece` library.
+"""SentencePiece tokenizers (`tokenizer.ggml.model` = "llama"), using the `sentencepiece` library.
 
 The library loads a ModelProto built from the tokens and scores in the GGUF file, with BPE, byte
 fallback and the identity normaliser; this module escapes the spaces. The library merges like
@@ -91,7 +91,7 @@ class SpmTokenizer(Tokenizer):
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids = self._encode_plain(text)
         text = text.replace(" ", SPACE)
-        starts, at, spelled = [], 0, 0  # `spelled`: bytes of the character at `at` so far
+        starts, at, spelled = [], 0, 0  # `spelled` counts bytes of the character at `at`
         for i in ids:
             starts.append(at)
             token = self._texts[i]
@@ -154,8 +154,9 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
 def model_proto(texts: list[str], scores: list[float]) -> bytes:
     """Return a serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
 
-    Additional ids: len(texts) is the unknown token, and len(texts) + 1 + b is byte b, if it is not
-    in `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
+    There are more ids: len(texts) is the unknown token, and len(texts) + 1 + b is byte b, if its
+    token is not in `texts`. Source of the field numbers: sentencepiece,
+    src/sentencepiece_model.proto.
     """
     out = bytearray()
     known = set(texts)

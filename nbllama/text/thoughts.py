@@ -1,4 +1,4 @@
-"""Thoughts (reasoning) in chats: the marks around them in templates, and their positions.
+"""Find thoughts (reasoning) in chats by the marks that templates put around them.
 
 Templates use different marks, but in only a few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
 `<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of gpt-oss and Gemma 4.
@@ -50,7 +50,7 @@ _LONGEST_IN_PROMPT = 400  # characters in a thought at the end of a prompt
 class Thought(NamedTuple):
     """A thought within a text; `text[start:end]` is the whole thought, including its marks.
 
-    `inner` is the text between the marks, and `closed` is whether the closing mark is present.
+    `inner` is the text between the marks, and `closed` says whether the closing mark is present.
     """
 
     start: int
@@ -66,13 +66,13 @@ def _may_hold_marks(text: str) -> bool:
 
 
 def opening(text: str, at: int = 0) -> Thought | None:
-    """Return the thought that begins at `text[at:]`, ignoring leading white space."""
+    """Return the thought at the start of `text[at:]`, ignoring white space, or None."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
     return None if match is None else _thought(text, match)
 
 
 def first_thought(text: str) -> Thought | None:
-    """Return the first closed thought in a text."""
+    """Return the first closed thought in a text, or None."""
     if not _may_hold_marks(text):
         return None
     match = _ANY_OPENER.search(text)
@@ -87,7 +87,8 @@ def first_thought(text: str) -> Thought | None:
 def at_end(prompt: str) -> Thought | None:
     """Return the open or closed thought at the end of a prompt, with any trailing white space.
 
-    Returns None if there is none. A closer on its own counts as a closed thought.
+    Returns None if the prompt does not end with a thought. A closer on its own counts as a closed
+    thought.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
     openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
@@ -105,7 +106,7 @@ def at_end(prompt: str) -> Thought | None:
 
 
 def closer_in(text: str) -> re.Match[str] | None:
-    """Find the first closer in a text."""
+    """Return the match of the first closer in a text, or None."""
     if not _may_hold_marks(text):
         return None
     return _ANY_CLOSER.search(text)
@@ -122,7 +123,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return the thought of a message: from a separate key, from between marks, or ""."""
+    """Return the thought under a key of the message or between marks in its content, or ""."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
@@ -136,5 +137,5 @@ def visible(message: dict[str, Any]) -> str:
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]
     elif (closer := closer_in(content)) is not None:
-        content = content[closer.end() :]  # opened by the prompt
+        content = content[closer.end() :]  # the prompt opens the thought
     return content.strip()

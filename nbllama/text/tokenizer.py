@@ -1,8 +1,9 @@
 """Convert text to token ids and back, using the same ids as llama.cpp.
 
 `Tokenizer` splits text at special tokens, adds bos and eos, and converts ids back to bytes. Its
-subclasses (`spm`, `bpe`) tokenise the plain text between special tokens. Sources: llama.cpp,
-src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`, `detokenize`.
+subclasses (`spm`, `bpe`, `spaced_bpe`) tokenise the plain text between special tokens. Sources:
+llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`,
+`detokenize`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Tokenizer(ABC):
         self._kept: dict[str, list[int]] = {}  # ids of plain text
         self._kept_size = 0
         self._warm: dict[str, list[Piece]] = {}  # texts from the last call of `warm`
-        self._prefix = ""  # of plain text at the beginning and after a special token
+        self._prefix = ""  # prepended to plain text at the start and after a special token
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
@@ -153,7 +154,7 @@ class Tokenizer(ABC):
         return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise in one batch the texts for the next calls of `encode_pieces`.
+        """Tokenise the texts for the next calls of `encode_pieces` in one batch.
 
         A single call for all texts is faster than one call per text.
         """
@@ -206,9 +207,9 @@ class Tokenizer(ABC):
         Control and unknown tokens are included only if `special` is set.
 
         If the model adds a space before a text, one space at the start of the first token is
-        removed. The result is the same as from `llama_detokenize`, except that llama.cpp drops
-        spaces before punctuation for some vocabularies, which this method does not do. Raises
-        ValueError for an id outside the vocabulary.
+        removed. The result is the same as from `llama_detokenize`, except that this method keeps
+        spaces before punctuation, which llama.cpp drops for some vocabularies. Raises ValueError
+        for an id outside the vocabulary.
         """
         pieces = [self.token_bytes(i, special=special) for i in ids]
         if self.add_space_prefix and pieces and pieces[0].startswith(b" "):
@@ -235,7 +236,7 @@ class Tokenizer(ABC):
         return self._texts[token_id]
 
     def token_id(self, text: str) -> int | None:
-        """Return the id of the token that is written as `text` in the vocabulary."""
+        """Return the id of the token that is written as `text` in the vocabulary, or None."""
         return self._ids.get(text)
 
     @cached_property
@@ -264,7 +265,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids from `_encode_plain`, int32 [n], and their positions in `text`, int64."""
+        """Return the ids from `_encode_plain`, int32 [n], and their starts in `text`, int64 [n]."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:

@@ -63,12 +63,12 @@ class Traits:
 
     @cached_property
     def form_of_calls(self) -> Form:
-        """See `nbllama.text.calls.form_of_calls`."""
+        """The form in which the template accepts tool calls; see `nbllama.text.calls`."""
         return form_of_calls(lambda messages, tools: self._render(messages, tools=tools))
 
     @cached_property
     def closer(self) -> str:
-        """The text between a thought and the words, or "" if the template writes no thoughts."""
+        """The text between a thought and the content, or "" if the template omits thoughts."""
         answer = {"role": "assistant", "content": "zqwords"} | dict.fromkeys(KEYS, "zqthought")
         text = self._render([_QUESTION, answer]) or ""
         begin = text.rfind("zqthought")
@@ -77,7 +77,7 @@ class Traits:
 
     @cached_property
     def switch(self) -> str:
-        """The variable that makes the prompt close the thought if it is false, or ""."""
+        """The variable that, if false, makes the prompt end with a closed thought, or ""."""
         for name in _SWITCHES:
             if name in self._template.source:
                 text = self._render([_QUESTION], prompt=True, variables={name: False})

@@ -1,8 +1,8 @@
-"""The vocabulary of a GGUF file: its `tokenizer.*` keys, read and checked once.
+"""Read and check the vocabulary of a GGUF file, which is stored in its `tokenizer.*` keys.
 
-This module checks all values that later code uses as an index: lengths, ranges, uniqueness, and the
-tokens in merges. Defaults are the same as in llama.cpp (src/llama-vocab.cpp,
-`llama_vocab::impl::load`).
+This module checks all values that later code uses as indices. It checks that lengths match, that
+ids are in range, that tokens are unique, and that merges contain only known tokens. Defaults are
+the same as in llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load`).
 """
 
 from __future__ import annotations

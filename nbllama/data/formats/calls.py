@@ -83,7 +83,7 @@ def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
     """Return the arguments as an object, and as a JSON string if they were given as a string."""
     what = f"{where}the arguments of a tool call"
     text = ""
-    for _ in range(3):  # an object, its JSON, or the JSON of that string
+    for _ in range(3):  # an object, which can be encoded as JSON several times
         if not isinstance(value, str):
             break
         text = value

@@ -182,7 +182,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         n += 1
     prompt = chosen[:n]
     words = prompt.split()
-    # whole words only; as in tokens, the space belongs to the answer
+    # The prompt ends after a whole word. As in tokens, the space belongs to the answer.
     whole = len(prompt.rstrip())
     if prompt == prompt.rstrip() and words:
         whole = len(prompt) - len(words[-1])

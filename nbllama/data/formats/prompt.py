@@ -5,7 +5,7 @@ under "instruction" or "question" is passed to the chat template as in the `alpa
 under "prompt" is used unchanged, without a template. All other keys of the record are passed to the
 reward.
 
-This format is not in `FORMATS` because it has no answer to train on by likelihood.
+This format is not in `FORMATS`, because its records have no answer to train on.
 """
 
 from __future__ import annotations

@@ -32,10 +32,11 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 class Conversation(NamedTuple):
     """Messages for a chat template.
 
-    silent: numbers (from 0) of assistant messages that are read but not trained. tools: tools in
-    the form that a server receives, or None. variables: template variables for this chat. notices:
-    what was not read exactly as written, as keys of `nbllama.data.notices.READ`. n_first: how many
-    of the first messages do not come from the record's list of messages.
+    `silent` contains the numbers (from 0) of assistant messages that are read but not trained.
+    `tools` are in the form that a server receives. `variables` are template variables for this
+    chat. `notices` says what was not read exactly as written, as keys of
+    `nbllama.data.notices.READ`. `n_first` is the number of messages at the start that do not come
+    from the record's list of messages.
     """
 
     messages: list[Message]
@@ -86,7 +87,7 @@ def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
 
 
 class Style(NamedTuple):
-    """How to combine an instruction and an input; see `nbllama.text.templates.Layout`."""
+    """The rules for combining an instruction and an input (`nbllama.text.templates.Layout`)."""
 
     joint: str = "\n\n"
     with_input: str = ""
@@ -218,7 +219,7 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
 def filled(value: str, what: str) -> str:
     """Return `value`, which must not be empty.
 
-    If it contains only white space, raises `DataError` with the message "`what` is empty".
+    Raises `DataError` ("`what` is empty") if `value` contains only white space.
     """
     if not value.strip():
         raise DataError(f"{what} is empty")

@@ -1,4 +1,4 @@
-"""Documents: {"text"}, trained on as a whole, including the token that ends the text."""
+"""Documents ({"text"}), which are trained on as a whole, including the token that ends the text."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from nbllama.generation.sampling.random import Random
 
 
 class Sampler:
-    """A token sampler: call `sample`, and pass the token to `accept`, as well as all prompt tokens.
+    """A sampler that combines all filters and penalties.
 
+    Pass every token of the text to `accept`, including the prompt and the tokens from `sample`.
     The order without mirostat is penalties, top_k, typical, top_p, min_p, temperature, and a random
     draw; with mirostat, it is temperature and mirostat. `banned` tokens are never chosen. `n_ctx`
     is used for a repeat_last_n of -1.

@@ -1,4 +1,4 @@
-"""Samplers that drop candidates or change their logits, independent of earlier tokens.
+"""Samplers that drop candidates or change their logits, independently of earlier tokens.
 
 Sums are computed sequentially and in float32 in the same places as in llama.cpp, because the last
 digit matters at the cutoff of a filter.
@@ -12,9 +12,9 @@ import numpy as np
 
 
 class Candidates(NamedTuple):
-    """Possible next tokens: ids int64 `[n]`, logits float32 `[n]`.
+    """Possible next tokens, with their ids, int64 `[n]`, and logits, float32 `[n]`.
 
-    `ordered` says whether they are sorted, most likely first.
+    `ordered` says whether the tokens are sorted, most likely first.
     """
 
     ids: np.ndarray
@@ -34,7 +34,7 @@ def in_order(c: Candidates) -> Candidates:
 
 
 def softmax(c: Candidates) -> np.ndarray:
-    """Return the probabilities float32 `[n]`: exp(l - max l) / sum."""
+    """Return the probabilities exp(l - max l) / sum, float32 `[n]`."""
     p: np.ndarray = np.exp(c.logits - c.logits.max())
     p /= np.cumsum(p)[-1]
     return p

@@ -16,7 +16,7 @@ f32 = np.float32
 
 
 class Mirostat:
-    """The controller `mu` for both versions; `choose` draws a token and updates `mu`.
+    """Both versions of mirostat; `choose` draws a token and updates the control value `mu`.
 
     `version` 1 estimates the number k of candidates for a mean surprise of mu; version 2 drops
     candidates with a surprise above mu. mu starts at 2 tau and changes by eta times the error.

@@ -16,7 +16,7 @@ class Penalties:
 
         l' = (l / repeat  if l > 0 else  l * repeat) - n * frequency - presence
 
-    Keskar et al., "CTRL" (2019), for `repeat`.
+    Source of the `repeat` penalty: Keskar et al., "CTRL" (2019).
     """
 
     def __init__(self, last_n: int, repeat: float, frequency: float, presence: float) -> None:

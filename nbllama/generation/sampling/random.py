@@ -8,7 +8,7 @@ from nbllama.data.mt19937 import MT19937
 
 
 class Random:
-    """`std::mt19937` and the distributions that llama.cpp uses."""
+    """The generator `std::mt19937`, with the distributions that llama.cpp uses."""
 
     def __init__(self, seed: int) -> None:
         self._numbers = MT19937.seeded(seed)
