@@ -46,7 +46,7 @@ class Config:
 
 
 def _lookup(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value for the first name that matches the path or its end after a dot."""
+    """Return the value of the first name that equals the module's path or its last parts."""
     for name, value in pattern.items():
         plain = bare_module(name.removeprefix("^"))
         whole = bare_module(module)
