@@ -26,9 +26,9 @@ def environment() -> dict[str, str]:
 
 
 def more_of_environment() -> dict[str, str]:
-    """Return the other values that must match on all machines of a run.
+    """Return the LLVM version and a digest of the CPU features.
 
-    The additional values are the LLVM version and a digest of the CPU features.
+    Like the result of `environment`, they must match on all machines of a run.
     """
     import llvmlite.binding
 
