@@ -69,9 +69,9 @@ def grpo(
 ) -> TokenLosses:
     """Return the loss and derivative for each token.
 
-    policy, old, reference: log-probabilities, float64 `[n]`. advantage: the advantage of the answer
-    that each token belongs to, float64 `[n]`. If `beta` is 0, the reference has no effect on the
-    loss.
+    `policy`, `old` and `reference` are log-probabilities, float64 `[n]`. `advantage`, float64
+    `[n]`, is the advantage of the answer that each token belongs to. If `beta` is 0, the reference
+    has no effect on the loss.
     """
     q = np.exp(policy - old)
     free, held = q * advantage, np.clip(q, 1 - clip, 1 + clip) * advantage
