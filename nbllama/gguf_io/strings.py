@@ -1,4 +1,4 @@
-"""An array of strings as stored in a GGUF file: bytes, decoded individually on access."""
+"""An array of strings as stored in a GGUF file, in which each string is decoded on access."""
 
 from __future__ import annotations
 
