@@ -80,7 +80,7 @@ def _close_stdout() -> None:
 
 
 def os_error_code(e: OSError) -> int:
-    """Return the exit code for an unexpected `OSError`: 4 memory, 3 write, 2 read, 1 other."""
+    """Return the exit code for an unexpected `OSError`, as in the table in the module docstring."""
     if e.errno == errno.ENOMEM:
         return 4
     if e.errno in _WRITING:
@@ -161,7 +161,7 @@ def run_program(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
-    if not sys.warnoptions:  # of a threading layer that cannot be loaded: the next one is used
+    if not sys.warnoptions:  # hide numba's warning if a threading layer cannot be loaded
         warnings.filterwarnings("ignore", module=r"numba\.")
     try:
         with _stoppable() as handler:
