@@ -99,7 +99,10 @@ def _map(path: Path, found: dict[str, Any], key: str) -> Any:
 
 
 def _name(path: Path, name: str) -> str:
-    """Return a module name; PEFT accepts any regular expression, but few are used in practice."""
+    """Convert a pattern to a module name.
+
+    PEFT accepts any regular expression, but only the forms that are used in practice are supported.
+    """
     if not _NAME.fullmatch(name):
         raise refuse(
             path, f"pattern '{shown(name)}'", "a regular expression; only names are supported"

@@ -49,7 +49,7 @@ class Source:
         return refuse(self.path, where, what)
 
     def take(self, n: int, what: str) -> bytes:
-        """Read the next `n` bytes."""
+        """Read the next `n` bytes; error messages call them `what`."""
         if n > self.left:
             raise self.error(what, f"{n} bytes from {self.at} on, but the file ends at {self.size}")
         data = self._file.read(n)

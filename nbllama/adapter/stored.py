@@ -133,7 +133,7 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter that scales pairs by alpha / lora_r if this is possible exactly.
+        """Return an equal adapter that scales pairs by alpha / lora_r where nothing is rounded.
 
         For files written by nbllama, this undoes `scaled`.
         """

@@ -61,7 +61,7 @@ class Temperature(NamedTuple):
 
 
 class DeltaNet(NamedTuple):
-    """Sizes of a gated delta net, whose heads contain `size` numbers each."""
+    """The sizes of a gated delta net, in which each head contains `size` numbers."""
 
     heads: int
     key_heads: int  # head h uses the keys of key head h mod key_heads

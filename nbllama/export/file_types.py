@@ -73,7 +73,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row with this name (case-insensitive), or raise `UsageError` with a list."""
+    """Return the row with this name (case-insensitive), or raise `UsageError` with all names."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -143,7 +143,7 @@ def _more_bits(layer: int, n_layer: int) -> bool:
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return a tensor's type in a model with eight experts, in which attention is a small part."""
+    """Return a tensor's type in a model with eight experts, where few weights are in attention."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":

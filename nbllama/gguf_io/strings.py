@@ -8,7 +8,7 @@ from typing import overload
 
 
 class StringArray(Sequence[str]):
-    """Read-only sequence of `str`; bytes that are not valid UTF-8 become lone surrogates.
+    """A read-only sequence of `str`; bytes that are not valid UTF-8 become lone surrogates.
 
     For an element s, `s.encode("utf-8", "surrogateescape")` returns the original bytes; `raw(i)`
     returns them directly. `wire` contains the elements as in the file (each preceded by its u64

@@ -83,7 +83,7 @@ def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 def usual_layers(model: Model) -> list[int]:
     """Choose the last block, and enough blocks to cover every combination of weight types.
 
-    If blocks differ by position, the first blocks are included, up to a whole period.
+    If blocks differ by position, choose the first blocks instead, up to a whole period.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window and not hp.blocks else 0, hp.rope_period)

@@ -122,7 +122,7 @@ def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`.
+    """Return the shapes of the arrays in `BlockSet.norms`.
 
     They belong to the norms of q, k and v, and to the norms after attention and feed-forward.
     """
@@ -291,7 +291,7 @@ class Activations:
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """Return the set of block `layer`, with only the first `n` rows of each array."""
+        """Return the `BlockSet` of block `layer`, with only the first `n` rows of each array."""
         index = 1 + layer - (self._top - self.kept)  # blocks without their own set use set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)

@@ -42,7 +42,7 @@ class Bound:
         self.refresh()
 
     def refresh(self) -> None:
-        """Recompute the effective norms; call this method after every optimiser step."""
+        """Recompute the effective norm weights; call this method after every optimiser step."""
         self._norms = {}
         if self.adapter is not None:
             scale = np.float32(self.adapter.scale)

@@ -15,7 +15,7 @@ def _gate(hp: Hparams, n: int) -> tuple[int, ...]:
 
 
 def mixer_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.mixed` for `n` tokens."""
+    """Return the shapes of the arrays in `BlockSet.mixed` for `n` tokens."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes["bcx"] = (n, 3 * hp.n_embd)

@@ -51,7 +51,7 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return the pair of a layer, or None if the layer has no pair.
+        """Return the pair of an expert's layer, or None if the layer has no pair.
 
         Every call returns the same object, because `Input` compares pairs by identity.
         """

@@ -34,12 +34,13 @@ class StepInfo(NamedTuple):
 
 
 class Optimiser(ABC):
-    """The state of an optimiser of `params` (name -> C-contiguous float32 array, updated in place).
+    """An optimiser and its state.
 
-    `m` contains the first moments, with the same names and shapes as the parameters. `v` contains
-    the second moments, and is empty if the optimiser has none. `iteration` is the number of
-    completed updates. `alpha` is the learning rate, by which `decay` is also multiplied. `gclip` is
-    the maximum gradient norm (0 disables clipping).
+    `params` maps names to C-contiguous float32 arrays, which are updated in place. `m` contains the
+    first moments, with the same names and shapes as the parameters. `v` contains the second
+    moments, and is empty if the optimiser has none. `iteration` is the number of completed updates.
+    `alpha` is the learning rate, by which `decay` is also multiplied. `gclip` is the maximum
+    gradient norm (0 disables clipping).
     """
 
     has_second_moment: ClassVar[bool] = False

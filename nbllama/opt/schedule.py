@@ -60,7 +60,7 @@ def _linear(s: Schedule, step: int) -> float:
 def _wsd(s: Schedule, step: int) -> float:
     """Return 1 up to (1 - wsd_decay) T, then values that fall linearly to `cos_decay_min` at T.
 
-    WSD means warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
+    WSD means warm-up, stable, decay (see "MiniCPM", Hu et al. 2024, section 4).
     """
     first = max(float(s.warmup), (1.0 - s.wsd_decay) * s.cos_decay_steps)
     return _line(step, first, s.cos_decay_steps, s.cos_decay_min)
@@ -80,7 +80,7 @@ def _cosine(s: Schedule, step: int) -> float:
             # skip all decays of equal length in a single step
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
-        return s.cos_decay_min  # the limit for ever shorter decays; the formula itself is 0 / 0
+        return s.cos_decay_min  # the limit as the decay becomes shorter; the formula gives 0 / 0
     t = min(step, length) / length
     return (1.0 - s.cos_decay_min) * 0.5 * (1.0 + math.cos(math.pi * t)) + s.cos_decay_min
 

@@ -97,9 +97,9 @@ def os_error_code(e: OSError) -> int:
 def _for_want_of_memory(e: BaseException | None) -> bool:
     """Return whether `e`, or an exception that caused it, says that memory ran out.
 
-    A failed import says so if the dynamic linker could not allocate memory. The linker's message
-    about a segment is the same on a file system that forbids execution, so a memory limit
-    (`ulimit -v`) is used to distinguish the two.
+    An `ImportError` counts if the dynamic linker could not allocate memory. The linker's message
+    about a segment is the same on a file system that forbids execution, so it counts only if there
+    is a memory limit (`ulimit -v`).
     """
     if e is None:
         return False
@@ -168,7 +168,7 @@ def run_program(
             code = _ended(program, words, handler)
             handler.over = True
             _close_stdout()
-    except Stopped as e:  # before the program's first line, or after its end
+    except Stopped as e:  # raised before the program started, or after it ended
         _say(str(e))
         code = 128 + e.signum
         _close_stdout()

@@ -1,4 +1,4 @@
-"""Signal handlers, installed first, that end a program with one line and an exit code.
+"""Signal handlers that are installed first and end a program with one line and an exit code.
 
 This module imports nothing slow, because the handlers must be installed before the program's other
 imports, which take most of its first second.
