@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return a line for each change in the environment that can affect a resumed run's results."""
+    """Return a line for each changed value that can alter the last digits of a resumed run."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the "
         f"results may differ from an uninterrupted run in the last digits"

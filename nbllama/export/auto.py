@@ -70,7 +70,7 @@ class Spool:
 
 @contextmanager
 def spool_beside(path: str | os.PathLike[str]) -> Iterator[Spool]:
-    """Open a spool on the same disk as `path`, which is removed after the `with` block."""
+    """Open a spool on the same disk as `path`, and remove the spool after the `with` block."""
     with TemporaryFile(dir=os.path.dirname(os.path.abspath(path))) as file:
         yield Spool(file)
 

@@ -227,7 +227,7 @@ def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
 
 
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
-    """Return types for `rewrite` with which merged tensors keep their types, where possible.
+    """Return types for `rewrite` that leave the types of merged tensors unchanged if possible.
 
     A type that cannot be written is replaced (see `writable_type`). Also returns one line for each
     replaced type.
