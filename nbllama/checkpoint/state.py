@@ -44,15 +44,13 @@ class TrainState:
     """Everything needed to resume a run with bit-identical results.
 
     Counters include all earlier runs, from the very first one. `m` and `v` contain the moments by
-    parameter name, in the shapes of the parameters. `moments` contains the moments read from an old
-    checkpoint, which are used instead of `m` and `v`.
-
-    `n_samples` is the number of samples in the data, and `next_sample` is the index of the next
-    sample in the order of `epoch`. `rng_state` is the random state at the start of `epoch` for the
-    old tool's order (`data.feed.OldFeed`). `validation` contains the fields of
-    `train.validation.Validation`, and `past_losses` contains the most recent losses (see
-    `train.convergence`). For `decay_begin` and `decay_last`, see `train.run.decay`, and for
-    `environment`, see `nbllama.checkpoint.environment`.
+    parameter name, in the shapes of the parameters. `moments`, read from an old checkpoint, is used
+    instead of them. `n_samples` is the number of samples in the data, and `next_sample` is the
+    index of the next sample in the order of `epoch`. `rng_state` is the random state at the start
+    of `epoch` for the old tool's order (`data.feed.OldFeed`). `validation` contains the fields of
+    `train.validation.Validation`, and `past_losses` the most recent losses (`train.convergence`).
+    See `train.run.decay` for `decay_begin` and `decay_last`, and `checkpoint.environment` for
+    `environment`.
     """
 
     identity: Identity

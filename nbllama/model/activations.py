@@ -7,10 +7,9 @@ further norms. Everything else is recomputed elementwise from these arrays.
 
 Without gradient checkpointing, every block has its own set of arrays. With checkpointing, all
 blocks share one set; only the inputs of the blocks are stored, and the backward pass repeats the
-forward pass of each block. As a compromise, a number of blocks (`kept`) below the last one can have
-their own sets, so that their forward pass is not repeated. The last block does not need its own
-set, because its backward pass directly follows its forward pass. The gradient is bit-identical in
-all cases.
+forward pass of each block. As a compromise, `kept` blocks below the last one can have their own
+sets, which avoids their second forward pass. The last block does not need its own set, because its
+backward pass directly follows its forward pass. The gradient is bit-identical in all cases.
 
 If nothing is trained (`ForwardActivations`), a block's input is not read again once the block has
 been computed. The stream therefore alternates between two arrays, and all blocks share one set.
@@ -275,10 +274,9 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Return the input `[n, C]` of block `layer`.
+        """Return the input `[n, C]` of block `layer`, where `n_layer` is the last block's output.
 
-        If `layer` is `n_layer`, this is the last block's output. If nothing is trained, the array
-        is the same as for block `layer - 2`.
+        If nothing is trained, the array is the same as for block `layer - 2`.
         """
         return self._stream[layer % len(self._stream)][:n]
 

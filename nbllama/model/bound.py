@@ -14,11 +14,9 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
-    """An adapter bound to a model.
+    """The pairs of an adapter, bound to the tensors of a model, and their gradients.
 
-    The object looks up the pair of each tensor, adds pairs to the norm weights, and stores the
-    gradients of the parameters. `dropout` applies to the inputs of the pairs in blocks. It is None
-    except during training.
+    `dropout` applies to the inputs of the pairs in blocks. It is None except during training.
     """
 
     dropout: Dropout | None = None
@@ -82,10 +80,7 @@ class Bound:
         return pair._replace(b=pair.b[rows], db=db)
 
     def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
-        """Return the pair of one expert, or None if there is no pair.
-
-        `tensor` is the name of the tensor that contains the matrices of all experts.
-        """
+        """Return the pair of one expert in `tensor`, or None if the tensor has no pair."""
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
             return None
@@ -122,8 +117,7 @@ class Bound:
     ) -> None:
         """Set dx `[N, C]` to the gradient with respect to x; add the gradients of the norm's pair.
 
-        With `add`, the gradient is added to dx. If dx is None, only the pair's gradients are
-        computed.
+        With `add`, add to dx instead. If dx is None, compute only the gradients of the pair.
         """
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:

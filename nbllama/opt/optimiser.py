@@ -34,13 +34,11 @@ class StepInfo(NamedTuple):
 
 
 class Optimiser(ABC):
-    """An optimiser and its state.
+    """An optimiser that updates `params`, C-contiguous float32 arrays by name, in place.
 
-    `params` maps names to C-contiguous float32 arrays, which are updated in place. `m` contains the
-    first moments, with the same names and shapes as the parameters. `v` contains the second
-    moments, and is empty if the optimiser has none. `iteration` is the number of completed updates.
-    `alpha` is the learning rate, by which `decay` is also multiplied. `gclip` is the maximum
-    gradient norm (0 disables clipping).
+    `m` and `v` contain the first and second moments, with the same names and shapes; `v` is empty
+    if there are no second moments. `iteration` is the number of completed updates. The learning
+    rate `alpha` also multiplies `decay`. `gclip` limits the gradient norm (0 means no limit).
     """
 
     has_second_moment: ClassVar[bool] = False

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 class Schedule:
     """A schedule for the learning rate (see `factor`).
 
-    `kind` is a name in `SCHEDULES`. The factor rises over the first `warmup` updates. Any kind of
-    decay reaches `cos_decay_min` at update T, which is `cos_decay_steps`. With `enable_restart`,
-    each cosine is followed by another that is `cos_decay_restart` times as long. `min_ratio` is the
-    smallest factor, and `wsd_decay` is the share of T over which "wsd" decays. The schedule starts
-    after update `begin`, from which T and `warmup` are counted.
+    `kind` is a name in `SCHEDULES`. The factor rises over the first `warmup` updates. All kinds of
+    decay reach `cos_decay_min` at update T (`cos_decay_steps`). With `enable_restart`, each cosine
+    is followed by one `cos_decay_restart` times as long. `min_ratio` is the smallest factor. "wsd"
+    decays over a share `wsd_decay` of T. T and `warmup` are counted from update `begin`.
     """
 
     kind: str = "cosine"
