@@ -167,8 +167,8 @@ def read_stored(path: Path, base: Base) -> Stored:
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
     """Write an adapter in the format given by the name; return lines about rounding and omissions.
 
-    Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would become infinite
-    in the format.
+    Raises `UsageError` if the format cannot store the adapter, `OutputError` if the path cannot be
+    written, and `CheckpointError` for values that would become infinite in the format.
     """
     check_format(path)
     kind = format_of(path)

@@ -39,11 +39,11 @@ _MAX_INT = 2**31 - 1  # the largest r and alpha that the 2023 reader accepts
 
 
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write `stored` atomically; return lines about necessary changes.
+    """Write `stored` atomically; return a line about changes that the format required, if any.
 
     `july_2024` selects the layout of the July 2024 program, which readers of 2023 refuse if a norm
-    vector has a pair. Raises `OutputError`, and `OverflowError` with the name of a tensor whose
-    values would not be finite.
+    vector has a pair. Raises `UsageError` for LoRA on experts, `OutputError` if the file cannot be
+    written, and `OverflowError` with the name of a tensor whose values would not be finite.
     """
     if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
         raise UsageError(
@@ -76,7 +76,10 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as integers in the same ratio (or r twice), and any line about changes."""
+    """Return alpha and r as integers in the same ratio, and a list of lines about changes.
+
+    If the integers would be too large, r is returned for both, and B must be rescaled.
+    """
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:
@@ -115,7 +118,7 @@ def read_ggla(path: Path) -> Stored:
 
 
 def _record(f: Source) -> tuple[str, int, np.ndarray]:
-    """Read a record: the base tensor's name, 0 (loraA) or 1 (loraB), and the values (n, rank)."""
+    """Read a record; return the base tensor, 0 for loraA or 1 for loraB, and values (n, rank)."""
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:

@@ -34,10 +34,10 @@ _STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short
 
 
 def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
-    """Write `stored` atomically; return lines about necessary changes.
+    """Write `stored` atomically; return a line about changes that the format required, if any.
 
-    Raises `UsageError` if the architecture is not known, `OutputError`, and `OverflowError` with
-    the name of a tensor whose values would not be finite.
+    Raises `UsageError` if the architecture is not known, `OutputError` if the file cannot be
+    written, and `OverflowError` with the name of a tensor whose values would not be finite.
     """
     base = stored.base
     if base.arch is None:

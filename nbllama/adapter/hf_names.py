@@ -1,11 +1,11 @@
 """Convert names and row order between Hugging Face models and GGUF files.
 
-The modules of a block are listed in the row of the architecture (`hf_modules` maps the name of a
-GGUF tensor to `self_attn.q_proj` and so on). If RoPE rotates neighbours (`rope_pairing`
-"interleaved"), llama.cpp's converter has reordered the rows of attn_q and attn_k, because Hugging
-Face rotates the two halves of a head: row `2 i + j` of a head is row `j D / 2 + i` in Hugging
-Face's order, where D is the head size (`convert_hf_to_gguf.py:LlamaModel.permute`). In the pair of
-such a matrix, the rows of B are reordered in the same way.
+The row of an architecture maps GGUF tensors to the modules of a block, such as `self_attn.q_proj`
+(`ArchRow.hf_modules`). If RoPE rotates neighbouring elements (`rope_pairing` is "interleaved"),
+llama.cpp's converter has reordered the rows of attn_q and attn_k, because Hugging Face rotates the
+two halves of a head instead. Row `2 i + j` of a head is row `j D / 2 + i` in Hugging Face's order,
+where D is the head size (`convert_hf_to_gguf.py:LlamaModel.permute`). In the pair of such a matrix,
+the rows of B are reordered in the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY = re.compile(
     _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z0-9_.]+)"
     r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
 )
-EXPERT = "{e}"  # placeholder for the expert's index in the module name for a tensor with experts
+EXPERT = "{e}"  # placeholder for an expert's index in a module name
 TURNED = ("attn_q", "attn_k")
 
 
@@ -41,7 +41,10 @@ class Half(NamedTuple):
 
 
 def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
-    """Return the Hugging Face module of a GGUF tensor that can have a pair, or None for a norm."""
+    """Return the Hugging Face module of a GGUF tensor, or None if there is no module for it.
+
+    Raises `KeyError` if the tensor cannot have a pair.
+    """
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -85,7 +88,7 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
 
 
 def adapter_of(key: str) -> str:
-    """Return the PEFT adapter name (such as "default") in the key of a half; "" for none."""
+    """Return the adapter name (such as "default") in PEFT's key, or "" if there is no name."""
     found = _KEY.fullmatch(key)
     return (found[5] or "") if found is not None else ""
 

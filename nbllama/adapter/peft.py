@@ -48,8 +48,8 @@ _ARCH, _HEAD_DIM = "nbllama.arch", "nbllama.head_dim"
 def write_peft(path: Path, stored: Stored) -> list[str]:
     """Write the two files, each atomically; the configuration is written last.
 
-    Returns a line about norm pairs, which are omitted. Raises `OutputError`. Also raises
-    `UsageError` if too little is known about the base model, or if no pairs remain.
+    Returns a line about norm pairs, which are omitted. Raises `OutputError` if a file cannot be
+    written, and `UsageError` if too little is known about the base model or no pairs remain.
     """
     names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
     norms = [name for name in names if hf_module(name, modules) is None]
@@ -147,7 +147,11 @@ def _leaf(path: str) -> str:
 
 
 def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
-    """Return values by the last part of each module path if all agree, otherwise by full path."""
+    """Return PEFT's `rank_pattern` or `alpha_pattern` for values that differ from the default.
+
+    A key is the last part of a module path if all modules with that part have the same value, and
+    the full path otherwise.
+    """
     out = {}
     for name, value in different.items():
         leaf = _leaf(paths[name])
@@ -157,9 +161,10 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 
 
 def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
-    """Return the last parts of the module paths, or full paths if a block has no pair.
+    """Return PEFT's `target_modules`.
 
-    The last part is not used if the path of a module without a pair ends in the same part.
+    A module is listed by the last part of its path. The full path is used if the same module of
+    some block has no pair, or if another module without a pair has the same last part.
     """
     n_layer, modules = stored.base.n_layer, stored.base.hf_modules
     of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
@@ -183,7 +188,7 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder; unknown values of `base` are read from the file if nbllama wrote it.
+    """Read a folder; in folders written by nbllama, also read the unknown values of `base`.
 
     Raises `FileNotFoundError` if the folder does not exist, `UsageError` if reading it requires the
     base model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.

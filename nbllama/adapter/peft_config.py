@@ -46,7 +46,7 @@ class Config:
 
 
 def _lookup(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value for the first name that matches the path or its end after a dot."""
+    """Return the value of the first name that equals the module's path or its last parts."""
     for name, value in pattern.items():
         plain = bare_module(name.removeprefix("^"))
         whole = bare_module(module)
@@ -99,7 +99,10 @@ def _map(path: Path, found: dict[str, Any], key: str) -> Any:
 
 
 def _name(path: Path, name: str) -> str:
-    """Return a module name; PEFT accepts any regular expression, but few are used in practice."""
+    """Convert a pattern to a module name.
+
+    PEFT accepts any regular expression, but only the forms that are used in practice are supported.
+    """
     if not _NAME.fullmatch(name):
         raise refuse(
             path, f"pattern '{shown(name)}'", "a regular expression; only names are supported"

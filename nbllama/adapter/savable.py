@@ -27,7 +27,7 @@ class Adapter(pairs.Adapter):
 
     @classmethod
     def of(cls, adapter: pairs.Adapter, hp: Hparams) -> Adapter:
-        """Wrap the same arrays, without copying them, for a base model with `hp`."""
+        """Wrap the arrays of `adapter`, without copying them, and add `hp` of its base model."""
         return cls(adapter.arch, adapter.alpha, adapter.lora_r, adapter.pairs, hp)
 
     def __repr__(self) -> str:

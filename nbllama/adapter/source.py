@@ -17,9 +17,10 @@ Path = str | os.PathLike[str]
 
 
 class Source:
-    """An open file as a context manager; it must be regular, because a pipe or device has no end.
+    """A file opened for reading, as a context manager.
 
-    Raises `CheckpointError`, and `FileNotFoundError` if the file does not exist.
+    Pipes and devices are refused, because they have no end. Raises `FileNotFoundError` if the file
+    does not exist, and `CheckpointError` for any other problem.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +41,7 @@ class Source:
 
     @property
     def left(self) -> int:
-        """Number of bytes from the current position to the end."""
+        """The number of bytes from the current position to the end."""
         return self.size - self.at
 
     def error(self, where: str, what: str) -> CheckpointError:
@@ -48,7 +49,7 @@ class Source:
         return refuse(self.path, where, what)
 
     def take(self, n: int, what: str) -> bytes:
-        """Read the next `n` bytes."""
+        """Read the next `n` bytes; error messages call them `what`."""
         if n > self.left:
             raise self.error(what, f"{n} bytes from {self.at} on, but the file ends at {self.size}")
         data = self._file.read(n)
@@ -58,7 +59,7 @@ class Source:
         return data
 
     def floats(self, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-        """Read the next array (`dtype`: one of `BYTES`) as a finite float32 copy."""
+        """Read the next array as a finite float32 copy; `dtype` is a key of `BYTES`."""
         raw = self.take(math.prod(shape) * BYTES[dtype], what)
         if dtype == "BF16":
             x = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)

@@ -26,7 +26,7 @@ class Base(NamedTuple):
     head_dim: int | None = None
     n_layer: int | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None  # numpy shapes of all tensors
-    delta: DeltaNet | None = None  # sizes of its delta nets; also None without delta nets
+    delta: DeltaNet | None = None  # sizes of the delta nets; also None if there are none
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
@@ -73,7 +73,10 @@ class Base(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """`b` (n_out, rank) for a reader's scale; `exact` says whether all values are unrounded."""
+    """The matrix B (n_out, rank) of a pair, adapted to the scale that a reader uses.
+
+    `exact` is False if values were rounded.
+    """
 
     b: np.ndarray
     exact: bool
@@ -81,10 +84,10 @@ class Scaled(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """All pairs in a file; each adds `alphas[name] / rank · B A` (see `nbllama.lora`).
+    """All pairs in an adapter file.
 
-    `alpha` and `lora_r` apply to the whole file: a run that starts from the file uses the scale
-    alpha / lora_r for all pairs.
+    Each pair adds `alphas[name] / rank · B A` to its base tensor (see `nbllama.lora.pairs`). A run
+    that starts from the file uses the scale alpha / lora_r for all pairs instead.
     """
 
     alpha: float
@@ -130,7 +133,7 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter that scales pairs by alpha / lora_r if this is possible exactly.
+        """Return an equal adapter that scales pairs by alpha / lora_r where nothing is rounded.
 
         For files written by nbllama, this undoes `scaled`.
         """

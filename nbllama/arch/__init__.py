@@ -1,7 +1,8 @@
-"""Architectures as rows of data, the sizes and constants of a model, and checks of its file.
+"""The supported architectures, and the sizes and constants of a model read from its file.
 
-Architecture names occur only in the rows (`families`). To add an architecture, add a row. If the
-architecture differs from the others in a new way, also add a field to `ArchRow` and `Hparams`.
+Each architecture is a row of data in `families`, and its name occurs nowhere else. To add an
+architecture, add a row. If the architecture differs from the others in a new way, also add a field
+to `ArchRow` and `Hparams`.
 """
 
 from __future__ import annotations

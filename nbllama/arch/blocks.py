@@ -19,7 +19,7 @@ class BlockSizes(NamedTuple):
     n_ff: int
     window: int = 0  # tokens in the sliding window (only if blocks differ in size); 0: no window
     row: int = 0  # the block's index among the per-block embeddings in the file
-    kv_from: int = -1  # the block whose keys and values its queries read
+    kv_from: int = -1  # the block whose keys and values this block uses
 
 
 def read_blocks(

@@ -13,7 +13,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
-_WHOLE_SCALES = ("scale", "input_scale")  # for NVFP4 tensors, in llama.cpp
+_WHOLE_SCALES = ("scale", "input_scale")  # llama.cpp's names for the scales of NVFP4 tensors
 
 # Files that contain a whole multimodal model have tensors with these prefixes, which turn images
 # and sound into embeddings.

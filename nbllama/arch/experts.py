@@ -1,4 +1,4 @@
-"""Mixtures of experts: settings from the row and the file, and the resulting model constants."""
+"""The settings of mixtures of experts, from the row of an architecture and from the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.arch.tensors import DENSE_FEED_FORWARD, ROUTED, SHARED, TensorRow
 from nbllama.gguf_io import GGUFFile
 from nbllama.gguf_io.limits import MAX_COUNT
 
-MOST = 1024  # LLAMA_MAX_EXPERTS is 512 or more
+MOST = 1024  # largest number of experts; llama.cpp's LLAMA_MAX_EXPERTS is 512 or more
 _GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # by the value of the key expert_gating_func
 
 
@@ -22,9 +22,9 @@ class ExpertsRow(NamedTuple):
     normed: bool = False  # whether the weights of the chosen experts sum to 1
     gating_keys: bool = False  # whether keys in the file can change `gating` and `normed`
     own_width: bool = True  # the width key is expert_feed_forward_length, not feed_forward_length
-    shared: str = ""  # width of the shared expert: "key" (in a key), "count" (of expert widths)
-    lead_key: bool = False  # leading_dense_block_count: number of leading blocks without experts
-    step_key: bool = False  # interleave_moe_layer_step: one in this many blocks has experts
+    shared: str = ""  # how the shared expert's width is given: "key", or "count" (times n_ff)
+    lead_key: bool = False  # whether leading_dense_block_count can be above 0
+    step_key: bool = False  # whether interleave_moe_layer_step is required, and must be 1
     optional: bool = False  # whether a model can be dense
     kind: str = "silu"  # a key of `ops.experts.gate.CODES`
     tensors: tuple[TensorRow, ...] = ROUTED  # replace the feed-forward tensors of a dense block

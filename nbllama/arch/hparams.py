@@ -34,9 +34,10 @@ class RopeScaling:
 
 
 class Rope(NamedTuple):
-    """The RoPE of a block. `freq_base` and `freq_scale` are parameters of `ggml_rope_ext`.
+    """The RoPE of a block.
 
-    `yarn`: whether the YaRN scaling of the model applies to the block.
+    `freq_base` and `freq_scale` are parameters of `ggml_rope_ext`. `yarn` says whether the model's
+    YaRN scaling applies to the block.
     """
 
     freq_base: float
@@ -60,7 +61,7 @@ class Temperature(NamedTuple):
 
 
 class DeltaNet(NamedTuple):
-    """Sizes of a gated delta net, whose heads contain `size` numbers each."""
+    """The sizes of a gated delta net, in which each head contains `size` numbers."""
 
     heads: int
     key_heads: int  # head h uses the keys of key head h mod key_heads
@@ -173,7 +174,7 @@ class Hparams:
     def window_at(self, layer: int) -> int:
         """Return how many tokens, including itself, a token attends to in this block (0 means all).
 
-        llama.cpp: `llama_hparams::set_swa_pattern`.
+        llama.cpp computes the same pattern in `llama_hparams::set_swa_pattern`.
         """
         if self.blocks:
             return self.blocks[layer].window
@@ -185,7 +186,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """The width of gate (and of up) per token: in all chosen experts, or in a dense block."""
+        """The largest width of gate (or up) per token, in chosen experts or in a dense block."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)

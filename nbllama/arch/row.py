@@ -19,16 +19,16 @@ from nbllama.arch.tensors import TensorRow as TensorRow
 
 
 class Window(NamedTuple):
-    """Blocks with a sliding window, and the defaults for their keys in the file.
+    """The sliding windows of an architecture, and the defaults for their keys in the file.
 
     In each group of `period` blocks, the last block attends to all tokens, and the other blocks
     attend only to the last `size` tokens. If `size` is 0, all blocks attend to all tokens. If it is
     None, the file must specify the size.
 
     `freq_base` is the RoPE base of the blocks with a window, or None if it is the same as in the
-    other blocks. `base_key`: whether the file can specify a different base for them. `yarn`:
-    whether YaRN applies to them. If `depths` is not empty, only models with these numbers of blocks
-    have windows.
+    other blocks. `base_key` says whether the file can specify a different base for them. `yarn`
+    says whether YaRN applies to them. If `depths` is not empty, only models with these numbers of
+    blocks have windows.
     """
 
     size: int | None
@@ -89,12 +89,12 @@ class ArchRow:
     scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
     logit_factor: bool = False  # logit_scale is a factor, not a divisor
     scale_keys: tuple[str, ...] = ()  # fields of `Scales` that the file can specify
-    fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # the only supported values
+    fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # keys with one supported value
     attn_softcap: float | None = None  # default for attn_logit_softcapping; None: no such key
     logit_softcap: float | None = None  # default for final_logit_softcapping; None: no such key
     window: Window | None = None
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
-    dense_lead_key: bool = False  # leading_dense_block_count: leading blocks without experts
+    dense_lead_key: bool = False  # leading_dense_block_count must cover all blocks
     experts: ExpertsRow | None = None  # a mixture of experts instead of feed-forward
     next_blocks: bool = False  # the file can contain further blocks that predict later tokens
     idle_experts: int = 0  # a model is dense if its expert_count is at most this number
@@ -104,7 +104,7 @@ class ArchRow:
     same_as: str = ""  # a row whose models do the same computation, if both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; empty: no PEFT
     sections: bool = True  # heads can have RoPE sections (vision models); text has one position
-    hf_turned: bool = True  # with interleaved RoPE, the rows of q and k differ in Hugging Face
+    hf_turned: bool = True  # with interleaved RoPE, Hugging Face uses another row order for q and k
     varied: bool = False  # heads and feed-forward layers differ in size between blocks
     values_normed: bool = False  # values are normalised (without a weight)
     per_layer: bool = False  # there can be per-block token embeddings

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 
 class TensorRow(NamedTuple):
-    """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
+    """A tensor of an architecture, and whether the tensor is required.
 
-    The names of block tensors omit `blk.N.`. `mixer` is the kind of block that has the tensor
-    (`Hparams.mixer_at`), "per_layer" for models with per-block embeddings, or "" for all blocks.
+    `name` is the GGUF name, without `blk.N.` for block tensors. `shape` contains names of sizes.
+    `mixer` is the kind of block that has the tensor (`Hparams.mixer_at`), "per_layer" for models
+    with per-block embeddings, or "" for all blocks.
     """
 
     name: str

@@ -26,9 +26,9 @@ def environment() -> dict[str, str]:
 
 
 def more_of_environment() -> dict[str, str]:
-    """Return the other values that must match on all machines of a run.
+    """Return the LLVM version and a digest of the CPU features.
 
-    The additional values are the LLVM version and a digest of the CPU features.
+    Like the result of `environment`, they must match on all machines of a run.
     """
     import llvmlite.binding
 
@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return a line for each change in the environment that alters a resumed run's last digits."""
+    """Return a line for each changed value that can alter the last digits of a resumed run."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the "
         f"results may differ from an uninterrupted run in the last digits"

@@ -67,7 +67,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _entries(state: TrainState) -> Iterator[Entry]:
-    """Yield all entries; those that are not stored fields are for llama.cpp's `finetune`."""
+    """Yield all entries except for the digest, in the order in which they are written."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text

@@ -57,7 +57,10 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
 
 
 class PlacedMoments(NamedTuple):
-    """Moments by parameter name in this program's orientation, with their file order and cosine."""
+    """Moments by parameter name, in this program's orientation.
+
+    `order` is their order in the file, and `cosine` is their `agreement` with the gradients.
+    """
 
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]

@@ -43,14 +43,14 @@ class FlatMoments(NamedTuple):
 class TrainState:
     """Everything needed to resume a run with bit-identical results.
 
-    Counters include all earlier runs, from the very first one.
-
-    m, v: moments by parameter name, in the shapes of the parameters. n_samples: number of samples
-    in the data. next_sample: index of the next sample in the order of `epoch`. rng_state: random
-    state at the start of `epoch` for the old tool's order (`data.feed.OldFeed`). decay_begin,
-    decay_last: see `train.run.decay`. environment: see `environment`. validation: the fields of
-    `train.validation.Validation`. past_losses: the most recent losses (see `train.convergence`).
-    moments: the moments read from an old checkpoint, which are used instead of m and v.
+    Counters include all earlier runs, from the very first one. `m` and `v` contain the moments by
+    parameter name, in the shapes of the parameters. `moments`, read from an old checkpoint, is used
+    instead of them. `n_samples` is the number of samples in the data, and `next_sample` is the
+    index of the next sample in the order of `epoch`. `rng_state` is the random state at the start
+    of `epoch` for the old tool's order (`data.feed.OldFeed`). `validation` contains the fields of
+    `train.validation.Validation`, and `past_losses` the most recent losses (`train.convergence`).
+    See `train.run.decay` for `decay_begin` and `decay_last`, and `checkpoint.environment` for
+    `environment`.
     """
 
     identity: Identity
@@ -79,7 +79,7 @@ class TrainState:
 
     @property
     def old(self) -> bool:
-        """Return whether the state was read from a checkpoint written by the old tool."""
+        """Whether the state was read from a checkpoint written by the old tool."""
         return self.moments is not None
 
 

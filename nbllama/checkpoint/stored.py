@@ -1,4 +1,4 @@
-"""Dataclass fields with keys: each is declared in one line that says how its value is stored."""
+"""Declare how the fields of a dataclass are stored in a GGUF file, and read and write them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
 
 class Group(NamedTuple):
-    """How a dict is stored: each item under `prefix` followed by its name."""
+    """How a dict is stored. The key of each item is `prefix` followed by the item's name."""
 
     prefix: str
     kind: ValueType | None  # STRING or FLOAT64; None if the type depends on the item
@@ -50,7 +50,7 @@ def stored_key(
 
 
 def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
-    """Declare a field that is a dict, empty by default."""
+    """Declare a dict field, empty by default, whose items are stored under `prefix` and a name."""
     return field(default_factory=dict, metadata={"stored": Group(prefix, kind)})
 
 

@@ -29,7 +29,7 @@ _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K
 
 
 class Plan(NamedTuple):
-    """Type ids by tensor name, the total size, and the kept share of the effect."""
+    """The type id of each tensor, the total size in bytes, and the kept share of the effect."""
 
     types: dict[str, int]
     nbytes: int
@@ -70,7 +70,7 @@ class Spool:
 
 @contextmanager
 def spool_beside(path: str | os.PathLike[str]) -> Iterator[Spool]:
-    """Open a spool on the same disk as `path`; it is removed after the `with` block."""
+    """Open a spool on the same disk as `path`, and remove the spool after the `with` block."""
     with TemporaryFile(dir=os.path.dirname(os.path.abspath(path))) as file:
         yield Spool(file)
 

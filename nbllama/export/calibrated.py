@@ -55,7 +55,7 @@ class Encoded(NamedTuple):
 
 
 class Rounder:
-    """Round the matrices of a model, block by block in ascending order.
+    """An encoder that rounds the matrices of a model, block by block in ascending order.
 
     `kept` and `renewed` count the rows for which `round` used the scales of the base or new ones.
     """
@@ -70,7 +70,10 @@ class Rounder:
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]` as uint8 `[nbytes]`; same arguments and errors as `encode`."""
+        """Encode w float32 `[R, n]` as uint8 `[nbytes]`, and count the rows.
+
+        The arguments and errors are the same as for `encode`.
+        """
         made = self.encode(name, type_id, w, base)
         self.kept += made.kept
         self.renewed += len(w) - made.kept
@@ -109,7 +112,7 @@ class Rounder:
         return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
 
     def factor(self, name: str) -> Factor:
-        """Factorise the second moments of a tensor's input (once per input)."""
+        """Return the factorised second moments of a tensor's input, computed once per input."""
         where = input_of(name)
         if where is None:
             raise ValueError(f"{name} is not a linear layer of a block")

@@ -1,7 +1,7 @@
-"""Round a whole matrix with error feedback (method: `nbllama.quants.encode.feedback`).
+"""Round a whole matrix with error feedback, as described in `nbllama.quants.encode.feedback`.
 
-The second moments of the inputs are factorised as L D Lᵀ by a Cholesky factorisation in float64, in
-strips. Columns are sorted so that columns with large inputs are rounded first, while all other
+The second moments H of the inputs are factorised as L D Lᵀ by a Cholesky factorisation in float64,
+in strips. Columns are sorted so that columns with large inputs are rounded first, while all other
 columns can still compensate for their errors. Sorting is possible because all scales are known in
 advance.
 """
@@ -28,7 +28,11 @@ _F32 = 0  # ggml's id
 
 
 class Factor(NamedTuple):
-    """H with sorted columns as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
+    """H with sorted columns, factorised as L D Lᵀ.
+
+    `order` lists the columns of H in sorted order, `lower` is L, float32 `[n, n]`, and `importance`
+    is the diagonal of D, float64 `[n]`.
+    """
 
     order: np.ndarray
     lower: np.ndarray
@@ -36,7 +40,10 @@ class Factor(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """`codes` int8 `[R, n]`; `cost` float64 `[R]`, each row's part of tr(E (H + damping) Eᵀ)."""
+    """The codes of a rounded matrix, int8 `[R, n]`, and the cost of each row, float64 `[R]`.
+
+    The cost is the row's part of tr(E (H + damping) Eᵀ), where E is the rounding error.
+    """
 
     codes: np.ndarray
     cost: np.ndarray

@@ -1,15 +1,15 @@
 """The weight type of each tensor in a model, for the file types of llama.cpp's `llama-quantize`.
 
 The rules and fallbacks are taken from `src/llama-quant.cpp` (`tensor_allows_quantization`,
-`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models with llama's tensor names, without
-an importance matrix and without experts:
+`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models with llama's tensor names and
+without an importance matrix:
 
 - Only matrices that are named `*.weight` and are not norms change type.
 - `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, or if a row
   is not a whole number of blocks of the file's main type).
 - In K mixes, `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` use more bits in some or all
   blocks.
-- A row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
+- If rows are not whole blocks of 256, the tensor falls back to the nearest type with blocks of 32.
 
 The numbers are the same as in `enum llama_ftype`.
 """
@@ -39,7 +39,7 @@ _NAME = re.compile(
 
 
 class FileType(NamedTuple):
-    """A row of the table: `general.file_type` and the type of most tensors."""
+    """A row of the table: a name, its value of `general.file_type`, and the main tensor type."""
 
     name: str
     id: int
@@ -73,7 +73,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row with this name (case-insensitive), or raise `UsageError` with a list."""
+    """Return the row with this name (case-insensitive), or raise `UsageError` with all names."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -137,13 +137,13 @@ def _of_output(kind: FileType, row: int) -> str:
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """Return whether a block is in the first or last eighth, or every third block in between."""
+    """Return whether a block is in the first or last eighth, or is every third one in between."""
     eighth = n_layer // 8
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return a tensor's type in a model with eight experts, in which attention is a small part."""
+    """Return a tensor's type in a model with eight experts, where few weights are in attention."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":

@@ -1,4 +1,4 @@
-"""The grids of quantised blocks, which are the possible values of a weight, and code packing.
+"""Read the grids of quantised blocks (the possible values of a weight), and pack codes in blocks.
 
 Every type in this module stores a weight as `scale * q - low` with an integer code q. `scale` and
 `low` are shared by a group of 16 or 32 neighbouring weights. See `nbllama.quants.legacy` and
@@ -21,7 +21,10 @@ Scales = tuple[np.ndarray, np.ndarray | None]
 
 
 class Grid(NamedTuple):
-    """`scale` and `low` are float32 `[R, n / group]`; codes range from `first` to `last`."""
+    """The possible values of the weights in a matrix `[R, n]`.
+
+    `scale` and `low` are float32 `[R, n / group]`. Codes range from `first` to `last`.
+    """
 
     scale: np.ndarray
     low: np.ndarray
@@ -39,8 +42,8 @@ class Grid(NamedTuple):
 class _Kind(NamedTuple):
     """Functions that read and write the blocks of a type.
 
-    `scales(blocks)` returns scale and low (None: 0) `[blocks, groups]`; `pack(blocks, codes)`
-    writes codes uint8 `[blocks, block_size]`, as offsets from `first`, to the blocks.
+    `scales(blocks)` returns `scale` and `low`, each `[blocks, groups]`; `low` is None if it is 0.
+    `pack(blocks, codes)` writes codes, uint8 `[blocks, block_size]`, as offsets from `first`.
     """
 
     group: int
@@ -51,7 +54,7 @@ class _Kind(NamedTuple):
 
 
 def has_grid(type_id: int) -> bool:
-    """Return whether a weight type has a grid of this kind."""
+    """Return whether a weight type has a grid of scales and codes."""
     return quant_type(type_id).name in _KINDS
 
 
@@ -147,7 +150,7 @@ def _bytes(blocks: np.ndarray, codes: np.ndarray) -> None:
 
 
 def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Pack four bits of each of 32 codes, starting at byte `at`."""
+    """Return a function that packs the low four bits of 32 codes, starting at byte `at`."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 16] = (codes[:, :16] & 15) | (codes[:, 16:] << 4)
@@ -156,7 +159,7 @@ def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Pack the fifth bits, starting at byte `at`, followed by the other bits."""
+    """Return a function that packs the fifth bits, starting at byte `at`, and then the others."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")
@@ -166,7 +169,10 @@ def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _across(bits: np.ndarray) -> np.ndarray:
-    """Set bit k of byte j of 32 to element 32 k + j of `bits` `[blocks, 256]`, 0 or 1."""
+    """Pack `bits` `[blocks, 256]`, which are 0 or 1, into 32 bytes per block.
+
+    Element 32 k + j becomes bit k of byte j.
+    """
     made: np.ndarray = np.packbits(bits.reshape(-1, 8, 32), axis=1, bitorder="little")[:, 0]
     return made
 

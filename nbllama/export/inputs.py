@@ -30,7 +30,7 @@ _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Return the block and input number of a block's linear layer; None for any other tensor."""
+    """Return the block and input number of a block's linear layer, or None for other tensors."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
@@ -41,7 +41,7 @@ def input_of(name: str) -> tuple[int, int] | None:
 
 
 def source_nodes(hp: Hparams) -> dict[str, int]:
-    """Return the nodes that a block's linear layers read, as input numbers by node name.
+    """Return the input numbers of the nodes that a block's linear layers read, by node name.
 
     The input of the block, if it is read without a norm, has the name "".
     """
@@ -89,7 +89,7 @@ class BlockInputs:
         self._nodes = source_nodes(model.hp)
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, max(b.n_tokens for b in batches))
-        # for each batch: keys and values that later blocks also use
+        # for each batch, the keys and values that later blocks also use
         self._lent: list[dict[str, np.ndarray]] = [{} for _ in batches]
         self._streams = []
         for batch in batches:
@@ -98,7 +98,7 @@ class BlockInputs:
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens in the sample."""
+        """The number of tokens in the sample."""
         return sum(b.n_tokens for b in self._batches)
 
     def advance(self) -> None:
@@ -128,7 +128,7 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
-        """Compute or copy the other inputs of the block, besides the stream of this batch."""
+        """Compute or copy the inputs of the block other than the stream of this batch."""
         if self._model.hp.n_per_layer:
             self._model.embed_tokens(self._bound, self._acts, batch)
         for name, x in lent.items():

@@ -1,4 +1,4 @@
-"""Merge adapters into a model file: the deltas of the tensors, and their new types."""
+"""Merge adapters into a model file, and choose the types of the merged tensors."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def deltas_of(parts: Parts) -> Deltas:
 def merged_types(
     f: GGUFFile, hp: Hparams, parts: Parts, kind: FileType | None
 ) -> tuple[dict[str, int], list[str]]:
-    """Return type ids by tensor name, for file type `kind`, or the unchanged types for None.
+    """Return type ids by tensor name for file type `kind`.
 
-    Also returns one line for each merged tensor type that cannot be written.
+    If `kind` is None, merged tensors keep their types where possible (see `kept_types`). Also
+    returns one line for each of these types that cannot be written.
     """
     if kind is None:
         return kept_types(f, deltas_of(parts))

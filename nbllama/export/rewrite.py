@@ -56,7 +56,10 @@ _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 
 @dataclass
 class Change:
-    """Sums over the weights of all tensors that change from a given type to a given new type."""
+    """Sums over all tensors with the same old type and the same new type.
+
+    `squares` and `errors` are the sums of the squared weights and of the squared encoding errors.
+    """
 
     tensors: int = 0
     weights: int = 0
@@ -66,7 +69,7 @@ class Change:
 
     @property
     def rmse(self) -> float:
-        """Root mean square of the encoding error, the difference from the merged weights."""
+        """The root mean square of the difference between encoded and merged weights."""
         return math.sqrt(self.errors / self.weights)
 
     @property
@@ -224,9 +227,10 @@ def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
 
 
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
-    """Return types for `rewrite`: the unchanged type of each tensor, if it can be written.
+    """Return types for `rewrite` that leave the types of merged tensors unchanged if possible.
 
-    Also returns one line for each merged tensor type that cannot be written.
+    A type that cannot be written is replaced (see `writable_type`). Also returns one line for each
+    replaced type.
     """
     types: dict[str, int] = {}
     moved: dict[tuple[int, int], int] = {}
@@ -243,7 +247,7 @@ def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
 
 
 def requantised(f: GGUFFile, types: Mapping[str, int]) -> str | None:
-    """Return the name of a tensor that would be quantised again, if there is one."""
+    """Return the name of a tensor that would be quantised again, or None if there is none."""
     plain = {IDS[name] for name in ("F32", "F16", "BF16")}
     for name, new in types.items():
         old = f.tensors[name].type_id

@@ -29,7 +29,10 @@ _KINDS = {
 
 
 class TensorInfo(NamedTuple):
-    """A tensor in a file: `shape` in numpy order, `offset` in bytes from the start of the file."""
+    """A tensor in a file.
+
+    `shape` is in numpy order, and `offset` is the position in the file in bytes.
+    """
 
     name: str
     shape: tuple[int, ...]

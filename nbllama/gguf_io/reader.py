@@ -77,7 +77,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Return the descriptor and state of a regular file; never open a FIFO or device to read."""
+    """Open a regular file, but no FIFO or device; return the descriptor and state of the file."""
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""An array of strings as stored in a GGUF file: bytes, decoded individually on access."""
+"""An array of strings as stored in a GGUF file, in which each string is decoded on access."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import overload
 
 
 class StringArray(Sequence[str]):
-    """Read-only sequence of `str`; bytes that are not valid UTF-8 become lone surrogates.
+    """A read-only sequence of `str`; bytes that are not valid UTF-8 become lone surrogates.
 
     For an element s, `s.encode("utf-8", "surrogateescape")` returns the original bytes; `raw(i)`
     returns them directly. `wire` contains the elements as in the file (each preceded by its u64

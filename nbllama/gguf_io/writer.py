@@ -34,12 +34,12 @@ _PYTHON_TYPES: dict[type, ValueType] = {
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor of any GGUF type: `shape` in numpy order, `raw` the bytes to write.
+    """A tensor of any GGUF type, with its bytes.
 
-    `raw` is a uint8 array, bytes or memoryview whose size matches shape and type exactly, or a
-    function that returns the bytes in pieces. The function is called when the tensor is written, so
-    that a model larger than memory can be written. If it raises an error, writing stops and no file
-    is changed.
+    `shape` is in numpy order. `raw` is a uint8 array, bytes or memoryview whose size matches shape
+    and type exactly, or a function that returns the bytes in pieces. The function is called when
+    the tensor is written, so that a model larger than memory can be written. If it raises an error,
+    writing stops and no file is changed.
     """
 
     shape: tuple[int, ...]
@@ -55,9 +55,9 @@ def write_gguf(
     """Write keys and tensors to `path` in the given order; an existing file is replaced at the end.
 
     `metadata` contains (key, value, value type), with a type from `ValueType` or
-    `gguf.GGUFValueType`. Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int ->
-    INT64, float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are
-    written as F32, F16, F64 or I8..I64 by their dtype.
+    `gguf.GGUFValueType`. An array is a numpy array, a `StringArray`, or a sequence of str, bool,
+    int (written as INT64) or float (written as FLOAT32). An empty sequence is written as an empty
+    array of strings. Numpy tensors are written as F32, F16, F64 or I8..I64 by their dtype.
 
     Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
     is written, for names, values, shapes and sizes that the format or `limits` do not allow. If the

@@ -36,7 +36,10 @@ ZERO = 1e-9  # slopes below this are treated as zero
 
 
 class Checked(NamedTuple):
-    """One half of a pair. `error`: see the module docstring; NaN if the gradient is zero."""
+    """The result for one half of a pair.
+
+    `error` is defined in the module docstring. It is NaN if the gradient is zero.
+    """
 
     name: str  # of the base tensor
     type: str  # its weight type

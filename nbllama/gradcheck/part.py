@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 
 class PartOfFile(GGUFFile):
-    """The tensors of some blocks, with new block numbers; nothing is copied."""
+    """A view of a file that contains only some of its blocks, which have new numbers."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
         self.path, self.paths = whole.path, whole.paths
@@ -36,7 +36,7 @@ class PartOfFile(GGUFFile):
 
 
 def renamed(name: str, layers: Sequence[int]) -> str | None:
-    """Return the name of a tensor in the part, or None if it is not in the part."""
+    """Return the name that a tensor has in the part, or None if its block is not in the part."""
     match = _BLOCK.fullmatch(name)
     if match is None:
         return name
@@ -83,7 +83,7 @@ def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 def usual_layers(model: Model) -> list[int]:
     """Choose the last block, and enough blocks to cover every combination of weight types.
 
-    If blocks differ by position, the first blocks are included, up to a whole period.
+    If blocks differ by position, choose the first blocks instead, up to a whole period.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window and not hp.blocks else 0, hp.rope_period)

@@ -1,1 +1,4 @@
-"""LoRA: which tensors can have a pair (`slots`), and an adapter's pairs (`pairs`)."""
+"""LoRA adapters.
+
+`slots` lists the tensors that can have a pair, `pairs` defines adapters, and `mix` combines them.
+"""

@@ -12,8 +12,8 @@ float32. There are four kinds of base tensors:
 | norm | (n,) | (rank, n) | (1, rank) | `s · (B A)[0]` |
 | experts | (E, n_out, n_in) | (E, rank, n_in) | (E, n_out, rank) | `s · B[e] A[e]` |
 
-"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021; names and tensor order follow
-llama.cpp's `finetune.cpp:init_lora`.
+Source: "LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021. Names and tensor order
+follow llama.cpp's `finetune.cpp:init_lora`.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: the number of rows of A and the number of columns of B."""
+        """The rank of the pair, which is the number of rows of A and the number of columns of B."""
         return int(self.a.shape[-2])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n_out, n_in) of the base tensor, or (n_expert, n_out, n_in)."""
+        """The shape (n_out, n_in) of the base tensor, or (n_expert, n_out, n_in) with experts."""
         return (*self.b.shape[:-1], int(self.a.shape[-1]))
 
 
@@ -93,11 +93,11 @@ class Adapter:
 
     @property
     def n_parameters(self) -> int:
-        """Number of trained values."""
+        """The number of trained values."""
         return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Return the trained arrays, without copying, as NAME.lora_a and NAME.lora_b, in order."""
+        """Return the trained arrays, not copies, as NAME.lora_a and NAME.lora_b, in order."""
         out = {}
         for name, pair in self.pairs.items():
             out[f"{name}.lora_a"] = pair.a

@@ -1,15 +1,15 @@
 """Memory for one training step: the activations that the backward pass reads.
 
 The memory is allocated once, as one array. For each block, it stores the input x (`C` floats per
-token), q, k and v after RoPE, the attention output and its lse, the residual stream between
-attention and feed-forward, gate and up, the small LoRA products h, and the inputs of any further
-norms. Everything else is recomputed elementwise from these arrays.
+token), q, k and v after RoPE, the attention output and its log-sum-exp (lse), the residual stream
+between attention and feed-forward, gate and up, the small LoRA products h, and the inputs of any
+further norms. Everything else is recomputed elementwise from these arrays.
 
 Without gradient checkpointing, every block has its own set of arrays. With checkpointing, all
 blocks share one set; only the inputs of the blocks are stored, and the backward pass repeats the
-forward pass of each block. As a compromise, `kept` blocks can have their own sets, which avoids the
-second forward pass of these blocks. The last block does not need its own set, because its backward
-pass directly follows its forward pass. The gradient is bit-identical in all cases.
+forward pass of each block. As a compromise, `kept` blocks below the last one can have their own
+sets, which avoids their second forward pass. The last block does not need its own set, because its
+backward pass directly follows its forward pass. The gradient is bit-identical in all cases.
 
 If nothing is trained (`ForwardActivations`), a block's input is not read again once the block has
 been computed. The stream therefore alternates between two arrays, and all blocks share one set.
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     """The parameters that determine the sizes of all arrays for a step."""
 
     hp: Hparams
-    ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`; 0: no pair
+    ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`; 0 means no pair
     tokens: int  # number of tokens in the largest micro-batch
     trained: int = 0  # largest number of positions with a target in a micro-batch
     dropout: bool = False
@@ -60,14 +60,14 @@ class Layout(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """Floats per token in the widest input or output gradient of any linear layer."""
+        """The largest input or output gradient of any linear layer, in floats per token."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
 
     @property
     def ff_input(self) -> int:
-        """Floats per token in the widest input of the last matrix in a feed-forward layer."""
+        """The largest input of a feed-forward layer's last matrix, in floats per token."""
         e = self.hp.experts
         if e is None:
             return self.hp.ff_width
@@ -89,7 +89,7 @@ class BlockSet:
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
     norms: dict[str, np.ndarray]  # input and rstd of the norms that occur only in some models
-    mixed: dict[str, np.ndarray]  # `mixer_shapes.mixer_shapes`, `per_layer_shapes.kept_shapes`
+    mixed: dict[str, np.ndarray]  # `mixer_shapes.mixer_shapes` and `per_layer_shapes.kept_shapes`
     h_memory: dict[str, np.ndarray]  # memory for h, by linear layer
     h: dict[str, np.ndarray]  # the packed h that the forward pass wrote to `h_memory`
     mixture: dict[str, np.ndarray]  # for a mixture of experts; see `mixture_shapes.kept_shapes`
@@ -113,17 +113,17 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
-    """Return the shape of the numbers that a norm saves for `n` rows.
+    """Return the shape of the array that a norm saves for `n` rows.
 
-    These are rstd and, for LayerNorm, the mean.
+    The array contains rstd and, for LayerNorm, the mean.
     """
     return (n,) if hp.norm == "rms" else (n, 2)
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.norms`.
+    """Return the shapes of the arrays in `BlockSet.norms`.
 
-    These are the norms of q, k and v, and the norms after attention and after feed-forward.
+    They belong to the norms of q, k and v, and to the norms after attention and feed-forward.
     """
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)
@@ -193,7 +193,7 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
-    """Return the shapes of a block's set, by group; the last group is the h of the LoRA pairs."""
+    """Return the shapes of a block's set, by group; the last group contains the LoRA products h."""
     hp, n = layout.hp, layout.tokens
     mixed = mixer_shapes(hp, n) | per_layer.kept_shapes(hp, n)
     return block_shapes(hp, n), norm_shapes(hp, n), mixed, kept_shapes(hp, n), h_shapes(layout)
@@ -274,7 +274,7 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Return the input `[n, C]` of block `layer`, or for `n_layer` the last block's output.
+        """Return the input `[n, C]` of block `layer`, where `n_layer` is the last block's output.
 
         If nothing is trained, the array is the same as for block `layer - 2`.
         """
@@ -289,8 +289,8 @@ class Activations:
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """Return the set of block `layer`, with only the first `n` rows of each array."""
-        index = 1 + layer - (self._top - self.kept)  # the last and all lower blocks share set 0
+        """Return the `BlockSet` of block `layer`, with only the first `n` rows of each array."""
+        index = 1 + layer - (self._top - self.kept)  # blocks without their own set use set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
         return BlockSet(**arrays, norms=norms, mixed=mixed, mixture=mixture, h_memory=h_memory, h=h)

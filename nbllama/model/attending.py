@@ -31,9 +31,10 @@ def attend(
 def attend_grad(
     batch: Batch, do: np.ndarray, *, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
 ) -> None:
-    """Compute the gradients of the attention of all sequences, with one key per query.
+    """Compute the gradients of `attend` for a batch without cached keys.
 
-    `how` contains the other arguments of `attention_grad`.
+    do `[N, H, D]` is the gradient of the attention output. `how` contains the other arguments of
+    `attention_grad`.
     """
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:

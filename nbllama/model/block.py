@@ -19,8 +19,8 @@ forward and backward. `nbllama.generation.token_program`, which uses the kernels
 implements each operation in one line of plain float64 numpy, and tests compare the other two
 implementations with it. If you change one implementation, change all three.
 
-Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. The forward pass saves a
-`BlockSet` (`nbllama.model.activations`) for the backward pass.
+In shapes, N is the number of tokens, C is n_embd, H is n_head, G is n_head_kv, D is head_dim, and F
+is n_ff. The forward pass saves a `BlockSet` (`nbllama.model.activations`) for the backward pass.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def block_forward(
     """Run block `layer`: read acts.x(layer), write acts.x(layer + 1), and save a `BlockSet`.
 
     With `recompute`, stop as soon as everything that the backward pass reads has been computed.
-    With `cache`, `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`
-    contains the states of the sequences, for blocks without attention.
+    With `cache`, `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. For
+    blocks without attention, `states` returns the states of the sequences.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:
@@ -121,7 +121,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: project x, normalise if required, rotate."""
+        """Project x, normalise if required, and rotate; write queries or keys y `[N, heads, D]`."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -221,7 +221,7 @@ class Block(BlockParts):
         Without `below`, only the gradients of this block's pairs are computed.
         """
         kept, n = self.kept, self.n
-        side_by_side = self.hp.side_by_side  # if true, dnorm contains the part from feed-forward
+        side_by_side = self.hp.side_by_side  # if true, dnorm contains feed-forward's gradient
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
@@ -332,7 +332,7 @@ class Block(BlockParts):
             if hp.gated:
                 self.project_grad("gate", kept.gate, read, dnorm)
             self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
-        if not hp.side_by_side:  # otherwise, attention first adds its part to dnorm
+        if not hp.side_by_side:  # otherwise, attention first adds its gradient to dnorm
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx=dx)
         self.see_grad("ffn_inp", dx)

@@ -1,4 +1,4 @@
-"""An adapter bound to a model: lookups for the passes, and arrays for the gradients."""
+"""Bind an adapter to a model, so that the passes can look up pairs and accumulate gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
-    """An adapter bound to a model: pairs by tensor, effective norms, and parameter gradients.
+    """The pairs of an adapter, bound to the tensors of a model, and their gradients.
 
     `dropout` applies to the inputs of the pairs in blocks. It is None except during training.
     """
@@ -40,7 +40,7 @@ class Bound:
         self.refresh()
 
     def refresh(self) -> None:
-        """Recompute the effective norms; call this method after every optimiser step."""
+        """Recompute the effective norm weights; call this method after every optimiser step."""
         self._norms = {}
         if self.adapter is not None:
             scale = np.float32(self.adapter.scale)
@@ -61,7 +61,7 @@ class Bound:
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:
-        """Return the pair of a matrix, including the arrays for its gradients, or None."""
+        """Return the pair of a matrix with its gradient arrays, or None if there is no pair."""
         if self.adapter is None or (stored := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
@@ -80,7 +80,7 @@ class Bound:
         return pair._replace(b=pair.b[rows], db=db)
 
     def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
-        """Return the pair of one expert, or None; `tensor` is the tensor with all experts."""
+        """Return the pair of one expert in `tensor`, or None if the tensor has no pair."""
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
             return None
@@ -92,7 +92,7 @@ class Bound:
         return self._norms.get(name, self._model.vectors[name])
 
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
-        """Write the norm of x `[N, C]` with this weight to y `[N, C]`, and set rstd.
+        """Normalise x `[N, C]` with the norm `name`, write the result to y `[N, C]`, and set rstd.
 
         rstd, which the gradient requires, is `[N]`. For LayerNorm, it is `[N, 2]` and includes the
         mean (`activations.norm_numbers`).
@@ -115,9 +115,9 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Set dx `[N, C]` to the gradient with respect to x; add the gradients of the pair.
+        """Set dx `[N, C]` to the gradient with respect to x; add the gradients of the norm's pair.
 
-        With `add`, the gradient is added to dx.
+        With `add`, add to dx instead. If dx is None, compute only the gradients of the pair.
         """
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:

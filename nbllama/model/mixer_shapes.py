@@ -15,7 +15,7 @@ def _gate(hp: Hparams, n: int) -> tuple[int, ...]:
 
 
 def mixer_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.mixed` for `n` tokens."""
+    """Return the shapes of the arrays in `BlockSet.mixed` for `n` tokens."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes["bcx"] = (n, 3 * hp.n_embd)
@@ -68,7 +68,7 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Return the floats per token in the widest input or output of a linear layer in these blocks.
+    """Return the largest input or output of the linear layers in these blocks, in floats per token.
 
     Returns 0 if the model has no such blocks.
     """

@@ -2,17 +2,18 @@
 
     y = sum over the chosen experts e of W_down[e] (w_e act(W_gate[e] h, W_up[e] h))  (+ shared(h))
 
-`nbllama.ops.experts.router` chooses the experts of each token and their weights w. The tokens of
-each expert are gathered, so that the expert's matrices are decoded only once. Experts are processed
-in ascending order, and the sum for each token is accumulated in this order. The result for a token
-is therefore bit-identical for any number of threads and any batch. Experts without tokens are
-skipped, and their matrices are not read.
+Here, h is a token's input. `nbllama.ops.experts.router` chooses the experts of each token and their
+weights w. The tokens of each expert are gathered, so that its matrices are decoded only once.
+Experts are processed in ascending order, and the sum for each token is accumulated in this order.
+The result for a token is therefore bit-identical for any number of threads and any batch. Experts
+without tokens are skipped, and their matrices are not read.
 
 The router is frozen, but the gradient of the weights w flows through it to the block's input.
 
-Shapes: N tokens, C n_embd, E experts of which a token uses K, F width of an expert, M tokens of one
-expert. Gate and up `[N K, F]`, sorted by expert, and the arrays listed in
-`mixture_shapes.kept_shapes` are saved for the backward pass.
+In shapes, N is the number of tokens, C is n_embd, E is the number of experts, K is the number of
+experts per token, F is the width of an expert, and M is the number of tokens of one expert. Gate
+and up `[N K, F]`, sorted by expert, and the arrays listed in `mixture_shapes.kept_shapes` are saved
+for the backward pass.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return the pair of a layer, or None if the layer has no pair.
+        """Return the pair of an expert's layer, or None if the layer has no pair.
 
         Every call returns the same object, because `Input` compares pairs by identity.
         """
@@ -61,7 +62,7 @@ class Mixture:
         return self._pairs[key]
 
     def bias(self, name: str, expert: int) -> np.ndarray | None:
-        """Return the bias of one expert's layer, if the layer has one."""
+        """Return the bias of one expert's layer, or None if the layer has no bias."""
         found = self.block.model.vectors.get(self.block.name(f"{_TENSORS[name]}.bias"))
         return None if found is None else found[expert]
 
@@ -86,7 +87,10 @@ class Mixture:
     def project_grad(
         self, name: str, expert: int, dy: np.ndarray, x: Input, *, dx: np.ndarray, add: bool = False
     ) -> None:
-        """Set dx `[M, n_in]`, or add to it with `add`; add the gradients of the pair."""
+        """Set dx `[M, n_in]` to the gradient with respect to x; with `add`, add it to dx.
+
+        The gradients of the layer's pair are added to `bound.grads`.
+        """
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
         h = NO_PANELS if pair is None else x.hidden(pair, None)

@@ -9,7 +9,7 @@ Shapes = dict[str, tuple[int, ...]]  # the keys are the names of the arrays
 
 
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of `BlockSet.mixture`.
+    """Return the shapes of the arrays in `BlockSet.mixture`.
 
     The arrays contain the scores of the experts, the chosen experts (`chosen`, int32) and their
     weights, gate and up of the shared expert, and the factor for its output (`shared_weight`).

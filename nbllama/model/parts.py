@@ -83,7 +83,7 @@ class BlockParts:
         return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return a feed-forward array as `[N, F]`; the array itself can be larger, for experts."""
+        """Return a feed-forward array as `[N, F]`; with experts, the array itself can be larger."""
         return fitted(array, self.n, (self.sizes.n_ff,))
 
     # Parts of the passes
@@ -155,10 +155,10 @@ class BlockParts:
             masked=self.masked(name),
         )  # fmt: skip
 
-    # Branches add the outputs of attention and feed-forward to the stream; `name` is the last layer
+    # A branch adds the output of attention or feed-forward to the stream. `name` is its last layer.
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """Add the layer's output to `stream` `[N, C]`, after the norm and the scale, if any."""
+        """Add the layer's output to `stream` `[N, C]`, after any norm and scaling."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)

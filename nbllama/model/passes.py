@@ -2,12 +2,12 @@
 
 `nbllama.model.weights` contains the tensors, `nbllama.model.bound` binds an adapter to them, and
 `nbllama.model.block` computes a block. The order of operations is the same as in the graph of
-finetune.cpp (t01 embeddings .. t36 loss). Activations form a float32 stream `[N, C]`, in which all
-sequences of a micro-batch are concatenated. Base weights are never modified, and a matrix is never
-decoded as a whole.
+finetune.cpp, from t01 (the embeddings) to t36 (the loss). Activations form a float32 stream
+`[N, C]`, in which all sequences of a micro-batch are concatenated. Base weights are never modified,
+and a matrix is never decoded as a whole.
 
-Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
-positions.
+In shapes, N is the number of tokens, C is n_embd, H is n_head, G is n_head_kv, D is head_dim, F is
+n_ff, V is n_vocab, and M is the number of trained positions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Trunk(Protocol):
-    """A store for the inputs x `[N, C]` of block `layer`, which are stored by sample."""
+    """A store for the inputs x `[N, C]` of block `layer`, with one entry per sample."""
 
     layer: int
 

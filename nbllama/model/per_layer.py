@@ -16,7 +16,7 @@ The rows are stored in one shared array, block by block. The backward pass of a 
 rows with their gradient, which is used only for the token embedding's pair (`embed_grad`). The
 operation gelu(g) * e and its gradient are in `nbllama.ops.activation`.
 
-llama.cpp: `llama_model_gemma4::graph::build_inp_per_layer` and `project_per_layer_inputs`.
+In llama.cpp, see `llama_model_gemma4::graph::build_inp_per_layer` and `project_per_layer_inputs`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _rows(acts: Activations, hp: Hparams, n: int) -> np.ndarray:
 
 
 def rows_of_token(acts: Activations, hp: Hparams) -> np.ndarray | None:
-    """Return the rows of a single token, `[L, P]`, or None if the model has no such embeddings."""
+    """Return the rows `[L, P]` of a single token, or None if the model has no such embeddings."""
     return _rows(acts, hp, 1)[:, 0] if hp.n_per_layer else None
 
 

@@ -7,8 +7,9 @@ is not used in training. The passes with kernels (`nbllama.model.block`, `nbllam
 tested against this module. Its own gradients are tested against finite differences of its loss
 (tests/model/test_reference.py).
 
-Shapes: N tokens (all sequences, concatenated), C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
-V n_vocab. `dx` is the gradient of the mean loss with respect to x.
+All sequences are concatenated. In shapes, N is the number of tokens, C is n_embd, H is n_head, G is
+n_head_kv, D is head_dim, F is n_ff, and V is n_vocab. `dx` is the gradient of the mean loss with
+respect to x.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from nbllama.ops.softcap import soft_cap_grad_ref, soft_cap_ref
 
 
 class ReferenceModel(ReferenceTensors):
-    """A model in plain numpy. The `scale` argument of its methods is alpha / lora_r."""
+    """A model in plain numpy.
+
+    The `scale` argument of its methods is alpha / lora_r.
+    """
 
     def logits(
         self,
@@ -106,7 +110,7 @@ class _Pass(Blocks):
         return keep("result_output", z)
 
     def attend(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the output of the attention in block `i` for the input h `[N, C]`."""
+        """Compute the attention output of block `i` for the input h `[N, C]`."""
         hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
         of = hp.sizes_at(i).kv_from  # the block whose keys and values are used
         q = self.heads(keep(f"Qcur_raw-{i}", self.queries(h, i)), "q", i)

@@ -1,7 +1,7 @@
 """The parts of the reference model for blocks of different sizes, in plain float64 numpy.
 
-These are keys and values that several blocks use, the norm of the values, and per-block embeddings
-(see `nbllama.model.varied` and `nbllama.model.per_layer`).
+They handle keys and values that several blocks use, the norm of the values, and per-block
+embeddings (see `nbllama.model.varied` and `nbllama.model.per_layer`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NORM = "per_layer_proj_norm"
 
 
 class Blocks(Mixers):
-    """Operations, mixers, and the parts for blocks of different sizes."""
+    """The operations and mixers, with additional methods for blocks of different sizes."""
 
     # Keys and values
 
@@ -30,7 +30,7 @@ class Blocks(Mixers):
         return f"blk.{i}.{self.model.linears['v'].tensor}.weight" in self.tensors
 
     def values(self, h: np.ndarray, k: np.ndarray, i: int) -> np.ndarray:
-        """Return the values `[N, G, D]`; k are the projected keys."""
+        """Return the values `[N, G, D]`; `k` contains the projected keys."""
         v = k
         if self.has_values(i):
             v = self.linear(h, i, "v").reshape(k.shape)
@@ -79,7 +79,7 @@ class Blocks(Mixers):
             self.kept[f"per_layer_row-{i}"] = e / np.sqrt(2)
 
     def own_rows(self) -> list[slice]:
-        """Return the columns of the table that contain each block's rows."""
+        """Return, for each block, the slice of the table's columns that contains its rows."""
         size, rows = self.hp.n_per_layer, [self.hp.sizes_at(i).row for i in range(self.hp.n_layer)]
         return [slice(row * size, (row + 1) * size) for row in rows]
 

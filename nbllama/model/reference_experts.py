@@ -37,7 +37,7 @@ class ReferenceMixture:
         return y if bias is None else y + bias[expert]
 
     def linear_grad(self, dy: np.ndarray, x: np.ndarray, name: str, expert: int) -> np.ndarray:
-        """Return dx; add the gradients of the expert's pair."""
+        """Return the gradient with respect to x; add the gradients of the expert's pair."""
         run, base = self.run, f"blk.{self.layer}.ffn_{name}_exps"
         dx: np.ndarray = dy @ run.tensors[f"{base}.weight"][expert]
         if pair := run.pair(base):
@@ -81,7 +81,7 @@ class ReferenceMixture:
         return y if w is None else y / (1 + np.exp(-(h @ w)))[:, None]
 
     def backward(self, dy: np.ndarray, h: np.ndarray) -> np.ndarray:
-        """Return the gradient with respect to h."""
+        """Return the gradient with respect to h, given the gradient dy of the output."""
         i, run, kept = self.layer, self.run, self.run.kept
         dh, chosen, w = np.zeros_like(h), kept[f"chosen-{i}"], kept[f"ffn_moe_weights-{i}"]
         dw = np.zeros_like(w)

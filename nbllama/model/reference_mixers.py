@@ -18,10 +18,10 @@ from nbllama.ops.short_conv import short_conv_grad_ref, short_conv_ref
 
 
 class Mixers(Operations):
-    """Operations, and the alternatives to attention that some blocks use."""
+    """The operations, with additional methods for the alternatives to attention."""
 
     def mixed(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute the output of the mixer in block `i`, which has no attention, for h `[N, C]`."""
+        """Compute the mixer output of block `i`, which has no attention, for input h `[N, C]`."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta(h, i)
         bcx = self.keep(f"conv_in-{i}", self.linear(h, i, "conv_in"))
@@ -113,7 +113,7 @@ class Mixers(Operations):
         return np.asarray(x / length)
 
     def to_length_1_grad(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Return dx of `to_length_1`."""
+        """Return the gradient of `to_length_1` with respect to x."""
         square = (x * x).sum(axis=-1, keepdims=True) + self.hp.rms_eps
         along = (dy * x).sum(axis=-1, keepdims=True) / square
         return np.asarray((dy - along * x) / np.sqrt(square))
@@ -121,7 +121,7 @@ class Mixers(Operations):
     # The gates of the attention output
 
     def queries(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Return the projected queries `[N, H, D]`; if the model has gates, store them."""
+        """Return the projected queries `[N, H, D]`; if the model has gates, store the gates."""
         hp, y = self.hp, self.linear(h, i, "q")
         if not hp.attn_gate:
             return y.reshape(-1, hp.n_head, hp.sizes_at(i).head_dim)
@@ -142,7 +142,7 @@ class Mixers(Operations):
         return out_gate_grad_ref(dy.reshape(att.shape), att, self.kept[f"q_gate-{i}"])
 
     def with_gates(self, dq: np.ndarray, dgate: np.ndarray | None) -> np.ndarray:
-        """Return the gradient of the projection's output: queries and, if there are any, gates."""
+        """Return the gradient of the projection's output, which contains queries and any gates."""
         if dgate is not None:
             dq = dgate + np.stack([dq, np.zeros_like(dq)], axis=2)
         return dq.reshape(len(dq), -1)

@@ -77,7 +77,7 @@ class Operations:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor, or None if it has none."""
+        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor, or None without a pair."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -113,7 +113,7 @@ class Operations:
     def product_grad(
         self, dy: np.ndarray, x: np.ndarray, name: str, rows: slice = slice(None)
     ) -> np.ndarray:
-        """Return dx; add dA and dB to the gradients of the pair.
+        """Return the gradient with respect to x; add dA and dB to the gradients of the pair.
 
         W is frozen, so its gradient is not used.
         """
@@ -130,7 +130,7 @@ class Operations:
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
     def linear_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """Return dx of a block's linear layer; add the gradients of its pair."""
+        """Return the gradient of `linear` with respect to x; add the gradients of its pair."""
         tensor, rows = self.model.linears[linear]
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
@@ -149,7 +149,7 @@ class Operations:
         return rms_norm_ref(rows, w, self.hp.rms_eps).reshape(x.shape)
 
     def norm_grad(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-        """Return dx of `norm`; add the gradients of the weight's pair."""
+        """Return the gradient of `norm` with respect to x; add the gradients of its pair."""
         rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
         grad = layer_norm_grad_ref if self.hp.norm == "layer" else rms_norm_grad_ref
         dx, dw = grad(dy.reshape(rows.shape), rows, w, self.hp.rms_eps)
@@ -167,14 +167,14 @@ class Operations:
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Normalise x `[N, heads, D]`, per head or over all heads.
+        """Normalise x `[N, heads, D]` with the norm `name`.
 
-        The length of the weight determines which of the two is done.
+        Depending on the length of the weight, heads are normalised individually or together.
         """
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-        """Return dx of `norm_of_heads`."""
+        """Return the gradient of `norm_of_heads` with respect to x."""
         rows = x.reshape(-1, len(self.norm_weight(name)))
         return self.norm_grad(dy, rows, name).reshape(x.shape)
 
@@ -183,7 +183,7 @@ class Operations:
         return ungated_ref(x, self.hp.activation, self.model.xielu(layer))
 
     def ungated_grad(self, dy: np.ndarray, x: np.ndarray, layer: int) -> np.ndarray:
-        """Return dx of `ungated`."""
+        """Return the gradient of `ungated` with respect to x."""
         return ungated_grad_ref(dy, x, self.hp.activation, self.model.xielu(layer))
 
     def temper(self, q: np.ndarray) -> np.ndarray:

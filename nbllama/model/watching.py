@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """The methods that the passes call.
+    """An object to which the passes report intermediate results.
 
     A watcher must not modify the arrays, and must copy those that it keeps, because the passes
     overwrite them later. Names are the same as in llama.cpp; `layer` is -1 outside the blocks.

@@ -22,7 +22,7 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
-# The linear layers of blocks without attention, by kind of block.
+# The linear layers that only some blocks have; ROUTED lists tensors instead.
 CONV = ("conv_in", "conv_out")
 DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
 PER_LAYER = ("inp_gate", "proj")
@@ -154,7 +154,7 @@ class Weights:
         return w
 
     def bias(self, layer: int, name: str) -> np.ndarray | None:
-        """Return the bias of a layer in `LINEARS`, if it has one."""
+        """Return the bias of a layer in `LINEARS`, or None if the layer has no bias."""
         tensor, rows = self.linears[name]
         whole = self.vectors.get(f"blk.{layer}.{tensor}.bias")
         return None if whole is None else whole[rows]

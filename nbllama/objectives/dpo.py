@@ -13,8 +13,8 @@ which is d loss / d log pi(w) and, with the opposite sign, d loss / d log pi(l).
 answer is b (log pi - log ref).
 
 Source: Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
-Model" (2023), equations 7 and 5. Label smoothing: Mitchell, "A note on DPO with noisy preferences
-and relationship to IPO" (2023).
+Model" (2023), equations 7 and 5. Label smoothing is from Mitchell, "A note on DPO with noisy
+preferences and relationship to IPO" (2023).
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ The loss of a step is the mean over the tokens of all answers. (The paper first 
 answer, which gives less weight to tokens in long answers.)
 
 Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
-Models" (2024), equations 3, 4 and 21; the estimate k: Schulman, "Approximating KL divergence"
-(2020). The sum over all tokens: Yu et al., "DAPO: An Open-Source LLM Reinforcement Learning System
-at Scale" (2025), equation 8. As in TRL's GRPOTrainer with the loss type "dapo", the denominator of
-the standard deviation is n - 1, and 1e-4 is added to the result.
+Models" (2024), equations 3, 4 and 21. The estimate k is from Schulman, "Approximating KL
+divergence" (2020). The sum over all tokens is from Yu et al., "DAPO: An Open-Source LLM
+Reinforcement Learning System at Scale" (2025), equation 8. As in TRL's GRPOTrainer with the loss
+type "dapo", the denominator of the standard deviation is n - 1, and 1e-4 is added to the result.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def grpo(
 ) -> TokenLosses:
     """Return the loss and derivative for each token.
 
-    policy, old, reference: log-probabilities, float64 `[n]`. advantage: the advantage of the answer
-    that each token belongs to, float64 `[n]`. If `beta` is 0, the reference has no effect on the
-    loss.
+    `policy`, `old` and `reference` are log-probabilities, float64 `[n]`. `advantage`, float64
+    `[n]`, is the advantage of the answer that each token belongs to. If `beta` is 0, the reference
+    has no effect on the loss.
     """
     q = np.exp(policy - old)
     free, held = q * advantage, np.clip(q, 1 - clip, 1 + clip) * advantage

@@ -24,7 +24,10 @@ from nbllama.objectives.sides import sigmoid
 
 
 class LabelLoss(NamedTuple):
-    """The loss of n answers, its derivative with respect to log pi, and rewards, float64 `[n]`."""
+    """The loss of n answers, its derivative with respect to log pi, and the rewards.
+
+    All arrays are float64 `[n]`.
+    """
 
     loss: np.ndarray
     d_answer: np.ndarray
@@ -41,7 +44,8 @@ def kto(
 ) -> LabelLoss:
     """Return the loss and derivative for each answer.
 
-    policy, reference: log-probabilities, float64 `[n]`. good: bool `[n]`. z: the reference point.
+    `policy` and `reference` are log-probabilities, float64 `[n]`, `good` is bool `[n]`, and `z` is
+    the reference point.
     """
     r = policy - reference
     sign = np.where(good, 1.0, -1.0)

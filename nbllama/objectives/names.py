@@ -8,11 +8,12 @@ PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
-    """An objective; `data` is its kind of sample, or "" for answers without a judgement.
+    """An objective, with its properties and the defaults of its options.
 
-    beta, sft_weight: default values. refers: whether the loss uses a reference. smooths: whether
-    the loss supports label smoothing. has_margin: whether the loss has a target margin.
-    rate_divisor: divisor for the default learning rate.
+    `data` is the kind of sample, or "" for answers without a judgement. `beta` and `sft_weight` are
+    default values. `refers` says whether the loss uses a reference, `smooths` whether it supports
+    label smoothing, and `has_margin` whether it has a target margin. The default learning rate is
+    divided by `rate_divisor`.
     """
 
     name: str

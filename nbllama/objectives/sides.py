@@ -10,9 +10,9 @@ import numpy as np
 class Sides(NamedTuple):
     """Both answers of n pairs, as float64 arrays `[n]`.
 
-    chosen, rejected: log pi(y|x) in nats, summed over the tokens of an answer. ref_chosen,
-    ref_rejected: the same values under the reference. n_chosen, n_rejected: the number of tokens in
-    each answer.
+    `chosen` and `rejected` are log pi(y|x) in nats, summed over the tokens of an answer.
+    `ref_chosen` and `ref_rejected` are the same values under the reference. `n_chosen` and
+    `n_rejected` are the numbers of tokens in the answers.
     """
 
     chosen: np.ndarray
@@ -26,8 +26,9 @@ class Sides(NamedTuple):
 class PairLoss(NamedTuple):
     """The loss of n pairs and its derivatives, each float64 `[n]`.
 
-    d_chosen, d_rejected: derivatives with respect to each answer's log pi. reward_chosen,
-    reward_rejected: rewards as the method defines them; their difference is the margin.
+    `d_chosen` and `d_rejected` are the derivatives with respect to each answer's log pi.
+    `reward_chosen` and `reward_rejected` are the rewards as the method defines them. Their
+    difference is the margin.
     """
 
     loss: np.ndarray

@@ -6,8 +6,9 @@ Here w is the chosen answer, |w| is its number of tokens, and a is `weight` (`--
 term keeps the probability of the chosen answers from falling along with the probability of the
 rejected answers.
 
-Source: with a = 1, this is the first term of ORPO (Hong, Lee and Thorne 2024, equation 6). In
-combination with DPO: Pang et al., "Iterative Reasoning Preference Optimization" (2024), equation 1.
+Source: with a = 1, this is the first term of ORPO (Hong, Lee and Thorne 2024, equation 6). The
+combination with DPO is from Pang et al., "Iterative Reasoning Preference Optimization" (2024),
+equation 1.
 """
 
 from __future__ import annotations

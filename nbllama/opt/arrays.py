@@ -41,7 +41,7 @@ def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
     """Return the L2 norm over all arrays, summed in order in float64.
 
-    The norm is finite only if every value is.
+    The norm is finite only if every value is finite.
     """
     wide = np.empty(CHUNK, np.float64)
     total = 0.0

@@ -3,7 +3,7 @@
     x ← x (1 - decay rate) - rate sign(β1 m + (1 - β1) g)
     m ← β2 m + (1 - β2) g
 
-"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, with β1 = 0.9 and β2 = 0.99. The
+Source: "Symbolic Discovery of Optimization Algorithms", Chen et al. 2023 (β1 = 0.9, β2 = 0.99). The
 learning rate should be a third to a tenth of AdamW's. ε is not used, and sign(0) is 0.
 """
 

@@ -34,11 +34,11 @@ class StepInfo(NamedTuple):
 
 
 class Optimiser(ABC):
-    """The state of an optimiser of `params` (name -> C-contiguous float32 array, updated in place).
+    """An optimiser that updates `params`, C-contiguous float32 arrays by name, in place.
 
-    m: first moments, with the same names and shapes as the parameters. v: second moments, empty if
-    the optimiser has none. iteration: number of completed updates. alpha: learning rate, by which
-    `decay` is also multiplied. gclip: maximum gradient norm (0 disables clipping).
+    `m` and `v` contain the first and second moments, with the same names and shapes; `v` is empty
+    if there are no second moments. `iteration` is the number of completed updates. The learning
+    rate `alpha` also multiplies `decay`. `gclip` limits the gradient norm (0 means no limit).
     """
 
     has_second_moment: ClassVar[bool] = False

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 class Schedule:
     """A schedule for the learning rate (see `factor`).
 
-    kind: a name in `SCHEDULES`. warmup: number of updates over which the factor rises.
-    cos_decay_steps: the update T at which any kind of decay reaches `cos_decay_min`.
-    enable_restart: whether each cosine is followed by another that is `cos_decay_restart` times as
-    long. min_ratio: smallest factor. wsd_decay: the share of T over which "wsd" decays. begin: the
-    update after which the schedule starts; T and `warmup` are counted from this update.
+    `kind` is a name in `SCHEDULES`. The factor rises over the first `warmup` updates. All kinds of
+    decay reach `cos_decay_min` at update T (`cos_decay_steps`). With `enable_restart`, each cosine
+    is followed by one `cos_decay_restart` times as long. `min_ratio` is the smallest factor. "wsd"
+    decays over a share `wsd_decay` of T. T and `warmup` are counted from update `begin`.
     """
 
     kind: str = "cosine"
@@ -58,18 +57,19 @@ def _linear(s: Schedule, step: int) -> float:
 
 
 def _wsd(s: Schedule, step: int) -> float:
-    """Return 1 up to (1 - wsd_decay) T, then fall linearly to `cos_decay_min` at T.
+    """Return 1 up to (1 - wsd_decay) T, then values that fall linearly to `cos_decay_min` at T.
 
-    WSD means warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
+    WSD means warm-up, stable, decay (see "MiniCPM", Hu et al. 2024, section 4).
     """
     first = max(float(s.warmup), (1.0 - s.wsd_decay) * s.cos_decay_steps)
     return _line(step, first, s.cos_decay_steps, s.cos_decay_min)
 
 
 def _cosine(s: Schedule, step: int) -> float:
-    """Return the value on a half cosine from 1 at 0 (`warmup` with restarts) to `cos_decay_min`.
+    """Return the value on a half cosine from 1 to `cos_decay_min`.
 
-    If the decay lasts 0 steps, either as given or after restarts, return the minimum.
+    The cosine starts at step 0, or at `warmup` with restarts. If the decay lasts 0 steps, either as
+    given or after restarts, return the minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:
@@ -79,13 +79,13 @@ def _cosine(s: Schedule, step: int) -> float:
             # skip all decays of equal length in a single step
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
-        return s.cos_decay_min  # the limit for ever shorter decays; the formula itself is 0 / 0
+        return s.cos_decay_min  # the limit as the decay becomes shorter; the formula gives 0 / 0
     t = min(step, length) / length
     return (1.0 - s.cos_decay_min) * 0.5 * (1.0 + math.cos(math.pi * t)) + s.cos_decay_min
 
 
 def _line(step: int, first: float, last: int, minimum: float) -> float:
-    """Return 1 up to `first`, then fall linearly to `minimum` at `last`."""
+    """Return 1 up to `first`, then values that fall linearly to `minimum` at `last`."""
     if step >= last:
         return minimum
     return 1.0 - (1.0 - minimum) * max(0.0, step - first) / (last - first)

@@ -3,8 +3,8 @@
     m ← β1 m + g
     x ← x (1 - decay rate) - rate m
 
-"Some methods of speeding up the convergence of iteration methods", Polyak 1964, in PyTorch's form
-(g is added to m without the factor 1 - β1). β2 and ε are not used.
+Source: "Some methods of speeding up the convergence of iteration methods", Polyak 1964. As in
+PyTorch, g is added to m without the factor 1 - β1. β2 and ε are not used.
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file for writing; on success, it replaces `path`; on error, nothing changes.
+    """Open a binary file for writing, which replaces `path` if the `with` block succeeds.
 
-    The mode of a replaced file is kept; a symbolic link is replaced, not followed. Raises
-    `OutputError` if the file cannot be written (including a full disk or a short write).
+    On error, nothing changes. The mode of a replaced file is kept; a symbolic link is replaced, not
+    followed. Raises `OutputError` if the file cannot be written (including a full disk or a short
+    write).
     """
     name = os.fsdecode(os.fspath(path))
     folder, base = split_name(name)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Pause cyclic garbage collection, which takes up a fifth of the time to read a large file.
+    """Pause cyclic garbage collection, which takes a fifth of the time needed to read a large file.
 
     Use this function for code that creates no cycles. It also works as a decorator.
     """

@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Return how many bytes of mapped files are in memory, or 0 if the system does not say."""
+    """Return how many bytes of these mapped files are in memory, or 0 if this is unknown."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
@@ -56,9 +56,10 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """Yield (limit, used) of this process's Linux control groups and of their parents.
+    """Yield (limit, used) in bytes for this process's Linux control groups and their parents.
 
-    Versions 1 and 2 are both read. File pages, which can be dropped, are not included in `used`.
+    Control groups of versions 1 and 2 are read. File pages, which can be dropped, are not included
+    in `used`.
     """
     for line in read(PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

@@ -80,7 +80,7 @@ def _close_stdout() -> None:
 
 
 def os_error_code(e: OSError) -> int:
-    """Return the exit code for an unexpected `OSError`: 4 memory, 3 write, 2 read, 1 other."""
+    """Return the exit code for an unexpected `OSError`, as in the table in the module docstring."""
     if e.errno == errno.ENOMEM:
         return 4
     if e.errno in _WRITING:
@@ -97,9 +97,9 @@ def os_error_code(e: OSError) -> int:
 def _for_want_of_memory(e: BaseException | None) -> bool:
     """Return whether `e`, or an exception that caused it, says that memory ran out.
 
-    A failed import says so if the dynamic linker could not allocate memory. The linker's message
-    about a segment is the same on a file system that forbids execution, so a memory limit
-    (`ulimit -v`) is used to distinguish the two.
+    An `ImportError` counts if the dynamic linker could not allocate memory. The linker's message
+    about a segment is the same on a file system that forbids execution, so it counts only if there
+    is a memory limit (`ulimit -v`).
     """
     if e is None:
         return False
@@ -161,14 +161,14 @@ def run_program(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
-    if not sys.warnoptions:  # of a threading layer that cannot be loaded: the next one is used
+    if not sys.warnoptions:  # hide numba's warning if a threading layer cannot be loaded
         warnings.filterwarnings("ignore", module=r"numba\.")
     try:
         with _stoppable() as handler:
             code = _ended(program, words, handler)
             handler.over = True
             _close_stdout()
-    except Stopped as e:  # before the program's first line, or after its end
+    except Stopped as e:  # raised before the program started, or after it ended
         _say(str(e))
         code = 128 + e.signum
         _close_stdout()

@@ -1,4 +1,4 @@
-"""The processor quota of this process's control groups, which is set by containers."""
+"""The processor quota that a container sets for this process, read from its control groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def processor_quota() -> int | None:
 def _quotas() -> Iterator[tuple[int, int]]:
     """Yield (quota, period), in microseconds, for each of this process's Linux control groups.
 
-    Versions 1 and 2 are both read.
+    Control groups of versions 1 and 2 are read.
     """
     for line in memory.read(memory.PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

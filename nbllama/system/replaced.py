@@ -1,4 +1,4 @@
-"""Check whether an output may replace a file: only files of the same kind and empty files.
+"""Check whether an output may replace a file, which must be of the same kind or empty.
 
 A file that contains only zero bytes, for example after a power cut, is treated as empty.
 """

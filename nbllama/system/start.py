@@ -1,4 +1,4 @@
-"""Signal handlers, installed first, that end a program with one line and an exit code.
+"""Signal handlers that are installed first and end a program with one line and an exit code.
 
 This module imports nothing slow, because the handlers must be installed before the program's other
 imports, which take most of its first second.
@@ -19,7 +19,7 @@ from typing import Any
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # the last two do not exist on Windows
 
 
-AGAIN = 0.01  # seconds
+AGAIN = 0.01  # seconds after which an ignored signal is sent again
 
 
 class Stopped(BaseException):
@@ -125,7 +125,8 @@ def unwinding() -> Iterator[Unwinding]:
 class Program:
     """The function `main` of a module; calling it imports the module.
 
-    `started` is whether a program is the main program of this process, so that it can end it.
+    `started` says whether a program runs as the main program of this process, and may thus end the
+    process.
     """
 
     started = False

@@ -34,9 +34,9 @@ _PER_LAYER = (
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """Return the scales; attention scores are scaled by the head size.
+    """Return the scales; the factor for attention scores is 1 / sqrt(head size).
 
-    In the model with `largest` layers, they are scaled by n_embd / n_head instead.
+    In the model with `largest` layers, it is 1 / sqrt(n_embd / n_head) instead.
     """
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest

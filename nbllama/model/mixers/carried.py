@@ -1,4 +1,4 @@
-"""The states of sequences before and after a batch, for generation."""
+"""The states of sequences that generation carries from one batch to the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.model.parts import BlockParts
 
 
 class Carried(NamedTuple):
-    """The states of the sequences before and after a batch, by name; float32 `[S, ...]`."""
+    """The states of S sequences before and after a batch, as float32 arrays `[S, ...]` by name."""
 
     before: Mapping[str, np.ndarray]
     after: Mapping[str, np.ndarray]

@@ -56,7 +56,7 @@ class DeltaBlock:
         self.eps = block.hp.rms_eps / of.size
 
     def columns(self) -> tuple[tuple[str, int], ...]:
-        """Return the first columns of the queries, the keys and the values in `qkv`."""
+        """Return the columns of `qkv` at which the queries, the keys and the values begin."""
         keys = self.of.key_heads * self.of.size
         return ("q", 0), ("k", keys), ("v", 2 * keys)
 
