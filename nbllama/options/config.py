@@ -81,7 +81,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return the words for one key, or no words for a switch that keeps its default."""
+    """Return the words for one key, or an empty list for a switch that keeps its default."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):

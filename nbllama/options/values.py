@@ -81,7 +81,7 @@ class NotInFloat32(ValueError):
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high]; `above` and `below` exclude `low` and `high`, respectively.
+    """A finite number from `low` to `high`; `above` excludes `low`, and `below` excludes `high`.
 
     The number must be 0 or normal in float32, because it will be used as a float32 value.
     """
