@@ -191,6 +191,6 @@ class Mean:
         return Mean(mean, math.sqrt(float(values.var(dtype=np.float64)) / (n - 1)))
 
     def exp(self) -> Mean:
-        """Return exp of the mean, with the error to first order."""
+        """Return the exponential of the mean; the error is a first-order approximation."""
         value = math.exp(self.value)
         return Mean(value, value * self.error)

@@ -1,4 +1,4 @@
-"""Records of training steps, the metrics file, and the remaining time, without screen output."""
+"""Records of iterations and evaluations, the log file, and an estimate of the remaining time."""
 
 from __future__ import annotations
 

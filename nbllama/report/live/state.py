@@ -116,7 +116,10 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Add a version, while holding the lock; if it is None, readers receive the whole run."""
+        """Add a version that consists of `news`; with None, readers receive the whole run.
+
+        The caller must hold the lock.
+        """
         self._version += 1
         if news is None:
             self._whole_from = self._version
