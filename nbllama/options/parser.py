@@ -1,4 +1,4 @@
-"""A command-line parser generated from a dataclass, each of whose fields is an option.
+"""A command-line parser generated from a dataclass in which each field is an option.
 
 The rules are those of the old llama.cpp `finetune`: `_` in an option name is equivalent to `-`, the
 last occurrence wins, and abbreviations are not allowed. In addition, `--option=value` works. Every

@@ -163,7 +163,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """A local port, or 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
+    """A local port, or 0 for any free port. The words on, true and yes mean 0.
+
+    The words off, false and no mean None.
+    """
 
     metavar: str = "[PORT]"
     alone: str = "on"  # value to use if the option is given without a value

@@ -164,7 +164,7 @@ class LiveState:
             self._changed.notify_all()
 
     def ask(self, prompt: str) -> str:
-        """Add a question; return the reason if it is refused, otherwise ""."""
+        """Add a question; return "", or the reason why the question is refused."""
         text = prompt.strip()
         with self._changed:
             if self._over:
@@ -183,7 +183,7 @@ class LiveState:
         return ""
 
     def stop(self) -> str:
-        """Ask the run to stop and save; return the reason if it cannot, otherwise ""."""
+        """Ask the run to stop and save; return "", or the reason why the run cannot stop."""
         with self._changed:
             if self._over:
                 return "the run is over"
