@@ -76,7 +76,10 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
-    """Return the forecast; the kernels must be compiled, and the activations not yet touched."""
+    """Return the forecast of memory and time.
+
+    The kernels must be compiled, and nothing must have been written to the activations yet.
+    """
     needs = _memory(trainer, threads)  # must come first, because timing touches the activations
     seconds, stored = step_seconds(trainer)
     return needs._replace(seconds=seconds, stored_seconds=stored)

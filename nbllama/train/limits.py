@@ -14,11 +14,12 @@ from nbllama.train.sharing import Sizes, largest_shared
 
 
 class Limits(NamedTuple):
-    """The largest micro-batch's size, the longest sequence's length, and the means per sample.
+    """Upper bounds on the size of a micro-batch, and the mean sizes of a sample.
 
-    `tokens` and `trained` count all tokens and all trained positions in the largest micro-batch. If
-    samples share beginnings, `computed` is the number of rows that are computed, and `keys` is the
-    number of tokens that these rows attend to.
+    `tokens` and `trained` are the largest numbers of tokens and of trained positions in a
+    micro-batch, and `longest` is the length of the longest sequence. If samples share beginnings,
+    `computed` is the number of rows that are computed, and `keys` is the number of tokens that
+    these rows attend to.
     """
 
     tokens: int
@@ -31,7 +32,11 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps`: whether every row is full."""
+    """Return bounds for micro-batches of `batch` rows.
+
+    `wraps` says whether every micro-batch is full (`Feed.wraps`), and `shares` says whether samples
+    share their beginnings.
+    """
     lengths = dataset.lengths()
     means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)

@@ -29,7 +29,7 @@ class Passes(Protocol):
     batch: int
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Lay out the batches for the passes, with shared beginnings if enabled."""
+        """Return the batches as the passes need them, with shared beginnings if enabled."""
         ...
 
 
@@ -72,9 +72,9 @@ class Drawing(Passes, Protocol):
 class Objective(Protocol):
     """A loss that is computed for each micro-batch after its forward pass.
 
-    `data`: additional data; the run's memory must have room for each of its samples. `work`: how
-    long a step takes, relative to its forward and backward passes alone. `point`: a number shared
-    by all micro-batches of a step, set by `before`.
+    `data` contains additional data sets; the run's memory must have room for each of their samples.
+    `work` is the time that a step takes, relative to its forward and backward passes alone. `point`
+    is a number that `before` sets for all micro-batches of a step.
     """
 
     data: Sequence[Dataset]
@@ -82,11 +82,11 @@ class Objective(Protocol):
     point: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches for a step: `batches`, or new batches built from `batches`."""
+        """Return the micro-batches of a step: `batches`, or new batches of drawn answers."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step or an evaluation; return the number of items to average its loss over."""
+        """Prepare a step or an evaluation, and return over how many items to average the loss."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -98,7 +98,7 @@ class Objective(Protocol):
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return additional numbers about the current step or evaluation."""
+        """Return measures of the current step or evaluation, in addition to the loss."""
         ...
 
     def take_part(self) -> Any:
@@ -150,11 +150,11 @@ class TakesData:
         return ()
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return 0."""
+        """Return 0, because a step needs only the memory for its passes."""
         return 0
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Return 0."""
+        """Return 0, because `work` covers the whole step."""
         return 0.0
 
 
@@ -180,7 +180,7 @@ class TokenLoss(TakesData):
         )  # fmt: skip
 
     def measures(self) -> Mapping[str, float]:
-        """Return no measures, because the loss is the only one."""
+        """Return an empty dict, because there are no measures except the loss."""
         return {}
 
     def take_part(self) -> None:

@@ -27,7 +27,7 @@ def compile_kernels(trainer: Trainer) -> float:
     tokens = np.zeros(n, np.int32)
     read = (tokens[:6], np.full(6, NOT_TRAINED, np.int32))
     batch = Batch.from_rows([read, (tokens, tokens)] if trainer.shares else [(tokens, tokens)])
-    batch = trainer.laid_out([batch])[0]  # for `n` rows
+    batch = trainer.laid_out([batch])[0]  # both layouts have `n` rows
     acts = trainer.model.activations(
         trainer.adapter, n, n, checkpointing=True, dropout=trainer.dropout > 0
     )
@@ -61,11 +61,11 @@ def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
 def _one_block(
     trainer: Trainer, layer: int, acts: Activations, batch: Batch, first: int | None = None
 ) -> None:
-    """Run the forward and backward pass of a block.
+    """Run the forward and backward passes of block `layer`.
 
-    With checkpointing, block `first` runs forward. Block `layer` then runs forward again and
-    backward. If these are two different blocks, the weights of `layer` are not in the cache, as in
-    a real step.
+    `first` is given to imitate checkpointing. Block `first` then runs forward, after which `layer`
+    recomputes its forward pass and runs backward. If these are two different blocks, the weights of
+    `layer` are not in the cache, as in a real step.
     """
     if first is not None:
         block_forward(trainer.model, first, trainer.bound, acts, batch=batch)
@@ -77,7 +77,7 @@ def _one_block(
 
 
 def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
-    """Group the blocks by mixer (such as attention), whether they have experts, and sizes."""
+    """Group the blocks by everything that affects their duration, such as mixer and sizes."""
     hp = trainer.model.hp
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):

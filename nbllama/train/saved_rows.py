@@ -1,4 +1,4 @@
-"""The number of rows per epoch saved by sharing beginnings (`nbllama.data.shared`)."""
+"""Measure how many rows of an epoch are saved by sharing beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MOST_BATCHES = 1000  # maximum number of batches to lay out for the measurement
 
 
 class Counted(NamedTuple):
-    """Token counts for the first batches of an epoch: all tokens, and tokens that are computed.
+    """The number of tokens in the first batches of an epoch, and how many of them are computed.
 
-    `whole`: whether the counted batches cover the whole epoch.
+    `whole` says whether the counted batches cover the whole epoch.
     """
 
     tokens: int
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return a line to display about the rows that are saved per epoch."""
+    """Return a phrase for the run's header that says how many tokens of an epoch are computed."""
     if not trainer.shares:
         return f"prefixes are not shared, because {trainer.model.hp.arch} blocks carry a state"
     found = counted(trainer)

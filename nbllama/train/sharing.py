@@ -12,7 +12,7 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """The sizes of the largest micro-batch: the computed rows, and the tokens in its samples."""
+    """Bounds on the number of computed rows in a micro-batch, and on the tokens in its samples."""
 
     computed: int
     keys: int
@@ -21,7 +21,8 @@ class Sizes(NamedTuple):
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
     """Return bounds for shared batches of `n_rows` rows; `tokens` is the bound without sharing.
 
-    If the data are not records, the saving is not known in advance.
+    If the data are not records, both bounds are `tokens`, because it is not known in advance how
+    much the samples share.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))

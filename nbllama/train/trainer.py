@@ -45,11 +45,10 @@ class StopRequested(Exception):
 
 
 class Evaluation(NamedTuple):
-    """The evaluation of one iteration's samples; the gradient itself is in `Trainer.gradients`.
+    """The loss and sizes of one iteration's samples; see `Trainer.gradients` for the gradient.
 
-    trained: the number of trained tokens or answers over which the loss is averaged
-    (`Objective.before`). after: the position in the data after these samples. n_samples: the number
-    of samples.
+    `trained` is the number of trained tokens or answers over which the loss is averaged
+    (`Objective.before`). `after` is the position in the data after these samples.
     """
 
     loss: float
@@ -64,7 +63,7 @@ class Evaluation(NamedTuple):
 class StepResult(NamedTuple):
     """The result of one iteration: `loss` is in nats per trained token, `lr` is the learning rate.
 
-    `skipped`: whether the update was skipped, leaving all parameters unchanged.
+    If `skipped` is true, the update was skipped, and all parameters are unchanged.
     """
 
     iteration: int
@@ -113,14 +112,15 @@ class Trainer:
     ) -> None:
         """Allocate the memory for training.
 
-        old_schedule: whether to use the learning rate of the previous update, like the old tool.
-        probability_floor: `floor` for `ops.cross_entropy`. activation_memory: bytes available for
-        activations, which determine how many blocks are computed twice; if 0, `checkpointing`
-        decides whether all or none are. dropout: see `ops.dropout`; the masks are derived from
-        `seed`. validation: data for `validation_loss`. objective: the loss to minimise; None means
-        the cross-entropy of each token. share_prompts: whether to compute the common beginnings of
-        samples in a micro-batch only once (`data.shared`); has no effect with dropout. block:
-        `size` for `train.blocks.compute.split`.
+        `old_schedule` says whether to use the learning rate of the previous update, like the old
+        tool. `probability_floor` is the `floor` of `ops.cross_entropy`. `activation_memory` is the
+        number of bytes for activations, which determines how many blocks are computed twice; if it
+        is 0, `checkpointing` decides whether all or none are. `dropout` is the probability p of
+        `ops.dropout`, whose masks are derived from `seed`. `validation` contains the data for
+        `validation_loss`. `objective` is the loss to minimise; None means the cross-entropy of each
+        token. `share_prompts` says whether to compute the common beginnings of samples in a
+        micro-batch only once (`data.shared`); it has no effect with dropout. `block` is the `size`
+        for `train.blocks.compute.split`.
 
         Raises `UsageError` if `activation_memory` is too small even if every block is checkpointed.
         """
@@ -141,7 +141,7 @@ class Trainer:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
-            # batches of drawn answers are not laid out again
+            # batches of this data are computed without sharing their beginnings
             most = max(self.limits.tokens, self.limits.computed)
             self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
@@ -198,7 +198,7 @@ class Trainer:
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Lay out the batches for the passes, with shared beginnings if enabled."""
+        """Return the batches as the passes need them, with shared beginnings if enabled."""
         return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:

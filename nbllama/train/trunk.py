@@ -1,10 +1,10 @@
-"""Cache the output of the frozen blocks below the lowest pair from epoch to epoch.
+"""A file that stores the output of the frozen blocks, so that later epochs can reuse it.
 
 With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. The input of block L at
 a token therefore depends only on the base model and the tokens up to that token. The input is
 bit-identical whether the sample is computed alone, in a batch, or as the beginning of a longer
-sample (`tests/train/test_trunk.py`). The first pass over a sample stores these input vectors,
-float32 `[n, C]`, and later passes start at block L.
+sample (`tests/train/test_trunk.py`). The first pass over a sample stores these input vectors as a
+float32 array `[n, C]`, and later passes start at block L.
 
 The file begins with `_MAGIC`, the key and C, followed by one record per sample: a digest of its
 tokens, the number of tokens, a checksum, and the vectors. New records are always appended. Reading
@@ -39,7 +39,7 @@ _RECORD = struct.Struct("<16sII")  # digest of the tokens, number of tokens, che
 
 
 class _Place(NamedTuple):
-    """The location of a sample's vectors: offset in the file, number of tokens, checksum."""
+    """The offset of a sample's vectors in the file, their number, and their checksum."""
 
     offset: int
     n: int
@@ -139,7 +139,7 @@ class TrunkCache:
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
         """Fill x `[N, C]` with the input of block `layer`; return False if a sample is missing."""
-        if batch.n_tokens < FEWEST_ROWS:  # the bits would differ, see `FEWEST_ROWS`
+        if batch.n_tokens < FEWEST_ROWS:  # small batches are rounded differently
             return False
         places = [self._places.get(digest) for digest in digests(batch)]
         found = [place for place in places if place is not None]

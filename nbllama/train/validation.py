@@ -13,24 +13,17 @@ OVERFITTING = 2  # consecutive evaluations in which training loss falls and vali
 
 @dataclass
 class Validation:
-    """The state between evaluations; all fields are numbers, so that a checkpoint can store them.
+    """The state between evaluations; a checkpoint can store it, because all fields are numbers."""
 
-    last: iteration of the last evaluation, or -1 before the first. best: lowest validation loss.
-    best_at: iteration of the lowest loss, or -1 if there is none yet. since: number of evaluations
-    since the best one. previous, previous_trained: validation loss of the last evaluation, and the
-    mean training loss that preceded it. sum, tokens: training loss since the last evaluation,
-    weighted by trained tokens. rises: see `OVERFITTING`.
-    """
-
-    last: int = -1
-    best: float = 0.0
-    best_at: int = -1
-    since: int = 0
-    previous: float = 0.0
-    previous_trained: float = 0.0
-    sum: float = 0.0
-    tokens: int = 0
-    rises: int = 0
+    last: int = -1  # iteration of the last evaluation, or -1 before the first
+    best: float = 0.0  # lowest validation loss
+    best_at: int = -1  # iteration of the lowest loss, or -1 if there is none yet
+    since: int = 0  # number of evaluations since the best one
+    previous: float = 0.0  # validation loss of the last evaluation
+    previous_trained: float = 0.0  # mean training loss before the last evaluation
+    sum: float = 0.0  # training loss since the last evaluation, weighted by trained tokens
+    tokens: int = 0  # number of trained tokens in `sum`
+    rises: int = 0  # number of consecutive evaluations that show overfitting, see `OVERFITTING`
 
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Validation:
@@ -63,7 +56,7 @@ class Validation:
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
         """Add an evaluation, and return whether the run is overfitting.
 
-        `best`: whether the adapter of this evaluation was kept.
+        `best` says whether the adapter of this evaluation was kept.
         """
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
@@ -93,7 +86,7 @@ def perplexity(loss: float) -> float:
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Yield sample numbers in order, in the largest groups that both bounds allow."""
+    """Return the sample numbers in order, in the largest groups that both bounds allow."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

@@ -1,4 +1,4 @@
-"""`--ray ADDRESS`: where the workers run, and whether the connection is protected."""
+"""Parse `--ray ADDRESS`, and check that the connection to the workers is protected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOST = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1
 
 
 class Address(NamedTuple):
-    """A parsed address.
+    """A parsed `--ray` address.
 
     `local` is the number of workers to start on this machine, or 0 to use a cluster.
     """

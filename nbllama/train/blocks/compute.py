@@ -49,9 +49,10 @@ class Work(Computing, Protocol):
 class Block:
     """Consecutive micro-batches of a step, already laid out for the passes.
 
-    step: number of iterations before this step. number: index of the block within its step. first:
-    index of the block's first micro-batch. trained: number of items over which the step's loss is
-    averaged. gradient: whether to compute the gradient; validation needs only the losses.
+    `step` is the number of iterations before this step, `number` is the index of the block within
+    its step, and `first` is the index of its first micro-batch. The loss of the step is averaged
+    over `trained` items. `gradient` says whether to compute the gradient; validation needs only the
+    losses.
     """
 
     step: int
@@ -63,7 +64,7 @@ class Block:
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens processed."""
+        """The number of tokens processed."""
         return sum(batch.n_tokens for batch in self.batches)
 
     @property
@@ -74,7 +75,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Job:
-    """A task and its index among the tasks of a step."""
+    """A task, the number of iterations before its step, and its index within the step."""
 
     step: int
     number: int
@@ -83,7 +84,7 @@ class Job:
 
     @property
     def n_tokens(self) -> int:
-        """Upper bound on the number of tokens processed."""
+        """An upper bound on the number of tokens processed."""
         return self.task.n_tokens
 
     @property
@@ -107,7 +108,7 @@ def split(
 
 
 def too_few(n: int, size: int, workers: int) -> str:
-    """Return a message if n micro-batches are too few to give every worker a block, or ""."""
+    """Return a message if n micro-batches are too few to give every worker a block, else ""."""
     own = size or n
     blocks = -(-n // own) if n else 0
     if not 0 < blocks < workers:
@@ -162,7 +163,7 @@ def sum_of(losses: Sequence[float]) -> float:
 
 
 class Total:
-    """The running sum over blocks, which must be added in ascending order."""
+    """The sums of losses and gradients over blocks, which must be added in ascending order."""
 
     def __init__(self) -> None:
         self.loss, self.n = 0.0, 0

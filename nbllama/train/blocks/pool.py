@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass(frozen=True)
 class Event:
-    """News from a worker: the answer for its unit, or None and the reason the worker was lost."""
+    """A worker's answer for its unit, or None and the reason why the worker was lost."""
 
     worker: str
     answer: Answer | None
@@ -24,7 +24,7 @@ class Event:
 class Pool(Protocol):
     """A group of named workers, each of which computes one unit (a block or a task) at a time."""
 
-    others: set[str]  # workers with a different CPU; the first block of each is compared
+    others: set[str]  # workers with a different CPU whose first block has not been compared yet
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
         """Use these parameters from now on; return messages about machines that joined or left.
@@ -42,11 +42,11 @@ class Pool(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """Wait for news for at most `seconds`, and return it."""
+        """Wait at most `seconds` for answers and lost workers, and return these events."""
         ...
 
     def ban(self, worker: str) -> None:
-        """Never use this worker's machine again, and ignore further news from the worker."""
+        """Never use this worker's machine again, and ignore further answers from the worker."""
         ...
 
     def close(self) -> None:

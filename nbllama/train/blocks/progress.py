@@ -12,10 +12,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass
 class Running:
-    """A unit assigned to a worker.
-
-    `late`: whether the unit was also queued for another worker.
-    """
+    """A unit assigned to a worker; `late` says whether it was also queued for another worker."""
 
     unit: Unit
     attempt: int
@@ -28,9 +25,9 @@ class Running:
 class Progress:
     """The units to compute, their answers, and the workers that computed them, by unit number.
 
-    todo: the queued units, each with a flag that is True for an audit. wanted: numbers of the units
-    to audit. again: whether an audit found different bits, in which case the whole step must be
-    computed again.
+    `todo` contains the queued units, each with a flag that is True for an audit. `wanted` contains
+    the numbers of the units to audit. If an audit found different bits, `again` is true, and the
+    whole step must be computed again.
     """
 
     todo: deque[tuple[Unit, bool]]
@@ -86,7 +83,10 @@ class Progress:
         return None
 
     def keep(self, unit: Unit, answer: Answer, *, worker: str, audit: bool) -> bool:
-        """Store an answer; return False if the unit already has one."""
+        """Store an answer, and queue the unit if it must be audited.
+
+        Returns False if the unit already has an answer.
+        """
         if not self.needs(unit, audit):
             return False
         answers, names = (self.audits, self.audited_by) if audit else (self.done, self.by)

@@ -1,9 +1,9 @@
 """Workers on other machines, via Ray. Ray is imported only here, and only with `--ray`.
 
-Each worker is a Ray actor. There is one actor per machine in the cluster, or N on this machine. The
-parameters are put into the object store once per step, and each machine fetches them once. A block
-is passed as the argument of a remote call, which returns the answer. An actor keeps the model in
-memory, but no state that the run depends on.
+Each worker is a Ray actor. There is one actor per machine in the cluster, or N on this machine with
+`local:N`. The parameters are put into the object store once per step, and each machine fetches them
+once. A block is passed as the argument of a remote call, which returns the answer. An actor keeps
+the model in memory, but no state that the run depends on.
 
 A new actor is checked in a separate thread so that training does not have to wait. The actor must
 have the same packages, kernels and CPU as this machine. It opens the base model at the same path,
@@ -37,7 +37,7 @@ JOIN_SECONDS = 300.0  # time limit for the first worker
 
 @dataclass
 class _Member:
-    """An actor: `name` is the name of its machine, and `node` is Ray's id for that machine."""
+    """An actor: `name` is the worker's name, and `node` is Ray's id for the worker's machine."""
 
     name: str
     node: str
@@ -61,7 +61,7 @@ class RayPool:
         self.model_dir = model_dir
         self._lock = threading.Lock()
         self._members: dict[str, _Member] = {}
-        self._refused: set[str] = set()  # machines
+        self._refused: set[str] = set()  # Ray's ids of machines that must not be used
         self.others: set[str] = set()
         self._lines: list[str] = []
         self._calls: dict[Any, str] = {}  # the worker that is computing each pending result
@@ -179,7 +179,7 @@ class RayPool:
         ray.kill(member.handle)
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
-        """Put new parameters, if any, into the object store, and add machines that have joined."""
+        """Put new parameters, if any, into the object store, and start actors on new machines."""
         self._start_missing()
         if params is not None:
             self._params = ray.put(dict(params))
@@ -256,7 +256,7 @@ def _connect(address: Address) -> None:
 
 
 def _reason(e: BaseException) -> str:
-    """Return the last line of a message, which states the cause in Ray's errors."""
+    """Return the first line of an error's message, or of its cause's message if there is one."""
     cause = getattr(e, "cause", None)
     text = str(cause if isinstance(cause, Exception) else e).strip()
     lines = text.splitlines() or [type(e).__name__]

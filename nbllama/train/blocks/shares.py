@@ -17,7 +17,7 @@ class Share:
     seconds: float = 0.0
 
     def row(self, worker: str, wall: float) -> WorkerRow:
-        """Return the numbers to display; for `wall`, see `Shares`."""
+        """Return the row to display for `worker`; for `wall`, see `Shares`."""
         return WorkerRow(
             worker,
             self.blocks,
@@ -37,7 +37,7 @@ class Shares:
         self._of: dict[str, Share] = {}
 
     def add(self, worker: str, n_tokens: int, seconds: float) -> None:
-        """Add a block or a different unit that a worker has computed."""
+        """Add a unit (a block or a task) that a worker has computed."""
         share = self._of.setdefault(worker, Share())
         share.blocks += 1
         share.tokens += n_tokens

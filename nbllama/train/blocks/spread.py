@@ -35,7 +35,7 @@ from nbllama.train.blocks.shares import Shares
 from nbllama.train.blocks.worker import Answer, Key, computed, mixed_line
 from nbllama.train.objective import Check, Task
 
-LEAST_WAIT, TIMES_MEDIAN, POLL = 60.0, 5.0, 0.2  # in seconds, except for the second one
+LEAST_WAIT, TIMES_MEDIAN, POLL = 60.0, 5.0, 0.2  # LEAST_WAIT and POLL are in seconds
 HERE = "this process"
 
 
@@ -133,7 +133,7 @@ class Spread:
             self.say(f"warning: {line}")
 
     def _answers(self, work: StepWork, units: Sequence[Unit], check: Check) -> dict[int, Answer]:
-        """Return the answers, keyed by unit number."""
+        """Distribute the units over the workers, and return the answers, keyed by unit number."""
         start = time.perf_counter()
         while True:
             self._begin(work)
@@ -152,7 +152,7 @@ class Spread:
                 self._queue_overdue(step)
             if not step.again:
                 break
-            # copies, because late answers to the first attempt must not count
+            # copied so that `Progress.has` rejects late answers from before the restart
             units = [replace(unit) for unit in units]
         seconds = time.perf_counter() - start
         self._all.wall += seconds
@@ -225,7 +225,7 @@ class Spread:
             work.objective.add_part(before)
 
     def _take(self, work: StepWork, step: Progress, event: Event) -> None:
-        """Handle news from a worker: an answer, or a report that the worker was lost."""
+        """Handle an event: store the answer, or queue the unit of a lost worker again."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:

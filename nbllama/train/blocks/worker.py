@@ -35,7 +35,7 @@ _PIECE = 1 << 24
 
 
 class Key(NamedTuple):
-    """The unit that an answer is for; each time a block is recomputed, `attempt` is higher."""
+    """The unit that an answer belongs to; `attempt` increases each time a unit is assigned."""
 
     step: int
     number: int
@@ -46,9 +46,11 @@ class Key(NamedTuple):
 class Answer:
     """The result of a computed unit.
 
-    losses: see `compute`. parts: the objective's sums for each micro-batch. grads: the float32
-    gradient with respect to each parameter; empty for validation. load: tokens per expert, int64
-    `[n_layer, E]`, or None. seconds: computing time on the worker. value: the result of a task.
+    `losses` is the list that `compute` returns, and `parts` contains the objective's sums for each
+    micro-batch. `grads` contains the float32 gradient with respect to each parameter and is empty
+    for validation. `load` is int64 `[n_layer, E]`, the number of tokens per expert, or None without
+    experts or gradient. `seconds` is the computing time on the worker. `value` is the result of a
+    task.
     """
 
     key: Key
@@ -74,10 +76,11 @@ class Answer:
 class Plan:
     """The information about a run that a worker needs.
 
-    path (absolute), sha256, size: the base model file. constants: arguments of `load_model`.
-    fingerprint: see `model_fingerprint`. hp: repr of the model's `hp`. shapes: the shapes of A and
-    B for each base tensor. trunk: key and layer of the cache of frozen blocks, or None. threads:
-    number of threads, or 0 to use all cores of the machine.
+    `path` (absolute), `sha256` and `size` describe the base model file. `fingerprint` is the result
+    of `model_fingerprint`, `hp` is the repr of the model's `hp`, and `constants` contains arguments
+    for `load_model`. `shapes` contains the shapes of A and B for each base tensor. `trunk` is the
+    key and layer of the cache of frozen blocks, or None for no cache. `threads` is the number of
+    threads, or 0 to use all cores of the machine.
     """
 
     path: str
@@ -102,7 +105,7 @@ class Plan:
 
 
 def mixed_line(name: str, here: Answer, there: Answer) -> str:
-    """Return a message that states how much a block from a worker with a different CPU differs."""
+    """Return a message about how much `there`, computed on another CPU, differs from `here`."""
     loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
     ours, theirs = (
         np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)
@@ -122,7 +125,7 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
     """Compute a unit, and return an answer whose arrays are copies.
 
-    The objective's sums must be 0 when the call begins, so that the answer covers only this unit.
+    The objective's sums must be 0 at the start, so that the answer covers only this unit.
     """
     start = time.perf_counter()
     if isinstance(unit, Job):

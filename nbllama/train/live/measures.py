@@ -13,16 +13,16 @@ from nbllama.train.live.norms import Norms
 from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
-SHARE = 0.005  # share of the run's time
+SHARE = 0.005  # maximum share of the run's time
 CREDIT = 30.0  # maximum seconds of unused time to carry over
-MOST_COLUMNS = 400  # rows of norms per run
-MOST_PASSING = 20  # texts logged per run, in addition to the followed ones
+MOST_COLUMNS = 400  # maximum number of `norms` rows per run
+MOST_PASSING = 20  # maximum number of texts to log per run, in addition to the followed ones
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """A budget that allows work as long as the work takes at most `share` of the run's time so far.
+    """A time budget: work is allowed while it takes at most a fraction `share` of the run's time.
 
     Only the CPU time of the thread that does the work is counted, so other programs have no effect.
     """
@@ -45,7 +45,7 @@ class Budget:
 
 
 class Measures:
-    """Measure a trainer between iterations, without changing its passes or updates.
+    """Measurements of a trainer between iterations, which do not affect its passes or updates.
 
     `keep` is called with rows that go to both the log and the page, and `show` is called with rows
     that go only to the page. `n_iter` is the total number of iterations.
@@ -97,7 +97,7 @@ class Measures:
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
-        if isinstance(trainer.dataset, Prompts):  # in such a run, the batches are placeholders
+        if isinstance(trainer.dataset, Prompts):  # these batches are placeholders
             return
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):

@@ -14,12 +14,12 @@ from nbllama.lora.slots import slot_of
 
 def _square(x: np.ndarray) -> float:
     flat = x.reshape(-1)
-    # uses one thread and makes no copy; float32 is precise enough for a colour
+    # einsum uses one thread and makes no copy; float32 is precise enough for a colour
     return float(np.einsum("i,i->", flat, flat))
 
 
 class Norms:
-    """Measure the norms of the gradients and updates of the adapter's pairs.
+    """The norms of the gradients and updates of the adapter's pairs.
 
     `take_before` copies the parameters, always into the same memory, and `row` compares the current
     parameters with these copies.

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class Questions:
-    """Answer the questions in a `LiveState` greedily, using separate memory.
+    """The questions in a `LiveState`, which are answered greedily using separate memory.
 
     `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
     the run should stop, in which case the current answer ends as well. `keep` is called with the

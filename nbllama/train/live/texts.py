@@ -1,4 +1,4 @@
-"""The training text and its per-token losses, which every step computes in any case."""
+"""Show training texts with their per-token losses, which every step computes anyway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.text.tokenizer import Tokenizer
 
 MOST_TOKENS = 700  # per displayed text
 FOLLOWED = 4  # number of samples that are shown whenever they occur
-MOST_VISITS = 60
+MOST_VISITS = 60  # maximum number of rows per followed sample
 
 
 class Scored(NamedTuple):
@@ -43,10 +43,10 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Choose sequences, and create the `tokens` rows of a log.
+    """The sequences shown on the page, for which `tokens` rows are created in the log.
 
-    The first sequences of the first steps are followed: a row is created whenever one of them
-    recurs.
+    The first sequence of each of the first steps is followed, which means that a row is created
+    whenever the sequence occurs again.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -71,7 +71,7 @@ class Texts:
         return self._row(iteration, found[self._turn % len(found)], 0)
 
     def _row(self, iteration: int, one: Scored, sample: int) -> dict[str, Any]:
-        # the last target is the token after the input
+        # the last target follows the input, so it is part of the text
         ids = [*one.tokens.tolist(), int(max(one.targets[-1], 0))]
         losses = np.array([np.nan, *one.losses])
         if one.targets[-1] == NOT_TRAINED:

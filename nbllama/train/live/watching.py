@@ -85,8 +85,8 @@ class Watching:
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
     """Serve the `--live` page, and show its address once.
 
-    Yields None if `--live` is not given, or if the page cannot be served. The run continues without
-    the page.
+    Returns None if `--live` is not given, or if the page cannot be served. In the second case, the
+    run continues without the page.
     """
     if options.live is None:
         return None

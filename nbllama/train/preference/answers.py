@@ -33,9 +33,9 @@ def answer_tokens(batch: Batch) -> np.ndarray:
 def token_log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi of each trained token, float64 `[M]`; the forward pass must have run.
+    """Return log pi of each trained token as a float64 array `[M]`.
 
-    The output of the last block is not modified.
+    The forward pass must have run. The output of the last block is not modified.
     """
     losses = np.empty(batch.n_trained, np.float32)
     # watchers observe only the pass that computes the gradient
@@ -50,10 +50,10 @@ def token_log_probabilities(
 def log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
-    """Return log pi(y|x) of each sample, float64 `[S]`; the forward pass must have run.
+    """Return log pi(y|x) of each sample as a float64 array `[S]`.
 
     Each value is the sum over the trained tokens of a sample, which must have at least one. The
-    output of the last block is not modified.
+    forward pass must have run. The output of the last block is not modified.
     """
     counts = answer_tokens(batch)
     of_tokens = token_log_probabilities(model, bound, acts, buffers, batch=batch)
@@ -72,9 +72,10 @@ def of_samples(
     most: Limits,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities of the samples numbered `rows`, float64, batch by batch.
+    """Yield a float64 array per batch with the log-probabilities of the samples in `rows`.
 
-    The batches are as large as `most` permits. `check` is called between layers.
+    `rows` contains sample numbers. The batches are as large as `most` permits. `check` is called
+    between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
     for part in batches((tokens, trained), most.computed, most.trained):
@@ -92,7 +93,7 @@ def of_preferences(
     data: Preferences,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
+    """Yield a float64 array per batch with the log-probabilities of all answers in `data`.
 
     If sharing is enabled, a prompt with several answers is processed only once. The memory must
     have room for each individual sample. `check` is called between layers.

@@ -50,8 +50,8 @@ class Numbers(NamedTuple):
 class Answers(NamedTuple):
     """The answers of a micro-batch, one per sequence; all arrays are `[S]`.
 
-    policy, reference: log-probabilities, float64. n: numbers of tokens. good: whether each answer
-    is good, bool. weight: float64.
+    `policy` and `reference` are the float64 log-probabilities under the two models, and `n` is the
+    number of tokens. `good` (bool) says whether an answer is good, and `weight` is float64.
     """
 
     policy: np.ndarray
@@ -62,7 +62,10 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss for each sample (float64), and the derivative and reward for each answer `[S]`."""
+    """The loss of each pair or labelled answer, and the derivative and reward of each answer.
+
+    All arrays are float64. The derivative is taken with respect to log pi of the whole answer.
+    """
 
     loss: np.ndarray
     slope: np.ndarray
@@ -112,7 +115,8 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 class SentAnswers(NamedTuple):
     """The values that `PreferenceLoss.loss` needs for the n answers of a batch.
 
-    judged: the judgements on the answers. reference: log-probabilities, float64 `[n]`, or None.
+    `judged` contains the judgements on the answers. `reference` is a float64 array `[n]` of
+    log-probabilities, or None.
     """
 
     judged: Judged
@@ -122,8 +126,8 @@ class SentAnswers(NamedTuple):
 class PreferenceLoss(TakesData):
     """The `Objective` of a run on preferences.
 
-    reference: if None, all reference log-probabilities are treated as 0. history: the measures of
-    each step. point: the reference point for KTO.
+    If `reference` is None, all reference log-probabilities are treated as 0. `history` contains the
+    measures of each step, and `point` is the reference point for KTO.
     """
 
     def __init__(
@@ -209,7 +213,7 @@ class PreferenceLoss(TakesData):
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch with only its own answers' judgements and reference values."""
+        """Return the batch with only the judgements and reference values that its answers need."""
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         reference = source.reference

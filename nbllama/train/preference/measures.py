@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 STEPS = 10  # number of recent steps on which a warning is based
-FALLEN = 0.1  # nats per token, for both sides
-RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so the gradient of such a pair is almost 0
+FALLEN = 0.1  # warn if chosen and rejected answers both lose more than this many nats per token
+# Warn if the mean margin exceeds this value. sigmoid(-10) is 5e-5, so the gradient is almost 0.
+RUNAWAY = 10.0
 
 
 class Measured:
@@ -31,7 +32,10 @@ class Measured:
         reward: np.ndarray,
         z: float,
     ) -> None:
-        """Add the answers in a micro-batch, arrays `[S]`; `z` is the reference point for KTO."""
+        """Add the answers in a micro-batch; `z` is the reference point for KTO.
+
+        All arrays are `[S]`, with one value per answer.
+        """
         for side, on in enumerate((good, ~good)):
             self.count[side] += np.count_nonzero(on)
             self.policy[side] += policy[on].sum()
@@ -59,10 +63,11 @@ class Measured:
     def numbers(self) -> dict[str, float]:
         """Return the means, leaving out any side that has no answers.
 
-        margin: reward of the chosen answers minus reward of the rejected answers. accuracy: share
-        of pairs whose chosen answer has the higher reward; for labelled answers, the share on the
-        right side of the reference point. logp_chosen, logp_rejected: sums over the tokens of an
-        answer, in nats. tokens_chosen, tokens_rejected: lengths of the answers.
+        - margin: reward of the chosen answers minus reward of the rejected answers
+        - accuracy: share of pairs in which the chosen answer has the higher reward; for labelled
+          answers, the share on the right side of the reference point
+        - logp_chosen, logp_rejected: log-probability of an answer, in nats
+        - tokens_chosen, tokens_rejected: number of tokens in an answer
         """
         found: dict[str, float] = {}
         if not self._judged:
@@ -81,7 +86,8 @@ class Measured:
 class Seen:
     """The most recent steps of a run, and the warnings about them.
 
-    `refers`: whether changes are measured relative to the reference rather than the first steps.
+    If `refers` is true, changes are measured relative to the reference, otherwise relative to the
+    first steps.
     """
 
     def __init__(self, refers: bool) -> None:

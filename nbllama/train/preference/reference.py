@@ -36,9 +36,9 @@ _MAGIC = b"nbllama reference 1\n"
 class Reference:
     """The reference for the answers of `sets`.
 
-    adapter: the adapter that is applied to the base model, or None. base: the fingerprint of the
-    base model. others: whether each answer is also evaluated with a different prompt. folder: the
-    folder for the file, or None to store nothing. path: the file that was read or written.
+    `adapter` is applied to the base model, unless it is None. `base` is the fingerprint of the base
+    model. `others` says whether each answer is also evaluated with a different prompt. `folder` is
+    the folder for the file, or None to store nothing. `path` is the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -69,7 +69,7 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Return the name of the file with the log-probabilities, or "" if there is none."""
+        """Return the path of the file for the log-probabilities, or "" to store nothing."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
@@ -136,7 +136,7 @@ def same_sizes(a: Adapter, b: Adapter) -> bool:
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """Return a hex sha256 of an adapter's values and scale."""
+    """Return the hex sha256 of an adapter's values and scale."""
     parts: list[bytes | str | int] = [repr(float(adapter.scale))]
     for name, values in sorted(adapter.parameters().items()):
         parts += [name, repr(values.shape), values.tobytes()]
@@ -144,7 +144,7 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def write(path: str, key: str, values: np.ndarray) -> None:
-    """Write log-probabilities, float64 `[n]`, to a file.
+    """Write a float64 array `[n]` of log-probabilities to a file.
 
     Raises `OutputError` if the file cannot be written or if it would replace a file of a different
     kind.
@@ -168,9 +168,9 @@ def _begins(path: str) -> bytes:
 
 
 def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
-    """Read log-probabilities, float64 `[n]`, from a file; return None if they must be computed.
+    """Read a float64 array `[n]` of log-probabilities; return None if they must be computed.
 
-    If the file is damaged or has a different key, the user is notified.
+    If the file is damaged or has a different key, `say` is called with a warning.
     """
     head = len(_MAGIC) + 2 * 65
     try:

@@ -98,9 +98,10 @@ def _no_constant(name: str) -> None:
 
 
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 if the query returns the same rows from the record's database as the correct query.
+    """Return 1 if the answer's query and the correct query return the same rows.
 
-    The order of the rows matters only if the correct query specifies an order.
+    Both queries run on the record's database. The order of the rows matters only if the correct
+    query specifies an order.
     """
     db, right = _database(record["database"]), str(wanted(record))
     expected = _rows(db, right)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Answer(NamedTuple):
     """A drawn answer: its ids, text and reward.
 
-    `cut`: whether drawing stopped before the model ended the answer.
+    If `cut` is true, drawing stopped before the model ended the answer.
     """
 
     ids: list[int]
@@ -44,7 +44,7 @@ class GroupOf(NamedTuple):
 
     @property
     def rewards(self) -> np.ndarray:
-        """Return the rewards of all answers that have one, float64."""
+        """Return a float64 array with the rewards of all answers that have one."""
         return np.array([a.reward for a in self.answers if not isinstance(a.reward, Failed)])
 
     @property
@@ -57,8 +57,9 @@ class GroupOf(NamedTuple):
 class DrawnBatch(Batch):
     """A batch of drawn answers.
 
-    advantage: float64 [S], one for each sequence. reference: float64 [M], log-probabilities of the
-    trained tokens under the reference, which are filled in later.
+    `advantage` is float64 `[S]`, with one value per sequence. `reference` is float64 `[M]` and
+    contains the log-probabilities of the trained tokens under the reference, which are filled in
+    later.
     """
 
     advantage: np.ndarray
@@ -79,7 +80,8 @@ def unwatched(model: Model) -> Iterator[None]:
 class Draw:
     """A task that draws the answers to the prompts of a batch, group by group.
 
-    keys: the seeds for each answer's random numbers. most: maximum number of tokens per answer.
+    `keys` contains the seeds of each answer's random numbers, and `most` is the maximum number of
+    tokens per answer.
     """
 
     prompts: list[list[int]]

@@ -61,8 +61,8 @@ class RewardNumbers(NamedTuple):
 class RewardLoss:
     """The `Objective` of a run on rewards.
 
-    reference: the adapter of the reference model, or None for the base model; unused if `beta` is
-    0. history: the measures of each step.
+    `reference` is the adapter of the reference model, or None for the base model; it is not used if
+    `beta` is 0. `history` contains the measures of each step.
     """
 
     data: Sequence[Dataset] = ()
@@ -79,7 +79,7 @@ class RewardLoss:
         self._measured, self._last = (RewardMeasures(self._refers) for _ in range(2))
         self._n_tokens, self._failed, self._any_good = 0, 0, False
         self._say: Callable[[str], None] | None = None
-        self._memory: tuple[Activations, LossBuffers] | None = None  # for larger reference ranks
+        self._memory: tuple[Activations, LossBuffers] | None = None  # if the reference ranks differ
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Store `say`, which reports failed rewards."""

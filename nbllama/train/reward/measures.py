@@ -1,4 +1,4 @@
-"""Measures for a step in a run on rewards."""
+"""The measures of a step in a run on rewards."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from nbllama.train.reward.scorer import Failed
 
 
 class KL(NamedTuple):
-    """The sum of the KL estimates over a number of tokens, in nats."""
+    """A sum of KL estimates, in nats, and the number of tokens in the sum."""
 
     total: float
     tokens: int
 
 
 class RewardMeasures:
-    """The measures of one step.
-
-    `refers`: whether the measures include the KL to the reference.
-    """
+    """The measures of one step; `refers` says whether they include the KL to the reference."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers
@@ -62,11 +59,13 @@ class RewardMeasures:
     def numbers(self) -> dict[str, float]:
         """Return the measures; the result is empty before the first step.
 
-        reward, reward_std: mean and standard deviation of all rewards. kl: nats per token, averaged
-        over the tokens of all answers. answer_tokens: mean answer length. cut: share of answers
-        that reached the maximum length. same: share of groups in which all rewards are equal.
-        reward_errors: number of answers without a reward. answers_per_s: answers drawn and scored
-        per second.
+        - reward, reward_std: mean and standard deviation of all rewards
+        - kl: mean over the tokens of all answers, in nats per token
+        - answer_tokens: mean length of the answers
+        - cut: share of answers that reached the maximum length
+        - same: share of groups in which all rewards are equal
+        - reward_errors: number of answers without a reward
+        - answers_per_s: number of answers drawn and scored per second
         """
         answers = self.answers
         if not answers:

@@ -33,11 +33,11 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: its file, its name, and the argument for creating it.
+    """The file and name of a reward function, and the argument for creating it, if any.
 
-    text: the contents of the file. builtin: the name of a built-in reward, or "" for a user's
-    function. identity: the value that a checkpoint stores, which depends on the contents of the
-    user's file but not on its path.
+    `text` contains the contents of the file. `builtin` is the name of a built-in reward, or "" for
+    a user's function. `identity` is the value that a checkpoint stores; it depends on the contents
+    of the user's file, but not on the path of the file.
     """
 
     file: str
@@ -116,7 +116,10 @@ class Scorer:
         return found if isinstance(found, Failed) else float(found)
 
     def problem(self, record: dict[str, Any]) -> str:
-        """Return why a built-in reward cannot score answers for a record, or "" if it can."""
+        """Return why a built-in reward cannot score answers for a record, or "" if it can.
+
+        A user's function is not checked, and the result is "".
+        """
         if not self.source.builtin:
             return ""
         request = {"op": "check", "name": self.source.builtin, "record": record}

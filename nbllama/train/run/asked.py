@@ -80,7 +80,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
     n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
-    order += [i for i in range(min(n, 50 * number)) if i % step]  # if some have no short prompt
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # in case prompts are too long
     for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:

@@ -36,8 +36,8 @@ PARAMETER stop "<|im_end|>"
 class Files(NamedTuple):
     """The file names of the base model and the adapter.
 
-    `gguf`: whether the adapter is in the current GGUF format, which is the only one that llama.cpp
-    reads. Ollama reads other formats only for some architectures.
+    `gguf` says whether the adapter is in the current GGUF format, which is the only one that
+    llama.cpp reads. Ollama reads other formats only for some architectures.
     """
 
     base: str
@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The name of the GGUF adapter. If it does not exist, `conversion` creates it."""
+        """The name of the adapter in GGUF format, which `conversion` creates if necessary."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)

@@ -67,7 +67,7 @@ def _lock(names: Names, stack: ExitStack) -> None:
 def check_contents(option: str, path: str) -> None:
     """Raise `OutputError` if an output would replace a file of a different kind."""
     if os.path.isdir(path):
-        return  # one of the two PEFT files, whose names are unambiguous
+        return  # a folder for PEFT, whose two files have unambiguous names
     if option in _KINDS:
         check_kind(path, _KINDS[option])
     elif option == "--lora-out" and format_of(path) == "bin":

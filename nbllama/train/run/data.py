@@ -83,7 +83,7 @@ def load_data(
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the training samples and, if any, the validation samples.
 
-    The first return value is the options, filled in from the plan for the data.
+    Returns the options, filled in from the plan for the data, and the two data sets.
 
     `--train-data` is a file, or a folder that contains one. The validation data come from
     `--val-data`, `--val-split`, or the same folder.
@@ -212,7 +212,7 @@ def load_file(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # the tokenizer runs in its own process
+            template.close()  # the template runs in its own process
 
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
@@ -280,7 +280,7 @@ def walk_epochs(
 def rest_of(
     options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
-    """Return options whose length is what remains of the run that resumes from `state`.
+    """Return options that limit a run resumed from `state` to the remaining iterations.
 
     If no length is given, a run on records completes its planned length. If the run found the
     checkpoint under its own output name, it completes the length that its options specify. If there

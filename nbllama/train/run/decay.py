@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class Decay:
     """The current decay of a run, with iterations counted from the very first.
 
-    begin: the iteration after which the decay starts. end: the iteration at which the learning rate
-    reaches its minimum. last: the last iteration planned when the decay started, or `end` if the
-    decay has its own length. first: the first iteration that `check_rates` checks: the first one of
-    the whole decay if the decay is in progress, otherwise the first one of this run. new: whether
-    the decay starts with this run. renews: whether training beyond the end starts a new decay.
-    given: whether `--lr-decay-steps` was given.
+    The decay starts after iteration `begin`, and the learning rate reaches its minimum at iteration
+    `end`. `last` is the last iteration planned when the decay started, or `end` if the decay has
+    its own length. `first` is the first iteration that `check_rates` checks. This is the first one
+    of the decay if the decay is in progress, and the first one of this run otherwise. `new` says
+    whether the decay starts with this run. `renews` says whether training beyond the end starts a
+    new decay. `given` says whether `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -134,7 +134,7 @@ def check_rates(
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
-        return []  # only evaluates
+        return []  # the run only evaluates
     # The learning rate can be 0 at the end and once before the end. In the old tool, it can also
     # be 0 at the first iteration.
     looked_at = {decay.first, min(decay.first + 1, total), total}

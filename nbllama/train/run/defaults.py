@@ -18,7 +18,7 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # in a run of fewer iterations, one with a learning rate of 0 would matter too much
+SHORT = 10  # in a shorter run, no iteration should be lost to a learning rate of 0
 
 
 @dataclass(frozen=True)

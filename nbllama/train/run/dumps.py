@@ -17,7 +17,7 @@ PLACEHOLDER = "ITERATION"
 
 
 class Dumps:
-    """Write the requested dumps; the run continues if a file cannot be written.
+    """The dumps requested with `--dump`; the run continues if a file cannot be written.
 
     `asked` contains the values of `--dump`. `out` is the file name, in which ITERATION is replaced
     by the iteration number. `say` receives a message for each file. Raises `UsageError` if a
@@ -36,7 +36,7 @@ class Dumps:
 
     @contextmanager
     def at(self, iteration: int) -> Iterator[None]:
-        """Return the context manager in which to run the step of this iteration."""
+        """Return a context manager that dumps the step run inside it, if this was requested."""
         texts = [t for steps, own in self._asked if iteration in steps for t in own.texts]
         if not texts:
             yield

@@ -27,8 +27,8 @@ def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Opti
     """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
 
     The default is the newest checkpoint among the run's own outputs, so that repeating the command
-    finishes a stopped run; `outputs.finishes` is then set. With `--force` alone, the run starts
-    from the beginning.
+    finishes a stopped run. In this case, `outputs.finishes` is set. With `--force` alone, the run
+    starts from the beginning.
 
     Raises `UsageError` if files of a different run would be replaced.
     """
@@ -71,10 +71,10 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """Add suggested commands to an error about an unsuitable checkpoint with the run's own name.
+    """Suggest commands if the checkpoint found under the run's own name is unsuitable.
 
-    One command resumes the earlier run, and the other starts a new one. Raises `CheckpointError`
-    with these commands, or `UsageError` if the earlier run is complete.
+    The commands resume the earlier run or start a new one. They are added to the message of a
+    `CheckpointError` raised inside the context. Raises `UsageError` if the earlier run is complete.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = [*words, "--force"]  # with the earlier run's options if they are known
+        own = [*words, "--force"]  # used if the earlier run's options were not saved
         if outputs.config and os.path.exists(outputs.config):
             own = ["--config", outputs.config]
         raise CheckpointError(

@@ -20,7 +20,7 @@ class Given:
     """Values in memory, each used instead of the file that the option of the same name would read.
 
     `on_step` is called after each iteration, and `on_eval` after each evaluation; the run ends if
-    one of them returns True. `keep_best`: whether to keep a copy of the adapter with the lowest
+    one of them returns True. `keep_best` says whether to keep a copy of the adapter with the lowest
     validation loss.
     """
 

@@ -1,4 +1,4 @@
-"""The part of a run that is needed for objectives other than the likelihood of the answers."""
+"""Choose the objective of a run on preferences or on rewards."""
 
 from __future__ import annotations
 

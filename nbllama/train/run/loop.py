@@ -37,7 +37,7 @@ class _Ended(Exception):
 
 
 class Loop:
-    """Run a `RunSession` to its end.
+    """The loop that runs a `RunSession` to its end.
 
     With `--compat`, a run ends in the same way as in the old tool, which evaluates once more after
     the last update. The run therefore skips the samples of one more iteration. An early end takes
@@ -59,7 +59,7 @@ class Loop:
         model = session.model
         self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
         self._ending = Ending(session)
-        # why the run ends early
+        # why the run ends early, or ""
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, expected: Forecast) -> Run:
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Handle an evaluation of the training samples; the update has not been made yet."""
+        """Handle the evaluation of an iteration's training samples, before the update."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:
@@ -197,7 +197,7 @@ class Loop:
             return made
         if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
-        # In every run, the old tool resets all but the ring buffer; 0 means no stored loss.
+        # The old tool resets all values except the ring buffer in every run; 0 means no loss.
         if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement

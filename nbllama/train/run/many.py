@@ -36,8 +36,8 @@ def plan_of(
 ) -> Plan:
     """Return the plan that the workers of a run need; `own` is the `facts` of this machine.
 
-    `alone`: whether all workers run on this machine, in which case no file has to be found by its
-    sha256. `trunk` is the key and layer of the cache of frozen blocks.
+    `alone` says whether all workers run on this machine, in which case no file has to be found by
+    its sha256. `trunk` is the key and layer of the cache of frozen blocks.
     """
     gguf, adapter = trainer.model.gguf, trainer.adapter
     path = os.path.abspath(gguf.path)
@@ -74,8 +74,9 @@ def forecast_line(
 ) -> str:
     """Return a forecast of the speed-up and the traffic per step for several numbers of workers.
 
-    n_bytes: size of the gradient. seconds: how long a step takes on one machine. local: whether the
-    workers share the cores of one machine.
+    `n_bytes` is the size of the gradient, and `seconds` is the time of a step on one machine. A
+    step consists of `micro` micro-batches, in blocks of `block` (0 for a single block). `local`
+    says whether the workers share the cores of one machine.
     """
     size = min(block or micro, micro)
     blocks = math.ceil(micro / size)
@@ -94,7 +95,7 @@ def forecast_line(
 
 
 def forecast_of(session: RunSession) -> Forecast:
-    """Print the forecast for a run, including speed-up and traffic with `--ray`; see `forecast`.
+    """Print the forecast of a run (`RunSession.forecast`), with speed-up and traffic for `--ray`.
 
     Raises `NotEnoughMemory` if the run or its local workers need more memory than is available.
     """

@@ -23,8 +23,8 @@ class Names:
     """All files or folders whose names match an output's `pattern`.
 
     `mark` is the placeholder for the iteration number, or "" if the name contains none. In the name
-    of the newest file, the placeholder is replaced by `newest`. `folder`: whether the output is a
-    folder that contains an adapter for PEFT.
+    of the newest file, the placeholder is replaced by `newest`. `folder` says whether the output is
+    a folder that contains an adapter for PEFT.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Names:
 
 
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
-    """Raise `UsageError` if an output is also an input, or if two outputs coincide.
+    """Raise `UsageError` if an output is also an input, or if two outputs are the same file.
 
     `outputs` maps options to all the files that the run writes. Inputs are all files that the
     options read, including files inside folders.

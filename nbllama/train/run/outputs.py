@@ -35,7 +35,7 @@ class Outputs:
     """The output files of a run; `checkpoint` and `adapter` are names with ITERATION, or ""."""
 
     def __init__(self, options: Options) -> None:
-        """Set the names. Raises `UsageError` if a name can never be valid."""
+        """Set the names. Raises `UsageError` if a name is not allowed."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -159,7 +159,10 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """The name of the best adapter, with BEST instead of ITERATION or at the end, or ""."""
+        """The name of the best adapter, or "" if the run writes no adapter.
+
+        In the name, BEST replaces ITERATION or is added at the end.
+        """
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -171,7 +174,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the file with the run's options, next to the newest adapter; "" if none."""
+        """The name of the options file next to the newest adapter, or "" without an adapter."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -183,7 +186,7 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Set the number of numbered files to keep, and return the same options.
+        """Set how many numbered files to keep, and return `options` unchanged.
 
         If the number was not given explicitly, files from before this run are not removed. These
         are the files of the checkpoint `state` and older files.
@@ -203,7 +206,7 @@ class Outputs:
                 say(f"--report was not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
-        """Remove old files (`--keep-last`), and return an error message, or ""."""
+        """Remove old files (`--keep-last`), and return an error message, or "" on success."""
         try:
             if self.checkpoint:
                 prune(

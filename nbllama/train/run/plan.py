@@ -99,7 +99,7 @@ def with_plan(
 
     `data_kind` is "raw" or "chat" (for all records). `n_embd` is the width of the model. `state` is
     the checkpoint to resume from, whose plan is kept and whose values are already in `options`.
-    `validated`: whether validation data already exist. If the length of the run is given, no
+    `validated` says whether validation data already exist. If the length of the run is given, no
     records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"

@@ -1,4 +1,4 @@
-"""The data and the reference model that an objective needs."""
+"""The data, the loss and the reference model of a run on preferences."""
 
 from __future__ import annotations
 

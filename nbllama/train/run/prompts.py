@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nbllama.train.objective import Check, Computing
     from nbllama.train.trainer import Trainer
 
-MOST = 100  # prompts
+MOST = 100  # maximum number of prompts
 _ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions require the chat template
 
 
@@ -37,8 +37,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """Return the non-blank lines of the `--sample-prompts` file, or the `given` strings.
 
-    Returns [] if there are none. If the training data are chats, each string is a user message.
-    Otherwise, the model completes the string.
+    Returns an empty list if `--sample-prompts` is not given. If the training data are chats, each
+    string is a user message. Otherwise, the model completes the string.
 
     Raises `DataError` if the file cannot be read, and `UsageError` if it contains no prompt or more
     than `MOST` prompts.
@@ -82,12 +82,12 @@ def encode_prompts(
             for text in texts
         ]
     finally:
-        template.close()  # it runs in its own process
+        template.close()  # the template runs in its own process
 
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """A task that computes the ids of the greedy answer to a prompt, at most `most` ids."""
+    """A task that computes the token ids, at most `most`, of the greedy answer to a prompt."""
 
     prompt: list[int]
     most: int

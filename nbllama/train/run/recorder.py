@@ -29,7 +29,7 @@ class Live(Protocol):
     """The live page for a run (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Attach a loaded `Session`; `keep` adds a row to the log."""
+        """Attach a loaded `RunSession`; `keep` adds a row to the log."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a row of the log."""
@@ -38,13 +38,13 @@ class Live(Protocol):
         """Show a message to the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Let the page do its work between two iterations."""
+        """Measure the iteration that has ended, and answer the waiting questions."""
 
     def answer(self, iteration: int) -> None:
         """Answer the waiting questions."""
 
     def close(self) -> None:
-        """End the page."""
+        """Stop serving the page."""
 
 
 class Recorder:

@@ -47,7 +47,7 @@ class Run:
     reason : str
         Why the run ended early, or "" if it did not.
     interrupted : bool
-        Whether Ctrl-C or another signal ended the run.
+        Whether Ctrl-C, another signal, the live page or a lack of workers ended the run.
     options : dict of str to object
         The value that the run used for each option, by Python name.
     forecast : Forecast or None

@@ -39,7 +39,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
-    if options.lora_dropout:  # refused without --force; with --force, nothing is shared any more
+    if options.lora_dropout:  # adding dropout requires --force, and prompts are then not shared
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0 (nothing to evaluate) is not a valid option value
@@ -105,8 +105,8 @@ def check_resume(
 ) -> list[str]:
     """Raise `CheckpointError` unless a run with identity `wanted` can resume from the checkpoint.
 
-    Returns messages about the differences that `--force` permitted. `new_decay`: whether the decay
-    ends at a different iteration (`nbllama.train.run.decay`).
+    Returns messages about the differences that `--force` permitted. `new_decay` says whether this
+    run starts a new decay (`nbllama.train.run.decay`).
 
     A checkpoint from the old tool stores only the sizes of its base model and the number of
     samples.
@@ -114,7 +114,7 @@ def check_resume(
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    if options.packing:  # determines which samples share a batch
+    if options.packing:  # then, `share_prompts` affects which samples are in a batch
         free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)

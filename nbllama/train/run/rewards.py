@@ -67,7 +67,7 @@ def load_prompts(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # it runs in its own process
+            template.close()  # the template runs in its own process
 
 
 class RunRewards(FirstAndLast):

@@ -1,4 +1,4 @@
-"""What `nbllama.finetune` does before the first iteration: loading and the forecast."""
+"""Prepare a run: load its inputs, and print its settings and the forecast."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """Return the number of tokens and the number of trained tokens in the data."""
+        """Describe how many tokens an epoch has, and how many are trained and computed."""
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())

@@ -127,7 +127,7 @@ def _check_experts(
     """Raise `UsageError` if pairs on experts are requested but not possible.
 
     Pairs are not possible if the model has no experts or other options rule them out. Returns a
-    message if experts have no pairs only because that is the default.
+    list with a message if experts have no pairs only because that is the default.
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
@@ -173,16 +173,36 @@ def resolve(
 ) -> Settings:
     """Return the settings of a run.
 
-    data_kind: "raw" or "chat". n_samples: number of samples in the data set. missing: slots for
-    which the model has no tensor (such as `out` if the output layer is tied to the embedding).
-    cores: the default for `--threads`. new_seed: the seed to use for `--seed -1`. done: iterations
-    in the checkpoint, after which the schedule continues. unscaled: whether the run resumes from an
-    old checkpoint, whose scale is 1 (as with `--compat`). n_layer: number of blocks in the model.
-    walk: see `iterations`. begin: the iteration after which the current decay began; only the first
-    decay, at 0, has a warm-up. n_embd: width of the model. If the plan (`nbllama.train.run.plan`)
-    has not yet been applied to `options`, it is applied first.
+    If the plan (`nbllama.train.run.plan`) has not yet been applied to `options`, it is applied
+    first.
 
-    Raises `UsageError` for options that contradict each other.
+    Parameters
+    ----------
+    data_kind : str
+        "raw" or "chat".
+    n_samples : int
+        Number of samples in the data set.
+    missing : collection of str
+        Slots for which the model has no tensor, such as `out` if the output layer is tied.
+    cores : int
+        Default for `--threads`.
+    new_seed : int
+        Seed to use for `--seed -1`.
+    done : int
+        Number of iterations in the checkpoint, after which the schedule continues.
+    unscaled : bool
+        Whether the run resumes from an old checkpoint, whose scale is 1 (as with `--compat`).
+    n_layer, n_embd : int
+        Number of blocks in the model, and its width.
+    walk : callable, optional
+        See `iterations`.
+    begin : int
+        Iteration after which the current decay began. Only the first decay, at 0, has a warm-up.
+
+    Raises
+    ------
+    UsageError
+        If options contradict each other.
     """
     if n_samples < 1:
         raise ValueError("the training data contain no samples")

@@ -1,4 +1,4 @@
-"""Stop a run from outside."""
+"""The flag with which signals and the live page stop a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nbllama.system.start import NAMES, Unwinding, repeated, signals
 
 
 class StopFlag:
-    """A flag, set by signals, that stops a run.
+    """A flag, set by signals or the live page, that stops a run.
 
     As long as there is nothing to save (`at_once`), a signal ends the program immediately. Once
     training has begun, a signal only sets the flag, which is checked between layers.
@@ -27,7 +27,7 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run as Ctrl-C would, if its page asks for it; callable from any thread."""
+        """Stop the run like Ctrl-C, at the request of its page; can be called from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 
@@ -63,7 +63,7 @@ class StopFlag:
             self._unwind(signum, frame)
 
     def check(self) -> None:
-        """Raise `StopRequested` if a signal has arrived."""
+        """Raise `StopRequested` if the flag is set."""
         from nbllama.train.trainer import StopRequested
 
         if self.signum:

@@ -15,13 +15,13 @@ from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.session import RunSession
 
-_BARS = 20  # in the histogram of sample lengths
+_BARS = 20  # maximum number of bars in the histogram of sample lengths
 
 
 def begun(
     session: RunSession, expected: Forecast, options: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
-    """Return the `run` row: the plan, starting from iteration `iter`, and the forecast."""
+    """Return the `run` row: the model, data and options of the run, and the forecast."""
     trainer, hp = session.trainer, session.model.hp
     return {
         "event": "run",

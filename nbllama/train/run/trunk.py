@@ -39,7 +39,7 @@ class TrunkPlan(NamedTuple):
     nbytes: int
 
     def line(self) -> str:
-        """Return a line to display about the file."""
+        """Return a one-line description of the plan for the run's header."""
         blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
         return (
             f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"
@@ -56,7 +56,9 @@ def plan_trunk(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> TrunkPlan | None:
-    """Plan to store the output of the frozen blocks; return None if this is not worthwhile.
+    """Plan to store the output of the frozen blocks.
+
+    Returns None if `--trunk-cache` is 0, or if storing is impossible or not worthwhile.
 
     `size` is the value of `--trunk-cache` in bytes, or None if the option is not given. `n_iter` is
     the number of iterations in this run. If the option cannot be applied, `say` receives a message.
@@ -108,7 +110,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything but the tokens that affects the output of the blocks."""
+    """Return the hex sha256 of everything, except tokens, that affects the output of the blocks."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 

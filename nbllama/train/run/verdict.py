@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
 KNOWN = 0.25  # nats per token; below this loss, the model reproduces the text almost without errors
-FALLEN = 0.5  # relative to the first mean loss
-RISEN = 1.1  # relative to the lowest validation loss
+FALLEN = 0.5  # a run has learned if the last mean loss is at most this fraction of the first one
+RISEN = 1.1  # validation loss, relative to the lowest one, that indicates learning by heart
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
     """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
 
     In a run that is shorter than two epochs, each mean covers a tenth of the run. Returns None if
-    no iteration is valid.
+    all iterations were skipped.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
