@@ -50,7 +50,10 @@ class DataError(NbllamaError):
 
 
 class MessageError(DataError):
-    """Chat messages that cannot be used for training, numbered from 0; None means the tools."""
+    """Chat messages that cannot be used for training.
+
+    `numbers` lists the messages, counted from 0; None means the list of tools.
+    """
 
     def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
         self._numbers, self._reason = tuple(numbers), reason

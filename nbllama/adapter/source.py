@@ -51,7 +51,9 @@ class Source:
     def take(self, n: int, what: str) -> bytes:
         """Read the next `n` bytes; error messages call them `what`."""
         if n > self.left:
-            raise self.error(what, f"{n} bytes from {self.at} on, but the file ends at {self.size}")
+            raise self.error(
+                what, f"needs {n} bytes from byte {self.at} on, but the file ends at {self.size}"
+            )
         data = self._file.read(n)
         if len(data) != n:
             raise self.error(what, "the file was truncated while being read")

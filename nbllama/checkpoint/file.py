@@ -145,7 +145,7 @@ def _read(f: GGUFFile) -> TrainState:
     found = stored.values(f, Identity)
     arch, lora_r, alpha = found["arch"], found["lora_r"], found["lora_alpha"]
     if lora_r < 1 or not ALPHAS[0] < alpha < ALPHAS[1]:
-        raise f.error("keys 'nbllama.lora_r' and '.lora_alpha'", f"{lora_r} and {alpha}")
+        raise f.error("keys 'nbllama.lora_r' and '.lora_alpha'", f"bad values {lora_r}, {alpha}")
     others = (FIRST, SECOND, PAST_LOSSES)
     tensors = {name: array(f, name) for name in f.tensors if name not in others}
     adapter = Adapter(arch, alpha, lora_r, pairs(f, tensors))

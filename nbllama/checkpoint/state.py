@@ -110,7 +110,7 @@ def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
             raise f.error(f"tensor '{shown(base)}.lora_*'", "not the two halves of a LoRA pair")
         same = a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-1]
         if not 2 <= a.ndim == b.ndim <= 3 or not same:
-            raise f.error(f"tensor '{shown(base)}.lora_*'", f"shapes {a.shape}, {b.shape}")
+            raise f.error(f"tensor '{shown(base)}.lora_*'", f"{a.shape} does not match {b.shape}")
         found[base] = Pair(legacy(".lora_a", a), b)
     if not found or 2 * len(found) != len(stored):
         raise f.error("file", "its tensors are not the pairs of a LoRA run")
@@ -135,7 +135,7 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
     """Read a float32 tensor [n]. All values must be finite."""
     flat = array(f, name)
     if flat.shape != (n,):
-        raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
+        raise f.error(f"tensor '{name}'", f"shape {flat.shape}, expected ({n},)")
     return flat
 
 

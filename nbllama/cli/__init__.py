@@ -1,1 +1,1 @@
-"""The command-line programs, with their screens and error messages; quick to import."""
+"""The command-line programs and their screens. Importing this package is fast."""

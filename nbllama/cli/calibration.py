@@ -60,7 +60,7 @@ def run_of(adapter: str) -> Found | None:
         except UsageError:
             if path == own:
                 raise
-            continue  # a file with the same name from a different program
+            continue  # the options of a different program
         if path == own or _names(options, os.path.basename(bare)):
             return Found(path, options)
     return None

@@ -129,9 +129,10 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 
 
 class Peer(NamedTuple):
-    """A comparison of llama.cpp with nbllama at several positions.
+    """A comparison of llama.cpp with nbllama at `places` positions.
 
-    The result is the mean divergence, and how often both predict the same most likely token.
+    `kl` is the mean divergence in nats per token, and `same` is the number of positions at which
+    both predict the same most likely token.
     """
 
     kl: float

@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
 
 
 def plain(word: str) -> str:
-    """Return a verb as spelled in the table, replacing `_` with `-` as in option names."""
+    """Return a verb as spelled in the table: in lower case, and with `-` instead of `_`."""
     return word.replace("_", "-").lower()
 
 
 def usage() -> str:
-    """List the verbs, one per line."""
+    """Return the usage text, which lists the verbs, one per line."""
     name, width = called_as("nbllama"), max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
     head = f"usage: {name} VERB [options], {name} --version\n"

@@ -50,7 +50,7 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
     """Return a message that says where the run stopped and which command resumes it."""
     seed = ("--seed", str(run.options["seed"]))
-    # the checkpoint now contains the requested order
+    # the checkpoint already contains the reshuffled order
     again = ("--force-reshuffle", "--force_reshuffle")
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)

@@ -52,7 +52,7 @@ def _run(words: list[str]) -> None:
     found = list(
         check(model, adapter, batch, tolerance=o.tolerance, seed=o.seed, tell=losses.append)
     )
-    # use the names from the file
+    # the model contains only a few blocks, renumbered: report the names in the file
     found = [c._replace(name=_old_name(model, c.name)) for c in found]
     _print(o, found, losses[0], layers, batch.n_tokens, time.perf_counter() - start)
     wrong = [c for c in found if c.verdict == "WRONG"]

@@ -13,7 +13,7 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """Progress by tensor on standard error: a line that is overwritten, or a new line every 10 %.
+    """A progress line on standard error; unless it is a terminal, a new line every 10 %.
 
     After the `with` block, `seconds` contains the duration of the block.
     """
@@ -40,14 +40,14 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the line."""
+        """Erase the progress line, and set `seconds`."""
         self.seconds = time.monotonic() - self._start
         if self._terminal:
             print(f"\r{'':76}\r", end="", file=sys.stderr)
 
 
 def table(changes: Changes) -> list[str]:
-    """Return a line per pair of types: number of tensors, their size, and the encoding error."""
+    """Return a header and one line per pair of types: number of tensors, size, encoding error."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):

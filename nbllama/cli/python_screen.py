@@ -47,7 +47,7 @@ class Line(Display):
             f"{record.tokens_per_s:.0f} tokens/s  {duration(left or 0.0)} left"
         )
         if record.skipped:
-            self.note(f"iteration {record.iter} skipped: loss or gradient not finite")
+            self.note(f"iteration {record.iter} skipped: the loss or the gradient is not finite")
         self._out.write("\r" + text.ljust(self._width))
         self._out.flush()
         self._width = len(text)

@@ -69,7 +69,7 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
     ids).
     """
     batch = data.batch([i])
-    # The last target follows the input.
+    # The input does not contain the last target.
     ids = [*batch.tokens.tolist(), int(batch.targets[-1])]
     trained = np.array([False, *(batch.targets != NOT_TRAINED)])
     if not trained[-1]:

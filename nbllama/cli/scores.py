@@ -45,7 +45,7 @@ def read_utf8(path: str) -> str:
 
 
 class Ticker:
-    """A progress line on standard error: chunk, result so far, tokens/s, time left.
+    """A progress line on standard error: the chunk, the result so far, tokens/s and time left.
 
     On a terminal, the line is overwritten; elsewhere, a new line is printed every 10 %.
     """

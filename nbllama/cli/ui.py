@@ -72,7 +72,7 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
     if record.workers:
         words = [f"{w.worker}:{w.tokens_per_s:.1f}:{100 * w.share:.0f}%" for w in record.workers]
         line += f" workers={','.join(words)}"
-    return line + " skipped: loss or gradient not finite" if record.skipped else line
+    return line + " skipped: the loss or the gradient is not finite" if record.skipped else line
 
 
 def measured(numbers: Mapping[str, float]) -> str:
@@ -147,7 +147,7 @@ class Display:
             self.note(plain_line(record, left))
             return
         if record.skipped:
-            self.note(f"iteration {record.iter} skipped: loss or gradient not finite")
+            self.note(f"iteration {record.iter} skipped: the loss or the gradient is not finite")
         if self._live is None:
             # No separate thread, because the kernels use all cores.
             self._live = Live(

@@ -27,7 +27,7 @@ _SECONDS = 1800  # enough for a large model on a slow disk
 class Candidates(NamedTuple):
     """The most likely next tokens at one position, in descending order of probability.
 
-    ids int64 `[K]`, log p float64 `[K]`.
+    `ids` is int64 `[K]`, and `logp` is float64 `[K]`.
     """
 
     ids: np.ndarray

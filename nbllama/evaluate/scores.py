@@ -108,7 +108,10 @@ def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def scored(n: int) -> tuple[int, int]:
-    """Return (first, last + 1) for the positions among `n` tokens whose next token is scored."""
+    """Return the scored positions in a chunk of `n` tokens, as (first, last + 1).
+
+    The prediction of the token after each of these positions is scored.
+    """
     return n // 2, n - 1
 
 
@@ -191,6 +194,6 @@ class Mean:
         return Mean(mean, math.sqrt(float(values.var(dtype=np.float64)) / (n - 1)))
 
     def exp(self) -> Mean:
-        """Return exp of the mean, with the error to first order."""
+        """Return the exponential of the mean; the error is a first-order approximation."""
         value = math.exp(self.value)
         return Mean(value, value * self.error)

@@ -107,7 +107,10 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     """
     rows, n = w.shape
     if len(factor.order) != n or grid.scale.shape != (rows, n // grid.group):
-        raise ValueError(f"weights {w.shape}, grid {grid.scale.shape}, factor {len(factor.order)}")
+        raise ValueError(
+            f"weights {w.shape}, a grid {grid.scale.shape} and a factor of {len(factor.order)} "
+            f"columns do not match"
+        )
     weights = np.ascontiguousarray(w[:, factor.order])
     group = (factor.order // grid.group).astype(np.int32)
     codes, cost = np.empty((rows, n), np.int8), np.zeros(rows)

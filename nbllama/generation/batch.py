@@ -71,7 +71,7 @@ def generate_many(
         A prompt is empty, or a token is outside the vocabulary.
     """
     if at_once < 1 or max_new_tokens < 0:
-        raise ValueError("at_once must be at least 1, max_new_tokens at least 0")
+        raise ValueError("at_once must be at least 1, and max_new_tokens at least 0")
     for prompt in prompts:
         if not prompt:
             raise UsageError("nothing to complete: a prompt has no tokens")

@@ -66,7 +66,7 @@ class TokenProgram(ProgramParts):
         super().__init__(model, bound, Writer({t: i for i, t in enumerate(types)}, exact), x)
         layers = hp.attention_layers
         if len(k) != len(layers) or len(v) != len(layers):
-            raise ValueError(f"token program: {len(k)} caches, for {len(layers)} blocks")
+            raise ValueError(f"token program: {len(k)} caches do not fit {len(layers)} blocks")
         self._k, self._v = (dict(zip(layers, cache, strict=True)) for cache in (k, v))
         self._n_ctx = len(k[0])
         for layer in layers:

@@ -83,7 +83,10 @@ class Writer:
             w, read, chosen = item.w, x if item.x is None else item.x, self.ints(item.chosen, 1)
             n_out, n_in, many = w.shape[0], len(read), () if chosen == 0 else (item.experts,)
             if w.shape[1] != n_in or w.raw.size != item.experts * n_out * w.row_bytes:
-                raise ValueError(f"{w.name}: {w.raw.size} bytes, {w.shape}, for {n_in} inputs")
+                raise ValueError(
+                    f"{w.name}: {w.raw.size} bytes do not match a matrix {w.shape} with {n_in} "
+                    f"inputs"
+                )
             check_output(w.name, "y", item.y, (n_out,))
             self.kept.append(w.raw)
             h = b = rank = 0

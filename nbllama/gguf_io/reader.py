@@ -141,7 +141,7 @@ def _header(c: Cursor) -> tuple[int, int, int]:
                 what, f"{n} need at least {n * size} bytes, but only {left} follow (truncated?)"
             )
         if n > limit:
-            raise c.error(what, f"{n}, limit {limit}")
+            raise c.error(what, f"{n}, but the limit is {limit}")
     return version, n_tensors, n_kv
 
 
@@ -251,7 +251,7 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
         type_id = c.u32(what, " type")
         kind = TENSOR_TYPES.get(type_id)
         if kind is None:
-            known = UNSUPPORTED_TYPES.get(type_id, f"{type_id} at byte {at}, unknown")
+            known = UNSUPPORTED_TYPES.get(type_id, f"{type_id} at byte {at} is unknown and")
             supported = " ".join(t.name for t in TENSOR_TYPES.values())
             raise c.error(what, f"type {known} is not supported; supported: {supported}")
         if ne[0] % kind.block_size:

@@ -105,7 +105,9 @@ def _encode(
     if len(metadata) > limits.MAX_KV or len(tensors) > limits.MAX_TENSORS:
         raise ValueError(f"{len(metadata)} keys or {len(tensors)} tensors are too many")
     if len(out) > limits.MAX_METADATA_BYTES:
-        raise ValueError(f"{len(out)} bytes of metadata, limit {limits.MAX_METADATA_BYTES}")
+        raise ValueError(
+            f"{len(out)} bytes of metadata, but the limit is {limits.MAX_METADATA_BYTES}"
+        )
     seen.clear()
     bodies, offset = [], 0
     for name, tensor in tensors:
@@ -121,7 +123,9 @@ def _encode(
 def _name(out: bytearray, name: str, what: str, limit: int, seen: set[str]) -> None:
     raw = name.encode()
     if not raw or len(raw) > limit or not name.isprintable():
-        raise ValueError(f"{what} '{shown(name)}': 1 to {limit} bytes, no control characters")
+        raise ValueError(
+            f"{what} '{shown(name)}': must have 1 to {limit} bytes and no control characters"
+        )
     if name in seen:
         raise ValueError(f"{what} '{shown(name)}' appears twice")
     seen.add(name)
@@ -148,7 +152,9 @@ def _value(out: bytearray, value: object, kind: ValueType) -> None:
             raise TypeError(f"{value!r} is not a str")
         raw = value.encode()
         if len(raw) > limits.MAX_STRING_BYTES:
-            raise ValueError(f"string of {len(raw)} bytes, limit {limits.MAX_STRING_BYTES}")
+            raise ValueError(
+                f"a string has {len(raw)} bytes, but the limit is {limits.MAX_STRING_BYTES}"
+            )
         out += struct.pack("<Q", len(raw)) + raw
     elif kind == ValueType.BOOL:
         if not isinstance(value, bool | np.bool_):
@@ -183,7 +189,9 @@ def _array(out: bytearray, value: object) -> None:
     if isinstance(value, np.ndarray):
         element = next((t for t, d in SCALARS.items() if d == value.dtype), None)
         if element is None or value.ndim != 1:
-            raise TypeError(f"numpy array of {value.dtype}, {value.ndim} dimensions")
+            raise TypeError(
+                f"a numpy array of {value.dtype} with {value.ndim} dimensions cannot be stored"
+            )
         dtype = SCALARS[element]
         out += struct.pack("<IQ", element, len(value)) + value.astype(dtype).tobytes()
         return
@@ -218,7 +226,7 @@ def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...],
         raise ValueError(f"{what}: shape {shape} needs 1 to {limits.MAX_DIMS} positive dimensions")
     if shape[-1] % kind.block_size:
         raise ValueError(
-            f"{what}: rows of {shape[-1]} are not whole {kind.name} blocks of {kind.block_size}"
+            f"{what}: rows of {shape[-1]} do not fill whole {kind.name} blocks of {kind.block_size}"
         )
     expected = kind.nbytes(math.prod(shape))
     if not callable(body) and len(body) != expected:

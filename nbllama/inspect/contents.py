@@ -1,4 +1,4 @@
-"""Read the contents of the three kinds of files; each function fills in a `Found`."""
+"""Read models, adapters and checkpoints, and add their contents to a `Found`."""
 
 from __future__ import annotations
 
@@ -139,7 +139,10 @@ def _option(slot: Slot) -> str:
 
 
 def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
-    """Return the targets and their ranks for each kind of data (defaults if `rank` is None)."""
+    """Return the tensors that would get LoRA pairs, with the ranks for each kind of training data.
+
+    If `rank` is None, the ranks are the defaults.
+    """
     missing = without_tensor(shapes)
     ranks: dict[str, dict[str, int]] = {}
     for kind, column in _COLUMNS.items():

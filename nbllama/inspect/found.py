@@ -1,4 +1,4 @@
-"""The information about a file."""
+"""`Found`, which describes the contents of a file, and the rows of its tables."""
 
 from __future__ import annotations
 

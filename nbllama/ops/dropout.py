@@ -52,7 +52,7 @@ class Dropout:
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
     """Return the mask for a micro-batch. Raises ValueError unless 0 <= `p` < 1."""
     if not 0 <= p < 1:
-        raise ValueError(f"dropout {p} is not in [0, 1)")
+        raise ValueError(f"dropout is {p}, must be at least 0 and below 1")
     word = int(np.random.Philox(key=np.array([seed, _STREAM + step], np.uint64)).random_raw())
     return Dropout(p, (word & 0xFFFFFFFF, word >> 32), micro)
 
@@ -148,7 +148,7 @@ def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
     """Write x' for x (float32 `[N, K]`) to the start of float32 `memory`; return it as `[N, K]`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
-        raise ValueError(f"dropout: {memory.size} numbers of memory are too few for x {x.shape}")
+        raise ValueError(f"dropout: memory for {memory.size} numbers is too small for x {x.shape}")
     out = memory.reshape(-1)[: x.size].reshape(x.shape)
     check_output("dropout", "memory", out, x.shape)
     _dropped(readonly(x), *_words(mask), out)

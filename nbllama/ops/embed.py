@@ -101,7 +101,9 @@ def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
     row_bytes = nbytes(w.type_id, width)
     raw = as_readonly(w.raw)
     if raw.size != n_vocab * row_bytes:
-        raise ValueError(f"{w.name}: {raw.size} bytes are not {n_vocab} rows of {row_bytes}")
+        raise ValueError(
+            f"{w.name}: has {raw.size} bytes, expected {n_vocab} rows of {row_bytes} bytes"
+        )
     _check_tokens("embed", tokens, n_vocab)
     check_output("embed", "x", x, (len(tokens), width))
     decode, n_blocks = DECODERS[w.type_id], width // quant_type(w.type_id).block_size
@@ -158,12 +160,17 @@ def _packed(h: np.ndarray) -> np.ndarray:
 def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:
     check_array(op, "tokens", tokens, np.shape(tokens)[:1], dtype=np.int32)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= n_vocab):
-        raise ValueError(f"{op}: tokens {tokens.min()}..{tokens.max()} of {n_vocab}")
+        raise ValueError(
+            f"{op}: tokens are {tokens.min()}..{tokens.max()}, must be 0..{n_vocab - 1}"
+        )
 
 
 def _check_pair(op: str, tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     if np.ndim(a) != 2 or np.ndim(b) != 2:
-        raise ValueError(f"{op}: A {np.shape(a)}, B {np.shape(b)}, expected [R, C], [V, R]")
+        raise ValueError(
+            f"{op}: A has shape {np.shape(a)}, expected [R, C], and B has shape {np.shape(b)}, "
+            f"expected [V, R]"
+        )
     check_array(op, "a", a, a.shape)
     check_array(op, "b", b, (b.shape[0], a.shape[0]))
     _check_tokens(op, tokens, b.shape[0])

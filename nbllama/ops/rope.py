@@ -63,7 +63,10 @@ def rope_tables(
     a different length.
     """
     if n_rot <= 0 or n_rot % 2 or n_positions < 0:
-        raise ValueError(f"rope_tables: n_rot {n_rot}, n_positions {n_positions}")
+        raise ValueError(
+            f"rope_tables: n_rot is {n_rot}, must be even and above 0, and n_positions is "
+            f"{n_positions}, must not be negative"
+        )
     if factors is not None:
         check_array("rope_tables", "factors", factors, (n_rot // 2,))
     f32 = np.float32
@@ -194,7 +197,10 @@ def rope(
     Raises ValueError for mismatched arrays or for a position outside the tables.
     """
     if np.ndim(x) != 3 or np.ndim(cos) != 2 or 2 * cos.shape[1] > x.shape[2]:
-        raise ValueError(f"rope: x {np.shape(x)} [N, H, D], cos {np.shape(cos)} [P, n_rot/2]")
+        raise ValueError(
+            f"rope: x has shape {np.shape(x)}, expected [N, H, D], and cos has shape "
+            f"{np.shape(cos)}, expected [P, n_rot/2] with n_rot at most D"
+        )
     check_output("rope", "x", x, x.shape)
     check_array("rope", "positions", positions, x.shape[:1], dtype=np.int32)
     check_array("rope", "cos", cos, cos.shape)
@@ -203,7 +209,9 @@ def rope(
         # For a few tokens, two numpy calls would take longer than the rest of the function.
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
-            raise ValueError(f"rope: positions {min(few)}..{max(few)}, tables of {len(cos)}")
+            raise ValueError(
+                f"rope: positions are {min(few)}..{max(few)}, but the tables have {len(cos)} rows"
+            )
     run = _serial if x.size <= SERIAL else _parallel
     sign = np.float32(-1.0 if inverse else 1.0)
     run(x, readonly(positions), readonly(cos), readonly(sin), halves, sign)

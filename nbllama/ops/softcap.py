@@ -71,7 +71,10 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
     Raises ValueError for an invalid array or a cap that is not positive.
     """
     if np.ndim(z) != 2 or not cap > 0:
-        raise ValueError(f"soft_cap: z {np.shape(z)} is not [M, V], or cap {cap} is not above 0")
+        raise ValueError(
+            f"soft_cap: z has shape {np.shape(z)}, expected [M, V], and cap is {cap}, must be "
+            f"above 0"
+        )
     check_output("soft_cap", "z", z, z.shape)
     _cap(z, np.float32(cap))
 
@@ -82,7 +85,10 @@ def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
     Raises ValueError for mismatched arrays or a cap that is not positive.
     """
     if np.ndim(y) != 2 or not cap > 0:
-        raise ValueError(f"soft_cap: y {np.shape(y)} is not [M, V], or cap {cap} is not above 0")
+        raise ValueError(
+            f"soft_cap: y has shape {np.shape(y)}, expected [M, V], and cap is {cap}, must be "
+            f"above 0"
+        )
     check_array("soft_cap_grad", "y", y, y.shape)
     check_output("soft_cap_grad", "dy", dy, y.shape)
     _cap_grad(dy, readonly(y), np.float32(cap))

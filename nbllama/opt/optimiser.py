@@ -90,7 +90,7 @@ class Optimiser(ABC):
             raise ValueError(f"not the optimiser's parameters: {', '.join(odd[:3])}")
         for name, x in self.params.items():
             if values[name].shape != x.shape or values[name].dtype != np.float32:
-                raise ValueError(f"{name}: {values[name].shape}, but the parameter is {x.shape}")
+                raise ValueError(f"{name}: shape {values[name].shape}, expected {x.shape}")
 
     @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:

@@ -277,7 +277,7 @@ def parse_main(
 
 
 def read_escapes(options: MainOptions, text: str, name: str) -> str:
-    """Return `text`, with escapes replaced if `--escape` is on. Raises `UsageError`."""
+    """Return `text`, unescaped if `--escape` is on. Raises `UsageError`, which mentions `name`."""
     return unescape(text, name) if options.escape else text
 
 

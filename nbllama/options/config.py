@@ -81,7 +81,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return the words for one key, or no words for a switch that keeps its default."""
+    """Return the words for one key, or an empty list for a switch that keeps its default."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
@@ -149,7 +149,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
 
 
 def config_text(rows: Mapping[str, Any], version: str) -> str:
-    """Return `taken_options` as a file that `--config` can read."""
+    """Return the text of a file that `--config` can read; `rows` comes from `taken_options`."""
     import yaml
 
     body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)

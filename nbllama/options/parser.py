@@ -1,4 +1,4 @@
-"""A command-line parser generated from a dataclass, each of whose fields is an option.
+"""A command-line parser generated from a dataclass in which each field is an option.
 
 The rules are those of the old llama.cpp `finetune`: `_` in an option name is equivalent to `-`, the
 last occurrence wins, and abbreviations are not allowed. In addition, `--option=value` works. Every
@@ -27,10 +27,10 @@ _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 class Saved(NamedTuple):
     """How an option that affects the computation is stored in a checkpoint.
 
-    place: position of the key among the keys of all options. A new option uses the next free
-    position, and positions are never reused. key: the key, or "" to use the field name. taken:
-    whether a resumed run uses the stored value if the option is not given. may_change: whether the
-    resumed run may use a different value.
+    `place` is the position of the key among the keys of all options. A new option uses the next
+    free position, and positions are never reused. `key` is the key itself; "" means the field
+    name. `taken` says whether a resumed run uses the stored value if the option is not given, and
+    `may_change` says whether the resumed run may use a different value.
     """
 
     place: int
@@ -41,9 +41,10 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """An option. `names` lists its names, usual name first; `off` lists names that turn it off.
+    """An option of a program.
 
-    For `only`, `file`, `saved` and `without`, see the function `option`.
+    `names` lists its names, starting with the usual one, and `off` lists the names that turn a
+    switch off. For `only`, `file`, `saved` and `without`, see the function `option`.
     """
 
     dest: str
@@ -79,15 +80,15 @@ def option(
 ) -> Any:
     """Declare a dataclass field as an option, named after the field with `_` replaced by `-`.
 
-    also: additional names. first: the name that the help lists first. shown_default: the default as
-    shown in the help; None shows the value itself. many: whether the field is a tuple of all given
-    values, instead of the last value.
+    `also` lists additional names, and `first` is the name that the help lists first.
+    `shown_default` is the default as shown in the help; None shows the value itself. With `many`,
+    the field is a tuple of all given values instead of the last value.
 
-    only: "text" or "records", the kind of training data to which the option applies. file: "reads"
-    or "writes" for the name of a file or folder; an output must not also be an input. saved: how a
-    checkpoint stores the option, or None if the option does not affect the computation. without:
-    the value that reproduces the behaviour without the option, for options that are missing from
-    the old llama.cpp `finetune` or from older checkpoints.
+    `only` is "text" or "records" if the option applies to only this kind of training data. `file`
+    is "reads" or "writes" if the value names a file or folder; an output must not also be an input.
+    `saved` says how a checkpoint stores the option; it is None if the option does not affect the
+    computation. `without` is for options that are missing from the old llama.cpp `finetune` or from
+    older checkpoints: it is the value that reproduces the behaviour without the option.
     """
     made = dict(
         group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many,
@@ -111,7 +112,9 @@ def table(kind: type) -> tuple[Option, ...]:
         rows.append(
             Option(
                 name,
-                tuple(sorted(names, key=lambda n: n != made["first"])),  # otherwise unchanged
+                tuple(
+                    sorted(names, key=lambda n: n != made["first"])
+                ),  # sorted() is stable, so only `first` moves
                 tuple(made["off"]),
                 made["group"],
                 made["value"],

@@ -22,7 +22,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class _ShowOptions:
-    """The files to read, and what to show."""
+    """Options for the files to read, and for what to show."""
 
     model_base: str = _show(
         Text(), "", "GGUF model whose tokenizer and chat template are used", also=["-m"],

@@ -1,4 +1,4 @@
-"""Parse `STEP:PATTERN`: iterations, and the arrays to dump in each iteration (`nbllama.peek`)."""
+"""Parse `STEP:PATTERN`, which selects iterations and the arrays to dump in each of them."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class NotInFloat32(ValueError):
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high]; `above` and `below` exclude `low` and `high`, respectively.
+    """A finite number from `low` to `high`; `above` excludes `low`, and `below` excludes `high`.
 
     The number must be 0 or normal in float32, because it will be used as a float32 value.
     """
@@ -163,7 +163,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """A local port, or 0 for any free port; "on" (or true, yes) means 0, and "off" means None."""
+    """A local port, or 0 for any free port. The words on, true and yes mean 0.
+
+    The words off, false and no mean None.
+    """
 
     metavar: str = "[PORT]"
     alone: str = "on"  # value to use if the option is given without a value

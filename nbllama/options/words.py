@@ -1,4 +1,4 @@
-"""Changes to the words of a command line: take positional words, replace options."""
+"""Extract positional words from a command line, and replace its options."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str
 def replace_options(
     argv: Sequence[str], options: Sequence[Option], new: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """Return `argv` with the options named in `new`, as (name, value), replaced by these.
+    """Return `argv` with the values in `new`, which lists options as (name, value).
 
-    The replaced options are removed under any of their names, and `new` is appended.
+    Earlier occurrences of these options are removed, under any of their names, and `new` is
+    appended.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     replaced = {by_name[name].dest for name, _ in new}

@@ -1,6 +1,6 @@
-"""Arrays by name, with information about their origin, and their `.npz` files.
+"""`Dump`, which maps names to arrays, and functions that store a dump in an `.npz` file.
 
-A dump is an ordinary numpy archive, which `numpy.load` can open. Besides the arrays, it contains
+The file is an ordinary numpy archive, which `numpy.load` can open. Besides the arrays, it contains
 `__about__`, a JSON string with the model, the iteration and so on.
 """
 

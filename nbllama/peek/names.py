@@ -29,8 +29,9 @@ from nbllama.errors import UsageError, shown
 class Node(NamedTuple):
     """An activation: its shape in letters, its numbers in finetune.cpp, and its meaning.
 
-    The letters are N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M
-    trained tokens, E experts, K experts per token, P the width of a block's own embeddings.
+    The letters stand for the sizes N (tokens), C (n_embd), H (n_head), G (n_head_kv), D (head_dim),
+    F (n_ff), V (n_vocab), M (trained tokens), E (experts), K (experts per token) and P (width of a
+    block's own embeddings).
     """
 
     name: str

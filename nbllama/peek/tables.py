@@ -13,7 +13,10 @@ from nbllama.peek.names import kind_of
 
 
 class Statistics(NamedTuple):
-    """Statistics of the finite numbers (NaN if there are none); `odd` counts NaN and infinities."""
+    """Statistics of the finite numbers in an array; `odd` counts the other numbers.
+
+    If there are no finite numbers, the mean, the deviation and the limits are NaN.
+    """
 
     mean: float
     std: float

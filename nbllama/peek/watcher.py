@@ -1,4 +1,4 @@
-"""`watch`: copies of intermediate results while the passes of a model run."""
+"""`watch`, which copies intermediate results while the passes of a model run."""
 
 from __future__ import annotations
 
@@ -193,6 +193,6 @@ def watch(
         watcher.take_parameters(adapter, ".after")
     if watcher.left_out:
         raise NotEnoughMemory(
-            f"{len(watcher.left_out)} arrays such as {watcher.left_out[0]} do not fit in "
+            f"{len(watcher.left_out)} arrays, such as {watcher.left_out[0]}, do not fit in "
             f"{most_bytes} bytes; use a narrower pattern"
         )

@@ -44,7 +44,9 @@ def nbytes(type_id: int, n_elements: int) -> int:
     """
     t = quant_type(type_id)
     if n_elements < 0 or n_elements % t.block_size:
-        raise ValueError(f"{n_elements} weights are not whole {t.name} blocks of {t.block_size}")
+        raise ValueError(
+            f"{n_elements} weights do not fill whole {t.name} blocks of {t.block_size}"
+        )
     return n_elements // t.block_size * t.type_size
 
 

@@ -1,4 +1,4 @@
-"""Records of training steps, the metrics file, and the remaining time, without screen output."""
+"""Records of iterations and evaluations, the log file, and an estimate of the remaining time."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class LossCurve:
 
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a record for JSON, with None for numbers that are not finite."""
+    """Convert a record to a dict for JSON, with None for numbers that are not finite."""
     values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
     if not isinstance(record, Mapping):
         values |= values.pop("measures")

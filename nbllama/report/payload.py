@@ -110,7 +110,10 @@ def event(row: Row) -> dict[str, Any] | None:
 
 
 def commands(run: Run) -> list[list[str]]:
-    """Return next steps as (description, command), for a run whose log contains its options."""
+    """Return commands that the user may run next, each as [description, command].
+
+    The list is empty if the log does not contain the options of the run.
+    """
     options, words = run.run.get("options"), run.run.get("words")
     if not isinstance(options, dict):
         return []

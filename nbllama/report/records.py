@@ -20,9 +20,10 @@ MAX_BYTES = 1 << 30
 class Run:
     """Rows of a log in the order of their iterations; if a row is repeated, the last one is kept.
 
-    `run` is the last start. `steps` and `evaluations` contain one row per iteration. `norms`,
-    `texts` and `questions` are measurements and questions of a run with `--live`. `verdict` is the
-    verdict, and `end` says how the last start ended; both are {} while it is running.
+    `run` is the row that was written at the last start. `steps` and `evaluations` contain one row
+    per iteration. `norms`, `texts` and `questions` are measurements and questions of a run with
+    `--live`. `verdict` judges the run, and `end` says how the last start ended; both are {}
+    while it is running.
     """
 
     run: Row = field(default_factory=dict)

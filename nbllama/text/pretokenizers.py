@@ -204,7 +204,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     if row is None:
         raise GGUFError(
             f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it splits "
-            f"text like a supported pre-tokenizer, pass the name of the latter with --pre: "
+            f"text like one of the supported pre-tokenizers, pass that name with --pre: "
             f"{', '.join(sorted(PRE_TOKENIZERS))}"
         )
     return row

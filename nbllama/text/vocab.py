@@ -139,7 +139,7 @@ def _texts(f: GGUFFile) -> list[str]:
     # Strings in llama.cpp end at a zero byte.
     texts = [t.partition("\0")[0] for t in f.get("tokenizer.ggml.tokens", "strings")]
     if not texts:
-        raise GGUFError("tokenizer.ggml.tokens: empty")
+        raise GGUFError("tokenizer.ggml.tokens: contains no tokens")
     return [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
 
 
@@ -185,7 +185,7 @@ def _scores(f: GGUFFile, n: int) -> np.ndarray:
         raise GGUFError(f"tokenizer.ggml.scores: {len(scores)} elements for {n} tokens")
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
-        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {scores[wrong[0]]}")
+        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {scores[wrong[0]]}, must be finite")
     return scores
 
 

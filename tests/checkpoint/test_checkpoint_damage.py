@@ -135,7 +135,7 @@ FORGED: dict[str, tuple[Change, str]] = {
     "short moments": (tensor(M, lambda x: x[:-1].copy()), "shape"),
     "no moments": (drop(V), "second_moments.*missing"),
     "half a pair": (drop(B), "two halves"),
-    "ranks of the halves differ": (tensor(B, lambda x: x[:, :3].copy()), "shapes"),
+    "ranks of the halves differ": (tensor(B, lambda x: x[:, :3].copy()), "does not match"),
     "another tensor": (
         lambda entries, tensors: tensors.update({"x.weight": np.ones(1, np.float32)}), "halves"),
     "integers": (tensor(A, lambda x: x.astype(np.int32)), "must be F32"),

@@ -53,7 +53,7 @@ def test_one_line_is_rewritten_and_notes_stay() -> None:
     assert lines_seen(out.getvalue()) == [
         "model  m.gguf",
         "validation iter=     2 val_loss=1.500000 perplexity=4.482 dt=0.25s best",
-        "iteration 3 skipped: loss or gradient not finite",
+        "iteration 3 skipped: the loss or the gradient is not finite",
         "iteration 12/12  loss 0.5000  200 tokens/s  0:00:00 left",
         "loss  4 at first",
         "",

@@ -72,7 +72,7 @@ def test_a_script_for_the_old_tool_finds_iter_and_loss() -> None:
 
 def test_a_skipped_step_says_so() -> None:
     record = dataclasses.replace(RECORD, loss=math.nan, skipped=True)
-    assert plain_line(record, 1.0).endswith(" skipped: loss or gradient not finite")
+    assert plain_line(record, 1.0).endswith(" skipped: the loss or the gradient is not finite")
     assert "loss=nan" in plain_line(record, 1.0)
 
 

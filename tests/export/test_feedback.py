@@ -121,5 +121,5 @@ def test_inputs_that_cannot_be_used_are_refused() -> None:
     w, grid, _ = problem("Q4_1")
     with pytest.raises(ValueError, match="is float64"):
         round_matrix(w.astype(np.float64), grid, factorise(np.eye(512, dtype=np.float32)))
-    with pytest.raises(ValueError, match="factor 4"):
+    with pytest.raises(ValueError, match="a factor of 4 columns"):
         round_matrix(w, grid, factorise(np.eye(4, dtype=np.float32)))

@@ -119,8 +119,12 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ([("a", np.zeros((2, 2), np.int32), V.ARRAY)], [], "2 dimensions"),
     ([("a", np.zeros(2, np.complex64), V.ARRAY)], [], "complex64"),
     ([("a", 1, 13)], [], "13 is not a valid"),
-    ([("a", "x" * ((16 << 20) + 1), V.STRING)], [], "limit 16777216"),
-    ([("a", np.zeros(48 << 20, np.uint8), V.ARRAY)], [], "bytes of metadata, limit 50331648"),
+    ([("a", "x" * ((16 << 20) + 1), V.STRING)], [], "limit is 16777216"),
+    (
+        [("a", np.zeros(48 << 20, np.uint8), V.ARRAY)],
+        [],
+        "bytes of metadata, but the limit is 50331648",
+    ),
     ([(f"k{i}", 1, V.UINT8) for i in range((1 << 14) + 1)], [], "16385 keys or 0 tensors"),
     ([("general.alignment", 48, V.UINT32)], [], "power of two"),
     ([("general.alignment", 32, V.UINT64)], [], "power of two"),
@@ -133,7 +137,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ([], [("t", np.zeros(2, np.uint32))], "dtype uint32 has no GGUF type"),
     ([], [("t", np.zeros(2, ">f4"))], "dtype >f4 has no GGUF type"),
     ([], [("t", RawTensor((32,), 2, bytes(17)))], "17 bytes, but shape and type require 18"),
-    ([], [("t", RawTensor((33,), 2, bytes(18)))], "rows of 33 are not whole Q4_0 blocks of 32"),
+    ([], [("t", RawTensor((33,), 2, bytes(18)))], "rows of 33 do not fill whole Q4_0 blocks of 32"),
     ([], [("t", RawTensor((32,), 99, bytes(18)))], "type 99 is not supported"),
 ]
 

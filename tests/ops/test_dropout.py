@@ -88,9 +88,9 @@ def test_what_is_added_to_dx() -> None:
 
 def test_too_little_memory_and_a_share_of_1_are_refused() -> None:
     x, mask = np.ones((3, 4), np.float32), Dropout(0.5, (1, 2))
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="too small"):
         dropped(x, mask, np.empty(11, np.float32))
-    with pytest.raises(ValueError, match="not in"):
+    with pytest.raises(ValueError, match="below 1"):
         dropout_for(1.0, 1, 1, 1)
 
 

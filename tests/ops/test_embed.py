@@ -112,7 +112,7 @@ def test_tokens_outside_the_vocabulary_are_refused(bad: int) -> None:
 def test_bad_arrays_are_refused() -> None:
     w, _ = table(T.Q4_0)
     x = np.zeros((len(TOKENS), 64), np.float32)
-    with pytest.raises(ValueError, match="bytes are not 50 rows"):
+    with pytest.raises(ValueError, match="expected 50 rows"):
         embed(w._replace(raw=w.raw[:-18]), TOKENS, x)
     with pytest.raises(ValueError, match="tokens is int64"):
         embed(w, TOKENS.astype(np.int64), x)

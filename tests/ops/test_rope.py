@@ -131,13 +131,15 @@ def test_bad_arguments() -> None:
     x, tables = normal(1, 3, 2, 8), rope_tables(10, 8, 1e4)
     positions = np.array([0, 1, 2], np.int32)
     for bad in ([0, 1, 10], [-1, 1, 2]):
-        with pytest.raises(ValueError, match=r"rope: positions -?[0-9]+\.\.[0-9]+, tables of 10"):
+        with pytest.raises(
+            ValueError, match=r"positions are -?[0-9]+\.\.[0-9]+, but the tables have 10"
+        ):
             rope(x, np.array(bad, np.int32), *tables, halves=False)
     with pytest.raises(ValueError, match="x is read-only"):
         rope(np.broadcast_to(x[:1, :1], (1, 1, 8)), positions[:1], *tables, halves=False)
     with pytest.raises(ValueError, match="n_rot/2"):
         rope(x[:, :, :6].copy(), positions, *tables, halves=False)
-    with pytest.raises(ValueError, match="n_rot 7"):
+    with pytest.raises(ValueError, match="n_rot is 7"):
         rope_tables(10, 7, 1e4)
     with pytest.raises(ValueError, match="factors has shape"):
         rope_tables(10, 8, 1e4, factors=np.ones(8, np.float32))

@@ -145,9 +145,9 @@ def test_sizes_are_checked() -> None:
         decode(2, raw, 63)
     with pytest.raises(ValueError, match="whole Q4_0 blocks"):
         nbytes(2, -32)
-    with pytest.raises(ValueError, match="not whole rows"):
+    with pytest.raises(ValueError, match="not a multiple of the row size"):
         decode_rows(2, raw[:-1], 32, np.array([0]))
-    with pytest.raises(ValueError, match="not whole rows"):
+    with pytest.raises(ValueError, match="not a multiple of the row size"):
         decode_rows(2, raw, 0, np.array([0]))
     with pytest.raises(ValueError, match="rows must be integers"):
         decode_rows(2, raw, 32, np.array([0.0]))

@@ -43,7 +43,7 @@ def test_steps_that_are_not_finite(folder: Path, run: Run, monkeypatch: pytest.M
     rows = log_rows(folder / "log")
     assert [row["iter"] for row in rows if row["skipped"]] == [3, 5]
     assert rows[2]["loss"] is None and rows[2]["grad_norm"] is None and rows[3]["loss"] > 0
-    assert done.out.count("skipped: loss or gradient not finite") == 2
+    assert done.out.count("skipped: the loss or the gradient is not finite") == 2
     states = [load_checkpoint(folder / f"chk-{i}.gguf") for i in (2, 3, 4)]
     for name, p in states[0].adapter.parameters().items():
         assert (states[1].adapter.parameters()[name] == p).all()
@@ -64,7 +64,7 @@ def test_a_run_that_diverges_ends(folder: Path, run: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(Trainer, "step", spoiled)
     done = run(words(folder, "--adam-iter", "50", "--save-every", "4"))
     refused(done, 7, "not finite in 3 iterations in a row (last: 8)", "--adam-alpha")
-    assert done.out.count("skipped: loss") == 3
+    assert done.out.count("skipped: the loss") == 3
     state = load_checkpoint(folder / "chk-LATEST.gguf")
     assert state.iteration == 4 and file_bits(folder / "chk-LATEST.gguf") == bits
     assert not (folder / "chk-8.gguf").exists()

@@ -127,7 +127,9 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
             raise UsageError(f"--strict: {line}")
         console.note(f"warning: {line}")
     if n_ctx < _SHORTEST:
-        console.note(f"warning: the context is increased to the minimum of {_SHORTEST} tokens")
+        console.note(
+            f"warning: a context of {n_ctx} tokens is too short; using the minimum, {_SHORTEST}"
+        )
     return max(n_ctx, _SHORTEST)
 
 

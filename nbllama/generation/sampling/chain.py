@@ -57,7 +57,7 @@ class Sampler:
     def sample(self, logits: np.ndarray) -> int:
         """Draw a token from logits float32 `[n_vocab]`. Raises `NbllamaError` for NaN logits."""
         if logits.shape != self._ids.shape:
-            raise ValueError(f"{logits.shape} logits for {len(self._ids)} tokens")
+            raise ValueError(f"logits have shape {logits.shape}, expected ({len(self._ids)},)")
         if len(self._banned):
             logits = logits.copy()
             logits[self._banned] = -np.inf

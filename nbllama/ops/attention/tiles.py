@@ -156,14 +156,17 @@ def check_streams(
     The offsets are int32.
     """
     if np.ndim(q) != 3 or np.ndim(kv[0]) != 3 or 0 in q.shape[1:] or 0 in kv[0].shape[1:]:
-        raise ValueError(f"attention: q {np.shape(q)} [N, H, D], k {np.shape(kv[0])} [Nk, G, D]")
+        raise ValueError(
+            f"attention: q has shape {np.shape(q)}, expected [N, H, D], and k has shape "
+            f"{np.shape(kv[0])}, expected [Nk, G, D]"
+        )
     check_array("attention", "q", q, q.shape)
     if kv[0].shape[2] != q.shape[2] or q.shape[1] % kv[0].shape[1]:
         raise ValueError(f"attention: keys {kv[0].shape} do not fit queries {q.shape}")
     for x in kv:
         check_array("attention", "k or v", x, kv[0].shape)
     if np.ndim(q_offsets) != 1 or len(q_offsets) < 2:
-        raise ValueError("attention: offsets are int32 [S+1], S at least 1")
+        raise ValueError("attention: offsets must be int32 [S+1] with S at least 1")
     check_array("attention", "q_offsets", q_offsets, q_offsets.shape, dtype=np.int32)
     check_array("attention", "k_offsets", k_offsets, q_offsets.shape, dtype=np.int32)
     # Lists are faster than arrays, and this function runs for every block of every generated token.
@@ -172,4 +175,4 @@ def check_streams(
         if b - a < 1 or e - c < b - a:
             raise ValueError("attention: every sequence needs queries and at least as many keys")
     if q_ends[0] or k_ends[0] or q_ends[-1] != len(q) or k_ends[-1] != len(kv[0]):
-        raise ValueError("attention: offsets do not cover the stream")
+        raise ValueError("attention: offsets must start at 0 and end at the number of rows")

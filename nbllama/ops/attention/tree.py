@@ -88,7 +88,7 @@ def _gathered(x: np.ndarray, paths: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _check_keys(op: str, k: np.ndarray, v: np.ndarray, paths: np.ndarray) -> None:
     if np.ndim(k) != 3:
-        raise ValueError(f"{op}: k {np.shape(k)}, expected [N, G, D]")
+        raise ValueError(f"{op}: k has shape {np.shape(k)}, expected [N, G, D]")
     check_array(op, "k", k, k.shape)
     check_array(op, "v", v, k.shape)
     check_array(op, "paths", paths, np.shape(paths)[:1], dtype=np.int32)

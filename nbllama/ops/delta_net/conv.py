@@ -198,7 +198,10 @@ def _check(
     if np.ndim(w) != 2 or w.shape[0] < 2 or w.shape[1] == 0:
         raise ValueError(f"{op}: w has shape {np.shape(w)}, expected [K, W] with K at least 2")
     if np.ndim(u) != 2 or np.ndim(y) != 2 or not 0 <= column <= w.shape[1] - y.shape[1]:
-        raise ValueError(f"{op}: u {np.shape(u)}, {np.shape(y)} from column {column} on")
+        raise ValueError(
+            f"{op}: y of shape {np.shape(y)} does not fit u of shape {np.shape(u)} from column "
+            f"{column} on"
+        )
     check_array(op, "u", u, (u.shape[0], w.shape[1]))
     check_array(op, "w", w, w.shape)
     check_output(op, "y", y, (u.shape[0], y.shape[1]))

@@ -226,10 +226,13 @@ def check_inputs(
     """Raise ValueError if the inputs do not match."""
     if np.ndim(q) != 3 or np.ndim(v) != 3 or 0 in q.shape[1:] or 0 in v.shape[1:]:
         raise ValueError(
-            f"{op}: q {np.shape(q)} and v {np.shape(v)}, expected [N, G, D], [N, H, M]"
+            f"{op}: q has shape {np.shape(q)}, expected [N, G, D], and v has shape {np.shape(v)}, "
+            f"expected [N, H, M]"
         )
     if v.shape[1] % q.shape[1]:
-        raise ValueError(f"{op}: {q.shape[1]} heads of keys do not divide {v.shape[1]}")
+        raise ValueError(
+            f"{op}: {v.shape[1]} value heads are not a multiple of {q.shape[1]} key heads"
+        )
     check_array(op, "q", q, q.shape)
     check_array(op, "k", k, q.shape)
     check_array(op, "v", v, (len(q), *v.shape[1:]))

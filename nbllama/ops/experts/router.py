@@ -244,7 +244,7 @@ def _checked(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> tuple[int, tu
     if gating.kind not in CODES:
         raise ValueError(f"route: {gating.kind!r} is not one of {', '.join(CODES)}")
     if not 1 <= chosen.shape[1] <= p.shape[1]:
-        raise ValueError(f"route: {chosen.shape[1]} of {p.shape[1]} experts")
+        raise ValueError(f"route: cannot choose {chosen.shape[1]} of {p.shape[1]} experts")
     return CODES[gating.kind], (len(p), chosen.shape[1])
 
 

@@ -83,10 +83,13 @@ def _add(y, rows, out):
 
 def _check(x: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
     if np.ndim(x) != 2 or np.ndim(rows) != 1:
-        raise ValueError(f"rows: x {np.shape(x)}, rows {np.shape(rows)}: expected [N, C] and [M]")
+        raise ValueError(
+            f"rows: x has shape {np.shape(x)}, expected [N, C], and rows has shape "
+            f"{np.shape(rows)}, expected [M]"
+        )
     check_array("rows", "rows", rows, rows.shape, dtype=np.int64)
     if len(rows) and not (rows[0] >= 0 and rows[-1] < len(x) and (np.diff(rows) > 0).all()):
-        raise ValueError(f"rows: not ascending numbers of the {len(x)} rows")
+        raise ValueError(f"rows: row numbers must be ascending and within 0..{len(x) - 1}")
     return len(rows), x.shape[1]
 
 

@@ -118,7 +118,10 @@ def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
     Raises ValueError for any other kind of array, or if K is not a multiple of `block`.
     """
     if np.ndim(x) != 2 or block not in (32, 256) or x.shape[1] == 0 or x.shape[1] % block:
-        raise ValueError(f"int8_rows: x {np.shape(x)} is not whole blocks of {block}")
+        raise ValueError(
+            f"int8_rows: x has shape {np.shape(x)}, expected [N, K] with K a multiple of the block "
+            f"size {block}, which must be 32 or 256"
+        )
     check_array("int8_rows", "x", x, x.shape)
     n, k = x.shape
     q, d = np.empty((n, k), np.int8), np.empty((n, k // block), np.float32)

@@ -120,7 +120,9 @@ class Input:
 
 def _check_ranks(pair: LoraPair) -> None:
     if np.ndim(pair.a) != 2 or np.ndim(pair.b) != 2 or pair.a.shape[0] != pair.b.shape[1]:
-        raise ValueError(f"lora_a {np.shape(pair.a)} and lora_b {np.shape(pair.b)} share no rank")
+        raise ValueError(
+            f"lora_a {np.shape(pair.a)} and lora_b {np.shape(pair.b)} do not have the same rank"
+        )
 
 
 def hidden_floats(n: int, rank: int) -> int:
@@ -179,7 +181,7 @@ def linear_grad(
     packed dy and packed dh. `masked` must be the same as in the forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
-        raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
+        raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape} and a weight {w.shape}")
     if dx is None and pair is None:
         return
     dhp, a = NO_PANELS, NO_PAIR

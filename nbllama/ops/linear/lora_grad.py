@@ -140,7 +140,9 @@ def pack_with_gradients(
     check_output("pair gradients", "da", da, (rank, x.shape[1]))
     check_output("pair gradients", "db", db, (n_out, rank))
     if dh_memory.dtype != np.float32 or dh_memory.size < len(gp) * high * PANEL:
-        raise ValueError(f"{dh_memory.size} numbers of memory are too few for dh of dy {dy.shape}")
+        raise ValueError(
+            f"memory for {dh_memory.size} numbers is too small for dh of dy {dy.shape}"
+        )
     dhp = dh_memory.reshape(-1)[: len(gp) * high * PANEL].reshape(len(gp), high, PANEL)
     if n == 0:
         return gp, dhp

@@ -155,7 +155,9 @@ def _check_pair(w: Weight, panels: np.ndarray, n: int, rank: int, half: np.ndarr
     check_array(w.name, "LoRA panels", panels, panels.shape)
     check_array(w.name, "LoRA factor", half, half.shape)
     if rank and (panels.shape[0] != n_panels(n) or panels.shape[1] < rank):
-        raise ValueError(f"{w.name}: LoRA panels {panels.shape} do not fit {n} tokens, rank {rank}")
+        raise ValueError(
+            f"{w.name}: LoRA panels {panels.shape} do not fit {n} tokens and rank {rank}"
+        )
 
 
 def matmul(

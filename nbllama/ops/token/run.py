@@ -219,6 +219,9 @@ def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> N
     `step` is a `STEP` array with one row. The memory at the addresses in `step` is not checked.
     """
     if step.dtype != STEP or step.shape != (1,) or len(types) > MOST_TYPES:
-        raise ValueError(f"walk: step is {step.dtype} {step.shape}, with {len(types)} types")
+        raise ValueError(
+            f"walk: step has shape {step.shape}, expected one STEP record with at most "
+            f"{MOST_TYPES} weight types, not {len(types)}"
+        )
     routine = thread_entry(*types, *[NO_TYPE] * (MOST_TYPES - len(types)), int(exact))
     _walk(routine.address, step.ctypes.data, threads)

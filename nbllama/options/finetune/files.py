@@ -13,7 +13,7 @@ _files = partial(option, "Files")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """File names, and when to save the files."""
+    """Options for the names of files, and for how often to save."""
 
     model_base: str = _files(
         Text(),

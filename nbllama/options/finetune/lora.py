@@ -30,7 +30,7 @@ def _rank(
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter options. A rank of None is derived from other options or from the data."""
+    """Options for the adapter. A rank of None is derived from other options or from the data."""
 
     lora_r: int | None = _lora(
         Whole(1, 65536),

@@ -60,12 +60,12 @@ class ManyOptions:
 
 
 def check_many(options: ManyOptions, dumps: bool) -> None:
-    """Raise `UsageError` for invalid combinations; `dumps` is whether `--dump` is given."""
+    """Raise `UsageError` for invalid combinations; `dumps` says whether `--dump` is given."""
     block = options.block or 0
     if block & (block - 1):
         near = 1 << (block.bit_length() - 1)
         raise UsageError(
-            f"--block {block}: must be a power of two, such as {near} or {2 * near}, or 0"
+            f"--block {block}: must be 0 or a power of two, such as {near} or {2 * near}"
         )
     if options.audit and options.allow_mixed_cpu:
         raise UsageError(

@@ -15,7 +15,7 @@ _model = partial(option, "Model")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Arrays to dump from an iteration, and constants that override the model file."""
+    """Options for arrays to dump, and for constants that override the model file."""
 
     dump: tuple[str, ...] = _inside(
         Dumped(), (), "arrays to dump, by iteration and name, such as 1:kq_soft_max-*, "

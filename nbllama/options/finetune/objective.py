@@ -21,7 +21,7 @@ def _defaults(name: str) -> str:
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """The choice of objective, and its numeric options."""
+    """Options for the choice of objective, and for the numbers in its loss."""
 
     objective: str = _objective(
         Choice(tuple(OBJECTIVES)),

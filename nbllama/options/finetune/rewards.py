@@ -14,7 +14,7 @@ _rewards = partial(option, "Objective")
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """The reward function, and how to draw answers."""
+    """Options for the reward function, and for drawing answers."""
 
     reward: str = _rewards(
         Words("REWARD"),

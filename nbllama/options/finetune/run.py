@@ -15,7 +15,7 @@ _data = partial(option, "Run length and batches")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The machine, the length of the run, and the samples per iteration."""
+    """Options for the machine, the length of the run, and the samples per iteration."""
 
     threads: int | None = threads_option()
     seed: int = _run(

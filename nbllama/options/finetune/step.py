@@ -21,7 +21,7 @@ _BETA2 = "".join(f"; {row.beta2:g} with {row.name}" for row in _OTHERS)
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The learning-rate schedule, and how a gradient becomes an update."""
+    """Options for the learning rate schedule, and for turning gradients into updates."""
 
     adam_alpha: float | None = _rate(
         Real(0, 1e3, above=True),

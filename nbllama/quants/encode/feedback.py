@@ -130,7 +130,10 @@ def round_piece(
     _check("codes", codes, (rows, n), np.int8)
     _check("cost", cost, (rows,), np.float64)
     if not 0 <= at <= n - m or m == 0 or group.min() < 0 or group.max() >= groups:
-        raise ValueError(f"round_piece: columns {at} to {at + m} of {n}, or a group out of range")
+        raise ValueError(
+            f"round_piece: columns {at}..{at + m - 1} must be within 0..{n - 1}, and groups within "
+            f"0..{groups - 1}"
+        )
     if not -128 <= first <= last <= 127:
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
     given = (weights, factor, importance, scale, low, group)

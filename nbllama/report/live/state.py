@@ -116,7 +116,10 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Add a version, while holding the lock; if it is None, readers receive the whole run."""
+        """Add a version that consists of `news`; with None, readers receive the whole run.
+
+        The caller must hold the lock.
+        """
         self._version += 1
         if news is None:
             self._whole_from = self._version
@@ -161,7 +164,7 @@ class LiveState:
             self._changed.notify_all()
 
     def ask(self, prompt: str) -> str:
-        """Add a question; return the reason if it is refused, otherwise ""."""
+        """Add a question; return "", or the reason why the question is refused."""
         text = prompt.strip()
         with self._changed:
             if self._over:
@@ -180,7 +183,7 @@ class LiveState:
         return ""
 
     def stop(self) -> str:
-        """Ask the run to stop and save; return the reason if it cannot, otherwise ""."""
+        """Ask the run to stop and save; return "", or the reason why the run cannot stop."""
         with self._changed:
             if self._over:
                 return "the run is over"

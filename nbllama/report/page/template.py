@@ -22,7 +22,7 @@ _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def safe(value: Any) -> str:
-    """Return text from the run as HTML."""
+    """Escape a value from the run for HTML, and replace invisible characters."""
     return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
 
 

@@ -115,7 +115,9 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
     same = (
         "the bits are the same"
         if here.digest() == there.digest()
-        else (f"the relative difference is {loss:.1e} in the loss, {gradient:.1e} in the gradient")
+        else (
+            f"the relative difference is {loss:.1e} in the loss and {gradient:.1e} in the gradient"
+        )
     )
     return f"worker {name} has a different CPU; this machine recomputed its first block: {same}"
 
@@ -199,7 +201,7 @@ class Worker:
         """
         own = self.adapter.parameters()
         if own.keys() != params.keys():
-            raise ValueError("not the parameters of this run")
+            raise ValueError("the received parameters are not those of this run")
         for name, x in own.items():
             np.copyto(x, params[name], casting="no")
         self.bound.refresh()

@@ -205,7 +205,7 @@ def resolve(
         If options contradict each other.
     """
     if n_samples < 1:
-        raise ValueError("a run needs samples")
+        raise ValueError("the training data contain no samples")
     d = DEFAULTS[data_kind]
     options = with_plan(options, data_kind, n_samples, n_embd=n_embd)
     n_iter = iterations(options, data_kind, n_samples, walk)

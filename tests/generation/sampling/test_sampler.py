@@ -38,7 +38,7 @@ def test_logits_that_are_no_numbers(bad: float) -> None:
     x[3] = bad
     with pytest.raises(NbllamaError, match="not a number"):
         Sampler(GREEDY, 8, 64).sample(x)
-    with pytest.raises(ValueError, match="8 tokens"):
+    with pytest.raises(ValueError, match=r"expected \(8,\)"):
         Sampler(GREEDY, 8, 64).sample(x[:5])
 
 

@@ -125,9 +125,9 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 
 def test_wrong_arguments() -> None:
     rows = np.zeros((2, 256), np.float32)
-    with pytest.raises(ValueError, match="not whole Q4_K blocks"):
+    with pytest.raises(ValueError, match="do not fill whole Q4_K blocks"):
         quantise(oracle.QUANT_TYPES["Q4_K"], rows[:, :128])
-    with pytest.raises(ValueError, match="not whole Q4_0 blocks"):
+    with pytest.raises(ValueError, match="do not fill whole Q4_0 blocks"):
         quantise(oracle.QUANT_TYPES["Q4_0"], rows[:, :31])
     for wrong in (rows.astype(np.float64), rows[None], rows[:0]):
         with pytest.raises(ValueError, match="must be float32"):

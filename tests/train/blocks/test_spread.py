@@ -280,7 +280,7 @@ def test_another_cpu_is_compared_once(model: Model) -> None:
     (wrong,) = [line for line in lines if line.startswith("worker w1 has a different CPU")]
     (right,) = [line for line in lines if line.startswith("worker w2 has a different CPU")]
     assert "the bits are the same" in right
-    found = re.search(r"difference is 0.0e\+00 in the loss, (\S+) in the gradient", wrong)
+    found = re.search(r"difference is 0.0e\+00 in the loss and (\S+) in the gradient", wrong)
     assert found is not None and 1e-4 < float(found[1]) < 1e3
 
 
