@@ -51,7 +51,7 @@ MARKS = {
     "~": "trained by the rule, except for a part that the template omits; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
-    "c": "refused by the rule: the prompt closes the thought that the data contain",
+    "c": "refused by the rule: the data contain a thought, but the prompt already closes it",
     "R": "refused although the template renders it",
     "D": "trained differently",
 }
@@ -187,6 +187,6 @@ def page(found: list[Cell]) -> str:
         "",
         "## Refused",
         "",
-        *[f"- {name} ({', '.join(kinds)}): {why}." for (name, why), kinds in refused.items()],
+        *[f"- {name} ({'; '.join(kinds)}): {why}." for (name, why), kinds in refused.items()],
     ]
     return "\n".join(lines) + "\n"
