@@ -64,8 +64,8 @@ def line(row: dict[str, Any]) -> str:
 
 INTRODUCTION = """# Runs under faults
 
-`scripts/faults --full` generates this page. Each run trains a tiny model in a separate process. A run
-passes if all of the following are true:
+`scripts/faults --full` generates this page. Each run trains a tiny model in a separate process.
+A run passes if all of the following are true:
 
 - no file under its final name is incomplete;
 - the resumed run is bit-identical to a run without the fault;
