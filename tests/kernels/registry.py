@@ -51,7 +51,8 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.attention.attention.alibi_slopes": "computes a table, covered by "
     "the 'attention, ALiBi' rows",
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, used only for dumps",
-    "nbllama.ops.attention.attention.probabilities": "plain numpy, used by the reference and for dumps",
+    "nbllama.ops.attention.attention.probabilities": "plain numpy, used by "
+    "the reference and for dumps",
     "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
     "table; tests/ops/test_registry_sweep.py compares it with its reference",
     "nbllama.ops.rope.rope_tables": "plain numpy, covered by the 'rope' rows",
