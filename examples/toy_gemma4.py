@@ -1,4 +1,4 @@
-"""Small random models whose blocks differ in size, in GGUF files for llama.cpp."""
+"""Small random Gemma 4 models, whose blocks differ in size, in GGUF files for llama.cpp."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def make_gemma4(
     keys: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a random model of this architecture.
+    """Write a random model of the gemma4 architecture.
 
-    `kv_heads`, `head_dims`: values for blocks with a window and for blocks without. The last
-    `shared` blocks use earlier keys and values, and have a feed-forward layer of twice the width;
-    `idle_keys`: these blocks also have unused matrices for keys and values. `n_per_layer` can be 0.
-    `keys_are_values`: blocks without a window have no attn_v.
+    `windows` says for each block whether attention has a window. `kv_heads` and `head_dims` contain
+    one value for blocks with a window and one for blocks without. The last `shared` blocks use the
+    keys and values of earlier blocks, and their feed-forward layer is twice as wide; with
+    `idle_keys`, they also have key and value matrices, which are unused. `n_per_layer` is the width
+    of the per-block embeddings; 0 means that there are none. With `keys_are_values`, blocks without
+    a window have no attn_v.
     """
     w, n_layer = Writer(path, arch, types, seed), len(windows)
     start = n_layer - shared
@@ -83,9 +85,9 @@ def make_gemma4(
         d, n_kv = head_dims[kind], kv_heads[kind]
         for name in ("attn_norm", "post_attention_norm", "ffn_norm"):
             w.vector(f"{block}.{name}.weight", n_embd)
-        # Small: ggml's GELU is a step function; this reduces the effect of steps elsewhere.
+        # ggml's GELU is a step function; small weights reduce the effect of different steps.
         w.vector(f"{block}.post_ffw_norm.weight", n_embd, 0.05, 0.01)
-        # Scores have no scale: the norms of queries and keys make them small.
+        # Gemma 4 does not scale attention scores; these small norms keep the scores small.
         w.vector(f"{block}.attn_q_norm.weight", d, 0.5)
         w.matrix(f"{block}.attn_q", (n_head * d, n_embd))
         if i < start or idle_keys:

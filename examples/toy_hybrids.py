@@ -13,7 +13,10 @@ from examples.toy_models import add_experts, add_matrix, add_tokenizer
 
 
 class Writer:
-    """A file of one architecture: metadata keys, then random tensors in the order of the calls."""
+    """Writer of a GGUF file with metadata keys and random tensors.
+
+    The tensors are written in the order in which they are added.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,10 @@ class Writer:
                 self.gguf.add_uint32(full, value)
 
     def matrix(self, name: str, shape: tuple[int, int], size: float | None = None) -> None:
-        """Add a matrix of normal random numbers, of standard deviation `size` or 1 / sqrt(n_in)."""
+        """Add a matrix of normally distributed numbers.
+
+        `size` is their standard deviation (default: 1 / sqrt(n_in)).
+        """
         values = self.rng.standard_normal(shape) * (size or 1 / np.sqrt(shape[1]))
         add_matrix(self.gguf, f"{name}.weight", values.astype(np.float32), self.types)
 
@@ -48,7 +54,7 @@ class Writer:
         self.gguf.add_tensor(name, values.astype(np.float32))
 
     def taps(self, name: str, shape: tuple[int, int]) -> None:
-        """Add the weights of a convolution, `[channels, taps]`, always in float32."""
+        """Add the weights of a convolution in float32; the shape is `[channels, taps]`."""
         values = 0.6 * self.rng.standard_normal(shape) / np.sqrt(shape[1])
         self.gguf.add_tensor(f"{name}.weight", values.astype(np.float32))
 
@@ -58,7 +64,7 @@ class Writer:
         self.matrix(f"{block}.ffn_down", (n_embd, n_ff))
 
     def mixture(self, block: str, n_embd: int, experts: Mapping[str, Any]) -> None:
-        """Add a router and experts, as in `make_llama`."""
+        """Add a block's router and experts; `experts` is described in `add_experts`."""
         add_experts(self.gguf, block, n_embd, experts, self.rng, self.types)
 
     def write(self) -> None:
@@ -84,7 +90,10 @@ def make_lfm2(
     experts: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a random model of this architecture; `kv_heads`: 0 for blocks with a convolution."""
+    """Write a random model of the lfm2 or lfm2moe architecture.
+
+    `kv_heads` contains the number of KV heads of each block, or 0 for a block with a convolution.
+    """
     w = Writer(path, arch, types, seed)
     sizes = {
         "block_count": len(kv_heads),
@@ -149,10 +158,11 @@ def make_qwen35(
     experts: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a random model of this architecture.
+    """Write a random model of the qwen35 or qwen35moe architecture.
 
-    `heads`, `key_heads`, `size`, `taps` are those of the delta nets. `n_idle`: number of final
-    blocks that predict further tokens.
+    `heads`, `key_heads`, `size` (of a head) and `taps` (of the convolution) describe the delta
+    nets. `n_idle` is the number of additional blocks at the end that predict tokens after the next
+    one.
     """
     w = Writer(path, arch, types, seed)
     third, period = n_rot // 2 // 3, (keys or {}).get("full_attention_interval", 4)

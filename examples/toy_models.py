@@ -1,7 +1,7 @@
 """Small random models in GGUF files that llama.cpp can load.
 
-The `gguf` package writes the files and llama.cpp quantises them, so the test input of nbllama does
-not depend on nbllama.
+The `gguf` package writes the files and llama.cpp quantises the weights, so the models that test
+nbllama do not depend on nbllama.
 """
 
 from __future__ import annotations
@@ -57,22 +57,51 @@ def make_llama(
 ) -> None:
     """Write a random model of the llama architecture, or of another one with the same tensors.
 
-    `types`: a quant name for all matrices, or names by tensor ("attn_q", "token_embd", ...) with
-    "*" for the others (F32 without it). A row has `n_embd`, `n_head * head_dim` (attn_output) or
-    `n_ff` (ffn_down) numbers, which must be whole blocks. `biases`: True for the four attention
-    projections, or the names of the linears with a bias. `rope_scaling`: ("linear", factor) or
-    ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
-    `tokenizer`: "spm" (with byte tokens if n_vocab is at least 259; with fewer, llama.cpp ends the
-    process on text without tokens), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none". `keys`: further
-    metadata keys of the architecture, without "ARCH." (those of xIELU have no such prefix).
-    `qk_norm`: norms of queries and keys ("whole": over all heads together); `pre_norms`,
-    `second_norm`: norms before attention and feed-forward, and the name of the second ("": none);
-    `post_norms`: norms after them; `fused`: queries, keys and values in one matrix, gate and up in
-    another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is for
-    LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; `down_size`: a factor of
-    ffn_down. `experts`: a mixture of experts (`add_experts`) instead of feed-forward, in all blocks
-    from number "first" on. The same arguments write the same bytes. Raises ValueError for a row
-    that is not whole blocks.
+    The same arguments always write the same bytes. Every row of a matrix must consist of whole
+    blocks of its type; a row has `n_embd` numbers, or `n_head * head_dim` in attn_output, or `n_ff`
+    in ffn_down.
+
+    Parameters
+    ----------
+    types : str or mapping
+        The type of all matrices, such as "Q4_0", or a mapping from tensor ("attn_q", "token_embd",
+        ...) to type, with "*" for all other matrices (F32 if it is missing).
+    biases : bool or sequence of str
+        True for biases on the four attention projections, or the linear layers with a bias.
+    rope_scaling : tuple, optional
+        ("linear", factor) or ("yarn", factor, original context).
+    rope_factors : bool
+        Whether to write a `rope_freqs.weight`, as in Llama 3.
+    tokenizer : str
+        "spm", "bpe" (GPT-2 bytes; requires n_vocab >= 259) or "none". "spm" has byte tokens if
+        n_vocab is at least 259; without them, llama.cpp ends the process when a text has no tokens.
+    keys : mapping, optional
+        More metadata keys, without the prefix "ARCH." (keys of xIELU never have it).
+    pre_norms, post_norms : bool
+        Whether there are norms before and after attention and feed-forward.
+    second_norm : str
+        Name of the norm before feed-forward, or "" if there is none.
+    qk_norm : bool or str
+        Whether queries and keys are normalised; "whole" normalises all heads together.
+    fused : bool or str
+        Whether queries, keys and values share one matrix, and gate and up another; "up" fuses only
+        gate and up.
+    gated : bool
+        Whether feed-forward has a gate.
+    layer_norm : bool
+        Whether to store `rms_eps` as the eps of LayerNorm.
+    norm_biases, output_bias : bool
+        Whether the norms and the logits have biases.
+    down_size : float
+        Factor for the values in ffn_down.
+    experts : mapping, optional
+        Options of `add_experts`. The blocks from number "first" on have experts instead of a
+        feed-forward layer.
+
+    Raises
+    ------
+    ValueError
+        If a row does not consist of whole blocks.
     """
     rng = np.random.default_rng(seed)
     head_dim = head_dim or n_embd // n_head
@@ -146,7 +175,7 @@ def make_llama(
         if norm_biases:
             vector(f"{name}.bias", n_embd, 0.0)
 
-    # A tied matrix also computes the logits, so its scale is that of the logits.
+    # A tied matrix also computes the logits, so it is scaled like an output matrix.
     matrix("token_embd.weight", (n_vocab, n_embd), 2 / np.sqrt(n_embd) if tied else 1.0)
     norm("output_norm")
     if output_bias:
@@ -166,7 +195,7 @@ def make_llama(
             vector(f"blk.{i}.attn_k_norm.weight", heads[1] * head_dim, 1.0)
         if post_norms:
             vector(f"blk.{i}.post_attention_norm.weight", n_embd, 1.0)
-            # Small: ggml's GELU is a step function; this reduces the effect of steps elsewhere.
+            # ggml's GELU is a step function; small weights reduce the effect of different steps.
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         mixed = experts is not None and i >= experts.get("first", 0)
@@ -195,9 +224,11 @@ def add_experts(
 ) -> None:
     """Add a block's router and experts.
 
-    "count" and "n_ff": their number and width; "shared": width of a shared expert;
-    "shared_weight": a vector for its weight; "select": a bias of the choice; "biases": biases of
-    the router and all matrices; "sinks": the number of heads, each with one sink.
+    `experts` contains the number of experts ("count") and their width ("n_ff"). Optional keys are
+    the width of a shared expert ("shared"), whether a vector determines the shared expert's weight
+    ("shared_weight"), whether a bias affects the selection of experts ("select"), whether the
+    router and all expert matrices have biases ("biases"), and the number of attention heads if
+    each head has a sink ("sinks").
     """
     n, n_ff = experts["count"], experts["n_ff"]
 
@@ -231,7 +262,10 @@ def add_experts(
 
 
 def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
-    """Run `tests.oracle.gguf_file.decode_to_f32`: the same model in float32 with all metadata."""
+    """Write a copy of a model in float32, with all metadata.
+
+    This calls `tests.oracle.gguf_file.decode_to_f32`.
+    """
     from tests.oracle import gguf_file
 
     gguf_file.decode_to_f32(src, dst)
@@ -240,7 +274,7 @@ def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> N
 def add_matrix(
     w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
 ) -> None:
-    """Add a matrix in the type that `types` (see `make_llama`) gives for its name."""
+    """Add a matrix in the type that `types` (see `make_llama`) specifies for its name."""
     slot = name.split(".")[-2]
     kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
     if kind == "F32":
@@ -255,7 +289,7 @@ def add_matrix(
 
 
 def add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
-    """Add the keys of a tokenizer with `n_vocab` tokens; kinds as in `make_llama`."""
+    """Add the keys of a tokenizer with `n_vocab` tokens; `make_llama` describes the kinds."""
     if kind == "none":
         w.add_tokenizer_model("none")
         return
@@ -278,7 +312,7 @@ def add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
 
 
 def _filler(n: int) -> list[str]:
-    """Return tokens that no text needs: they only fill the vocabulary to its size."""
+    """Return `n` tokens that occur in no text and only fill up the vocabulary."""
     return [f"<filler{i}>" for i in range(n)]
 
 
@@ -316,7 +350,7 @@ def _bpe_tokens(n_vocab: int) -> tuple[list[str], list[TokenType], dict[str, Any
 
 
 def _byte_letters() -> list[str]:
-    """Return GPT-2's printable letter of each byte, in byte order."""
+    """Return the printable character that GPT-2 uses for each byte, in byte order."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(b if b in printable else next(others)) for b in range(256)]

@@ -64,10 +64,15 @@ def line(row: dict[str, Any]) -> str:
 
 INTRODUCTION = """# Runs under faults
 
-`scripts/faults --full` generates this page. Each run trains a tiny model in a separate process. It
-passes if no file under its final name is incomplete, if the resumed run is bit-identical to a run
-without the fault, if at most one save interval is lost, and if every failure ends with a one-line
-message and the right exit code. [What can go wrong](../faults.md) describes how nbllama behaves.
+`scripts/faults --full` generates this page. Each run trains a tiny model in a separate process.
+A run passes if all of the following are true:
+
+- no file under its final name is incomplete;
+- the resumed run is bit-identical to a run without the fault;
+- at most one save interval is lost;
+- every failure ends with a one-line message and the right exit code.
+
+[What can go wrong](../faults.md) describes how nbllama behaves.
 """
 HEAD = "| fault | what | runs | passed |\n|---|---|---|---|"
 

@@ -95,6 +95,7 @@ def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
         out += table(cases, rows, cells, [column for column in LAST if column not in common])
         out.append("</div>\n")
     out.append("## Without a row\n")
+    out.append("These functions and modules are not compared above, for the reason given:\n")
     out += [f"- `{name.removeprefix('nbllama.')}`: {why}" for name, why in sorted(NO_CASE.items())]
     return "\n".join(out) + "\n"
 

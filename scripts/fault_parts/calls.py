@@ -90,7 +90,7 @@ def _points(box: Box, every: int) -> list[tuple[str, int]]:
     return [(c.name, c.number) for c in calls][:: 1 if box.full else every]
 
 
-@fault("F03", "kill at every call of the system in two saves")
+@fault("F03", "kill at every system call during two saves")
 def kill_at_each(box: Box) -> Iterator[str]:
     """Kill each run one call later than the previous one."""
     for name, number in _points(box, 12):
@@ -116,19 +116,19 @@ def _errors(box: Box, again: str, every: int) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@fault("F06", "an error (EIO) at the n-th call, once")
+@fault("F06", "the n-th system call fails (EIO)")
 def error_once(box: Box) -> Iterator[str]:
     """Make each call on a file of the run fail once."""
     return _errors(box, "", 20)
 
 
-@fault("F06", "errors (EIO) from the n-th call on")
+@fault("F06", "the n-th system call and all later ones of the same name fail (EIO)")
 def error_for_ever(box: Box) -> Iterator[str]:
     """Make all later calls of the same name fail too, as with a persistent error."""
     return _errors(box, "+", 20)
 
 
-@fault("F20", "old files cannot be removed, or a kill at their removal")
+@fault("F20", "old files cannot be removed, or the run is killed while it removes them")
 def pruning(box: Box) -> Iterator[str]:
     """At each unlink of a run that keeps one checkpoint: kill, EIO once, or EIO from then on."""
     folder = box.copy()

@@ -31,7 +31,7 @@ def _clone(box: Box, done: Path) -> Path:
     return folder
 
 
-@fault("F08", "newest checkpoint cut, changed by a bit, empty, or of another run")
+@fault("F08", "newest checkpoint truncated, with one bit flipped, empty, or from a different run")
 def damaged(box: Box) -> Iterator[str]:
     """Expect a warning and the same bits from the previous one; exit 5 with `--strict-resume`."""
     run = _a_run(box)
@@ -93,7 +93,7 @@ LATEST: dict[str, Callable[[Path], object]] = {
 }
 
 
-@fault("F09", "LATEST empty, binary, missing, a link, a pipe or a folder")
+@fault("F09", "LATEST is empty, binary, missing, a link, a pipe or a folder")
 def latest(box: Box) -> Iterator[str]:
     """Expect one line or a good run, unchanged numbered checkpoints, and no change outside."""
     run = _a_run(box)

@@ -116,7 +116,7 @@ def _for_each() -> None:
 _for_each()
 
 
-@fault("F12", "a second signal, and SIGKILL after SIGTERM")
+@fault("F12", "a second SIGINT shortly after the first, or SIGKILL after SIGTERM")
 def twice(box: Box) -> Iterator[str]:
     """Send both signals within 50 ms."""
     for i in range(box.n(4, 40)):

@@ -25,7 +25,7 @@ LAZY = (
 CGROUPS = Path("/sys/fs/cgroup/memory")
 
 
-@fault("F07", "outputs that cannot be written, as another user")
+@fault("F07", "output paths that the user may not write to")
 def outputs(box: Box) -> Iterator[str]:
     """Expect exit 3 and one line, in less than 2 s and before the model is loaded."""
     if os.geteuid():
@@ -53,7 +53,7 @@ def outputs(box: Box) -> Iterator[str]:
                 break
 
 
-@fault("F13", "two runs on the same outputs, by any spelling")
+@fault("F13", "two runs with the same outputs, spelled differently")
 def two_runs(box: Box) -> Iterator[str]:
     """Expect the second run to be refused with the first one's process; a kill leaves no lock."""
     folder = box.copy()
@@ -78,7 +78,7 @@ def two_runs(box: Box) -> Iterator[str]:
     yield box.resumed(folder)
 
 
-@fault("F16", "limits of memory (ulimit -v)")
+@fault("F16", "memory limits (ulimit -v)")
 def limits(box: Box) -> Iterator[str]:
     """Expect a good run, or one line and an exit code."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -94,7 +94,7 @@ def limits(box: Box) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@fault("F16", "killed for want of memory (cgroup)")
+@fault("F16", "killed because memory runs out (cgroup)")
 def out_of_memory(box: Box) -> Iterator[str]:
     """Let another process use up the group's memory until the kernel kills the run; then as F01."""
     group = CGROUPS / f"nbllama-faults-{os.getpid()}"
@@ -147,7 +147,7 @@ def _back() -> None:
     time.time_ns = lambda: int(earlier() * 1e9)
 
 
-@fault("F18", "the clock is set back; files of the future")
+@fault("F18", "the clock is set back, or file dates are in the future")
 def clock(box: Box) -> Iterator[str]:
     """Expect the same bits, even if every reading of the clock gives an earlier time."""
     folder = box.copy()
@@ -158,7 +158,7 @@ def clock(box: Box) -> Iterator[str]:
         yield box.resumed(folder, box.reached(folder) + 3)
 
 
-@fault("F18", "no HOME, no cache, a cache that is read-only, damaged or without room")
+@fault("F18", "HOME, temporary folder or kernel cache missing, read-only, full or damaged")
 def folders(box: Box) -> Iterator[str]:
     """Run each case in a new interpreter, with a copy of this machine's compiled kernels."""
     warm = box.folder / "cache"

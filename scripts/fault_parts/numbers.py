@@ -72,7 +72,7 @@ def not_a_number(box: Box) -> Iterator[str]:
             shutil.rmtree(folder)
 
 
-@fault("F15", "a spike of the loss")
+@fault("F15", "a spike in the loss")
 def spike(box: Box) -> Iterator[str]:
     """Report that this is not run: no rule skips such a step."""
     raise NotRun("the program has no rule that skips a finite loss")

@@ -106,7 +106,7 @@ def order(calls: Sequence[Call], folder: Path) -> str:
     return "" if renames >= 4 * N_ITER // 2 else f"only {renames} renames"
 
 
-@fault("F04", "power cut: unsynced writes and names are lost or reordered")
+@fault("F04", "power failure: unsynced writes and renames are lost or reordered")
 def power(box: Box) -> Iterator[str]:
     """Replay a recorded run up to a random call, lose unsynced changes, check, and continue."""
     folder = box.copy()

@@ -111,8 +111,11 @@ def main() -> None:
     if unknown := [n for n in o.names if n not in FAMILIES]:
         p.error(f"unknown: {', '.join(unknown)}")
     threads = numba.get_num_threads()
-    lines = ["| architecture | step, GF/s | of llama's | one token, tokens/s | of llama.cpp's |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| architecture | step, GF/s | relative to llama | generation, tokens/s "
+        "| relative to llama.cpp |",
+        "|---|---|---|---|---|",
+    ]
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         llama = Path(folder) / "base.gguf"
@@ -132,12 +135,12 @@ def main() -> None:
             "# Speed of the dense architectures\n\n"
             f"`scripts/tools/bench_families --write` generated this page on {date.today()} "
             f"({machine()}, {threads} threads).\n\nThe models are random, and any attention "
-            f"windows are wider than the context. A step has {TOKENS} tokens "
-            f"({small}). Its speed counts the necessary FLOPs and is also shown relative to a "
-            "llama model of the same size. Single "
-            f"tokens follow a prompt of {LEAD} tokens ({large}) and are compared with llama.cpp. "
-            f"The two programs run alternately. Speeds are the fastest of {ROUNDS} rounds; ratios "
-            "are medians.\n\n"
+            f"windows are wider than the context. A training step has {TOKENS} tokens. Its GF/s "
+            "figure counts only the operations that the step requires; the next column divides it "
+            "by the figure for a llama model of the same size. In generation, single tokens follow "
+            f"a prompt of {LEAD} tokens, and nbllama and llama.cpp run alternately. Speeds are the "
+            f"fastest of {ROUNDS} rounds; ratios are medians.\n\n"
+            f"- Sizes for the training step: {small}\n- Sizes for generation: {large}\n\n"
             + "\n".join(lines) + "\n",
             encoding="utf-8",
         )  # fmt: skip

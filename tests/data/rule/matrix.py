@@ -51,11 +51,29 @@ MARKS = {
     "~": "trained by the rule, except for a part that the template omits; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
-    "c": "refused by the rule: the prompt closes the thought that the data contain",
+    "c": "refused by the rule: the data contain a thought, but the prompt already closes it",
     "R": "refused although the template renders it",
     "D": "trained differently",
 }
 RIGHT = "=~rc"
+# What the page says about each of `chats.KINDS`.
+ABOUT = {
+    "one turn": "a question and an answer",
+    "two turns": "two questions with answers",
+    "system, one turn": "a system message, a question and an answer",
+    "system, two turns": "a system message and two questions with answers",
+    "tools, object": "a list of tools, and a tool call whose arguments are a JSON object",
+    "tools, text": "a list of tools, and a tool call whose arguments are a string of JSON",
+    "calls without tools": "a tool call, but no list of tools",
+    "thought in a key": 'an answer with a thought under "reasoning_content"',
+    "thoughts in a key": 'two answers with thoughts under "reasoning_content"',
+    "thoughts in the text": "two answers that contain thoughts between `<think>` and `</think>`",
+    "user twice": "two questions in a row, then an answer",
+    "assistant twice": "a question, then two answers in a row",
+    "ends with user": "a question with an answer, then a question without one",
+    "empty answer": "a question with an empty answer",
+    "Chinese": "a system message and two questions with answers, in Chinese",
+}
 
 
 @cache
@@ -176,7 +194,9 @@ def page(found: list[Cell]) -> str:
         "|---|---|---|",
         *[f"| `{m}` | {counts[m]} | {text} |" for m, text in MARKS.items()],
         "",
-        "Chats: " + "; ".join(f"{i} {kind}" for i, kind in enumerate(kinds, 1)) + ".",
+        "| number | chat | contents |",
+        "|---|---|---|",
+        *[f"| {i} | {kind} | {ABOUT[kind]} |" for i, kind in enumerate(kinds, 1)],
         "",
         "| template | " + " | ".join(str(i + 1) for i in range(len(kinds))) + " |",
         "|---|" + "---|" * len(kinds),
@@ -187,6 +207,6 @@ def page(found: list[Cell]) -> str:
         "",
         "## Refused",
         "",
-        *[f"- {name} ({', '.join(kinds)}): {why}." for (name, why), kinds in refused.items()],
+        *[f"- {name} ({'; '.join(kinds)}): {why}." for (name, why), kinds in refused.items()],
     ]
     return "\n".join(lines) + "\n"
