@@ -6,11 +6,10 @@ mapped to the keys of a format only if there is exactly one way to do so.
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbllama.data.counts import Counts
 from nbllama.data.formats import FORMATS, Format, Record
-from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
+from nbllama.data.keys import folded_keys, with_renamed
+from nbllama.data.turns import by_turns, is_turns, with_numbers, with_roles, with_system
 from nbllama.errors import DataError, shown
 
 QUESTIONS = (
@@ -24,17 +23,8 @@ _MORE = {
     "input": "input", "system": "system", "history": "history",
     "context": "input", "system_prompt": "system", "system_message": "system",
 }  # fmt: skip
-_SPEAKER = ("from", "speaker", "author", "sender")
-_WORDS = ("value", "text", "message", "utterance")
-_NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
 # Keys that the formats read from a record, besides the keys that identify the format.
 _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
-
-# Other names for message roles; names not listed here stay unchanged.
-_USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
-_USUAL.pop("function_call", None)
-_USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
-_ROLES = frozenset(_USUAL.values())
 
 
 def format_by_keys(record: Record) -> Format | None:
@@ -43,21 +33,6 @@ def format_by_keys(record: Record) -> Format | None:
         if found.knows(record):
             return found
     return None
-
-
-def is_turns(value: Any) -> bool:
-    """Return whether a value is a single chat: a list of objects with the keys of messages."""
-    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
-
-
-def _is_turn(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    if value.get("role") is not None and value.get("content") is not None:
-        return True  # the most common case
-    folded = _folded(value)
-    says = any(key in folded for key in ("content", "tool_calls", "function_call", *_WORDS))
-    return says and ("role" in folded or any(s in folded for s in _SPEAKER))
 
 
 def known_names(
@@ -70,9 +45,9 @@ def known_names(
     """
     if guess and not _has(record, wanted):
         record = _guessed(record, wanted, counts)
-    record = _by_turns(record)
-    record = _with_roles(_with_numbers(record, counts), counts)
-    return _with_system(record, counts) if "messages" in record and "system" in record else record
+    record = by_turns(record)
+    record = with_roles(with_numbers(record, counts), counts)
+    return with_system(record, counts) if "messages" in record and "system" in record else record
 
 
 def _has(record: Record, wanted: Format | None) -> bool:
@@ -83,7 +58,7 @@ def _has(record: Record, wanted: Format | None) -> bool:
     if found is None:
         return False
     if found.name == "text":
-        _refuse_text_and_pair(_folded(record))
+        _refuse_text_and_pair(folded_keys(record))
     return True
 
 
@@ -98,13 +73,13 @@ def _refuse_text_and_pair(folded: dict[str, str]) -> None:
 
 
 def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
-    folded = _folded(record)
+    folded = folded_keys(record)
     for found in FORMATS.values():
         names = {key: record[folded[key]] for key in found.keys if key in folded}
         if wanted in (None, found) and found.knows(names):
             if wanted is None and found.name == "text":
                 _refuse_text_and_pair(folded)
-            return _renamed(record, {folded[k]: k for k in _TAKEN if k in folded}, counts)
+            return with_renamed(record, {folded[k]: k for k in _TAKEN if k in folded}, counts)
     chats = [key for key, value in record.items() if is_turns(value)]
     if len(chats) > 1 and wanted is None:
         raise DataError(
@@ -115,7 +90,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
         key = "messages" if any(k.lower() == "role" for k in record[chats[0]][0]) else None
         key = key or "conversations"
         if wanted is None or wanted.keys == (key,):
-            return _renamed(record, {chats[0]: key}, counts)
+            return with_renamed(record, {chats[0]: key}, counts)
     pair = _pair(folded)
     if pair is None:
         return record
@@ -129,7 +104,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
         for name, key in _MORE.items():
             if name in folded and folded[name] not in names and key not in names.values():
                 names[folded[name]] = key
-    return _renamed(record, names, counts)
+    return with_renamed(record, names, counts)
 
 
 def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
@@ -168,97 +143,3 @@ def to_type(record: Record) -> str:
     if len(texts) < 2:
         return "--data-columns prompt=NAME,completion=NAME"
     return f"--data-columns prompt={shown(texts[0], 40)},completion={shown(texts[-1], 40)}"
-
-
-def _folded(record: Record) -> dict[str, str]:
-    """Return the keys of a record that have a value, indexed by lower-case name."""
-    out: dict[str, str] = {}
-    for key, value in record.items():
-        if value is not None:
-            out.setdefault(key.strip().lower().replace(" ", "_").replace("-", "_"), key)
-    return out
-
-
-def _renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
-    """Return the record with renamed keys; the old keys become null."""
-    for old, new in names.items():
-        if old != new:
-            counts.columns[f"{shown(old, 40)} as {new}"] += 1
-    rest = {k: v for k, v in record.items() if k not in names and k not in names.values()}
-    return rest | {new: record[old] for old, new in names.items()}
-
-
-def _with_numbers(record: Record, counts: Counts) -> Record:
-    changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in (int, float)}
-    for key in changed:
-        counts.numbers[key] += 1
-    return record | changed if changed else record
-
-
-def _with_roles(record: Record, counts: Counts) -> Record:
-    """Return the record with standard names in the turns of its chats."""
-    for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
-        turns = record.get(key)
-        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-            renamed = [_turn(turn, counts) for turn in turns]
-            if any(new is not old for new, old in zip(renamed, turns, strict=True)):
-                record = record | {key: renamed}
-    return record
-
-
-def _by_turns(record: Record) -> Record:
-    """Move chat turns in ShareGPT form from "messages" to "conversations"."""
-    turns = record.get("messages")
-    if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
-        return record
-    if any(key.lower() == "role" for turn in turns for key in turn):
-        return record
-    rest = {key: value for key, value in record.items() if key != "messages"}
-    return rest | {"conversations": turns}
-
-
-def _with_system(record: Record, counts: Counts) -> Record:
-    """Return a chat with its "system" (as in Anthropic's API) as the first message."""
-    system, turns = record["system"], record["messages"]
-    if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
-        return record
-    if isinstance(turns[0], dict) and turns[0].get("role") == "system":
-        return record
-    counts.columns["system as the first message"] += 1
-    rest = {key: value for key, value in record.items() if key != "system"}
-    return rest | {"messages": [{"role": "system", "content": system}, *turns]}
-
-
-def _turn(turn: Record, counts: Counts) -> Record:
-    """Return a message with standard names, or the same object if nothing changes."""
-    if type(turn.get("role")) is str and "content" in turn:
-        turn = _role(turn, counts)
-        words = "content"
-    elif type(turn.get("from")) is str and "value" in turn:
-        words = "value"
-    elif _is_turn(turn):
-        folded = _folded(turn)
-        role = folded.get("role") or next(folded[s] for s in _SPEAKER if s in folded)
-        chat = role.lower() == "role"
-        words = "content" if chat else "value"
-        text = next((folded[w] for w in ("content", *_WORDS) if w in folded), None)
-        names = {role: "role" if chat else "from"} | ({text: words} if text else {})
-        turn = _renamed(turn, names, Counts.empty())
-        turn = _role(turn, counts) if chat else turn
-    else:
-        return turn
-    if type(turn.get(words)) in (int, float):
-        counts.numbers[words] += 1
-        return turn | {words: str(turn[words])}
-    return turn
-
-
-def _role(turn: Record, counts: Counts) -> Record:
-    role = turn["role"]
-    if type(role) is not str or role in _ROLES:
-        return turn
-    usual = _USUAL.get(role.strip().lower())
-    if usual is None:
-        return turn
-    counts.roles[f"{shown(role, 40)} as {usual}"] += 1
-    return turn | {"role": usual}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from nbllama.data.formats.record import Record, kind_of
 from nbllama.data.json_values import Value, line_numbers, list_items, member_at
-from nbllama.data.names import is_turns
+from nbllama.data.turns import is_turns
 from nbllama.errors import DataError, shown
 
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
