@@ -1,15 +1,23 @@
 """Map common names for columns, keys and speakers to the names that the formats use.
 
-A question and its answer can have any of the usual names, in upper or lower case. The names are
-mapped to the keys of a format only if there is exactly one way to do so.
+A question and its answer can have any of the usual names, in English or Chinese, in upper or lower
+case (`nbllama.data.folding`). The names are mapped to the keys of a format only if there is exactly
+one way to do so.
 """
 
 from __future__ import annotations
 
 from nbllama.data.counts import Counts
 from nbllama.data.formats import FORMATS, Format, Record
-from nbllama.data.keys import folded_keys, with_renamed
-from nbllama.data.turns import by_turns, is_turns, with_numbers, with_roles, with_system
+from nbllama.data.keys import Keys, columns_option, keys_by_name, pair_options, with_renamed
+from nbllama.data.turns import (
+    by_turns,
+    has_roles,
+    is_turns,
+    with_numbers,
+    with_roles,
+    with_system,
+)
 from nbllama.errors import DataError, shown
 
 QUESTIONS = (
@@ -19,12 +27,10 @@ ANSWERS = (
     "output", "outputs", "answer", "response", "completion", "bot", "assistant", "gpt", "chatgpt",
     "ai", "reply", "target", "targets", "a",
 )  # fmt: skip
-_MORE = {
-    "input": "input", "system": "system", "history": "history",
-    "context": "input", "system_prompt": "system", "system_message": "system",
-}  # fmt: skip
-# Keys that the formats read from a record, besides the keys that identify the format.
-_TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
+_PROMPTS = ("prompt", "instruction", "question")  # of preferences
+# Names for keys that a format reads in addition to the keys that identify it.
+_SYSTEM = {"system": "system", "system_prompt": "system", "system_message": "system"}
+_MORE = {"input": "input", "context": "input", "history": "history"} | _SYSTEM
 
 
 def format_by_keys(record: Record) -> Format | None:
@@ -43,8 +49,10 @@ def known_names(
     Without `guess`, only speakers and numbers are changed. Unknown names stay unchanged. Raises
     `DataError`, which suggests an option to add, if there are several ways to read the record.
     """
-    if guess and not _has(record, wanted):
-        record = _guessed(record, wanted, counts)
+    if guess:
+        if not _has(record, wanted):
+            record = _guessed(record, wanted, counts)
+        record = _with_more(record, counts)
     record = by_turns(record)
     record = with_roles(with_numbers(record, counts), counts)
     return with_system(record, counts) if "messages" in record and "system" in record else record
@@ -58,88 +66,124 @@ def _has(record: Record, wanted: Format | None) -> bool:
     if found is None:
         return False
     if found.name == "text":
-        _refuse_text_and_pair(folded_keys(record))
+        _refuse_text_and_pair("text", keys_by_name(record))
     return True
 
 
-def _refuse_text_and_pair(folded: dict[str, str]) -> None:
-    pair = _pair(folded)
+def _refuse_text_and_pair(text: str, keys: Keys) -> None:
+    pair = _pair(keys)
     if pair is not None:
+        question, answer = (shown(key, 40) for key in pair)
+        option = "--data-format text" if text == "text" else columns_option({"text": text})
         raise DataError(
-            f'the training text can be "text", or "{pair[0]}" with "{pair[1]}"; pass '
-            "--data-format text,"
-            f" or {_to_type(*(folded[name] for name in pair))}"
+            f'the training text can be "{shown(text, 40)}", or "{question}" with "{answer}"; pass '
+            f"{option}, or {pair_options(*pair)}"
         )
 
 
 def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
-    folded = folded_keys(record)
+    keys = keys_by_name(record)
     for found in FORMATS.values():
-        names = {key: record[folded[key]] for key in found.keys if key in folded}
-        if wanted in (None, found) and found.knows(names):
+        values = {name: record[keys[name][0]] for name in found.keys if name in keys}
+        if wanted in (None, found) and found.knows(values):
             if wanted is None and found.name == "text":
-                _refuse_text_and_pair(folded)
-            return with_renamed(record, {folded[k]: k for k in _TAKEN if k in folded}, counts)
+                _refuse_text_and_pair(keys["text"][0], keys)
+            names = {_only(keys, name, found.keys): name for name in found.keys}
+            return with_renamed(record, names, counts)
     chats = [key for key, value in record.items() if is_turns(value)]
     if len(chats) > 1 and wanted is None:
         raise DataError(
-            f"each of the keys {shown(', '.join(chats), 80)} contains a chat; pass --data-columns "
-            f"messages={shown(chats[0], 40)}"
+            f"each of the keys {shown(', '.join(chats), 80)} contains a chat; pass "
+            f"{columns_option({'messages': chats[0]})}"
         )
     if chats:
-        key = "messages" if any(k.lower() == "role" for k in record[chats[0]][0]) else None
-        key = key or "conversations"
+        key = "messages" if has_roles(record[chats[0]][0]) else "conversations"
         if wanted is None or wanted.keys == (key,):
             return with_renamed(record, {chats[0]: key}, counts)
-    pair = _pair(folded)
+    pair = _pair(keys)
     if pair is None:
         return record
-    question, answer = (folded[name] for name in pair)
+    question, answer = pair
     plain = isinstance(record[question], list) or (wanted and wanted.name == "completion")
-    keys = ("prompt", "completion") if plain else ("instruction", "output")
-    if wanted is not None and set(wanted.keys) != set(keys):
+    ends = ("prompt", "completion") if plain else ("instruction", "output")
+    if wanted is not None and set(wanted.keys) != set(ends):
         return record
-    names = {question: keys[0], answer: keys[1]}
-    if not plain:
-        for name, key in _MORE.items():
-            if name in folded and folded[name] not in names and key not in names.values():
-                names[folded[name]] = key
-    return with_renamed(record, names, counts)
+    return with_renamed(record, {question: ends[0], answer: ends[1]}, counts)
 
 
-def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
-    """Return the question and answer found by their usual names, or None if either is missing.
+def _only(keys: Keys, name: str, wanted: tuple[str, ...]) -> str:
+    """Return the only key with this English name. Raises `DataError` if there are several."""
+    if len(keys[name]) > 1:
+        raise DataError(
+            f'it is unclear which key is "{name}" ({shown(", ".join(keys[name]), 80)}); pass '
+            f"{columns_option({n: keys[n][0] for n in wanted if n in keys})}"
+        )
+    return keys[name][0]
+
+
+def _with_more(record: Record, counts: Counts) -> Record:
+    """Return a record of a format with the usual names for the other keys that the format reads."""
+    if "chosen" in record and "rejected" in record:
+        record = _with_prompt(record, counts)
+        more = _MORE if record.get("prompt") is None else {}
+    elif record.get("messages") is not None or record.get("conversations") is not None:
+        more = _SYSTEM
+    elif record.get("instruction") is not None and record.get("output") is not None:
+        more = _MORE
+    else:
+        return record
+    keys = keys_by_name(record)
+    names: dict[str, str] = {}
+    for name, new in more.items():
+        if name in keys and record.get(new) is None and new not in names.values():
+            if len(keys[name]) > 1:
+                raise DataError(
+                    f'it is unclear which key is "{new}" ({shown(", ".join(keys[name]), 80)}); '
+                    "keep one of them"
+                )
+            names[keys[name][0]] = new
+    return with_renamed(record, names, counts) if names else record
+
+
+def _pair(keys: Keys) -> tuple[str, str] | None:
+    """Return the keys of the question and the answer, or None if either is missing.
 
     Raises `DataError` if there are several candidates.
     """
-    questions = [name for name in QUESTIONS if name in folded]
-    answers = [name for name in ANSWERS if name in folded]
-    if "instruction" in questions or "question" in questions:
-        questions = [q for q in questions if q not in ("input", "inputs")]
+    names = [name for name in QUESTIONS if name in keys]
+    if "instruction" in names or "question" in names:
+        names = [name for name in names if name not in ("input", "inputs")]
+    questions = [key for name in names for key in keys[name]]
+    answers = [key for name in ANSWERS for key in keys.get(name, ())]
     if not questions or not answers:
         return None
     if len(questions) > 1 or len(answers) > 1:
-        names = ", ".join(questions + answers)
+        listed = ", ".join(questions + answers)
         raise DataError(
-            f"it is unclear which keys contain the question and the answer ({shown(names, 80)}); "
-            f"pass {_to_type(folded[questions[0]], folded[answers[0]])}"
+            f"it is unclear which keys contain the question and the answer ({shown(listed, 80)}); "
+            f"pass {pair_options(questions[0], answers[0])}"
         )
     return questions[0], answers[0]
 
 
-def _to_type(question: str, answer: str) -> str:
-    return (
-        f"--data-columns instruction={question},output={answer} (with the chat template) or "
-        f"--data-columns prompt={question},completion={answer} (concatenated as is)"
-    )
+def _with_prompt(record: Record, counts: Counts) -> Record:
+    """Return a preference with the usual name for its prompt, if only one key can be the prompt."""
+    if any(record.get(name) is not None for name in _PROMPTS):
+        return record
+    keys = keys_by_name(record)
+    found = [(key, name) for name in _PROMPTS for key in keys.get(name, ())]
+    return with_renamed(record, dict(found), counts) if len(found) == 1 else record
 
 
-def to_type(record: Record) -> str:
-    """Return a suggested option that names the columns of a record whose format is unknown.
+def text_columns(record: Record) -> tuple[str, str]:
+    """Return the keys that most likely contain the question and the answer.
 
-    The suggestion uses the first and the last string in the record.
+    A key that contains a known name is preferred to the first and the last text of the record, and
+    text is preferred to numbers. Without two such keys, returns "NAME" for both.
     """
-    texts = [key for key, value in record.items() if isinstance(value, str) and "," not in key]
+    texts = [key for key, value in record.items() if isinstance(value, str)]
+    words = [key for key in texts if not record[key].strip().isnumeric()]
+    texts = words if len(words) > 1 else texts
     if len(texts) < 2:
-        return "--data-columns prompt=NAME,completion=NAME"
-    return f"--data-columns prompt={shown(texts[0], 40)},completion={shown(texts[-1], 40)}"
+        return "NAME", "NAME"
+    return texts[0], texts[-1]

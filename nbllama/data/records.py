@@ -15,17 +15,14 @@ from typing import Any, NamedTuple
 from nbllama.data.columnar import MAGIC, parquet_rows
 from nbllama.data.columns import has_table_header, renamed
 from nbllama.data.containers import table_rows
-from nbllama.data.counts import Counts, count_unread
+from nbllama.data.counts import Counts, count_keys
 from nbllama.data.data_file import RAW, Bad, DataFile, Part
 from nbllama.data.formats import FORMATS, Format, Record, Style, plain_ones
 from nbllama.data.formats.record import keys_of
 from nbllama.data.json_values import json_values, looks_like_json
+from nbllama.data.keys import columns_option
 from nbllama.data.magic import binary_kind
-from nbllama.data.names import (
-    format_by_keys,
-    known_names,
-    to_type,
-)
+from nbllama.data.names import format_by_keys, known_names, text_columns
 from nbllama.data.splits import data_files, ending, says_records
 from nbllama.data.text_checks import not_nfc_notes
 from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
@@ -250,7 +247,7 @@ def _parsed(
             its_format = format if asked.wanted else _format_among(record, format)
             data.samples.append((line, its_format.read(record, asked.style)))
             used[its_format.name] += 1
-            count_unread(record, its_format, counts)
+            count_keys(record, its_format, counts)
         except DataError as e:
             if not asked.skip_bad:
                 raise DataError(f"{data.where(line)}: {e}") from e.__cause__
@@ -265,8 +262,10 @@ def _parsed(
         notes.append(
             "records in several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
         )
-    notes += counts.notes() + not_nfc_notes(plain_ones(s for _, s in data.samples), "records")
-    return data._replace(format=format.name, notes=tuple(notes))
+    notes += counts.notes(chats=data.has_chats)
+    notes += not_nfc_notes(plain_ones(s for _, s in data.samples), "records")
+    read = counts.read_line(asked.columns, chats=data.has_chats)
+    return data._replace(format=format.name, notes=tuple(notes), read=read)
 
 
 def _format_among(record: Record, format: Format) -> Format:
@@ -291,7 +290,8 @@ def _format(entries: list[Entry], data: DataFile) -> Format:
         raise DataError(f"{data.where(entries[0].line)}: {entries[0].record}")
     known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
     line, record = good[0]
+    columns = columns_option(dict(zip(("prompt", "completion"), text_columns(record), strict=True)))
     raise DataError(
         f"{data.where(line)}: the keys ({keys_of(record)}) match no format ({known}); name them, "
-        f"for example with {to_type(record)}, or pass --data-format raw"
+        f"for example with {columns}, or pass --data-format raw"
     )

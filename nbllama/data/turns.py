@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from nbllama.data.counts import Counts
+from nbllama.data.folding import canonical, speaker
 from nbllama.data.formats import Record
 from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
-from nbllama.data.keys import folded_keys, with_renamed
-from nbllama.errors import shown
+from nbllama.data.keys import Keys, keys_by_name, with_renamed
+from nbllama.errors import DataError, shown
 
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
 
-# Other names for message roles; names not listed here stay unchanged.
-_USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
-_USUAL.pop("function_call", None)
-_USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
-_ROLES = frozenset(_USUAL.values())
+# Names for message roles; names not listed here stay unchanged.
+_ANY = ("user", "assistant", "system")
+_ROLE_OF = {name: role for name, role in SPEAKERS.items() if role in _ANY}
+_ROLE_OF.pop("function_call", None)
+_ROLE_OF |= {"tool": "tool", "function": "function", "developer": "developer"}
+_ROLES = frozenset(_ROLE_OF.values())
 
 
 def is_turns(value: Any) -> bool:
@@ -31,9 +33,14 @@ def _is_turn(value: Any) -> bool:
         return False
     if value.get("role") is not None and value.get("content") is not None:
         return True  # the most common case
-    folded = folded_keys(value)
-    says = any(key in folded for key in ("content", "tool_calls", "function_call", *_WORDS))
-    return says and ("role" in folded or any(s in folded for s in _SPEAKER))
+    keys = keys_by_name(value)
+    says = any(key in keys for key in ("content", "tool_calls", "function_call", *_WORDS))
+    return says and ("role" in keys or any(s in keys for s in _SPEAKER))
+
+
+def has_roles(turn: Record) -> bool:
+    """Return whether a turn has a role, as in the `chat` format, and not only a speaker."""
+    return any(canonical(key) == "role" for key in turn)
 
 
 def with_numbers(record: Record, counts: Counts) -> Record:
@@ -60,7 +67,7 @@ def by_turns(record: Record) -> Record:
     turns = record.get("messages")
     if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record
-    if any(key.lower() == "role" for turn in turns for key in turn):
+    if any(map(has_roles, turns)):
         return record
     rest = {key: value for key, value in record.items() if key != "messages"}
     return rest | {"conversations": turns}
@@ -73,7 +80,7 @@ def with_system(record: Record, counts: Counts) -> Record:
         return record
     if isinstance(turns[0], dict) and turns[0].get("role") == "system":
         return record
-    counts.columns["system as the first message"] += 1
+    counts.columns[("system", "the first message")] += 1
     rest = {key: value for key, value in record.items() if key != "system"}
     return rest | {"messages": [{"role": "system", "content": system}, *turns]}
 
@@ -84,16 +91,17 @@ def _turn(turn: Record, counts: Counts) -> Record:
         turn = _role(turn, counts)
         words = "content"
     elif type(turn.get("from")) is str and "value" in turn:
+        turn = _speaker(turn, counts)
         words = "value"
     elif _is_turn(turn):
-        folded = folded_keys(turn)
-        role = folded.get("role") or next(folded[s] for s in _SPEAKER if s in folded)
-        chat = role.lower() == "role"
+        keys = keys_by_name(turn)
+        chat = has_roles(turn)
         words = "content" if chat else "value"
-        text = next((folded[w] for w in ("content", *_WORDS) if w in folded), None)
-        names = {role: "role" if chat else "from"} | ({text: words} if text else {})
-        turn = with_renamed(turn, names, Counts.empty())
-        turn = _role(turn, counts) if chat else turn
+        names = {_first(keys, ("role", *_SPEAKER)): "role" if chat else "from"}
+        if text := _first(keys, ("content", *_WORDS)):
+            names[text] = words
+        turn = with_renamed(turn, names, counts)
+        turn = (_role if chat else _speaker)(turn, counts)
     else:
         return turn
     if type(turn.get(words)) in (int, float):
@@ -102,12 +110,36 @@ def _turn(turn: Record, counts: Counts) -> Record:
     return turn
 
 
+def _first(keys: Keys, names: tuple[str, ...]) -> str:
+    """Return the key with the first of these names that a message has, or "".
+
+    Raises `DataError` if several keys have that name.
+    """
+    found = next((keys[name] for name in names if name in keys), [""])
+    if len(found) > 1:
+        raise DataError(
+            f"the keys {shown(', '.join(found), 80)} of a message have the same meaning; keep one "
+            "of them"
+        )
+    return found[0]
+
+
 def _role(turn: Record, counts: Counts) -> Record:
     role = turn["role"]
     if type(role) is not str or role in _ROLES:
         return turn
-    usual = _USUAL.get(role.strip().lower())
+    usual = _ROLE_OF.get(speaker(role))
     if usual is None:
+        counts.other_roles[shown(role, 40)] += 1
         return turn
     counts.roles[f"{shown(role, 40)} as {usual}"] += 1
     return turn | {"role": usual}
+
+
+def _speaker(turn: Record, counts: Counts) -> Record:
+    """Return a turn with the English name of its speaker, if `SPEAKERS` contains this name."""
+    name = turn["from"]
+    if type(name) is not str or name.lower() in SPEAKERS or speaker(name) not in SPEAKERS:
+        return turn
+    counts.roles[f"{shown(name, 40)} as {SPEAKERS[speaker(name)]}"] += 1
+    return turn | {"from": speaker(name)}
