@@ -68,6 +68,13 @@ class Counts(NamedTuple):
         listed = [name for key, renamed in names.items() for name in renamed or [key]]
         return f"{READ_LINE}{_listed(listed)}{_joined(set(names), chats)}"
 
+    def other_name(self, error: str) -> str:
+        """Return a hint for an error about a missing key that other records have renamed."""
+        for old, new in self.columns:
+            if error == f'the key "{new}" is missing':
+                return f' (in other records, it is called "{old}")'
+        return ""
+
 
 def _joined(names: set[str], chats: bool) -> str:
     """Return how a question and its answer are joined."""

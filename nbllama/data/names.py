@@ -100,7 +100,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
         key = "messages" if has_roles(record[chats[0]][0]) else "conversations"
         if wanted is None or wanted.keys == (key,):
             return with_renamed(record, {chats[0]: key}, counts)
-    pair = _pair(keys)
+    pair = _pair(keys) if wanted is None or wanted.name in ("completion", "alpaca") else None
     if pair is None:
         return record
     question, answer = pair
@@ -173,17 +173,3 @@ def _with_prompt(record: Record, counts: Counts) -> Record:
     keys = keys_by_name(record)
     found = [(key, name) for name in _PROMPTS for key in keys.get(name, ())]
     return with_renamed(record, dict(found), counts) if len(found) == 1 else record
-
-
-def text_columns(record: Record) -> tuple[str, str]:
-    """Return the keys that most likely contain the question and the answer.
-
-    A key that contains a known name is preferred to the first and the last text of the record, and
-    text is preferred to numbers. Without two such keys, returns "NAME" for both.
-    """
-    texts = [key for key, value in record.items() if isinstance(value, str)]
-    words = [key for key in texts if not record[key].strip().isnumeric()]
-    texts = words if len(words) > 1 else texts
-    if len(texts) < 2:
-        return "NAME", "NAME"
-    return texts[0], texts[-1]

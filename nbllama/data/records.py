@@ -13,7 +13,7 @@ from typing import Any
 
 from nbllama.data.columnar import MAGIC, parquet_rows
 from nbllama.data.columns import has_table_header
-from nbllama.data.containers import table_rows
+from nbllama.data.containers import read_table
 from nbllama.data.counts import Counts
 from nbllama.data.data_file import RAW, DataFile
 from nbllama.data.formats import FORMATS, Record, Style
@@ -127,7 +127,7 @@ def open_records(
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
     entries = entries_in_memory(records)
-    asked = Asked(data_format, columns or {}, style or Style(), skip_bad)
+    asked = Asked(data_format, columns or {}, style or Style(), skip_bad, files=False)
     return parsed(name, [(name, FileRecords(entries, "", len(entries)))], asked, [])
 
 
@@ -144,7 +144,7 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
         )
     if data_format != RAW and is_parquet:
         entries = list(parquet_rows(content.content, name))
-        return FileRecords(entries, "", len(entries))
+        return FileRecords(entries, "", len(entries), 0)
     text = decode_text(content.content, name, lenient=asked.skip_bad and data_format != RAW)
     n_lines = text.count("\n") + 1
     if data_format == RAW:
@@ -153,14 +153,19 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
         n_lines = text.count("\r") + 1
     wanted = asked.wanted is not None or says_records(name)
     if data_format == CSV or (ending(name) in _TABLES and not _begins_with_object(text)):
-        return FileRecords(list(table_rows(text, name)), "", n_lines)
+        return _table(text, name, n_lines)
     if looks_like_json(text):
         return FileRecords(_json(text, name, asked, notes), "", n_lines)
     if (not wanted or data_format) and has_table_header(text, asked.columns):
-        return FileRecords(list(table_rows(text, name)), "", n_lines)
+        return _table(text, name, n_lines)
     if wanted:
         return FileRecords(_json(text, name, asked, notes), "", n_lines)
     return FileRecords(None, text, n_lines)
+
+
+def _table(text: str, name: str, n_lines: int) -> FileRecords:
+    table = read_table(text, name)
+    return FileRecords(table.rows, "", n_lines, table.header)
 
 
 def _begins_with_object(text: str) -> bool:
