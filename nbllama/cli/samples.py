@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from nbllama.data import NOT_TRAINED, Batch, Dataset, Samples, find_splits
+from nbllama.data.counts import READ_LINE
 from nbllama.data.data_file import place_in
 from nbllama.data.judged import PAIRS
-from nbllama.data.statistics import Statistics, statistics, utilisation
+from nbllama.data.statistics import Statistics, described, statistics, utilisation
 from nbllama.errors import shown
 from nbllama.gguf_io import open_gguf
 from nbllama.options.show_data import ShowOptions
@@ -43,7 +44,9 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
     with open_gguf(options.model_base) as file:
         tokenizer = tokenizer_from_gguf(file)
     data = load_file(path, options, tokenizer, say=say, keep_texts=options.json)
-    say(f"{shown(path)}: {_kind(data)}")
+    say(f"{shown(path)}: {described(data)}")
+    if isinstance(data, Samples) and data.read:
+        say(data.read)
     if options.json:
         n = data.n_samples if options.samples is None else _rows(data, options.samples)
         for i in range(n):
@@ -55,7 +58,8 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
             console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
         console.rule(style="dim")
     for note in data.notes:
-        say(note)
+        if not note.startswith(READ_LINE):  # it is part of the first lines
+            say(note)
     for line in statistics_lines(data, context(options, data.kind), options.batch):
         say(line)
 
@@ -130,10 +134,6 @@ def _legend(colours: bool) -> Text:
         ("trained", _TRAINED[0]), " ", ("tokens", _TRAINED[1]), ", ",
         ("given", _GIVEN[0]), " ", ("tokens", _GIVEN[1]), ", ", ("special tokens", _SPECIAL),
     )  # fmt: skip
-
-
-def _kind(data: Dataset) -> str:
-    return f"records, format {data.format}" if isinstance(data, Samples) else "plain text"
 
 
 def _rows(data: Dataset, n: int) -> int:

@@ -45,7 +45,7 @@ def shown(*more: str, colours: bool = False) -> str:
 
 def test_marked_tokens_and_statistics(folder: Path) -> None:
     out = shown("--skip-bad", "-n", "2", "-c", "100", "-b", "2")
-    assert out.startswith("train.jsonl: records, format chat\n")
+    assert out.startswith("train.jsonl: records, format chat\nread: messages\n")
     parts = out.split("─ sample ")
     assert len(parts) == 3
     assert parts[1].startswith("1, line 1: ") and parts[2].startswith("2, line 2: ")
@@ -125,6 +125,19 @@ def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(words) == 2
         (told,) = capsys.readouterr().err.splitlines()
         assert told.startswith("error: ") and line in told
+
+
+def test_columns_that_were_read(folder: Path) -> None:
+    (folder / "t.tsv").write_text("\ufeff回答\t问题 \t来源\na\tq\tx\n", encoding="utf-8")
+    out = shown("--train-data", "t.tsv", "-c", "200")
+    assert out.startswith(
+        "t.tsv: records, format alpaca\n"
+        "read: 问题 as instruction, 回答 as output (with the chat template)\n"
+    )
+    assert out.count("read: ") == 1 and "keys not used for training: 来源 (1)" in out
+    columns = "prompt=问题,completion=回答"
+    out = shown("--train-data", "t.tsv", "-c", "200", "--data-columns", columns)
+    assert "read: 问题 as prompt, 回答 as completion (concatenated as is)\n" in out
 
 
 def test_both_sides_of_a_pair(folder: Path) -> None:
