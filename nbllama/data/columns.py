@@ -23,7 +23,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     for delimiter in DELIMITERS:
         cells = {name.strip().strip('"') for name in header.split(delimiter)}
         names = {canonical(name) for name in cells}
-        names |= {key for key, name in columns.items() if name in cells}
+        names |= {key for key, name in columns.items() if fold(name) in map(fold, cells)}
         if any(len(f.keys) > 1 and names.issuperset(f.keys) for f in FORMATS.values()):
             return True
         if names <= _USUAL and names & set(QUESTIONS) and names & set(ANSWERS):

@@ -58,6 +58,26 @@ def known_names(
     return with_system(record, counts) if "messages" in record and "system" in record else record
 
 
+def prompt_names(record: Record, counts: Counts) -> Record:
+    """Return the record of a prompt without an answer, with the usual names for its keys.
+
+    Raises `DataError` if several keys can be the prompt.
+    """
+    if all(record.get(name) is None for name in ("messages", *_PROMPTS)):
+        keys = keys_by_name(record)
+        found = {key: name for name in _PROMPTS for key in keys.get(name, ())}
+        found |= {key: "messages" for key, value in record.items() if is_turns(value)}
+        if len(found) > 1:
+            raise DataError(
+                f"it is unclear which key is the prompt ({shown(', '.join(found), 80)}); pass "
+                f"{columns_option({new: key for key, new in list(found.items())[:1]})}"
+            )
+        record = with_renamed(record, found, counts) if found else record
+    if record.get("instruction") is not None or record.get("question") is not None:
+        record = _with_usual(record, _MORE, counts)
+    return with_roles(record, counts)
+
+
 def _has(record: Record, wanted: Format | None) -> bool:
     """Return whether the record already fits a format, so that no guess is needed."""
     if wanted is not None:
@@ -132,6 +152,11 @@ def _with_more(record: Record, counts: Counts) -> Record:
         more = _MORE
     else:
         return record
+    return _with_usual(record, more, counts)
+
+
+def _with_usual(record: Record, more: dict[str, str], counts: Counts) -> Record:
+    """Return the record with the keys named in `more` under their usual names."""
     keys = keys_by_name(record)
     names: dict[str, str] = {}
     for name, new in more.items():

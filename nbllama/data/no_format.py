@@ -8,6 +8,7 @@ from nbllama.data.folding import CHINESE_COLUMNS, fold
 from nbllama.data.formats import Record
 from nbllama.data.keys import columns_option, pair_options
 from nbllama.data.names import ANSWERS, QUESTIONS
+from nbllama.data.turns import is_turn
 from nbllama.errors import DataError, shown
 
 _KNOWN = (
@@ -23,6 +24,11 @@ def no_format(record: Record, where: str, *, table: bool, raw: bool) -> DataErro
     may be meant as plain text.
     """
     names = shown(", ".join(record) or "none", 50)
+    if is_turn(record):
+        return DataError(
+            f"{where}: each {'row' if table else 'record'} is a single message ({names}); write "
+            'each chat as one record, {"messages": [{"role": ..., "content": ...}, ...]}'
+        )
     line = (
         f"{where}: the {'columns' if table else 'keys'} ({names}) match no format ({_KNOWN}); pass "
         f"{_options(record)}"

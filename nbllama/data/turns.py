@@ -25,10 +25,11 @@ _ROLES = frozenset(_ROLE_OF.values())
 
 def is_turns(value: Any) -> bool:
     """Return whether a value is a single chat: a list of objects with the keys of messages."""
-    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+    return isinstance(value, list) and bool(value) and all(map(is_turn, value))
 
 
-def _is_turn(value: Any) -> bool:
+def is_turn(value: Any) -> bool:
+    """Return whether a value is a single message: an object with a speaker and a text."""
     if not isinstance(value, dict):
         return False
     if value.get("role") is not None and value.get("content") is not None:
@@ -93,7 +94,7 @@ def _turn(turn: Record, counts: Counts) -> Record:
     elif type(turn.get("from")) is str and "value" in turn:
         turn = _speaker(turn, counts)
         words = "value"
-    elif _is_turn(turn):
+    elif is_turn(turn):
         keys = keys_by_name(turn)
         chat = has_roles(turn)
         words = "content" if chat else "value"

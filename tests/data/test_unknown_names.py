@@ -50,6 +50,13 @@ def test_a_file_of_records(tmp_path: Path) -> None:
     assert "raw" not in found
 
 
+def test_rows_that_are_messages(tmp_path: Path) -> None:
+    for header in ("角色,内容", "role,content", "说话人,消息"):
+        found = error(tmp_path, f"{header}\nuser,q\nassistant,a\n", "x.csv")
+        assert found.startswith(f", line 1: each row is a single message ({header[:2]}")
+        assert "--data-columns" not in found
+
+
 def test_records_in_memory() -> None:
     with pytest.raises(DataError, match=r"^it, line 1: the keys \(theme, poem\)") as caught:
         open_records([{"theme": "q", "poem": "a"}], "it")
