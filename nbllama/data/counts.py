@@ -69,10 +69,12 @@ class Counts(NamedTuple):
         return f"{READ_LINE}{_listed(listed)}{_joined(set(names), chats)}"
 
     def other_name(self, error: str) -> str:
-        """Return a hint for an error about a missing key that other records have renamed."""
+        """Return a hint for an error about a key that has another name in the file."""
         for old, new in self.columns:
             if error == f'the key "{new}" is missing':
                 return f' (in other records, it is called "{old}")'
+            if any(name in error for name in (f'"{new}"', f"({new})", f"the {new} is ")):
+                return f' (in the file, "{new}" is called "{old}")'
         return ""
 
 

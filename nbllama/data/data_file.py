@@ -37,9 +37,8 @@ class DataFile(NamedTuple):
 
     kind: "raw" (then `text` is the whole text, or the first of `texts`) or "chat". format: the name
     of the most common record format in `FORMATS`, or "raw". samples: (line, sample) of each good
-    record. bad: the bad records, if they are skipped. notes: messages to the user. read: a line
-    that lists the keys that were read. Lines are numbered consecutively across all files; `place`
-    returns the file and the line number in it.
+    record. bad: the bad records, if they are skipped. notes: messages to the user. Lines are
+    numbered consecutively across all files; `place` returns the file and the line number in it.
     """
 
     path: str
@@ -51,7 +50,7 @@ class DataFile(NamedTuple):
     notes: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     texts: tuple[str, ...] = ()
-    read: str = ""
+    read: str = ""  # a line that lists the keys that were read
 
     @property
     def has_chats(self) -> bool:

@@ -81,6 +81,19 @@ def test_errors_about_columns_name_the_header(tmp_path: Path) -> None:
     assert error(tmp_path, "问题,回答\na,b\nc,\n", "x.csv").startswith(", line 3: the answer ")
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("q,", 'the answer (output) is empty (in the file, "output" is called "回答")'),
+        (" ,a", 'the instruction is empty (in the file, "instruction" is called "问题")'),
+    ],
+)
+def test_errors_use_the_names_in_the_file(tmp_path: Path, row: str, reason: str) -> None:
+    assert error(tmp_path, f"问题,回答\n{row}\n", "x.csv") == f", line 2: {reason}"
+    found = error(tmp_path, '{"问题": "q", "回答": true}\n', "x.jsonl")
+    assert found.startswith(', line 1: "output" must be text, not true or false (in the file, ')
+
+
 def test_a_missing_key_that_other_records_have(tmp_path: Path) -> None:
     text = '{"问题": "q", "答案": "a"}\n{"答案": "a"}\n'
     assert error(tmp_path, text, "x.jsonl") == (
