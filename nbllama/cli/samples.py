@@ -10,10 +10,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from nbllama.data import NOT_TRAINED, Batch, Dataset, Samples, find_splits
+from nbllama.cli.spread import Choice, spread
+from nbllama.data import NOT_TRAINED, Batch, DataFile, Dataset, Samples, find_splits
+from nbllama.data.counts import READ_LINE
 from nbllama.data.data_file import place_in
 from nbllama.data.judged import PAIRS
-from nbllama.data.statistics import Statistics, statistics, utilisation
+from nbllama.data.kinds import kind_of_sample
+from nbllama.data.statistics import Statistics, described, statistics, utilisation
 from nbllama.errors import shown
 from nbllama.gguf_io import open_gguf
 from nbllama.options.show_data import ShowOptions
@@ -26,6 +29,7 @@ OPEN, CLOSE = "«", "»"  # marks around trained tokens if there are no colours
 _TRAINED = ("bold green underline", "bold bright_green underline")
 _GIVEN = ("default", "cyan")
 _SPECIAL = "magenta"
+_SHOWN = 3  # samples to show by default
 _BARS = 40  # characters in the longest bar of the histogram
 
 
@@ -42,20 +46,26 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
     path = find_splits(options.train_data).train
     with open_gguf(options.model_base) as file:
         tokenizer = tokenizer_from_gguf(file)
-    data = load_file(path, options, tokenizer, say=say, keep_texts=options.json)
-    say(f"{shown(path)}: {_kind(data)}")
+    files: list[DataFile] = []
+    data = load_file(
+        path, options, tokenizer, say=say, keep_texts=options.json, opened=files.append
+    )  # fmt: skip
+    say(f"{shown(path)}: {described(data)}")
+    if isinstance(data, Samples) and data.read:
+        say(data.read)
     if options.json:
         n = data.n_samples if options.samples is None else _rows(data, options.samples)
         for i in range(n):
             print(json.dumps(sample_object(tokenizer, data, i), ensure_ascii=False))
     else:
         console.print(_legend(console.color_system is not None), soft_wrap=True)
-        for i in range(_rows(data, 3 if options.samples is None else options.samples)):
-            console.rule(_title(data, i), style="dim")
+        for i, why in _chosen(data, files[0], options.samples):
+            console.rule(_title(data, i, why), style="dim")
             console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
         console.rule(style="dim")
     for note in data.notes:
-        say(note)
+        if not note.startswith(READ_LINE):  # it is part of the first lines
+            say(note)
     for line in statistics_lines(data, context(options, data.kind), options.batch):
         say(line)
 
@@ -132,14 +142,24 @@ def _legend(colours: bool) -> Text:
     )  # fmt: skip
 
 
-def _kind(data: Dataset) -> str:
-    return f"records, format {data.format}" if isinstance(data, Samples) else "plain text"
-
-
 def _rows(data: Dataset, n: int) -> int:
     """Return the number of samples to show for `n` records; a pair consists of two samples."""
     pairs = isinstance(data, Samples) and data.format == PAIRS
     return min(2 * n if pairs else n, data.n_samples)
+
+
+def _chosen(data: Dataset, file: DataFile, n: int | None) -> list[Choice]:
+    """Return the samples to show and why: the first `n` records, or three of different kinds."""
+    if n is not None or not isinstance(data, Samples) or data.records is None:
+        return [Choice(i, "") for i in range(_rows(data, _SHOWN if n is None else n))]
+    width = 2 if data.format == PAIRS else 1
+    numbers, lengths = data.records[::width], data.lengths()[0]
+    chosen = spread(
+        lengths.reshape(-1, width).max(axis=1),
+        lambda i: kind_of_sample(file.samples[int(numbers[i])][1]),
+        _SHOWN,
+    )
+    return [Choice(width * c.number + j, c.why) for c in chosen for j in range(width)]
 
 
 def _side(data: Dataset, i: int) -> str:
@@ -151,10 +171,13 @@ def _side(data: Dataset, i: int) -> str:
     return names[0 if data.judged.good[i] else 1] + (f", weight {weight:g}" if weight != 1 else "")
 
 
-def _title(data: Dataset, i: int) -> str:
-    where = f", {data.place(i)}" if isinstance(data, Samples) else ""
-    where += f", {side}" if (side := _side(data, i)) else ""
-    return f"sample {i + 1}{where}: {data.n_tokens(i)} tokens, {data.n_trained(i)} trained"
+def _title(data: Dataset, i: int, why: str) -> str:
+    where = f"{data.place(i)}, " if isinstance(data, Samples) else ""
+    where += f"{side}, " if (side := _side(data, i)) else ""
+    return (
+        f"sample {i + 1} of {data.n_samples}: {why + '; ' if why else ''}{where}"
+        f"{data.n_tokens(i)} tokens, {data.n_trained(i)} trained"
+    )
 
 
 def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """`python -m nbllama.show_data`: how the trainer reads a file of training data.
 
-It prints the first samples token by token, marks the tokens that contribute to the loss, and prints
+It prints some samples token by token, marks the tokens that contribute to the loss, and prints
 statistics. The work is done in `nbllama.cli.samples`.
 """
 

@@ -10,11 +10,14 @@ import numpy as np
 
 from nbllama.data.chat import ChatReader
 from nbllama.data.columns import renamed
+from nbllama.data.counts import Counts
 from nbllama.data.data_file import Bad, DataFile, Part
 from nbllama.data.formats import Conversation, Style
 from nbllama.data.formats.prompt import read
+from nbllama.data.names import prompt_names
+from nbllama.data.parsed import Asked
 from nbllama.data.prompts import Prompts, Question
-from nbllama.data.records import Asked, entries_in_memory, read_files
+from nbllama.data.records import entries_in_memory, read_files
 from nbllama.data.spans import encode_parsed, encode_plain
 from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, NbllamaError, shown
@@ -81,14 +84,16 @@ class PromptReader:
         several = tuple(parts) if len(parts) > 1 or parts[0].name != name else ()
         data = DataFile(name, "chat", "prompt", "", [], [], tuple(notes), several)
         good: list[_Read] = []
+        counts = Counts.empty()
         for line, record in every:
             try:
                 if isinstance(record, DataError):
                     raise record
-                good.append((line, record, read(renamed(record, self._columns), self._style)))
+                usual = prompt_names(renamed(record, self._columns), counts)
+                good.append((line, record, read(usual, self._style)))
             except DataError as e:
                 self._bad(data, line, e)
-        return data, good
+        return data._replace(notes=(*notes, *counts.notes(chats=True))), good
 
     def load(
         self,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nbllama.data.containers import DELIMITERS
+from nbllama.data.folding import canonical, fold
 from nbllama.data.formats import FORMATS, Record
 from nbllama.data.names import ANSWERS, QUESTIONS
 from nbllama.errors import DataError, UsageError, shown
 
-_USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
+_USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "history", "id", ""}
 
 
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
@@ -20,12 +21,12 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:
-        names = {name.strip().strip('"') for name in header.split(delimiter)}
-        names |= {key for key, name in columns.items() if name in names}
+        cells = {name.strip().strip('"') for name in header.split(delimiter)}
+        names = {canonical(name) for name in cells}
+        names |= {key for key, name in columns.items() if fold(name) in map(fold, cells)}
         if any(len(f.keys) > 1 and names.issuperset(f.keys) for f in FORMATS.values()):
             return True
-        folded = {name.lower() for name in names}
-        if folded <= _USUAL and folded & set(QUESTIONS) and folded & set(ANSWERS):
+        if names <= _USUAL and names & set(QUESTIONS) and names & set(ANSWERS):
             return True
     return False
 
@@ -34,11 +35,20 @@ def renamed(record: Record, columns: Mapping[str, str]) -> Record:
     """Return the record with keys renamed as in `columns`. Raises `DataError` for a missing key."""
     if not columns:
         return record
-    for name in columns.values():
-        if name not in record:
-            raise DataError(f'the key "{shown(name, 40)}" is missing')
-    rest = {k: v for k, v in record.items() if k not in columns.values()}
-    return rest | {key: record[name] for key, name in columns.items()}
+    keys = {key: _key(record, name) for key, name in columns.items()}
+    rest = {k: v for k, v in record.items() if k not in keys.values()}
+    return rest | {key: record[name] for key, name in keys.items()}
+
+
+def _key(record: Record, name: str) -> str:
+    """Return the key with this name, or the only one spelled like it. Raises `DataError`."""
+    if name in record:
+        return name
+    alike = [key for key in record if fold(key) == fold(name)]
+    if len(alike) != 1:
+        several = f"; several keys are spelled like it ({shown(', '.join(alike), 80)})"
+        raise DataError(f'the key "{shown(name, 40)}" is missing{several if alike else ""}')
+    return alike[0]
 
 
 def parse_columns(text: str) -> dict[str, str]:

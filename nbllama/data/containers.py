@@ -7,20 +7,31 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from typing import NamedTuple
 
+from nbllama.data.folding import trimmed
 from nbllama.data.formats.record import Record
 from nbllama.data.json_values import broken_byte
 from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, shown
 
 DELIMITERS = (",", "\t", ";")
+_OTHER_DELIMITER = re.compile("[|\uff0c\uff1b\u3001\uff5c]")  # also full-width characters
 
 
-def table_rows(text: str, path: str) -> Iterator[Entry]:
-    """Yield the rows of a table, using the names in its first row as keys.
+class Table(NamedTuple):
+    """The rows of a table as records, and the line with the names of its columns."""
 
-    A line such as `sep=;` before the table, as written by Excel, specifies the delimiter.
+    header: int
+    rows: list[Entry]
+
+
+def read_table(text: str, path: str) -> Table:
+    """Return the rows of a table, using the names in its first row as keys.
+
+    A line such as `sep=;` before the table, as written by Excel, specifies the delimiter. Raises
+    `DataError` if the table is broken, or if the names are not unique.
     """
     header_line = text.lstrip().splitlines()[0] if text.strip() else ""
     delimiter = max(DELIMITERS, key=header_line.count)
@@ -30,22 +41,37 @@ def table_rows(text: str, path: str) -> Iterator[Entry]:
     limit = csv.field_size_limit(1 << 30)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
-    line = 1
+    rows: list[Entry] = []
+    header = line = 1
     try:
         for row in reader:
             begins, line = line, reader.line_num + 1
             if not names and row:
-                names = [name.strip() for name in row]
-                if len(set(names)) < len(names):
-                    raise DataError(
-                        f"{shown(path)}, line {begins}: two columns have the same name; rename one"
-                    )
+                names, header = [trimmed(name) for name in row], begins
+                if (problem := _problem(names)) is not None:
+                    raise DataError(f"{shown(path)}, line {begins}: {problem}")
             elif row:
-                yield Entry(begins, _row(names, row))
+                rows.append(Entry(begins, _row(names, row)))
     except csv.Error as e:
         raise DataError(f"{shown(path)}, line {line}: broken table: {e}") from e
     finally:
         csv.field_size_limit(limit)
+    return Table(header, rows)
+
+
+def _problem(names: list[str]) -> str | None:
+    """Return what is wrong with the names of the columns, if anything."""
+    if names.count("") > 1:
+        return "two columns have no name; name or remove them"
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        return f"two columns have the same name ({shown(name, 40)}); rename one"
+    if len(names) == 1 and (found := _OTHER_DELIMITER.search(names[0])) is not None:
+        return (
+            f"the columns ({shown(names[0], 80)}) are separated by '{found[0]}'; use commas, tabs "
+            "or semicolons in the whole table"
+        )
+    return None
 
 
 def _row(names: list[str], row: list[str]) -> Record | DataError:

@@ -1,13 +1,15 @@
-"""Counts, over all records, of keys that were read under different names or ignored."""
+"""Counts, over all records, of keys that were read, read under different names, or ignored."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nbllama.data.formats import Format, Record
 from nbllama.errors import shown
 
+READ_LINE = "read: "  # how a line about the keys begins
 _READ = {
     "chat": {"tools", "functions", "chat_template_kwargs"},
     "sharegpt": {"system", "tools", "functions", "chat_template_kwargs"},
@@ -23,35 +25,67 @@ _READ = {
 
 
 class Counts(NamedTuple):
-    """Counts of the changes to the records in a file."""
+    """Counts of the keys that were read from the records in a file, and of changes to records."""
 
-    columns: Counter[str]  # "question as instruction"
+    columns: Counter[tuple[str, str]]  # ("question", "instruction")
     roles: Counter[str]  # "human as user"
+    other_roles: Counter[str]  # roles that are unknown and stay unchanged
     numbers: Counter[str]  # keys whose numbers were converted to text
+    used: Counter[str]  # keys that the format reads, after renaming
     unread: Counter[str]  # keys that the format ignores
 
     @classmethod
     def empty(cls) -> Counts:
         """Return empty counts."""
-        return cls(Counter(), Counter(), Counter(), Counter())
+        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
 
-    def notes(self) -> list[str]:
-        """Return a line for each kind of change."""
+    def notes(self, *, chats: bool) -> list[str]:
+        """Return a line for each kind of change; `chats`: whether there are any chats."""
         out = []
         if self.columns:
-            asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)
-            through = " (with the chat template)" if asked else ""
-            out.append(f"read: {_listed(self.columns)}{through}")
+            names = [f"{old} as {new}" for old, new in self.columns]
+            new_names = {new for _, new in self.columns}
+            out.append(f"{READ_LINE}{_listed(names)}{_joined(new_names, chats)}")
         if self.roles:
             out.append(f"roles: {_listed(self.roles)}")
+        if self.other_roles:
+            listed = _counted(self.other_roles)
+            out.append(f"unknown roles, passed to the chat template unchanged: {listed}")
         if self.numbers:
             out.append(f"numbers read as text: {_counted(self.numbers)}")
         if self.unread:
             out.append(f"keys not used for training: {_counted(self.unread)}")
         return out
 
+    def read_line(self, columns: Mapping[str, str], *, chats: bool) -> str:
+        """Return a line with every key that was read, whether renamed or not.
 
-def _listed(names: Counter[str]) -> str:
+        `columns` maps the keys of a format to the names that `--data-columns` assigned to them.
+        """
+        names: dict[str, list[str]] = {key: [] for key in self.used}
+        for old, new in [(shown(name, 40), key) for key, name in columns.items()] + [*self.columns]:
+            names.setdefault(new, []).append(f"{old} as {new}" if old != new else old)
+        listed = [name for key, renamed in names.items() for name in renamed or [key]]
+        return f"{READ_LINE}{_listed(listed)}{_joined(set(names), chats)}"
+
+    def other_name(self, error: str) -> str:
+        """Return a hint for an error about a key that has another name in the file."""
+        for old, new in self.columns:
+            if error == f'the key "{new}" is missing':
+                return f' (in other records, it is called "{old}")'
+            if any(name in error for name in (f'"{new}"', f"({new})", f"the {new} is ")):
+                return f' (in the file, "{new}" is called "{old}")'
+        return ""
+
+
+def _joined(names: set[str], chats: bool) -> str:
+    """Return how a question and its answer are joined."""
+    if names & {"instruction", "output"}:
+        return " (with the chat template)"
+    return " (concatenated as is)" if names & {"prompt", "completion"} and not chats else ""
+
+
+def _listed(names: Iterable[str]) -> str:
     return shown(", ".join(names), 200)
 
 
@@ -59,12 +93,12 @@ def _counted(names: Counter[str]) -> str:
     return shown(", ".join(f"{name} ({n})" for name, n in names.most_common(8)), 300)
 
 
-def count_unread(record: Record, found: Format, counts: Counts) -> None:
-    """Count the non-empty keys that the format ignores."""
+def count_keys(record: Record, found: Format, counts: Counts) -> None:
+    """Count the non-empty keys that the format reads and those that it ignores."""
     for key, value in record.items():
-        if (
-            key not in found.keys
-            and key not in _READ[found.name]
-            and value not in (None, "", [], {})
-        ):
+        if value in (None, "", [], {}):
+            continue
+        if key in found.keys or key in _READ[found.name]:
+            counts.used[key] += 1
+        else:
             counts.unread[shown(key, 40)] += 1

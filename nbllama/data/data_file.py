@@ -51,6 +51,7 @@ class DataFile(NamedTuple):
     notes: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     texts: tuple[str, ...] = ()
+    read: str = ""  # a line that lists the keys that were read
 
     @property
     def has_chats(self) -> bool:

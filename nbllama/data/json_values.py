@@ -18,8 +18,10 @@ _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _BETWEEN = re.compile(r"[ \t\r\n\ufeff]*(?:,[ \t\r\n\ufeff]*)?")
 _BRACKETS = re.compile(r"[\[\]{}\s]{1,8},?")
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=[ \t\r\n]*[}\]])', re.S)
+# Punctuation that input methods for Chinese insert instead of the ASCII characters of JSON
+_WIDE = {"\uff1a": ":", "\uff0c": ",", "\u201c": '"', "\u201d": '"', "\uff5b": "{", "\uff5d": "}"}
 _BEGIN = re.compile(
-    r"""\s*(?:\[\s*)*\{\s*(?:"|'\w+'\s*:|\w+\s*:\s*["'\[{]|\})""",
+    r"""\s*(?:\[\s*)*\{\s*(?:["\u201c\u201d]|'\w+'\s*:|\w+\s*:\s*["'\[{]|\})""",
 )
 _LAST_COMMA = re.compile(r",\s*[}\]]")
 _NAMED = re.compile(r'"\s*:\s*(?:["\[{\d-]|true|false|null|NaN)')
@@ -256,7 +258,9 @@ def _decode(text: str, at: int) -> tuple[Any, int]:
 
 def _reason(e: Exception, column: bool) -> str:
     if isinstance(e, json.JSONDecodeError):
-        return f"invalid JSON{f' at column {e.colno}' if column else ''}: {e.msg}"
+        wide = _WIDE.get(e.doc[e.pos : e.pos + 1])
+        hint = f" (write {wide}, not {e.doc[e.pos]})" if wide else ""
+        return f"invalid JSON{f' at column {e.colno}' if column else ''}: {e.msg}{hint}"
     if isinstance(e, RecursionError):
         return "invalid JSON: nested too deeply"
     return f"invalid JSON: {shown(e)}"

@@ -8,24 +8,19 @@ unless the format is set to `raw`.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from nbllama.data.columnar import MAGIC, parquet_rows
-from nbllama.data.columns import has_table_header, renamed
-from nbllama.data.containers import table_rows
-from nbllama.data.counts import Counts, count_unread
-from nbllama.data.data_file import RAW, Bad, DataFile, Part
-from nbllama.data.formats import FORMATS, Format, Record, Style, plain_ones
-from nbllama.data.formats.record import keys_of
+from nbllama.data.columns import has_table_header
+from nbllama.data.containers import read_table
+from nbllama.data.counts import Counts
+from nbllama.data.data_file import RAW, DataFile
+from nbllama.data.formats import FORMATS, Record, Style
 from nbllama.data.json_values import json_values, looks_like_json
 from nbllama.data.magic import binary_kind
-from nbllama.data.names import (
-    format_by_keys,
-    known_names,
-    to_type,
-)
+from nbllama.data.names import format_by_keys
+from nbllama.data.parsed import Asked, FileRecords, named, parsed
 from nbllama.data.splits import data_files, ending, says_records
 from nbllama.data.text_checks import not_nfc_notes
 from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
@@ -39,28 +34,6 @@ NAMES = (RAW, *FORMATS, CSV)
 """The allowed values of `--data-format`."""
 
 _TABLES = (".csv", ".tsv")
-
-
-class FileRecords(NamedTuple):
-    """The contents of one file: records or text, and the number of lines."""
-
-    entries: list[Entry] | None
-    text: str
-    n_lines: int
-
-
-class Asked(NamedTuple):
-    """The options for reading files."""
-
-    data_format: str | None
-    columns: Mapping[str, str]
-    style: Style
-    skip_bad: bool
-
-    @property
-    def wanted(self) -> Format | None:
-        """Return the requested format, or None to detect it."""
-        return FORMATS.get(self.data_format or "")
 
 
 @without_collection()
@@ -104,7 +77,7 @@ def open_data(
                 f"{shown(other, 400)} contains plain text, but the other files contain records; "
                 "pass only files of the same kind"
             )
-    return _parsed(name, found, asked, notes)
+    return parsed(name, found, asked, notes)
 
 
 def read_files(
@@ -154,8 +127,8 @@ def open_records(
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
     entries = entries_in_memory(records)
-    asked = Asked(data_format, columns or {}, style or Style(), skip_bad)
-    return _parsed(name, [(name, FileRecords(entries, "", len(entries)))], asked, [])
+    asked = Asked(data_format, columns or {}, style or Style(), skip_bad, files=False)
+    return parsed(name, [(name, FileRecords(entries, "", len(entries)))], asked, [])
 
 
 def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
@@ -171,7 +144,7 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
         )
     if data_format != RAW and is_parquet:
         entries = list(parquet_rows(content.content, name))
-        return FileRecords(entries, "", len(entries))
+        return FileRecords(entries, "", len(entries), 0)
     text = decode_text(content.content, name, lenient=asked.skip_bad and data_format != RAW)
     n_lines = text.count("\n") + 1
     if data_format == RAW:
@@ -180,14 +153,19 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
         n_lines = text.count("\r") + 1
     wanted = asked.wanted is not None or says_records(name)
     if data_format == CSV or (ending(name) in _TABLES and not _begins_with_object(text)):
-        return FileRecords(list(table_rows(text, name)), "", n_lines)
+        return _table(text, name, n_lines)
     if looks_like_json(text):
         return FileRecords(_json(text, name, asked, notes), "", n_lines)
     if (not wanted or data_format) and has_table_header(text, asked.columns):
-        return FileRecords(list(table_rows(text, name)), "", n_lines)
+        return _table(text, name, n_lines)
     if wanted:
         return FileRecords(_json(text, name, asked, notes), "", n_lines)
     return FileRecords(None, text, n_lines)
+
+
+def _table(text: str, name: str, n_lines: int) -> FileRecords:
+    table = read_table(text, name)
+    return FileRecords(table.rows, "", n_lines, table.header)
 
 
 def _begins_with_object(text: str) -> bool:
@@ -201,7 +179,7 @@ def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
 
     def known(record: Record) -> bool:
         try:
-            return format_by_keys(_named(record, asked, Counts.empty())) is not None
+            return format_by_keys(named(record, asked, Counts.empty())) is not None
         except DataError:
             return True
 
@@ -213,85 +191,3 @@ def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
         raise DataError(f"{shown(name, 400)}, {e}") from e.__cause__
     notes += [f"{shown(name, 400)}: {line}" for line in lines]
     return entries
-
-
-def _named(record: Record, asked: Asked, counts: Counts) -> Record:
-    """Return the record with its keys renamed to the keys of a format. Raises `DataError`."""
-    return known_names(
-        renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
-    )
-
-
-def _parsed(
-    path: str, found: list[tuple[str, FileRecords]], asked: Asked, notes: list[str]
-) -> DataFile:
-    """Read the samples from record files."""
-    counts = Counts.empty()
-    parts, first = [], 1
-    entries: list[Entry] = []
-    for name, records in found:
-        parts.append(Part(name, first))
-        for line, record in records.entries or ():
-            if not isinstance(record, DataError):
-                try:
-                    record = _named(record, asked, counts)
-                except DataError as e:
-                    record = e
-            entries.append(Entry(first + line - 1, record))
-        first += records.n_lines
-    several = tuple(parts) if len(parts) > 1 or parts[0].name != path else ()
-    data = DataFile(path, "chat", "", "", [], [], (), several)
-    format = asked.wanted or _format(entries, data)
-    used: Counter[str] = Counter()
-    for line, record in entries:
-        try:
-            if isinstance(record, DataError):
-                raise record
-            its_format = format if asked.wanted else _format_among(record, format)
-            data.samples.append((line, its_format.read(record, asked.style)))
-            used[its_format.name] += 1
-            count_unread(record, its_format, counts)
-        except DataError as e:
-            if not asked.skip_bad:
-                raise DataError(f"{data.where(line)}: {e}") from e.__cause__
-            data.bad.append(Bad(line, str(e)))
-    if not data.samples:
-        if not data.bad:
-            raise DataError(f"{shown(path)} contains nothing to train on: it has no records")
-        line, reason = data.bad[0]
-        place = data.short_place(line)
-        raise DataError(f"{shown(path)} contains nothing to train on; {place}: {reason}")
-    if len(used) > 1:
-        notes.append(
-            "records in several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
-        )
-    notes += counts.notes() + not_nfc_notes(plain_ones(s for _, s in data.samples), "records")
-    return data._replace(format=format.name, notes=tuple(notes))
-
-
-def _format_among(record: Record, format: Format) -> Format:
-    """Return the format of a record, preferring `format` if the record has the keys for it."""
-    if format.knows(record):
-        return format
-    return format_by_keys(record) or format
-
-
-def _format(entries: list[Entry], data: DataFile) -> Format:
-    """Return the most common format of these records. Raises `DataError` if none fits a format."""
-    votes: Counter[str] = Counter()
-    good = [(line, e) for line, e in entries if not isinstance(e, DataError)]
-    for _, record in good:
-        if (found := format_by_keys(record)) is not None:
-            votes[found.name] += 1
-    if votes:
-        return FORMATS[votes.most_common(1)[0][0]]
-    if not good:
-        if not entries:
-            raise DataError(f"{shown(data.path)} contains nothing to train on: it has no records")
-        raise DataError(f"{data.where(entries[0].line)}: {entries[0].record}")
-    known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
-    line, record = good[0]
-    raise DataError(
-        f"{data.where(line)}: the keys ({keys_of(record)}) match no format ({known}); name them, "
-        f"for example with {to_type(record)}, or pass --data-format raw"
-    )

@@ -47,8 +47,9 @@ class Samples(RowPerSample):
     record begins, and `records[i]` is the number of that record (from 0; None if each sample is one
     record). n_cut samples were longer than n_ctx tokens, n_dropped had no trained target within
     n_ctx, n_long were skipped for their length, and n_bad records could not be read. `format` is
-    the format of the file. `texts` contains the text of each sample, if texts are kept. `judged`
-    contains the judgement of each answer, if the records are preferences.
+    the format of the file, and `read` a line that lists the keys that were read. `texts` contains
+    the text of each sample, if texts are kept. `judged` contains the judgement of each answer, if
+    the records are preferences.
     """
 
     ids: np.ndarray
@@ -68,6 +69,7 @@ class Samples(RowPerSample):
     records: np.ndarray | None = None
     parts: tuple[Part, ...] = ()
     judged: Judged | None = None
+    read: str = ""
 
     def place(self, i: int) -> str:
         """Return "line N" for sample i's record, with the file name if there are several files."""
@@ -232,6 +234,7 @@ def load_samples(
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
         parts=data.parts,
         judged=judged,
+        read=data.read,
     )
 
 

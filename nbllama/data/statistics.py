@@ -48,6 +48,11 @@ class Utilisation(NamedTuple):
     packed: float
 
 
+def described(data: Dataset) -> str:
+    """Return "plain text", or the format of the records."""
+    return "plain text" if data.kind == "raw" else f"records, format {getattr(data, 'format', '')}"
+
+
 def statistics(data: Dataset) -> Statistics:
     """Compute the statistics of all samples of a data set."""
     tokens, trained = data.lengths()

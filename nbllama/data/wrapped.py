@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from nbllama.data.formats.record import Record, kind_of
 from nbllama.data.json_values import Value, line_numbers, list_items, member_at
-from nbllama.data.names import is_turns
+from nbllama.data.turns import has_roles, is_turns
 from nbllama.errors import DataError, shown
 
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
@@ -62,8 +62,7 @@ def as_record(value: Any) -> Record | DataError:
     if isinstance(value, DataError | dict):
         return value
     if is_turns(value):
-        chat = any(key.strip().lower() == "role" for key in value[0])
-        return {"messages" if chat else "conversations": value}
+        return {"messages" if has_roles(value[0]) else "conversations": value}
     return DataError(f"a record must be an object with named values, not {kind_of(value)}")
 
 

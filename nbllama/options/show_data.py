@@ -14,8 +14,8 @@ from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Text, Whole
 
 PROG = "python -m nbllama.show_data"
-ABOUT = """Show how training reads a file: its first samples token by token, with the trained
-tokens marked, and statistics for all samples."""
+ABOUT = """Show how training reads a file: some samples token by token, with the trained tokens
+marked, and statistics for all samples."""
 
 _show = partial(option, "Show")
 
@@ -33,7 +33,11 @@ class _ShowOptions:
         shown_default="none; required",
     )  # fmt: skip
     samples: int | None = _show(
-        Whole(), None, "samples to print", also=["-n"], shown_default="3; all with --json"
+        Whole(),
+        None,
+        "number of samples to print, from the first",
+        also=["-n"],
+        shown_default="3 of different kinds; all with --json",
     )
     json: bool = _show(
         None, False, "print one JSON object per sample and nothing else on standard output"

@@ -196,6 +196,8 @@ def test_a_warm_up_longer_than_the_run_is_said() -> None:
 def test_what_is_chosen_is_shown() -> None:
     shown = dict(settings("--adam-min-alpha 0.0002 --rank-wq 2").pairs())
     assert shown["data"] == "plain text"
+    assert dict(settings("", "chat").pairs())["data"] == "records"
+    assert dict(settings("", "chat").pairs(0, "records, format chat"))["data"].endswith(" chat")
     assert shown["run"] == "256 iterations of 8 x 1 samples"
     assert shown["adapter"] == (
         "r 4, alpha 4, on tok_embd:4 out:4 wq:2 wk:4 wv:4 wo:4 w1:4 w2:4 w3:4"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,10 +46,10 @@ def shown(*more: str, colours: bool = False) -> str:
 
 def test_marked_tokens_and_statistics(folder: Path) -> None:
     out = shown("--skip-bad", "-n", "2", "-c", "100", "-b", "2")
-    assert out.startswith("train.jsonl: records, format chat\n")
+    assert out.startswith("train.jsonl: records, format chat\nread: messages\n")
     parts = out.split("─ sample ")
     assert len(parts) == 3
-    assert parts[1].startswith("1, line 1: ") and parts[2].startswith("2, line 2: ")
+    assert parts[1].startswith("1 of 3: line 1, ") and parts[2].startswith("2 of 3: line 2, ")
     text = parts[1].split("─\n")[1]
     # Byte tokens: a Chinese character is three of them, shown together.
     assert text.startswith(
@@ -95,7 +96,8 @@ def test_records_and_samples(folder: Path) -> None:
     (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     out = shown("--chat-template", "own.jinja", "-n", "9").replace("\n", " ")
     assert "3 records, 5 samples: earlier answers are rendered differently in later prompts" in out
-    assert "sample 2, line 1: " in out and "sample 5, line 3: " in out and "sample 6" not in out
+    assert "sample 2 of 5: line 1, " in out and "sample 5 of 5: line 3, " in out
+    assert "sample 6" not in out
     assert " samples     5 " in out
 
 
@@ -127,6 +129,56 @@ def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert told.startswith("error: ") and line in told
 
 
+def headings(out: str) -> list[str]:
+    lines = [line for line in out.splitlines() if line.startswith("─") and "sample " in line]
+    return [re.sub(r"(;|: line).*", "", line.strip("─ ")) for line in lines]
+
+
+def test_samples_of_different_kinds(folder: Path) -> None:
+    def chat(question: str, answer: str, *more: dict[str, str]) -> dict[str, object]:
+        ends = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return {"messages": [*more, *ends]}
+
+    def written(*records: object, more: tuple[str, ...] = ()) -> list[str]:
+        lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+        return headings(shown("-c", "1000", *more))
+
+    english, chinese = chat("Who?", "The keeper."), chat("谁是灯塔的看守人?", "看守人。")
+    long = chat("Who keeps it?", "The keeper keeps it. " * 9)
+    system = chat("Who?", "He is.", {"role": "system", "content": "Be brief."})
+    first = ["sample 1 of 5", "sample 2 of 5", "sample 3 of 5"]
+    assert written(*[english] * 5) == first
+    records = [english, english, long, english, chinese, english, system]
+    assert written(*records) == [
+        "sample 1 of 7: the first", "sample 3 of 7: the longest",
+        "sample 5 of 7: in Chinese characters",
+    ]  # fmt: skip
+    assert written(*records, more=("-n", "2")) == ["sample 1 of 7", "sample 2 of 7"]
+    assert written(long, *[english] * 3, system) == [
+        "sample 1 of 5: the first and the longest", "sample 2 of 5",
+        "sample 5 of 5: with a system message",
+    ]  # fmt: skip
+    pairs = [{"prompt": "a", "chosen": "b" * n, "rejected": "c"} for n in (1, 1, 1, 9, 40)]
+    assert written(*pairs) == [
+        "sample 1 of 10: the first", "sample 2 of 10: the first", "sample 3 of 10",
+        "sample 4 of 10", "sample 9 of 10: the longest", "sample 10 of 10: the longest",
+    ]  # fmt: skip
+
+
+def test_columns_that_were_read(folder: Path) -> None:
+    (folder / "t.tsv").write_text("\ufeff回答\t问题 \t来源\na\tq\tx\n", encoding="utf-8")
+    out = shown("--train-data", "t.tsv", "-c", "200")
+    assert out.startswith(
+        "t.tsv: records, format alpaca\n"
+        "read: 问题 as instruction, 回答 as output (with the chat template)\n"
+    )
+    assert out.count("read: ") == 1 and "keys not used for training: 来源 (1)" in out
+    columns = "prompt=问题,completion=回答"
+    out = shown("--train-data", "t.tsv", "-c", "200", "--data-columns", columns)
+    assert "read: 问题 as prompt, 回答 as completion (concatenated as is)\n" in out
+
+
 def test_both_sides_of_a_pair(folder: Path) -> None:
     pair = {
         "prompt": [{"role": "user", "content": "ask"}],
@@ -138,6 +190,6 @@ def test_both_sides_of_a_pair(folder: Path) -> None:
     (folder / "train.jsonl").write_text(text, encoding="utf-8")
     out = shown("-n", "1", "-c", "200")
     assert out.startswith("train.jsonl: records, format preference\n")
-    assert "sample 1, line 1, chosen, weight 2: " in out
-    assert "sample 2, line 1, rejected, weight 2: " in out and "sample 3" not in out
+    assert "sample 1 of 4: line 1, chosen, weight 2, " in out
+    assert "sample 2 of 4: line 1, rejected, weight 2, " in out and "sample 3" not in out
     assert "«yes<|im_end|>»" in out and "«no<|im_end|>»" in out

@@ -194,7 +194,13 @@ class TestTables:
             ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
             ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
             ("prompt,prompt\na,b\n", "line 1: two columns have the same name"),
-            ("theme,words\na,b\n", "line 2: the keys (theme, words) match no form"),
+            ("theme,words\na,b\n", "line 1: the columns (theme, words) match no form"),
+            ("prompt,completion,,\na,b,,\n", "line 1: two columns have no name"),
+            (
+                "prompt\uff0ccompletion\na,b\n",
+                "line 1: the columns (prompt\uff0ccompletion) are sep",
+            ),
+            ("\u95ee|\u7b54\na|b\n", "are separated by '|'; use commas, tabs or"),
             ("prompt,completion\n", "it has no records"),
         ],
     )
@@ -244,8 +250,10 @@ class TestDocuments:
 def test_keys_of_no_format(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(tmp_path, '{"theme": "q", "n": 1, "words": "a"}\n')
-    assert "line 1: the keys (theme, n, words) match no format" in str(caught.value)
-    assert "--data-columns prompt=theme,completion=words" in str(caught.value)
+    error = str(caught.value)
+    assert "line 1: the keys (theme, n, words) match no format (question/answer, " in error
+    assert "--data-columns prompt=theme,completion=words (concatenated as is)" in error
+    assert error.endswith("or --data-format raw for plain text")
     assert opened(tmp_path, '{"question": "q"}\n', data_format="raw").kind == "raw"
 
 

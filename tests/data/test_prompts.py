@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nbllama.data.counts import Counts
 from nbllama.data.formats import Conversation, Style
 from nbllama.data.formats.prompt import STAND_IN, read
+from nbllama.data.names import prompt_names
 from nbllama.errors import DataError
 
 ASK = {"role": "user", "content": "q"}
@@ -58,6 +60,18 @@ def test_only_the_stand_in_counts_as_an_answer() -> None:
 def test_what_is_no_prompt(record: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         read(record, Style())
+
+
+def test_chinese_names() -> None:
+    counts = Counts.empty()
+    record = prompt_names({"问题": "q", "上下文": "b", "系统提示": "s", "标准答案": "x"}, counts)
+    assert messages(record)[:2] == [("system", "s"), ("user", "q\n\nb")]
+    assert counts.notes(chats=True)[0].startswith("read: 问题 as question, 上下文 as input, ")
+    assert read(prompt_names({"提示": "p", "上下文": "b"}, counts), Style()) == "p"
+    chat = [{"角色": "用户", "内容": "q"}]
+    assert messages(prompt_names({"对话": chat}, counts))[:1] == [("user", "q")]
+    with pytest.raises(DataError, match=r"prompt \(提示, 问题\); pass --data-columns prompt=提示"):
+        prompt_names({"问题": "q", "提示": "p"}, counts)
 
 
 def test_a_prompt_has_the_ids_that_a_server_gives_the_model(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def test_chat_through_the_template(folder: Path, run: Run) -> None:
     more = ["--train-data", str(folder / "chat.jsonl"), "--epochs", "2", "--adam-iter", "99"]
     done = run(words(folder, *more, "--batch", "4", "--log", "log.jsonl", ctx=200))
     assert done.code == 0, done
-    assert re.search(r"(?m)^data +chat$", done.out) and re.search(r"(?m)^samples +6$", done.out)
+    assert re.search(r"(?m)^data +records, format chat$", done.out)
+    assert re.search(r"(?m)^samples +6$", done.out)
     rows = log_rows(folder / "log.jsonl")
     assert [row["epoch"] for row in rows] == [0, 0, 1, 1]  # 4 and then 2 samples, twice
     assert load_checkpoint(folder / "chk-LATEST.gguf").sample_count == 12
@@ -39,6 +40,7 @@ def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> Non
     done = run(words(folder, *more, "--log", "log.jsonl", ctx=24))
     assert done.code == 0, done
     assert "1 of 21 records are bad and were skipped; first: line 21: invalid JSON" in done.out
+    assert re.search(r"(?m)^data +records, format completion$", done.out)
     whole = log_rows(folder / "log.jsonl")
     assert all(row["computed_tokens"] <= 48 for row in whole) and {
         row["epoch"] for row in whole

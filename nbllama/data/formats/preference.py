@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbllama.data.folding import canonical
 from nbllama.data.formats import alpaca
 from nbllama.data.formats.messages import messages_of, wanted_by
 from nbllama.data.formats.record import (
@@ -34,7 +35,7 @@ from nbllama.errors import DataError
 SIDES = ("chosen", "rejected")
 _QUESTIONS = ("instruction", "question")
 # A string under one of these keys is part of the prompt, but it is unclear how to join it.
-_UNKNOWN = ("input", "inputs", "query", "human", "user", "q")
+_UNKNOWN = ("input", "inputs", "query", "human", "user", "q", "prompt", *_QUESTIONS)
 
 
 def read(record: Record, style: Style) -> Pair:
@@ -172,7 +173,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         return Continuation(prompt, chosen), Continuation(prompt, rejected)
     if chosen == rejected:
         raise DataError("chosen and rejected are equal: there is no preference to learn")
-    if others := [key for key in record if key.lower() in _UNKNOWN]:
+    if others := [k for k, v in record.items() if v is not None and canonical(k) in _UNKNOWN]:
         raise DataError(
             f'is "{others[0]}" the prompt? Pass --data-columns instruction={others[0]} (with '
             f"the chat template) or --data-columns prompt={others[0]} (concatenated as is)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nbllama.data import (
     MT19937,
     Cutter,
+    DataFile,
     Dataset,
     Feed,
     OldFeed,
@@ -139,11 +140,9 @@ def _load(
     cutter = every_token
     if options.sample_start:
         cutter = SampleStart(
-            options.sample_start,
-            include=options.include_sample_start,
-            overlapping=options.overlapping_samples,
-            old=old,
-        )
+            options.sample_start, include=options.include_sample_start,
+            overlapping=options.overlapping_samples, old=old,
+        )  # fmt: skip
     rules = Rules(
         fill_with_next_samples=options.fill_with_next_samples,
         separate_with_eos=options.separate_with_eos,
@@ -170,11 +169,13 @@ def load_file(
     say: Progress | None = None,
     records: Records | None = None,
     keep_texts: bool = False,
+    opened: Callable[[DataFile], object] | None = None,
 ) -> Dataset:
     """Load samples from any file, applying the options for `--train-data`.
 
     If `records` is given, it is used instead of the file, and messages refer to it as `path`. For
-    `keep_texts`, see `load_samples`. Raises the same errors as `load_data`.
+    `keep_texts`, see `load_samples`. `opened` is called with the file. Raises the same errors as
+    `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -190,18 +191,17 @@ def load_file(
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad
         )
+    if opened is not None:
+        opened(data)
     if say is not None and (size := sum(map(len, data.texts)) + 1000 * len(data.samples)) > _MUCH:
         say(f"tokenising {shown(path)} ({size / 1e6:.0f} million characters) ...")
     template = None
     if data.has_chats:
-        day = options.template_date
-        now = datetime.fromisoformat(day) if day else None
+        now = datetime.fromisoformat(options.template_date) if options.template_date else None
         template = chat_template_for(
-            tokenizer,
-            layout.source if layout else None,
-            now=now,
+            tokenizer, layout.source if layout else None, now=now,
             variables=parse_variables(options.template_vars),
-        )
+        )  # fmt: skip
     try:
         return load_dataset(
             data, tokenizer, context(options, data.kind), template=template, cutter=cutter,

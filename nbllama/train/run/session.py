@@ -11,7 +11,7 @@ from datetime import datetime
 from nbllama.adapter.file import adapter_notes
 from nbllama.checkpoint.environment import environment_notes
 from nbllama.data.prompts import Prompts
-from nbllama.data.statistics import utilisation
+from nbllama.data.statistics import described, utilisation
 from nbllama.errors import UsageError, shown
 from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
@@ -258,7 +258,7 @@ class RunSession:
         ui.header(
             [
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
-                *s.pairs(self.decay.begin),
+                *s.pairs(self.decay.begin, described(self.data)),
                 *(self.preferences.header() if self.preferences is not None else ()),
                 ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("tokens", self._tokens()),

@@ -81,10 +81,13 @@ class Settings:
         tokens = self.options.batch * self.ctx
         return f"whole samples, {tokens} x {self.options.grad_acc} tokens per step"
 
-    def pairs(self, begin: int = 0) -> list[tuple[str, str]]:
-        """Return (name, value) pairs to display; for `begin`, see `resolve`."""
+    def pairs(self, begin: int = 0, data: str = "") -> list[tuple[str, str]]:
+        """Return (name, value) pairs to display.
+
+        For `begin`, see `resolve`. `data` describes the data if their format is known.
+        """
         o = self.options
-        kind = "plain text" if self.data_kind == "raw" else "chat"
+        kind = data or ("plain text" if self.data_kind == "raw" else "records")
         on = {slot: rank for slot, rank in self.ranks.items() if rank}
         if set(on.values()) == {self.lora_r}:
             ranks = " ".join(on)

@@ -1,0 +1,53 @@
+"""Choose samples that show the different kinds of records in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.data.kinds import Kind
+
+_LONGER = 1.5  # how much longer than the median the longest sample must be to be shown
+_MOST = 20_000  # records to examine
+
+
+class Choice(NamedTuple):
+    """The number of a record to show, from 0, and the reason, which can be ""."""
+
+    number: int
+    why: str
+
+
+def spread(lengths: np.ndarray, kind: Callable[[int], Kind], n: int) -> list[Choice]:
+    """Choose up to `n` records in ascending order: the first, the longest, and other kinds.
+
+    lengths: the length of each record. kind: returns the kind of a record. If all records are
+    alike, the first `n` are chosen, without a reason.
+    """
+    n = min(n, len(lengths))
+    if n < 1:
+        return []
+    why = {0: "the first"}
+    longest = int(np.argmax(lengths))
+    if lengths[longest] >= _LONGER * np.median(lengths):
+        why[longest] = "the longest" if longest else "the first and the longest"
+    kinds = [kind(i) for i in range(min(_MOST, len(lengths)))]
+    shown = [kind(i) for i in why]
+    for feature in range(len(Kind._fields)):
+        known = {k[feature] for k in shown}
+        for i, other in enumerate(kinds):
+            if len(why) >= n:
+                break
+            if other[feature] and other[feature] not in known and i not in why:
+                why[i] = other[feature]
+                shown.append(other)
+                known = {k[feature] for k in shown}
+    if list(why) == [0] and why[0] == "the first":
+        return [Choice(i, "") for i in range(n)]
+    for i in range(len(lengths)):  # the next ones, if there are too few kinds
+        if len(why) >= n:
+            break
+        why.setdefault(i, "")
+    return [Choice(i, why[i]) for i in sorted(why)[:n]]
