@@ -47,7 +47,6 @@ class Loop:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
-        self._start = time.perf_counter()
         self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
@@ -86,7 +85,7 @@ class Loop:
 
     def _iterate(self, expected: Forecast) -> None:
         trainer, compat = self.trainer, self.session.options.compat
-        start, results = time.perf_counter(), []
+        results: list[StepResult] = []
         self.stop.at_once = False
         try:
             trainer.objective.start(trainer, self.stop.check, self.ui.note)
@@ -120,12 +119,12 @@ class Loop:
         self._note_end(self._reason)
         lines = summary(
             self.session, expected, results, ending=self._ending, watch=self._watch,
-            begun=self._begun, seconds=time.perf_counter() - start,
+            begun=self._begun,
         )  # fmt: skip
         self.ui.close(lines)
 
     def _note_end(self, reason: str) -> None:
-        self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
+        self.ui.record(ended(self.trainer.iteration, self.ui.clock, reason))
         self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:

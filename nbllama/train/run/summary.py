@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import shown
-from nbllama.report.log import duration, memory
+from nbllama.report.log import loss_text, memory
 from nbllama.system.memory import peak_resident
 from nbllama.train.run.card import write_cards
 
@@ -27,30 +27,32 @@ def summary(
     ending: Ending,
     watch: Validation,
     begun: dict[str, Any],
-    seconds: float,
 ) -> list[tuple[str, str]]:
     """Return the lines of the summary, and write the `--card` files.
 
-    `results` are the iterations of this run, which took `seconds`, and `begun` is the first row of
-    the log.
+    The order is: measurements, verdict, written files, commands to run next.
+
+    `results` are the iterations of this run, and `begun` is the first row of the log.
     """
     outputs = session.outputs
-    lines = [("time", f"{duration(seconds)} in total")]
+    lines = [("time", str(session.ui.clock))]
     if results:
         mean = sum(r.seconds for r in results) / len(results)
         lines += [
             ("per iteration", f"{mean:.2f} s, forecast {session.mean_seconds(expected):.2f} s"),
             ("peak memory", f"{memory(peak_resident())}, forecast {memory(expected.peak)}"),
-            *ending.rows,
+            *ending.loss,
         ]
+    if watch.best_at >= 0:
+        lines.append(("best validation", f"{loss_text(watch.best)} at iteration {watch.best_at}"))
     if lost := mostly_lost(session.data):
         lines.append(("data", lost))
-    if watch.best_at >= 0:
-        lines.append(("best validation", f"{watch.best:.4f} at iteration {watch.best_at}"))
-        if outputs.adapter:
-            lines.append(("best adapter", shown(outputs.best_adapter, 400)))
+    lines += ending.verdict
+    if watch.best_at >= 0 and outputs.adapter:
+        lines.append(("best adapter", shown(outputs.best_adapter, 400)))
+    lines += outputs.written()
     if session.options.card and outputs.adapter:
         rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
         rows.insert(0, ("iterations", f"{session.trainer.iteration} in total"))
         lines += write_cards(session, begun, rows)
-    return [*lines, *outputs.written()]
+    return [*lines, *ending.commands]
