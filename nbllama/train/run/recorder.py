@@ -57,6 +57,7 @@ class Recorder:
         log: str = "",
         board: Board | None = None,
         live: Live | None = None,
+        *,
         clock: Clock | None = None,
     ) -> None:
         """Open the metrics file `log` ("" for none). Raises `OutputError` if this fails."""

@@ -58,7 +58,7 @@ def train(
             board = Board(options.tensorboard) if options.tensorboard else None
             live = None if options.only_write_lora else watching(options, screen, stop)
             stack.enter_context(clock.watching_compilation())
-            ui = stack.enter_context(Recorder(screen, outputs.log, board, live, clock))
+            ui = stack.enter_context(Recorder(screen, outputs.log, board, live, clock=clock))
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:
