@@ -7,6 +7,7 @@ It connects the command line and the screen to `nbllama.train.run.run.train`. Th
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,16 +28,17 @@ def _run(words: list[str]) -> None:
 
         print(table())
         return
+    started = time.perf_counter()
     options, stop = parse(words), StopFlag()
     with stop.installed():
-        run = _train(options, words, stop)
+        run = _train(options, words, stop, started)
         if run.interrupted and run.reason != stop.reason:  # no workers are left
             raise NbllamaError(f"{run.reason}; {how_to_resume(options, words, run)}")
         if run.interrupted:
             raise Interrupted(how_to_resume(options, words, run), stop.signum)
 
 
-def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
+def _train(options: Options, words: list[str], stop: StopFlag, started: float) -> Run:
     from nbllama.kernels.cores import use_threads
 
     threads = use_threads(options.threads)
@@ -44,7 +46,7 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
     from nbllama.train.run.run import train
 
     with Display() as screen:
-        return train(options, threads, screen, stop, words=words)
+        return train(options, threads, screen, stop, words=words, started=started)
 
 
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:

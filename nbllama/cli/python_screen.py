@@ -6,7 +6,7 @@ import sys
 from typing import TextIO
 
 from nbllama.cli.ui import Display
-from nbllama.report.log import Eta, StepRecord, duration
+from nbllama.report.log import Eta, StepRecord, duration, loss_text
 from nbllama.train.run.screen import Pairs, Screen, Silent
 
 
@@ -43,7 +43,7 @@ class Line(Display):
         self._left.add(record.seconds)
         left = self._left.seconds_left(record.n_iter - record.iter)
         text = (
-            f"iteration {record.iter}/{record.n_iter}  loss {record.loss:.4f}  "
+            f"iteration {record.iter}/{record.n_iter}  loss {loss_text(record.loss)}  "
             f"{record.tokens_per_s:.0f} tokens/s  {duration(left or 0.0)} left"
         )
         if record.skipped:

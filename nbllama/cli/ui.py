@@ -6,6 +6,8 @@ Screen errors never stop training.
 from __future__ import annotations
 
 import math
+import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO, cast
@@ -22,9 +24,14 @@ from nbllama.report.log import (
     LossCurve,
     StepRecord,
     duration,
+    loss_text,
     memory,
 )
 
+# Words that a narrow terminal without cursor movement omits, the least useful ones first.
+DISPENSABLE = (
+    "computed", "lr", "dt", "grad_norm", "mem", "tokens", "train_loss", "epoch", "tokens/s",
+)  # fmt: skip
 SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of the objective to show on a terminal
 
 
@@ -59,6 +66,18 @@ class _Stream:
         return self._stream.fileno()
 
 
+def columns_of(stream: _Stream) -> int:
+    """Return the width of a terminal, or a very large number for anything else."""
+    if not stream.isatty():
+        return sys.maxsize
+    given = os.environ.get("COLUMNS", "")
+    try:
+        columns = int(given) if given.isdecimal() else os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return columns or sys.maxsize  # some terminals report 0
+
+
 def plain_line(record: StepRecord, seconds_left: float | None) -> str:
     """Return an iteration as `name=value` words, including the old tool's `iter=` and `loss=`."""
     eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
@@ -73,6 +92,15 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
         words = [f"{w.worker}:{w.tokens_per_s:.1f}:{100 * w.share:.0f}%" for w in record.workers]
         line += f" workers={','.join(words)}"
     return line + " skipped: the loss or the gradient is not finite" if record.skipped else line
+
+
+def fitted(line: str, columns: int) -> str:
+    """Return a line of `name=value` words, dropping the least useful words if it is too long."""
+    for name in DISPENSABLE:
+        if len(line) <= columns:
+            break
+        line = re.sub(rf" {re.escape(name)}=\S+", "", line)
+    return line
 
 
 def measured(numbers: Mapping[str, float]) -> str:
@@ -109,6 +137,7 @@ class Display:
         self._console = Console(
             file=cast(TextIO, self._out), force_terminal=self._out.isatty(), highlight=False
         )
+        self._columns = columns_of(self._out)
         self._terminal = self._out.isatty() and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._eta = Eta()
@@ -144,7 +173,7 @@ class Display:
         self._curve.add(record.loss)
         left = self._eta.seconds_left(record.n_iter - record.iter)
         if not self._terminal:
-            self.note(plain_line(record, left))
+            self.note(fitted(plain_line(record, left), self._columns))
             return
         if record.skipped:
             self.note(f"iteration {record.iter} skipped: the loss or the gradient is not finite")
@@ -162,7 +191,7 @@ class Display:
     def evaluation(self, record: EvaluationRecord) -> None:
         """Show an evaluation."""
         if record.val_loss is not None:
-            self.note(evaluation_line(record))
+            self.note(fitted(evaluation_line(record), self._columns))
         for sample in record.samples:
             end = f"  (reward {sample['reward']})" if "reward" in sample else ""
             self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}{end}")
@@ -195,7 +224,7 @@ class Display:
         shown = [(name, record.measures[name]) for name in SHOWN if name in record.measures]
         numbers = Text.assemble(
             ("loss ", "dim"),
-            (f"{record.loss:.4f}", "bold"),
+            (loss_text(record.loss), "bold"),
             *(part for name, x in shown for part in ((f"  {name} ", "dim"), f"{x:.3g}")),
             ("  lr ", "dim"),
             f"{record.lr:.2e}  {record.tokens_per_s:.0f} tokens/s  {memory(record.rss_bytes)}  ",

@@ -141,6 +141,14 @@ class LossCurve:
         return "".join(_BARS[round((h - low) * scale)] for h in heights)
 
 
+def loss_text(loss: float, places: int = 4) -> str:
+    """Return a loss with `places` decimals, or with two significant digits if it is very small."""
+    if not 0 < abs(loss) < 10.0 ** (1 - places):
+        return f"{loss:.{places}f}"
+    digits = 1 - math.floor(math.log10(abs(loss)))
+    return f"{loss:.{digits}f}".rstrip("0")
+
+
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
     """Convert a record to a dict for JSON, with None for numbers that are not finite."""
     values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,3 +42,16 @@ class StreamDecoder:
     def flush(self) -> str:
         """Return the remaining text at the end, with U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", True)
+
+
+def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of `ids` without a last character whose bytes are incomplete."""
+    decoder = StreamDecoder(tokenizer, at_start=True)
+    return "".join(map(decoder.push, ids))
+
+
+def beginning(tokenizer: Tokenizer, ids: Sequence[int], most: int) -> str:
+    """Return the text of at most `most` ids for display; if there are more, it ends with "…"."""
+    if len(ids) <= most:
+        return tokenizer.decode(ids)
+    return whole_characters(tokenizer, ids[:most]).rstrip() + "\N{HORIZONTAL ELLIPSIS}"

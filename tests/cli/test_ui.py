@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.cli.ui import Display, plain_line
+from nbllama.cli.ui import Display, evaluation_line, fitted, plain_line
 from nbllama.errors import OutputError
+from nbllama.report.log import EvaluationRecord
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.screen import Screen
 from tests.conftest import ROOT
@@ -202,6 +203,29 @@ def test_a_narrow_terminal_keeps_one_line_each() -> None:
 
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:
-    got = on_terminal(80, term="dumb")
+    got = on_terminal(200, term="dumb")
     assert "\x1b" not in got
-    assert got.count("iter=") == 30
+    assert got.count("iter=") == 30 == got.count(" computed=600 ")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_a_narrow_dumb_terminal_keeps_one_line_each(columns: int) -> None:
+    lines = [line for line in on_terminal(columns, term="dumb").splitlines() if "iter=" in line]
+    whole = [line for line in lines if "skipped" not in line]
+    assert len(lines) == 30 and len(whole) == 29
+    assert all(len(line) <= columns for line in whole)
+    for part in ("iter=    30 of=30 ", "loss=10.000000", "eta=0:00:00"):
+        assert part in lines[-1]
+    assert ("tokens/s=" in lines[-1]) == (columns >= 60)
+    assert ("mem=" in lines[-1]) == (columns >= 100)
+
+
+def test_what_a_narrow_line_omits() -> None:
+    whole = plain_line(RECORD, 9.0)
+    assert fitted(whole, len(whole)) == whole
+    assert fitted(whole, len(whole) - 1) == whole.replace(" computed=600", "")
+    assert fitted(whole, 1) == "iter=    12 of=256 loss=3.250000 eta=0:00:09"
+    evaluation = EvaluationRecord(20, 1.5, 4.5, 1.25, True, 2.0)
+    assert fitted(evaluation_line(evaluation), 70) == (
+        "validation iter=    20 val_loss=1.500000 perplexity=4.5 best"
+    )

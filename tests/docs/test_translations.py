@@ -43,6 +43,19 @@ def test_the_chinese_page_is_chinese(name: str) -> None:
     assert len(re.findall(r"[\u4e00-\u9fff]", text)) > 400
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_links_of_a_chinese_page_to_english_ones_say_so(name: str) -> None:
+    page = PAIRS[name][1]
+    links = re.findall(r"\[([^\]]+)\]\(([^)#:]+\.md)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert len(links) > 5
+    for text, target in links:
+        english = not target.endswith(".zh-CN.md")
+        assert ("英文" in text or text == "English") == english, (text, target)
+        other = page.parent / target
+        translated = other.with_suffix(".zh-CN.md").exists() and other != PAIRS[name][0]
+        assert not (english and translated), target
+
+
 @pytest.fixture
 def folder(tmp_path: Path, demo_model: Path) -> Path:
     """The state of the reader of the Start page after its second part."""
@@ -79,4 +92,9 @@ def test_the_start_page_ends_with_a_model_that_answers(folder: Path) -> None:
     outputs = [run(block, folder) for block in blocks]
     assert "verdict" in outputs[2]
     assert FACTS[0] in outputs[3]
-    assert (folder / "merged.gguf").stat().st_size > 50_000_000
+    # the page's names are those of the commands that the run prints
+    printed = re.findall(r"^to (?:chat|merge) .*? (--.*)$", outputs[2], re.MULTILINE)
+    assert len(printed) == 2
+    for words, block in zip(printed, blocks[3:], strict=True):
+        assert words in " ".join(block.split())
+    assert (folder / "model-merged.gguf").stat().st_size > 50_000_000

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 import nbllama
+from nbllama.report.log import loss_text
 from nbllama.report.records import read_log
-from nbllama.train.run.asked import Asked, find_questions
+from nbllama.train.run.asked import HELD_OUT, LONGEST_ANSWER, Asked, find_questions
+from nbllama.train.run.result import Run as Result
 from nbllama.train.run.verdict import (
     BY_HEART,
     HARDLY,
     LEARNED,
     Means,
     means,
+    nothing_new,
     verdict_on,
     verdict_on_rewards,
 )
@@ -70,10 +73,55 @@ def test_the_verdict(
         Means(*loss, "epoch"), questions, Validation(**watch), steps=12, longer="--epochs 30"
     )
     assert got.word == word
-    assert f"{right} of 3 trained questions" in got.reason
+    assert f"{right} of 3 trained questions are answered as in the data" in got.reason
     assert ("12 iterations" in got.reason and "try --epochs 30" in got.reason) == (word == HARDLY)
     rose = "rose from 1.00 (iteration 20, the best adapter) to 1.50" in got.reason
     assert rose == (word == BY_HEART)
+
+
+def test_a_verdict_counts_held_out_questions_separately() -> None:
+    questions = [asked(True), asked(True), asked(True, HELD_OUT), asked(False, HELD_OUT)]
+    loss = Means(2.7071, 0.000234, "epoch")
+    got = verdict_on(loss, questions, Validation(), steps=9, longer="")
+    assert str(got) == (
+        "learned: 2 of 2 trained and 1 of 2 held-out questions are answered as in the data, "
+        "training loss 2.71 -> 0.00023"
+    )
+    assert str(loss) == "2.7071 over the first epoch, 0.00023 over the last"
+
+
+def test_learned_says_if_no_new_question_was_asked() -> None:
+    new = [asked(True), asked(False, HELD_OUT)]
+    assert nothing_new(new, 100, 10) == ""
+    nothing = "no new questions were asked: "
+    assert nothing_new(new[:1], 49, 0) == f"{nothing}nothing is held out below 50 records"
+    assert nothing_new([], 50, 0).startswith(f"{nothing}nothing is held out; --val-split 0.1")
+    assert nothing_new(new[:1], 100, 10) == (f"{nothing}no held-out record was asked as a question")
+
+
+def test_losses_keep_significant_digits() -> None:
+    shown = [loss_text(x, 2) for x in (12.345, 2.7071, 0.1, 0.0996, 0.05, 0.00021, 2e-5, 0.0)]
+    assert shown == ["12.35", "2.71", "0.10", "0.1", "0.05", "0.00021", "0.00002", "0.00"]
+    assert [loss_text(x) for x in (2.70711, 0.0234, 0.00021)] == ["2.7071", "0.0234", "0.00021"]
+    assert loss_text(np.nan, 2) == "nan" and loss_text(np.inf) == "inf"
+    assert repr(Result(None, None, [2.5, 0.00002])) == (  # type: ignore[arg-type]
+        "<Run: 0 iterations, loss 2.5000 -> 0.00002>"
+    )
+
+
+def test_long_answers_are_shown_as_truncated(demo_model: Path) -> None:
+    """The answer is longer than what is asked for, and its limit lies inside a character."""
+    model = nbllama.load_model(demo_model)
+    long = "a b" + "渡船七点一刻出发。" * 9
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": long}]
+    run = nbllama.tune(model, [{"messages": chat}], adam_iter=1, seed=1, threads=1)
+    (found,) = run.answers
+    ids = model.tokenizer.encode(long)[:LONGEST_ANSWER]
+    assert "\ufffd" in model.tokenizer.decode(ids)
+    assert found["wanted"].endswith("…") and long.startswith(found["wanted"][:-1])
+    assert "\ufffd" not in found["wanted"] and len(found["wanted"]) > 10
+    (before,) = model.generate_many([chat[:1]], max_tokens=LONGEST_ANSWER)
+    assert found["before"] == before.rstrip() + "…"
 
 
 def test_questions_are_the_last_of_a_record(demo_model: Path) -> None:
@@ -121,6 +169,11 @@ def test_a_run_says_what_came_out(folder: Path, run: Run) -> None:
     html = (folder / "page.html").read_text(encoding="utf-8")
     assert row["verdict"] in html
     assert read_log("log.jsonl").verdict == row
+    names = re.findall("^(\\w+(?: \\w+)?)  ", done.out[done.out.index("\ntime ") :], re.M)
+    commands = ["to continue"] if row["verdict"] == HARDLY else ["to chat", "to merge"]
+    assert names[-6 - len(commands) :] == [
+        "loss", "best validation", "verdict", "best adapter", "checkpoint", "adapter", *commands,
+    ]  # fmt: skip
     assert row["answers"][0]["kind"] == "trained"
     if row["verdict"] == HARDLY:
         assert "--checkpoint-in checkpoint-LATEST.gguf --epochs" in done.out
@@ -141,7 +194,10 @@ def test_python_gets_the_same(folder: Path) -> None:
     got = nbllama.tune(
         "toy.gguf", chats, adam_iter=3, ctx=200, seed=1, threads=1, chat_template="chatml"
     )
-    assert got.verdict.partition(":")[0] in (LEARNED, HARDLY)
+    word = got.verdict.partition(":")[0]
+    assert word in (LEARNED, HARDLY)
+    remark = "(no new questions were asked: nothing is held out below 50 records)"
+    assert got.verdict.endswith(remark) == (word == LEARNED)
     # the toy has no token for the end of a turn
     assert [a["wanted"][:7] for a in got.answers] == ["the hen"] * 3
     assert got.verdict.partition(":")[0] in repr(got)

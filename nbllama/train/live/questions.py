@@ -14,6 +14,7 @@ from nbllama.generation.states import state_floats
 from nbllama.lora.pairs import Adapter
 from nbllama.report.live.state import LiveState, Question
 from nbllama.system.memory import available_memory
+from nbllama.text import beginning, whole_characters
 from nbllama.train.run.prompts import Prompt
 
 MOST_TOKENS = 200  # per answer
@@ -59,19 +60,19 @@ class Questions:
         ids = self._encode(question.prompt).ids
         hp = self._model.hp
         per_token = 8 * cache_floats(hp)
-        needed = (len(ids) + MOST_TOKENS) * per_token + 4 * state_floats(hp)
+        needed = (len(ids) + MOST_TOKENS + 1) * per_token + 4 * state_floats(hp)
         if needed > available_memory() / 2:
             raise UsageError("there is not enough free memory for a question of this length")
         said: list[int] = []
+        tokenizer = self._model.tokenizer
         start = shown = time.monotonic()
-        for token in stream(self._model, ids, MOST_TOKENS, self._adapter):
+        for token in stream(self._model, ids, MOST_TOKENS + 1, self._adapter):
             said.append(token)
             now = time.monotonic()
             if now - shown > _SHOWN_EVERY:
                 shown = now
-                text = self._model.tokenizer.decode(said)
+                text = whole_characters(tokenizer, said)
                 self._state.add(row | {"answer": text, "done": False})
             if self._stopped() or now - start > MOST_SECONDS:
-                return self._model.tokenizer.decode(said) + " \N{HORIZONTAL ELLIPSIS}"
-        more = " \N{HORIZONTAL ELLIPSIS}" if len(said) == MOST_TOKENS else ""
-        return self._model.tokenizer.decode(said) + more
+                return whole_characters(tokenizer, said) + "\N{HORIZONTAL ELLIPSIS}"
+        return beginning(tokenizer, said, MOST_TOKENS)

@@ -34,6 +34,13 @@ class Answer(NamedTuple):
     cut: bool
     reward: float | Failed
 
+    @property
+    def shown(self) -> str:
+        """Return the text for display; if it is cut, it ends with "…", after a whole character."""
+        if not self.cut:
+            return self.text
+        return self.text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
 
 class GroupOf(NamedTuple):
     """The answers to one prompt, and their advantages (0 for answers without a reward)."""

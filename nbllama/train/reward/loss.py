@@ -225,7 +225,7 @@ class RewardLoss:
         return tuple(
             {
                 "prompt": prompt_text(group.question.prompt),
-                "answer": a.text,
+                "answer": a.shown,
                 "reward": "failed" if isinstance(a.reward, Failed) else f"{a.reward:g}",
             }
             for group, a in two_of(self._last.groups)

@@ -14,6 +14,7 @@ import numpy as np
 from nbllama.data import Packed, Samples
 from nbllama.data.preferences import Preferences
 from nbllama.generation.batch import generate_many
+from nbllama.text import beginning
 
 if TYPE_CHECKING:
     from nbllama.data import Dataset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LONGEST_PROMPT = 256  # tokens
 LONGEST_ANSWER = 48
+TRAINED, HELD_OUT = "trained", "held out"
 _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 
 
@@ -30,8 +32,8 @@ _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 class Asked:
     """A question, the expected answer from the data, and the model's answers.
 
-    `kind` is "trained" or "held out". `wanted`, the expected answer, is truncated to the maximum
-    answer length.
+    `kind` is `TRAINED` or `HELD_OUT`. `wanted` is the expected answer. All answers are truncated to
+    the maximum answer length; a truncated answer ends with "…".
     """
 
     kind: str
@@ -61,9 +63,9 @@ def find_questions(
     If a record has several answers, the last one is used. Records whose prompt is long or missing
     are skipped.
     """
-    found = _questions(tokenizer, data, "trained", number)
+    found = _questions(tokenizer, data, TRAINED, number)
     if validation is not None:
-        found += _questions(tokenizer, validation, "held out", number)
+        found += _questions(tokenizer, validation, HELD_OUT, number)
     return found
 
 
@@ -105,7 +107,7 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
     if not 0 < first <= LONGEST_PROMPT or not answer:
         return None
     most = min(LONGEST_ANSWER, len(answer) + 4)
-    wanted = tokenizer.decode(answer[:most])
+    wanted = beginning(tokenizer, answer, most)
     prompt = [int(t) for t in ids[:first]]
     return Asked(kind, question_text(tokenizer, prompt), wanted, prompt, most)
 
@@ -139,7 +141,6 @@ def answer(
     """
     if not questions:
         return []
-    most = max(q.most for q in questions)
+    most = 1 + max(q.most for q in questions)  # one more token shows whether an answer is truncated
     said = generate_many(model, [q.prompt for q in questions], most, adapter, check=check)
-    decode = model.tokenizer.decode
-    return [decode(ids[: q.most]) for q, ids in zip(questions, said, strict=True)]
+    return [beginning(model.tokenizer, ids, q.most) for q, ids in zip(questions, said, strict=True)]

@@ -12,21 +12,20 @@ from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.environment import environment
 from nbllama.checkpoint.legacy_moments import place_moments
 from nbllama.checkpoint.state import TrainState
-from nbllama.data.text_checks import mostly_lost
-from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
+from nbllama.errors import NbllamaError, OutputError, SaveFailed
 from nbllama.options.config import config_text, taken_options
 from nbllama.options.finetune.table import OPTIONS
-from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
-from nbllama.system.memory import peak_resident, resident
+from nbllama.report.log import EvaluationRecord, StepRecord
+from nbllama.system.memory import resident
 from nbllama.train.blocks.spread import NoWorkers
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
-from nbllama.train.run.card import write_cards
 from nbllama.train.run.load import load_row
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import RunSession
 from nbllama.train.run.story import begun, ended
+from nbllama.train.run.summary import summary
 from nbllama.train.run.verdict import Ending
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
 from nbllama.train.validation import Validation, perplexity
@@ -48,7 +47,6 @@ class Loop:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
-        self._start = time.perf_counter()
         self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
@@ -87,7 +85,7 @@ class Loop:
 
     def _iterate(self, expected: Forecast) -> None:
         trainer, compat = self.trainer, self.session.options.compat
-        start, results = time.perf_counter(), []
+        results: list[StepResult] = []
         self.stop.at_once = False
         try:
             trainer.objective.start(trainer, self.stop.check, self.ui.note)
@@ -119,10 +117,14 @@ class Loop:
         self._save_at_end()
         self._ending.judge(results, self._watch, self.result)
         self._note_end(self._reason)
-        self._summary(expected, results, time.perf_counter() - start)
+        lines = summary(
+            self.session, expected, results, ending=self._ending, watch=self._watch,
+            begun=self._begun,
+        )  # fmt: skip
+        self.ui.close(lines)
 
     def _note_end(self, reason: str) -> None:
-        self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
+        self.ui.record(ended(self.trainer.iteration, self.ui.clock, reason))
         self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
@@ -235,31 +237,6 @@ class Loop:
             self.ui.record(load)
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
-
-    def _summary(self, expected: Forecast, results: list[StepResult], seconds: float) -> None:
-        lines = [("time", f"{duration(seconds)} in total")]
-        if results:
-            mean = sum(r.seconds for r in results) / len(results)
-            lines += [
-                (
-                    "per iteration",
-                    f"{mean:.2f} s, forecast {self.session.mean_seconds(expected):.2f} s",
-                ),
-                ("peak memory", f"{memory(peak_resident())}, forecast {memory(expected.peak)}"),
-                *self._ending.rows,
-            ]
-        if lost := mostly_lost(self.session.data):
-            lines.append(("data", lost))
-        if self._watch.best_at >= 0:
-            where = f"{self._watch.best:.4f} at iteration {self._watch.best_at}"
-            lines.append(("best validation", where))
-            if self.outputs.adapter:
-                lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
-        if self.session.options.card and self.outputs.adapter:
-            rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
-            rows.insert(0, ("iterations", f"{self.trainer.iteration} in total"))
-            lines += write_cards(self.session, self._begun, rows)
-        self.ui.close([*lines, *self.outputs.written()])
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence

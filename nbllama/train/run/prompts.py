@@ -13,7 +13,7 @@ from nbllama.errors import UsageError, shown
 from nbllama.generation.session import stream
 from nbllama.options.finetune.table import Options
 from nbllama.options.values import parse_variables
-from nbllama.text import chat_template_for, find_layout
+from nbllama.text import beginning, chat_template_for, find_layout
 
 if TYPE_CHECKING:
     from nbllama.data import Dataset
@@ -112,11 +112,13 @@ def answers(
 ) -> tuple[dict[str, str], ...]:
     """Return the greedy answers, each of at most `most_tokens` tokens.
 
-    `check` is called frequently and may raise `StopRequested`.
+    An answer that is truncated at this limit ends with "…". `check` is called frequently and may
+    raise `StopRequested`.
     """
-    tasks = [GreedyAnswer(prompt.ids, most_tokens) for prompt in prompts]
-    decode = trainer.model.tokenizer.decode
+    # one more token shows whether an answer is truncated
+    tasks = [GreedyAnswer(prompt.ids, most_tokens + 1) for prompt in prompts]
+    tokenizer = trainer.model.tokenizer
     return tuple(
-        {"prompt": prompt.text, "answer": decode(ids)}
+        {"prompt": prompt.text, "answer": beginning(tokenizer, ids, most_tokens)}
         for prompt, ids in zip(prompts, trainer.each(tasks, check), strict=True)
     )

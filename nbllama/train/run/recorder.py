@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from nbllama.errors import shown
 from nbllama.report.log import EvaluationRecord, MetricsLog, StepRecord, as_row
+from nbllama.train.run.clock import Clock
 from nbllama.train.run.screen import Pairs, Screen
 
 
@@ -56,9 +57,12 @@ class Recorder:
         log: str = "",
         board: Board | None = None,
         live: Live | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
         """Open the metrics file `log` ("" for none). Raises `OutputError` if this fails."""
         self.notes: list[str] = []
+        self.clock = Clock() if clock is None else clock
         self._screen, self._board, self._live = screen, board, live
         self._log = MetricsLog(log, self.note) if log else None
 
@@ -88,6 +92,7 @@ class Recorder:
 
     def step(self, record: StepRecord) -> None:
         """Record an iteration: write it to the log and the board, and show it."""
+        self.clock.iteration_done(record.seconds)
         self._keep(record)
         self._screen.step(record)
         self._to_page(lambda live: live.step_done(record.iter))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbllama.adapter.savable import Adapter
+from nbllama.report.log import loss_text
 
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
@@ -60,7 +61,7 @@ class Run:
     answers : list of dict
         Questions from the data, with the keys "kind" ("trained" or "held out"), "question",
         "wanted" (the expected answer), "before", "after" and "right" (whether "after" matches
-        "wanted").
+        "wanted"). A truncated answer ends with "…".
     """
 
     adapter: Adapter
@@ -82,9 +83,9 @@ class Run:
     def __repr__(self) -> str:
         parts = [f"{self.iteration} iterations"]
         if self.losses:
-            parts.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}")
+            parts.append(f"loss {loss_text(self.losses[0])} -> {loss_text(self.losses[-1])}")
         if self.best is not None:
-            at = f"{self.best.val_loss:.4f} at iteration {self.best.iteration}"
+            at = f"{loss_text(self.best.val_loss)} at iteration {self.best.iteration}"
             parts.append(f"best validation {at}")
         if self.verdict:
             parts.append(self.verdict.partition(":")[0])

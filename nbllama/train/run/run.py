@@ -12,6 +12,7 @@ from nbllama.adapter.savable import Adapter
 from nbllama.options.finetune.table import Options
 from nbllama.train.live.watching import watching
 from nbllama.train.run.board import Board
+from nbllama.train.run.clock import Clock
 from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
@@ -34,18 +35,20 @@ def train(
     *,
     words: Sequence[str] = (),
     given: Given = NOTHING,
+    started: float | None = None,
 ) -> Run:
     """Perform a complete run: load the inputs, print the forecast, train, and save.
 
     With `--dry-run`, only the forecast is printed; with `--only-write-lora`, only an adapter is
     written. `threads` is the number of threads in use (`nbllama.kernels.cores.use_threads`),
-    `words` is the command line for the log, and `given` contains values in memory. If `stop` ends
-    the run, its state is saved, and the result is marked as interrupted.
+    `words` is the command line for the log, and `given` contains values in memory. `started` is the
+    value of `time.perf_counter` when the program started (by default, now). If `stop` ends the run,
+    its state is saved, and the result is marked as interrupted.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.
     """
-    outputs = Outputs(options)
+    outputs, clock = Outputs(options), Clock(started)
     options = with_input(options, outputs, words)
     with ExitStack() as stack:
         if options.dry_run:
@@ -54,7 +57,8 @@ def train(
             outputs.claim(stack)
             board = Board(options.tensorboard) if options.tensorboard else None
             live = None if options.only_write_lora else watching(options, screen, stop)
-            ui = stack.enter_context(Recorder(screen, outputs.log, board, live))
+            stack.enter_context(clock.watching_compilation())
+            ui = stack.enter_context(Recorder(screen, outputs.log, board, live, clock=clock))
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:

@@ -12,6 +12,7 @@ from nbllama.adapter.file import adapter_notes
 from nbllama.checkpoint.environment import environment_notes
 from nbllama.data.prompts import Prompts
 from nbllama.data.statistics import described, utilisation
+from nbllama.data.suited import script_notes
 from nbllama.errors import UsageError, shown
 from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
@@ -91,7 +92,8 @@ class RunSession:
             options, self.model, self.state, seed=self.seed, say=ui.note, given=given
         )
         options = outputs.keep(self.options, self.state)
-        for note in (*self.model.hp.warnings, *self.data.notes):
+        suited = script_notes(self.model.tokenizer, self.data)
+        for note in (*self.model.hp.warnings, *self.data.notes, *suited):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()

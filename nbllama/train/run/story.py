@@ -13,6 +13,7 @@ from nbllama import __version__
 from nbllama.data.prompts import Prompts
 from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import Forecast
+from nbllama.train.run.clock import Clock
 from nbllama.train.run.session import RunSession
 
 _BARS = 20  # maximum number of bars in the histogram of sample lengths
@@ -64,7 +65,7 @@ def data_numbers(session: RunSession) -> dict[str, Any]:
     }
 
 
-def ended(iteration: int, seconds: float, reason: str) -> dict[str, Any]:
+def ended(iteration: int, clock: Clock, reason: str) -> dict[str, Any]:
     """Return the `end` row; `reason` is "" if all iterations were completed."""
-    row = {"event": "end", "iter": iteration, "seconds": seconds, "reason": reason}
+    row = {"event": "end", "iter": iteration, **clock.row(), "reason": reason}
     return row | {"peak_bytes": peak_resident()}

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from nbllama.errors import shown
 from nbllama.options.finetune.table import PROG
+from nbllama.report.log import loss_text
 from nbllama.system.program import called_as
-from nbllama.train.run.asked import Asked, answer, find_questions
+from nbllama.train.run.asked import HELD_OUT, TRAINED, Asked, answer, find_questions
+from nbllama.train.run.plan import HELD_OUT_FROM
 from nbllama.train.run.rewards import RunRewards
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import StepResult
     from nbllama.train.validation import Validation
 
+Rows = list[tuple[str, str]]  # names and values
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
 KNOWN = 0.25  # nats per token; below this loss, the model reproduces the text almost without errors
 FALLEN = 0.5  # a run has learned if the last mean loss is at most this fraction of the first one
@@ -43,7 +46,8 @@ class Means:
     over: str
 
     def __str__(self) -> str:
-        return f"{self.first:.4f} over the first {self.over}, {self.last:.4f} over the last"
+        first, last = loss_text(self.first), loss_text(self.last)
+        return f"{first} over the first {self.over}, {last} over the last"
 
 
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
@@ -86,22 +90,46 @@ def verdict_on(
     `steps` is the total number of iterations, `longer` contains the options for training longer,
     and `watch` contains the evaluations.
     """
-    trained = [q for q in questions if q.kind == "trained"]
+    trained = [q for q in questions if q.kind == TRAINED]
     right = sum(q.right for q in trained)
-    of = f"{right} of {len(trained)} trained questions answered as in the data" if trained else ""
-    fall = f"training loss {loss.first:.2f} -> {loss.last:.2f}"
-    numbers = ", ".join(filter(None, (of, fall)))
+    fall = f"training loss {loss_text(loss.first, 2)} -> {loss_text(loss.last, 2)}"
+    numbers = ", ".join(filter(None, (_right_of(questions), fall)))
     known = loss.last < KNOWN or (bool(trained) and 2 * right > len(trained))
     if not known and (loss.last > FALLEN * loss.first):
         return Verdict(HARDLY, f"{steps} iterations, {numbers}; try {longer}")
     if watch.best_at >= 0 and watch.previous > RISEN * watch.best and loss.last < watch.best:
         return Verdict(
             BY_HEART,
-            f"{numbers}, but the validation loss rose from {watch.best:.2f} (iteration "
-            f"{watch.best_at}, the best adapter) to {watch.previous:.2f}: answers to new "
-            "questions are getting worse; use more varied data or fewer epochs",
+            f"{numbers}, but the validation loss rose from {loss_text(watch.best, 2)} (iteration "
+            f"{watch.best_at}, the best adapter) to {loss_text(watch.previous, 2)}: answers to "
+            "new questions are getting worse; use more varied data or fewer epochs",
         )
     return Verdict(LEARNED, numbers)
+
+
+def _right_of(questions: Sequence[Asked]) -> str:
+    """Return how many questions of each kind are answered as in the data, or "" without any."""
+    counts = []
+    for kind, name in ((TRAINED, "trained"), (HELD_OUT, "held-out")):
+        if asked := [q for q in questions if q.kind == kind]:
+            counts.append(f"{sum(q.right for q in asked)} of {len(asked)} {name}")
+    return f"{' and '.join(counts)} questions are answered as in the data" if counts else ""
+
+
+def nothing_new(questions: Sequence[Asked], n_records: int, n_held_out: int) -> str:
+    """Return a remark if no held-out question was asked, or "".
+
+    Without the remark, "learned" could be read as a statement about new questions.
+    """
+    if any(q.kind == HELD_OUT for q in questions):
+        return ""
+    if n_held_out:
+        why = "no held-out record was asked as a question"
+    elif n_records < HELD_OUT_FROM:
+        why = f"nothing is held out below {HELD_OUT_FROM} records"
+    else:
+        why = "nothing is held out; --val-split 0.1 holds out a tenth"
+    return f"no new questions were asked: {why}"
 
 
 RIGHT = 0.75  # share of pairs or labelled answers that are judged correctly
@@ -149,7 +177,7 @@ def verdict_on_rewards(
 class Ending:
     """The answers before and after the iterations of a run, and the verdict at its end.
 
-    `rows` contains the (name, value) lines of the summary after `judge`.
+    After `judge`, `loss`, `verdict` and `commands` contain (name, value) lines for the summary.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -158,7 +186,9 @@ class Ending:
         tokenizer = session.model.tokenizer
         self.questions = find_questions(tokenizer, session.data, session.validation, number)
         self._first = session.trainer.iteration
-        self.rows: list[tuple[str, str]] = []
+        self.loss: Rows = []
+        self.verdict: Rows = []
+        self.commands: Rows = []
 
     def before(self) -> None:
         """Ask the questions with the current adapter. Raises `StopRequested`."""
@@ -172,13 +202,13 @@ class Ending:
     def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
         """Ask the questions again, and report the result.
 
-        The result is stored in `rows` (for the summary), in the log and in `run`. The answers are
-        shown on the screen. Raises `StopRequested`.
+        The result is stored for the summary, in the log and in `run`. The answers are shown on the
+        screen. Raises `StopRequested`.
         """
         loss = means(results, self._per_epoch())
         if loss is None:
             return
-        self.rows.append(("loss", str(loss)))
+        self.loss.append(("loss", str(loss)))
         s = self._session
         if s.data.kind == "raw" or s.options.compat:
             return
@@ -193,6 +223,8 @@ class Ending:
             )
         else:
             verdict = verdict_on(loss, self.questions, watch, steps=steps, longer=self._longer())
+        if verdict.word == LEARNED and (remark := self._nothing_new()):
+            verdict = Verdict(LEARNED, f"{verdict.reason} ({remark})")
         self._show()
         row: dict[str, Any] = {
             "event": "verdict", "iter": steps, "verdict": verdict.word, "reason": verdict.reason,
@@ -201,8 +233,15 @@ class Ending:
         }  # fmt: skip
         s.ui.record(row)
         run.verdict, run.answers = str(verdict), row["answers"]
-        self.rows.append(("verdict", str(verdict)))
-        self.rows += [("next", command) for command in self._next(verdict, s.outputs.paths)]
+        self.verdict.append(("verdict", str(verdict)))
+        self.commands += self._next(verdict, s.outputs.paths)
+
+    def _nothing_new(self) -> str:
+        s = self._session
+        if s.validation is not None and isinstance(s.preferences, RunRewards):
+            return ""  # evaluated with the reward, without questions
+        n_held_out = s.validation.n_samples if s.validation is not None else 0
+        return nothing_new(self.questions, s.data.n_samples, n_held_out)
 
     def _per_epoch(self) -> int:
         s = self._session
@@ -226,7 +265,7 @@ class Ending:
             mark = "as in the data" if q.right else f"expected: {_short(q.wanted)}"
             note(f"   after:  {_short(q.after)}  ({mark})")
 
-    def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
+    def _next(self, verdict: Verdict, paths: dict[str, str]) -> Rows:
         """Return suggested commands: either to chat and merge, or to continue the run."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
@@ -235,11 +274,12 @@ class Ending:
         model = o.model_base
         if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
             more = ["--checkpoint-in", checkpoint, *self._longer().split(" or ")[0].split()]
-            return [f"{called_as(PROG)} ... {shlex.join(more)}, with all other options unchanged"]
+            again = f"{called_as(PROG)} ... {shlex.join(more)}, with all other options unchanged"
+            return [("to continue", again)]
         words = ["--model", model, "--lora", adapter]
         out = os.path.basename(model).removesuffix(".gguf")
         merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]
-        return [_verb("chat", words), _verb("export-lora", merged)]
+        return [("to chat", _verb("chat", words)), ("to merge", _verb("export-lora", merged))]
 
 
 def _short(text: str, most: int = 100) -> str:
