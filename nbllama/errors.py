@@ -110,6 +110,11 @@ def escaped(text: object) -> str:
     )
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """Return `n` with the word for one or for many, such as "1 file" or "2 files"."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def shown(text: object, limit: int = 120) -> str:
     """Return `text` for one terminal line: escape control characters, and truncate to `limit`."""
     out = escaped(text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nbllama.data import Batch, Dataset, find_splits
 from nbllama.data.order import permutation
 from nbllama.data.splits import input_files
-from nbllama.errors import DataError, UsageError, shown
+from nbllama.errors import DataError, UsageError, counted, shown
 from nbllama.options.finetune.table import Options, parse
 from nbllama.system.output_file import prepare_output
 from nbllama.text import Tokenizer
@@ -162,4 +162,4 @@ def _there(path: str) -> bool:
 
 def _size(batches: Sequence[Batch]) -> str:
     samples, tokens = sum(b.n_sequences for b in batches), sum(b.n_tokens for b in batches)
-    return f"{samples} samples, {tokens:,} tokens"
+    return f"{counted(samples, 'sample')}, {tokens:,} tokens"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nbllama.adapter.file import load_adapter
 from nbllama.arch import Hparams
-from nbllama.errors import UsageError, shown
+from nbllama.errors import UsageError, counted, shown
 from nbllama.lora.pairs import Adapter
 
 
@@ -27,6 +27,6 @@ def load_adapters(
             adapter = load_adapter(path, hp, shapes, say)
         except FileNotFoundError:
             raise UsageError(f"{shown(path, 400)}: no such adapter file") from None
-        say(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")
+        say(f"{shown(path, 400)}: {counted(len(adapter.pairs), 'pair')}, scale {scale:g}")
         found.append((adapter, scale))
     return found

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from nbllama.errors import counted
+
 if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
@@ -130,15 +132,16 @@ def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]
     if empty:
-        notes.append(f"{empty} samples are empty; each becomes a single EOS token")
+        samples = counted(empty, "sample is", "samples are")
+        notes.append(f"{samples} empty; each becomes a single EOS token")
     if len(longer):
         notes.append(
-            f"{len(longer)} samples (longest: {longer.max()} tokens) are longer than the context "
-            f"of {n_ctx} and are truncated"
+            f"{counted(len(longer), 'sample is', 'samples are')} truncated to the context of "
+            f"{n_ctx} tokens (longest: {counted(int(longer.max()), 'token')})"
         )
     if len(shorter):
         notes.append(
-            f"{len(shorter)} samples (shortest: {shorter.min()} tokens) are shorter than the"
-            f" context of {n_ctx}"
+            f"{counted(len(shorter), 'sample is', 'samples are')} shorter than the context of "
+            f"{n_ctx} tokens (shortest: {counted(int(shorter.min()), 'token')})"
         )
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nbllama.errors import shown
+from nbllama.errors import counted, shown
 
 READ = {
     "mask": (
@@ -81,7 +81,7 @@ class Notices:
         out = []
         if self.apart:
             why = self.apart.most_common(1)[0][0]
-            out.append(f"{n_records} records, {n_samples} samples: {why}")
+            out.append(f"{counted(n_records, 'record')}, {counted(n_samples, 'sample')}: {why}")
         for kind, count in self._counts.items():
             where = f"first: line {self._first[kind]}"
             if kind.startswith("role:"):

@@ -22,7 +22,7 @@ from nbllama.data.judged import PAIRS, Judged, judgements
 from nbllama.data.row import Row
 from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
-from nbllama.errors import DataError, NbllamaError, shown
+from nbllama.errors import DataError, NbllamaError, counted, shown
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
@@ -208,8 +208,8 @@ def load_samples(
     notes += control_token_notes(tokenizer, plain, parse_special)
     if n_half:
         notes.append(
-            f"{n_half} pairs were skipped because their two sides do not differ within "
-            f"{n_ctx} tokens"
+            f"{counted(n_half, 'pair was', 'pairs were')} skipped because the two sides do not "
+            f"differ within {n_ctx} tokens"
         )
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
         notes.append("no answer ends with an end-of-turn token: the model will not learn to stop")

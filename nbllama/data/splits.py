@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from nbllama.errors import DataError, shown
+from nbllama.errors import DataError, counted, shown
 
 PACKED = (".gz", ".zst")
 RECORD_ENDINGS = (
@@ -131,7 +131,7 @@ def _joined(parts: Sequence[str]) -> Chosen:
         notes += found.notes
     twice = len(files) - len(dict.fromkeys(map(os.path.realpath, files)))
     if twice:
-        notes.append(f"{twice} files are listed twice and read twice")
+        notes.append(f"{counted(twice, 'file is', 'files are')} listed twice and read twice")
     return Chosen(files, notes)
 
 
@@ -183,7 +183,7 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
     notes = [f"{where}: reading {len(files)} files"] if len(files) > 1 else []
     if left_out:
         listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notes.append(f"{where}: ignoring {len(left_out)} files: {shown(listed, 200)}")
+        notes.append(f"{where}: ignoring {counted(len(left_out), 'file')}: {shown(listed, 200)}")
     return Chosen(files, notes)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from nbllama.data.formats.record import Record, kind_of
 from nbllama.data.json_values import Value, line_numbers, list_items, member_at
 from nbllama.data.turns import has_roles, is_turns
-from nbllama.errors import DataError, shown
+from nbllama.errors import DataError, counted, shown
 
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
 _DEPTH = 3  # levels of nested objects to search
@@ -160,8 +160,8 @@ def _lines(value: Value, held: _Held, text: str) -> list[int]:
 
 def _note(held: _Held, found: Record) -> str:
     if not held.keys:
-        return f"read {len(held.items)} records, each under its own key"
+        return f"read {counted(len(held.items), 'record')}, each under its own key"
     path = " in ".join(f'"{key}"' for key in reversed(held.keys))
     others = [f'"{key}"' for key in found if key != held.keys[0]]
     rest = f"; not read: {', '.join(others)}" if others else ""
-    return shown(f"read {len(held.items)} records from {path}{rest}", 300)
+    return shown(f"read {counted(len(held.items), 'record')} from {path}{rest}", 300)

@@ -82,7 +82,7 @@ def test_truth(demo_tokenizer: Tokenizer, case: dict[str, Any]) -> None:
         assert is_apart(demo_tokenizer, data)
         assert bool(data.notes) or "must_be_told" not in case
         if len(expected) > 1:
-            start = f"1 records, {len(expected)} samples: "
+            start = f"1 record, {len(expected)} samples: "
             assert data.notes[0].startswith(start) and "earlier answers" in data.notes[0]
     if FOLDED in case:
         data = once(system_as_user=True)
@@ -187,7 +187,7 @@ def test_json_of_the_program(
     out, err = capsys.readouterr()
     objects = [json.loads(line) for line in out.splitlines()]
     assert [o["line"] for o in objects] == [1, 1]
-    assert "1 records, 2 samples: earlier answers are rendered differently in later prompts" in err
+    assert "1 record, 2 samples: earlier answers are rendered differently in later prompts" in err
     for o in objects:
         assert set(o) == {"line", "text", "trained", "ids", "trained_ids"}
         ((start, end),), ((first, after),) = o["trained"], o["trained_ids"]

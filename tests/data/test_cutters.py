@@ -80,9 +80,9 @@ def test_a_text_without_the_mark() -> None:
 def test_what_is_said() -> None:
     cut = SampleStart("<")("<<a<abcd<abc", TOY, 3)
     assert cut.notes == (
-        "1 samples are empty; each becomes a single EOS token",
-        "1 samples (longest: 4 tokens) are longer than the context of 3 and are truncated",
-        "2 samples (shortest: 0 tokens) are shorter than the context of 3",
+        "1 sample is empty; each becomes a single EOS token",
+        "1 sample is truncated to the context of 3 tokens (longest: 4 tokens)",
+        "2 samples are shorter than the context of 3 tokens (shortest: 0 tokens)",
     )
 
 
@@ -141,6 +141,6 @@ def test_run_b_of_the_old_tool() -> None:
     assert len(data.tokens) == 5849
     assert len(set(data.tokens.tolist())) == 61
     assert data.notes == (
-        "29 samples (longest: 1229 tokens) are longer than the context of 48 and are truncated",
-        "32 samples (shortest: 6 tokens) are shorter than the context of 48",
+        "29 samples are truncated to the context of 48 tokens (longest: 1229 tokens)",
+        "32 samples are shorter than the context of 48 tokens (shortest: 6 tokens)",
     )

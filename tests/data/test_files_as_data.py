@@ -237,7 +237,7 @@ class TestPacked:
         assert [found.place(line)[0] for line, _ in found.samples] == [
             *[str(tmp_path / "set.zip/set/a.json")] * 3, str(tmp_path / "set.zip/set/b.jsonl"),
         ]  # fmt: skip
-        assert any("ignoring 1 files: set/README.md" in note for note in found.notes)
+        assert any("ignoring 1 file: set/README.md" in note for note in found.notes)
         texts = opened(tmp_path, zipped({"b.txt": b"two", "a.txt": b"one"}), "t.zip")
         assert (texts.kind, texts.texts) == ("raw", ("one", "two"))
         split = zipped({"train.jsonl": LINE.encode(), "test.jsonl": LINE.encode() * 5})
@@ -316,7 +316,7 @@ class TestSeveralFiles:
 
     def test_texts_and_records_are_not_mixed(self, folder: Path) -> None:
         Path("set/notes.txt").write_text("Enter HAMLET.")
-        assert "ignoring 1 files: notes.txt" in open_data("set").notes[1]
+        assert "ignoring 1 file: notes.txt" in open_data("set").notes[1]
         with pytest.raises(
             DataError, match=r"set/notes\.txt contains plain text, but the other files"
         ):

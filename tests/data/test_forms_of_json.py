@@ -96,7 +96,7 @@ def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
     text = json.dumps({"version": 1, "data": [KEY | {"id": 3}], "licence": "MIT"}, indent=1)
     path = tmp_path / "data.json"
     assert opened(tmp_path, text).notes == (
-        f'{path}: read 1 records from "data"; not read: "version", "licence"',
+        f'{path}: read 1 record from "data"; not read: "version", "licence"',
         "keys not used for training: id (1)",
     )
 

@@ -170,7 +170,7 @@ def test_a_pair_that_is_cut_to_the_same_is_left_out(tmp_path: Path, tokenizer: T
     path = file(tmp_path, PAIR, {"prompt": [USER], "chosen": [long[0]], "rejected": [long[1]]})
     made = samples(path, tokenizer, n_ctx=60)
     assert made.n_samples == 2
-    assert any("1 pairs were skipped" in note for note in made.notes)
+    assert any("1 pair was skipped" in note for note in made.notes)
 
 
 LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nbllama.checkpoint.identity import model_fingerprint
-from nbllama.errors import NotEnoughMemory, UsageError
+from nbllama.errors import NotEnoughMemory, UsageError, counted
 from nbllama.report.log import memory
 from nbllama.system.memory import available_memory
 from nbllama.train.blocks.address import parse_address, protect_local
@@ -85,12 +85,11 @@ def forecast_line(
         sent = traffic(n_bytes, blocks, n)
         step = seconds * (n if local else 1) * min(1.0, math.ceil(blocks / n) * size / micro)
         step += 0.0 if local else sent / LINK
-        plural = "s" if n > 1 else ""
-        words.append(f"{n} worker{plural} {seconds / step:.1f} x and {memory(sent)}")
+        words.append(f"{counted(n, 'worker')} {seconds / step:.1f} x and {memory(sent)}")
     how = "in memory" if local else "on a network of 1 Gbit/s"
     return (
-        f"{blocks} blocks per step, gradient {memory(n_bytes)}; speed-up over one process on one "
-        f"machine and traffic per step {how}: {', '.join(words)}"
+        f"{counted(blocks, 'block')} per step, gradient {memory(n_bytes)}; speed-up over one "
+        f"process on one machine and traffic per step {how}: {', '.join(words)}"
     )
 
 

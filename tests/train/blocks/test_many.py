@@ -59,7 +59,7 @@ def test_the_forecast() -> None:
     assert f"4 workers {100 / (25 + 10.24):.1f} x and 1.28 GB" in line
     assert f"8 workers {100 / (25 + 15.36):.1f} x and 1.92 GB" in line  # half of them have no block
     line = forecast_line(1_000_000, 8.0, micro=8, block=0, workers=[2], local=True)
-    assert line.startswith("1 blocks") and "2 workers 0.5 x and 3 MB" in line
+    assert line.startswith("1 block ") and "2 workers 0.5 x and 3 MB" in line
 
 
 def test_the_simulation_of_a_network() -> None:
