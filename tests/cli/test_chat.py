@@ -14,7 +14,9 @@ import nbllama
 from examples.toy_models import make_llama
 from nbllama import main
 from nbllama.errors import shown
+from nbllama.generation.predictor import Predictor
 from nbllama.text import tokenizer_from_gguf
+from nbllama.text.stream import whole_characters
 from tests.cli.terminal import Terminal, run_main
 from tests.export.merge_models import adapter_for, refusal
 
@@ -58,7 +60,7 @@ def greedy(folder: Path, text: str, n: int, adapter: Any = None) -> str:
     model = nbllama.load_model(folder / "base.gguf")
     tokenizer = tokenizer_from_gguf(model.gguf)
     prompt = tokenizer.encode(text, add_special=True)
-    return tokenizer.decode(prompt[1:] + nbllama.generate(model, prompt, n, adapter))
+    return whole_characters(tokenizer, prompt[1:] + nbllama.generate(model, prompt, n, adapter))
 
 
 def test_a_text_goes_on(folder: Path, ask: Ask) -> None:
@@ -213,6 +215,19 @@ def test_chinese_in_any_locale(folder: Path, ask: Ask) -> None:
     done = run_main([*base, *GREEDY, "-p", "天地玄黄", "-n", "30"], **env)
     assert (done.returncode, done.stdout.decode("utf-8")) == (0, text + "\n")
     assert run_main([*base, *talk], "天地\n", **env).stdout.decode("utf-8") == typed
+
+
+def test_a_character_cut_by_the_limit_is_not_shown(
+    folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With -n 7, the third character (three tokens each) is cut."""
+    tokenizer = nbllama.load_model(folder / "base.gguf").tokenizer
+    ids = tokenizer.encode("天地玄黄")
+    assert len(ids) == 12 or len(ids) == 13  # a space in front
+    ids = ids[len(ids) - 12 :]
+    monkeypatch.setattr(Predictor, "draw", lambda self, n, stop: iter(ids[:n]))
+    assert ask("-p", "the", "-n", "7")[0] == "the天地\n"
+    assert ask("-p", "the", "-n", "9")[0] == "the天地玄\n"
 
 
 def test_input_that_is_not_utf_8_is_told(folder: Path, ask: Ask) -> None:

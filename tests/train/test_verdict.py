@@ -74,7 +74,8 @@ def test_the_verdict(
     )
     assert got.word == word
     assert f"{right} of 3 trained questions are answered as in the data" in got.reason
-    assert ("12 iterations" in got.reason and "try --epochs 30" in got.reason) == (word == HARDLY)
+    assert ("12 iterations" in got.reason) == (word == HARDLY)
+    assert ("try --epochs 30" in got.reason) == (word == HARDLY or right == 0)
     rose = "rose from 1.00 (iteration 20, the best adapter) to 1.50" in got.reason
     assert rose == (word == BY_HEART)
 
@@ -179,6 +180,11 @@ def test_a_run_says_what_came_out(folder: Path, run: Run) -> None:
         assert "--checkpoint-in checkpoint-LATEST.gguf --epochs" in done.out
     else:
         assert "chat --model toy.gguf --lora 'my lora.gguf'" in done.out
+
+    again = run([*words, "--checkpoint-in", "checkpoint-LATEST.gguf", "--force"])
+    assert again.code == 0, again.err
+    # the answers at the start are those of the checkpoint, not of the base model
+    assert again.out.count("   at iteration 8: ") == 6 and "before: " not in again.out
 
 
 def test_plain_text_has_means_and_no_verdict(folder: Path) -> None:

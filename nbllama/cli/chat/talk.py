@@ -126,8 +126,9 @@ class Talk:
             ending = "interrupt"
         except ContextFull as e:
             ending, full = "full", e
-        parts.append(decoder.flush())
-        self.console.write(parts[-1])
+        if ending in ("eog", "stop"):  # otherwise, the end can lie inside a character
+            parts.append(decoder.flush())
+            self.console.write(parts[-1])
         if ending == "full":
             self.tell(full)
         return "".join(parts), ending

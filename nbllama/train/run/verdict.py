@@ -104,6 +104,8 @@ def verdict_on(
             f"{watch.best_at}, the best adapter) to {loss_text(watch.previous, 2)}: answers to "
             "new questions are getting worse; use more varied data or fewer epochs",
         )
+    if trained and not right:
+        numbers += f"; compare the answers above, and try {longer} if they must match exactly"
     return Verdict(LEARNED, numbers)
 
 
@@ -259,9 +261,10 @@ class Ending:
 
     def _show(self) -> None:
         note = self._session.ui.note
+        start = f"at iteration {self._first}" if self._first else "before"
         for q in self.questions:
             note(f"{q.kind}: {_short(q.question)}")
-            note(f"   before: {_short(q.before)}")
+            note(f"   {start}: {_short(q.before)}")
             mark = "as in the data" if q.right else f"expected: {_short(q.wanted)}"
             note(f"   after:  {_short(q.after)}  ({mark})")
 
