@@ -27,7 +27,7 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
         raise f.error(f"key '{key}'", f"{len(values)} values for {n_layer} layers")
     first = int(values[0])
     if not (values == values[0]).all():
-        raise f.error(f"key '{key}'", "differs between layers, which is not supported")
+        raise f.error(f"key '{key}'", "differs between layers; such models are not supported")
     if not 1 <= first <= MAX_COUNT:
         raise f.error(f"key '{key}'", f"{first}, allowed 1..{MAX_COUNT}")
     return first

@@ -23,7 +23,7 @@ def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
         raise f.error(f"key '{key}'", f"{len(has)} values for {n_layer} layers")
     of_blocks = tuple("attention" if x else row.mixer for x in has[:n_layer])
     if "attention" not in of_blocks:
-        raise f.error(f"key '{key}'", "no block has attention, which is not supported")
+        raise f.error(f"key '{key}'", "no block has attention; such models are not supported")
     return of_blocks
 
 
@@ -54,7 +54,9 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
     values = f.get(key, "ints")
     some = values[values != 0]
     if not (some == some[0]).all():
-        raise f.error(f"key '{key}'", "differs between attention blocks, which is not supported")
+        raise f.error(
+            f"key '{key}'", "differs between attention blocks; such models are not supported"
+        )
     if not 1 <= int(some[0]) <= MAX_COUNT:
         raise f.error(f"key '{key}'", f"{int(some[0])}, allowed 1..{MAX_COUNT}")
     return int(some[0])

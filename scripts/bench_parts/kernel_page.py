@@ -72,7 +72,7 @@ TEXTS = {
 }
 
 
-LAST = {"module": "module", "llama.cpp": "llama.cpp's side", "size": "size"}
+LAST = {"module": "the module", "llama.cpp": "the llama.cpp function", "size": "the size"}
 """The columns after the numbers; a value that is the same in a whole table is printed above it."""
 
 
@@ -87,10 +87,11 @@ def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
             for column in LAST
             if len({c[column] for c in cells.values()}) == 1
         }
-        shared = "; ".join(f"{LAST[column]} {value}" for column, value in common.items())
+        shared = [f"{LAST[column]} is {value}" for column, value in common.items()]
         out.append(f"## {title}\n\n{text}\n")
         if shared:
-            out.append(f"All rows: {shared}.\n")
+            parts = [", ".join(shared[:-1]), shared[-1]] if shared[1:] else shared
+            out.append(f"In all rows, {' and '.join(parts)}.\n")
         out.append('<div class="numbers" markdown>\n')
         out += table(cases, rows, cells, [column for column in LAST if column not in common])
         out.append("</div>\n")
@@ -109,7 +110,7 @@ def table(
     cases: list[Case], rows: dict[str, Any], about: dict[str, dict[str, str]], last: list[str]
 ) -> Iterator[str]:
     head = ["what", "to numpy", "to llama.cpp", "rate", "x numpy", "x llama.cpp"]
-    head += [LAST[column] for column in last]
+    head += [LAST[column].removeprefix("the ") for column in last]
     yield "| " + " | ".join(head) + " |"
     yield "| " + " | ".join("---" for _ in head) + " |"
     for case in cases:

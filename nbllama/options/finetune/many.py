@@ -69,10 +69,11 @@ def check_many(options: ManyOptions, dumps: bool) -> None:
         )
     if options.audit and options.allow_mixed_cpu:
         raise UsageError(
-            "--audit and --allow-mixed-cpu: results from different CPUs can differ in the last "
-            "digits, so the audit could exclude a good machine; leave out one of the two"
+            "--audit and --allow-mixed-cpu cannot be combined: results from different CPUs can "
+            "differ in the last digits, so the audit could exclude a good machine; leave one out"
         )
     if options.ray and dumps:
         raise UsageError(
-            "--dump and --ray: the steps are computed on other machines; leave out one of the two"
+            "--dump and --ray cannot be combined, because the steps are computed on other "
+            "machines; leave one of them out"
         )

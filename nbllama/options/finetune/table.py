@@ -80,8 +80,8 @@ def parse(argv: Sequence[str]) -> Options:
         raise UsageError("--val-data and --val-split: pass only one of them")
     if options.share_prompts and options.lora_dropout:
         raise UsageError(
-            "--share-prompts and --lora-dropout: every sample has its own dropout masks; leave out "
-            "one of the two"
+            "--share-prompts and --lora-dropout cannot be combined, because every sample has its "
+            "own dropout masks; leave one of them out"
         )
     if options.n_gpu_layers:
         raise UsageError(

@@ -15,7 +15,7 @@ _INFINITE = 0x7C00
 def half_bits(value):
     """Round a float32 to the nearest half (ties to even); return its 16 bits as an int64.
 
-    The float32 must not be NaN. Numbers from 65520 on become infinity, and numbers below 2^-14
+    The float32 must not be NaN. Numbers of 65520 or more become infinity, and numbers below 2^-14
     become subnormal halves, which have fewer significant bits.
     """
     bits = single_bits(np.float32(value))
