@@ -1,4 +1,4 @@
-"""Read the arrays of any file by name: a dump, a model, a checkpoint or an adapter."""
+"""Read arrays by name from any kind of file: a dump, a model, a checkpoint or an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IQ4_NL and IQ4_XS, whose four-bit codes are indices of 16 unevenly spaced values.
+"""IQ4_NL and IQ4_XS, whose four-bit codes are indices into a table of 16 values.
 
 | type | weights | bytes | fields (llama.cpp: `block_iq4_nl`, `block_iq4_xs`) |
 |---|---|---|---|

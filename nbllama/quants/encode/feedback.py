@@ -19,7 +19,7 @@ computes the feedback within a piece, one row at a time. Rows are independent, s
 same for any number of threads.
 
 Column j of E L is W'_j minus the shifted W_j, which is the error of the rounding itself. The
-rounding can therefore also add up the sum above (`cost`).
+sum above (`cost`) can therefore be accumulated during rounding.
 
 The grid of weight (r, j) consists of the values `scale * q - low` for integers q from `first` to
 `last`. Each group of neighbouring columns has its own `scale` and `low` (`nbllama.export.grids`).
