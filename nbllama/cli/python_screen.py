@@ -53,7 +53,7 @@ class Line(Display):
         self._width = len(text)
 
     def note(self, text: str) -> None:
-        """Print a note; the current line is erased until the next iteration."""
+        """Print a note in place of the current line, which reappears at the next iteration."""
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
             self._width = 0

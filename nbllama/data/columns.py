@@ -46,7 +46,7 @@ def _key(record: Record, name: str) -> str:
         return name
     alike = [key for key in record if fold(key) == fold(name)]
     if len(alike) != 1:
-        several = f"; several keys are spelled like it ({shown(', '.join(alike), 80)})"
+        several = f"; several keys have similar names ({shown(', '.join(alike), 80)})"
         raise DataError(f'the key "{shown(name, 40)}" is missing{several if alike else ""}')
     return alike[0]
 

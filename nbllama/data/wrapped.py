@@ -109,7 +109,10 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
 
 
 def _is_known(record: Record | DataError, known: Known) -> bool:
-    """Return whether an object is a record, not a wrapper; a chat must contain messages."""
+    """Return whether an object is a record rather than a wrapper.
+
+    A chat is a record only if it contains messages.
+    """
     if isinstance(record, DataError):
         return False
     for key in ("messages", "conversations"):

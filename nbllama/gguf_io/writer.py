@@ -78,7 +78,9 @@ def write_gguf(
                     break
                 file.write(view)
             if written != size:
-                raise ValueError(f"tensor '{shown(name)}': its pieces are not {size} bytes")
+                raise ValueError(
+                    f"tensor '{shown(name)}': its pieces do not add up to {size} bytes"
+                )
             _pad(file, size, alignment)
 
 

@@ -89,7 +89,7 @@ class BlockParts:
     # Parts of the passes
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """Return the stream that feed-forward reads, the name of its norm, and the norm's rstd."""
+        """Return the input stream of the feed-forward layer, the name of its norm, and its rstd."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn

@@ -148,7 +148,9 @@ def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
     """Write x' for x (float32 `[N, K]`) to the start of float32 `memory`; return it as `[N, K]`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
-        raise ValueError(f"dropout: memory for {memory.size} numbers is too small for x {x.shape}")
+        raise ValueError(
+            f"dropout: a buffer of {memory.size} elements is too small for x of shape {x.shape}"
+        )
     out = memory.reshape(-1)[: x.size].reshape(x.shape)
     check_output("dropout", "memory", out, x.shape)
     _dropped(readonly(x), *_words(mask), out)

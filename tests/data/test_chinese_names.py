@@ -150,7 +150,7 @@ def test_columns_that_are_spelled_differently(tmp_path: Path) -> None:
     assert found.samples == [(1, Continuation("q", "a"))]
     (tmp_path / "t.txt").write_text("提问内容 ,回复内容\nq,a\n", "utf-8")
     assert open_data(tmp_path / "t.txt", columns=columns).samples == [(2, Continuation("q", "a"))]
-    with pytest.raises(DataError, match="several keys are spelled like it"):
+    with pytest.raises(DataError, match="several keys have similar names"):
         opened(tmp_path, {"提问内容 ": "q", " 提问内容": "r", "回复内容": "a"}, columns=columns)
 
 

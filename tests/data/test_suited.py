@@ -36,7 +36,7 @@ def test_what_is_measured(tokenizer: Tokenizer) -> None:
     letters = [c for c in CHINESE if c.isalpha()]
     n = sum(len(tokenizer.encode(c)) for c in letters) / len(letters)
     assert f"{n:.1f} tokens per Chinese character" in alone
-    assert "choose a model made for it" in alone
+    assert "choose a model trained on that language" in alone
     (japanese,) = notes(tokenizer, JAPANESE * 3)
     assert "per Japanese character" in japanese
 

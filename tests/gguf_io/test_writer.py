@@ -288,9 +288,9 @@ def test_a_tensor_in_pieces(tmp_path: Path) -> None:
     write_gguf(path, [], [(n, RawTensor(x.shape, 0, pieces(n, 4))) for n in "ab"])
     assert path.read_bytes() == whole.read_bytes()
     assert asked == ["a", "b"]
-    with pytest.raises(ValueError, match="'a': its pieces are not 96 bytes"):
+    with pytest.raises(ValueError, match="'a': its pieces do not add up to 96 bytes"):
         write_gguf(path, [], [("a", RawTensor(x.shape, 0, pieces("a", 3)))])
-    with pytest.raises(ValueError, match="'a': its pieces are not 72 bytes"):
+    with pytest.raises(ValueError, match="'a': its pieces do not add up to 72 bytes"):
         write_gguf(path, [], [("a", RawTensor((3, 6), 0, pieces("a", 4)))])
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.gguf", "whole.gguf"]

@@ -111,7 +111,9 @@ def _parts(parts: list[Any], where: str) -> str:
 
 
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the numbers of the answers that a key excludes from training, and kinds of notices.
+    """Return the numbers of the answers that a key excludes from training, and notices.
+
+    The notices are given by their kinds (`nbllama.data.notices`).
 
     Raises `DataError` if the value of such a key means neither yes nor no, if keys contradict each
     other, or if a key requests training on a message that is not an answer.

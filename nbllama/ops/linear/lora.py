@@ -289,7 +289,7 @@ def pack_with_hidden(
         if np.ndim(m) != 2 or m.shape[1] != k or m.dtype != np.float32:
             raise ValueError(f"a LoRA matrix {np.shape(m)} does not fit x {x.shape}")
         if out.dtype != np.float32 or out.size < panels * high * PANEL:
-            raise ValueError(f"memory for {out.size} numbers is too small for h of x {x.shape}")
+            raise ValueError(f"{out.size} elements are too few for h, with x of shape {x.shape}")
         np.multiply(m, np.float32(scale), out=rows[first : first + len(m)])
         rows[first + len(m) : first + high] = 0
         products.append(out.reshape(-1)[: panels * high * PANEL].reshape(panels, high, PANEL))

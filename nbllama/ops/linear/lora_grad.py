@@ -141,7 +141,7 @@ def pack_with_gradients(
     check_output("pair gradients", "db", db, (n_out, rank))
     if dh_memory.dtype != np.float32 or dh_memory.size < len(gp) * high * PANEL:
         raise ValueError(
-            f"memory for {dh_memory.size} numbers is too small for dh of dy {dy.shape}"
+            f"a buffer of {dh_memory.size} elements is too small for dh of dy {dy.shape}"
         )
     dhp = dh_memory.reshape(-1)[: len(gp) * high * PANEL].reshape(len(gp), high, PANEL)
     if n == 0:

@@ -63,7 +63,9 @@ def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
     check_array("pack", "x", x, x.shape)
     n, k = x.shape
     if memory.dtype != np.float32 or memory.size < panel_floats(n, k):
-        raise ValueError(f"pack: memory for {memory.size} numbers is too small for x {x.shape}")
+        raise ValueError(
+            f"pack: a buffer of {memory.size} elements is too small for x of shape {x.shape}"
+        )
     return memory.reshape(-1)[: panel_floats(n, k)].reshape(n_panels(n), k, PANEL)
 
 

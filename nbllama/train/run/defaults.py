@@ -95,7 +95,7 @@ def iterations(
 
 
 def follows_length(options: Options, data_kind: str) -> bool:
-    """Return whether the decay, without `--lr-decay-steps`, is as long as the run."""
+    """Return whether the decay spans the whole run if `--lr-decay-steps` is not given."""
     if options.lr_schedule == "constant" or options.enable_restart:
         return False
     return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None

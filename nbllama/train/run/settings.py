@@ -114,7 +114,7 @@ class Settings:
                 OPTIMISERS[o.optimizer].label,
                 f"{betas}, decay {o.adam_decay:g}, clip {o.adam_gclip:g}",
             ),
-            *([("compat", "like the old finetune of 2024")] if o.compat else []),
+            *([("compat", "as in the 2024 version of llama.cpp's finetune")] if o.compat else []),
             ("checkpointing", self._checkpointing()),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
