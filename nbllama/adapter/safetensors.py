@@ -97,7 +97,7 @@ def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, 
     if not _counts(shape) or not 1 <= len(shape) <= 2 or 0 in shape:
         raise f.error(where, f"shape {shown(shape)}, must be one or two sizes above 0")
     if not _counts(place) or len(place) != 2:
-        raise f.error(where, f"data_offsets {shown(place)}, must be two offsets")
+        raise f.error(where, f"data_offsets must be two offsets, not {shown(place)}")
     if place[1] - place[0] != math.prod(shape) * BYTES[dtype] or place[1] > f.left:
         raise f.error(where, f"data_offsets {shown(place)} do not fit {dtype} {shown(shape)}")
     return place[0], name, dtype, tuple(shape)

@@ -153,7 +153,7 @@ class MainOptions:
         "sample from the most likely tokens whose total probability reaches P; 1: all",
     )
     min_p: float = _sampling(
-        _ANY, _D.min_p, "drop tokens less likely than P times the most likely token; 0: drop none"
+        _ANY, _D.min_p, "drop tokens whose probability is below P times the highest; 0: drop none"
     )
     typical: float = _sampling(
         _ANY, _D.typical, "locally typical sampling with this total probability; 1: off",
