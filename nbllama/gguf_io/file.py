@@ -60,7 +60,7 @@ class GGUFFile:
         tensors: dict[str, TensorInfo],
     ) -> None:
         self.path = path
-        self.paths: tuple[str, ...] = (path,)  # more than one for a model in parts
+        self.paths: tuple[str, ...] = (path,)  # more than one for a split model
         self._absolute = os.path.abspath(path)  # the working directory can change
         self.size = info.st_size
         self.version = version

@@ -1,4 +1,4 @@
-"""The file names of a model in parts (NAME-00001-of-00005.gguf and so on)."""
+"""The file names of a split model (NAME-00001-of-00005.gguf and so on)."""
 
 from __future__ import annotations
 

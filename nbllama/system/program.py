@@ -130,7 +130,7 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
         reason = f" ({e})" if str(e) else ""
         return f"error: not enough memory{reason}; try a smaller --batch or --ctx", 4
     if isinstance(e, BrokenPipeError) and e.filename is None:
-        return "error: the output was closed by its reader", 1
+        return "error: broken pipe: the program that reads the output has ended", 1
     if isinstance(e, OSError):
         where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, str | bytes) else ""
         return f"error: {where}{e.strerror or e}", os_error_code(e)

@@ -66,9 +66,9 @@ def _send_again(stopped: Stopped) -> None:
 
 @contextmanager
 def repeated() -> Iterator[None]:
-    """Send a signal again if Python ignores its `Stopped`, as it does in finalizers and callbacks.
+    """Send a signal again if Python ignores the `Stopped` exception raised for it.
 
-    Python would print the exception and continue.
+    Python does so in finalizers and callbacks: it prints the exception and continues.
     """
     before = sys.unraisablehook
 
