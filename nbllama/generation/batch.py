@@ -25,7 +25,7 @@ from nbllama.model.passes import Model
 AT_ONCE = 16  # sequences; the cache has room for this many sequences of the maximum length
 
 Choose = Callable[[Sequence[int], np.ndarray], list[int]]
-"""A function that takes row numbers and logits (float32 `[rows, V]`), and returns the next tokens."""
+"""A function of row numbers and logits (float32 `[rows, V]`) that returns the next tokens."""
 
 
 def generate_many(

@@ -39,8 +39,8 @@ class Loop:
     """The loop that runs a `RunSession` to its end.
 
     With `--compat`, a run ends in the same way as in the old tool, which evaluates once more after
-    the last update. The run therefore skips the samples of one more iteration. An early end takes
-    effect before the update that would follow the evaluation, not after it.
+    the last update. The position in the data therefore advances by one more iteration. If the run
+    ends early, it ends right after an evaluation, without the update that would follow.
     """
 
     def __init__(self, session: RunSession) -> None:

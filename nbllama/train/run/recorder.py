@@ -49,7 +49,10 @@ class Live(Protocol):
 
 
 class Recorder:
-    """A `Screen` that records a run and forwards it to a second one; `notes` lists all messages."""
+    """A `Screen` that records a run and forwards everything to another `Screen`.
+
+    `notes` lists all messages.
+    """
 
     def __init__(
         self,
