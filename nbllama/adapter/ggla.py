@@ -131,7 +131,7 @@ def _record(f: Source) -> tuple[str, int, np.ndarray]:
     if half not in _HALVES:
         raise f.error(where, "neither .loraA nor .loraB")
     if min(ne) < 1:
-        raise f.error(where, f"dimensions {ne}, must be above 0")
+        raise f.error(where, f"dimensions {ne}, but must be above 0")
     f.take(-f.at % _ALIGNMENT, where)
     shape = (ne[1] if n_dims == 2 else 1, ne[0])
     return base, _HALVES.index(half), f.floats(_TYPES[kind], shape, where)

@@ -83,7 +83,7 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
         raise f.error("file", "a checkpoint, not an adapter")
     for key, value in (("general.type", "adapter"), ("adapter.type", "lora")):
         if (found := f.get(key, "str", "missing")) != value:
-            raise f.error(f"key '{key}'", f"{shown(found)}, must be {value}")
+            raise f.error(f"key '{key}'", f"{shown(found)}, but must be {value}")
     arch = f.get("general.architecture", "str")
     if wanted is not None and arch != wanted:
         raise f.error(
@@ -93,7 +93,7 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
         raise f.error(f"key '{_INVOCATION}'", "an activated LoRA (aLoRA), which is not supported")
     alpha = f.get(_ALPHA, "float")
     if not ALPHAS[0] < alpha < ALPHAS[1]:
-        raise f.error(f"key '{_ALPHA}'", f"{alpha}, must be above 0 and finite")
+        raise f.error(f"key '{_ALPHA}'", f"{alpha}, but must be above 0 and finite")
     stray = [name for name in f.tensors if _STRAY.fullmatch(name)]
     notes = _skipped(f.path, stray)
     pairs = {}
@@ -132,7 +132,7 @@ def _matrix(f: GGUFFile, name: str) -> np.ndarray:
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape
     if len(shape) > 3:
-        raise f.error(f"tensor '{shown(name)}'", f"{len(shape)} dimensions, must be 2 or 3")
+        raise f.error(f"tensor '{shown(name)}'", f"{len(shape)} dimensions, but must be 2 or 3")
     if info.type_id == 0:
         x = f.data(name).view("<f4").astype(np.float32)
     else:

@@ -68,7 +68,7 @@ def read_config(path: Path) -> Config:
     except FileNotFoundError as e:
         raise refuse(path, "file", "is missing") from e
     if found.get("peft_type") != "LORA":
-        raise refuse(path, "key 'peft_type'", f"{shown(found.get('peft_type'))}, must be LORA")
+        raise refuse(path, "key 'peft_type'", f"{shown(found.get('peft_type'))}, but must be LORA")
     for key, why in _MUST_BE_OFF.items():
         if found.get(key):
             raise refuse(path, f"key '{key}'", why)
@@ -113,11 +113,11 @@ def _name(path: Path, name: str) -> str:
 
 def _rank(path: Path, key: str, x: Any) -> int:
     if type(x) is not int or not 1 <= x <= MAX_RANK:
-        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, must be from 1 to {MAX_RANK}")
+        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, but must be from 1 to {MAX_RANK}")
     return x
 
 
 def _alpha(path: Path, key: str, x: Any) -> float:
     if type(x) not in (int, float) or not ALPHAS[0] < x < ALPHAS[1]:
-        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, must be a number above 0")
+        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, but must be a number above 0")
     return float(x)

@@ -197,13 +197,13 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
     if a is None or b is None:
         raise refuse(path, where, f"its pair has no {'lora_a' if a is None else 'lora_b'}")
     if found[0].kind != "experts" and (most := max(a.ndim, b.ndim)) > 2:
-        raise refuse(path, where, f"its pair has {most} dimensions, must be 2")
+        raise refuse(path, where, f"its pair has {most} dimensions, but must be 2")
     if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
         raise refuse(path, where, f"lora_a {a.shape} and lora_b {b.shape} are not a pair")
     if a.shape[-2] != b.shape[-1]:
         raise refuse(path, where, f"ranks of lora_a {a.shape} and lora_b {b.shape} differ")
     if not 1 <= a.shape[-2] <= MAX_RANK:
-        raise refuse(path, where, f"rank {a.shape[-2]}, must be from 1 to {MAX_RANK}")
+        raise refuse(path, where, f"rank {a.shape[-2]}, but must be from 1 to {MAX_RANK}")
     return Pair(np.ascontiguousarray(a), np.ascontiguousarray(b))
 
 

@@ -52,7 +52,7 @@ def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
         return default
     value = float(np.float32(f.get(key, "float")))
     if not (math.isfinite(value) and value > 0):
-        raise f.error(f"key '{key}'", f"{value}, must be positive and finite")
+        raise f.error(f"key '{key}'", f"{value}, but must be positive and finite")
     return value
 
 
@@ -60,7 +60,7 @@ def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
     """Read a finite number and round it to float32."""
     value = float(np.float32(f.get(key, "float", default)))
     if not math.isfinite(value):
-        raise f.error(f"key '{key}'", f"{value}, must be finite")
+        raise f.error(f"key '{key}'", f"{value}, but must be finite")
     return value
 
 
@@ -85,7 +85,7 @@ def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
     if not isinstance(f.metadata.get(key), np.ndarray):
         period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:
-            raise f.error(f"key '{key}'", f"{period}, must be at least 1")
+            raise f.error(f"key '{key}'", f"{period}, but must be at least 1")
         return period
     flags = f.get(key, "flags")
     if len(flags) != n_layer:

@@ -42,9 +42,11 @@ def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
-        raise f.error(f"key '{key}'", f"{n_rot}, must be even, from 2 to the head size {head_dim}")
+        limits = f"must be even, from 2 to the head size {head_dim}"
+        raise f.error(f"key '{key}'", f"{n_rot}, but {limits}")
     if n_rot != head_dim and not row.partial_rope:
-        raise f.error(f"key '{key}'", f"{n_rot}, must be the head size {head_dim} for {row.name}")
+        size = f"must be the head size {head_dim} for {row.name}"
+        raise f.error(f"key '{key}'", f"{n_rot}, but {size}")
     return n_rot
 
 
@@ -63,7 +65,7 @@ def rope_scaling(
         key = f"{row.name}.rope.scale_linear"  # the name of the key in files from 2023
     given = np.float32(f.get(key, "float", 0.0))
     if not (np.isfinite(given) and given >= 0):
-        raise f.error(f"key '{key}'", f"{given}, must be positive and finite")
+        raise f.error(f"key '{key}'", f"{given}, but must be positive and finite")
     scale = np.float32(1) / given if given != 0 and kind != "none" else np.float32(1)
     if not (np.isfinite(scale) and scale > 0):
         raise f.error(f"key '{key}'", f"{given} is out of range")

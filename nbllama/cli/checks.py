@@ -115,7 +115,7 @@ def merged_check(
     print(f"merged against unmerged ({outtype or 'f32'}): {describe(found)}")
     lost = float(found.kl.mean())
     if lost > LOST * effect.kl.mean():
-        return [f"merging changes {lost / effect.kl.mean():.0%} of the adapter's effect"]
+        return [f"merging loses {lost / effect.kl.mean():.0%} of the adapter's effect"]
     return []
 
 

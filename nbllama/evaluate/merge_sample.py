@@ -135,7 +135,7 @@ def print_change(
 
 
 def kept(change: Change) -> str:
-    """Describe the kept share of the effect in per cent."""
+    """Return the share of the adapter's effect that is kept, in per cent."""
     if change.effect <= HARDLY:
         return "the effect is too small to compare"
     return f"{max(0.0, 1 - change.lost):.1%}"

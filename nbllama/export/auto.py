@@ -29,7 +29,7 @@ _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K
 
 
 class Plan(NamedTuple):
-    """The type id of each tensor, the total size in bytes, and the kept share of the effect."""
+    """The type id of each tensor, the total size in bytes, and how much of the effect is kept."""
 
     types: dict[str, int]
     nbytes: int

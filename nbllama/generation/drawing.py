@@ -95,7 +95,7 @@ def draw_many(
     """
     copies = len(streams) // len(prompts)
     if copies * len(prompts) != len(streams) or not copies:
-        raise ValueError(f"{len(streams)} streams are not a multiple of {len(prompts)} prompts")
+        raise ValueError(f"{len(streams)} streams cannot be split among {len(prompts)} prompts")
     at_once, answers = prompts_at_once(copies), list[list[int]]()
     for start in range(0, len(prompts), at_once):
         own = streams[start * copies : (start + at_once) * copies]

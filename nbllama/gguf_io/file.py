@@ -133,7 +133,7 @@ class GGUFFile:
         """Return the number at `key`. Raises `GGUFError` unless it is a finite float."""
         value = float(self.get(key, "float"))
         if not math.isfinite(value):
-            raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")
+            raise self.error(f"key '{shown(key)}'", f"{value}, but must be finite")
         return value
 
     def element_type(self, key: str) -> ValueType:

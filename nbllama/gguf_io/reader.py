@@ -171,13 +171,13 @@ def _alignment(c: Cursor, metadata: dict[str, object], types: dict[str, ValueTyp
     if key not in metadata:
         return limits.DEFAULT_ALIGNMENT
     if types[key] != ValueType.UINT32:
-        raise c.error(f"key '{key}'", f"type {types[key].name}, must be UINT32")
+        raise c.error(f"key '{key}'", f"type {types[key].name}, but must be UINT32")
     value = metadata[key]
     assert isinstance(value, int)
     if value & (value - 1) or not limits.MIN_ALIGNMENT <= value <= limits.MAX_ALIGNMENT:
         raise c.error(
             f"key '{key}'",
-            f"{value}, must be a power of two from {limits.MIN_ALIGNMENT} to"
+            f"{value}, but must be a power of two from {limits.MIN_ALIGNMENT} to"
             f" {limits.MAX_ALIGNMENT}",
         )
     return value

@@ -52,7 +52,7 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_turn() -> Any:
-    """Return an RLock for `one_at_a_time`, which is released in a forked child."""
+    """Return an RLock for `one_at_a_time`; a forked child releases the lock."""
     lock = threading.RLock()
     _of_objects.add(lock)
     return lock

@@ -248,7 +248,7 @@ class Activations:
         """Allocate the arrays; the arguments are the same as for `activation_bytes`."""
         n_layer = layout.hp.n_layer
         if not 0 <= kept < n_layer:
-            raise ValueError(f"kept is {kept}, must be 0..{n_layer - 1}")
+            raise ValueError(f"kept is {kept}, but must be 0..{n_layer - 1}")
         self.kept = kept if checkpointing else n_layer - 1
         nbytes = activation_bytes(layout, checkpointing=checkpointing, kept=kept)
         self._allocate(layout, nbytes, stream_shapes(layout, n_layer + 1), shared_shapes(layout))

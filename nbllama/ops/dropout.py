@@ -52,7 +52,7 @@ class Dropout:
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
     """Return the mask for a micro-batch. Raises ValueError unless 0 <= `p` < 1."""
     if not 0 <= p < 1:
-        raise ValueError(f"dropout is {p}, must be at least 0 and below 1")
+        raise ValueError(f"dropout is {p}, but must be at least 0 and below 1")
     word = int(np.random.Philox(key=np.array([seed, _STREAM + step], np.uint64)).random_raw())
     return Dropout(p, (word & 0xFFFFFFFF, word >> 32), micro)
 

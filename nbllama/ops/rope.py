@@ -64,8 +64,8 @@ def rope_tables(
     """
     if n_rot <= 0 or n_rot % 2 or n_positions < 0:
         raise ValueError(
-            f"rope_tables: n_rot is {n_rot}, must be even and above 0, and n_positions is "
-            f"{n_positions}, must not be negative"
+            f"rope_tables: n_rot is {n_rot}, but must be even and above 0, and n_positions is "
+            f"{n_positions}, but must not be negative"
         )
     if factors is not None:
         check_array("rope_tables", "factors", factors, (n_rot // 2,))

@@ -72,7 +72,7 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
     """
     if np.ndim(z) != 2 or not cap > 0:
         raise ValueError(
-            f"soft_cap: z has shape {np.shape(z)}, expected [M, V], and cap is {cap}, must be "
+            f"soft_cap: z has shape {np.shape(z)}, expected [M, V], and cap is {cap}, but must be "
             f"above 0"
         )
     check_output("soft_cap", "z", z, z.shape)
@@ -86,7 +86,7 @@ def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
     """
     if np.ndim(y) != 2 or not cap > 0:
         raise ValueError(
-            f"soft_cap: y has shape {np.shape(y)}, expected [M, V], and cap is {cap}, must be "
+            f"soft_cap: y has shape {np.shape(y)}, expected [M, V], and cap is {cap}, but must be "
             f"above 0"
         )
     check_array("soft_cap_grad", "y", y, y.shape)

@@ -53,7 +53,7 @@ def decode_rows(type_id: int, raw: np.ndarray, row_elements: int, rows: np.ndarr
         raise ValueError(f"rows must be integers [n], not {rows.dtype} {rows.shape}")
     n_rows = raw.size // row_bytes
     if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
-        raise IndexError(f"rows are {rows.min()}..{rows.max()}, must be 0..{n_rows - 1}")
+        raise IndexError(f"rows are {rows.min()}..{rows.max()}, but must be 0..{n_rows - 1}")
     out = np.empty((rows.size, row_elements), dtype=np.float32)
     flat = out.reshape(-1)
     decoder, n_blocks = DECODERS[type_id], row_elements // quant_type(type_id).block_size

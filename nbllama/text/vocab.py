@@ -185,7 +185,8 @@ def _scores(f: GGUFFile, n: int) -> np.ndarray:
         raise GGUFError(f"tokenizer.ggml.scores: {len(scores)} elements for {n} tokens")
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
-        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {scores[wrong[0]]}, must be finite")
+        score = scores[wrong[0]]
+        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {score}, but must be finite")
     return scores
 
 

@@ -243,7 +243,8 @@ class TestRows:
         hp = read(model, path)
         assert (hp.attn_scale, hp.residual_scale) == (float(np.float32(0.3)), 0.25)
         model.number("llama.residual_scale", 0.0)
-        assert "'llama.residual_scale': 0.0, must be positive and finite" in refused(model, path)
+        wrong = "'llama.residual_scale': 0.0, but must be positive and finite"
+        assert wrong in refused(model, path)
 
     def test_a_key_that_may_have_one_value(
         self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch

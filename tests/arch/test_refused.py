@@ -107,12 +107,12 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ),
     ("M10m", factors(1, 2, 0, 4), "'rope_freqs.weight': must be positive and finite"),
     ("M10n", factors(1, 2, F32_NAN, 4), "'rope_freqs.weight': must be positive and finite"),
-    ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, must be even, from 2 to the head size 8"),
-    ("M12b", edit("count", ROT, 10), "10, must be even, from 2 to the head size 8"),
-    ("M12c", edit("count", ROT, 0), "0, must be even"),
-    ("M12d", edit("count", ROT, 4), f"'{ROT}': 4, must be the head size 8 for llama"),
+    ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, but must be even, from 2 to the head size 8"),
+    ("M12b", edit("count", ROT, 10), "10, but must be even, from 2 to the head size 8"),
+    ("M12c", edit("count", ROT, 0), "0, but must be even"),
+    ("M12d", edit("count", ROT, 4), f"'{ROT}': 4, but must be the head size 8 for llama"),
     *[
-        (f"M12-{v}", edit("number", BASE, v), f"'{BASE}': {v}, must be positive and finite")
+        (f"M12-{v}", edit("number", BASE, v), f"'{BASE}': {v}, but must be positive and finite")
         for v in (0.0, -1.0, F32_NAN, F32_INF)
     ],
     *[
@@ -124,7 +124,7 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ("M12-s3", edit("string", f"{SCALING}.type", "longrope"), "'longrope' is not supported; none,"),
     ("M12-s4", edit("string", f"{SCALING}.type", "ntk"), "'ntk' is not supported; none, linear an"),
     *[
-        (f"M13-{v}", edit("number", EPS, v), f"'{EPS}': {v}, must be positive and finite")
+        (f"M13-{v}", edit("number", EPS, v), f"'{EPS}': {v}, but must be positive and finite")
         for v in (0.0, -1.0, F32_NAN, F32_INF)
     ],
     (

@@ -112,7 +112,7 @@ ADAPTERS = [
     ("cut-a.gguf", 5, "truncated?"),
     ("cut-a.bin", 5, "the file ends at 500"),
     ("no-pair.gguf", 5, "contains no pairs"),
-    ("nan-alpha.gguf", 5, "nan, must be above 0"),
+    ("nan-alpha.gguf", 5, "nan, but must be above 0"),
     ("half.gguf", 5, "its pair has no lora_b"),
     ("deep.gguf", 5, "the base model has no such tensor"),
     ("qwen2.gguf", 5, "qwen2, but the base model is llama"),

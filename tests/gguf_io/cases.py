@@ -172,13 +172,13 @@ def alignments() -> Iterator[Case]:
     def aligned(kind: int, payload: bytes) -> Callable[[], bytes]:
         return lambda: with_kv(kv("general.alignment", kind, payload))
 
-    yield "G34", aligned(U32, u32(0)), "'general.alignment': 0, must be a power of two"
-    yield "G35", aligned(U32, u32(13)), "'general.alignment': 13, must be a power of two"
-    yield "G35b", aligned(U32, u32(4)), "'general.alignment': 4, must be a power of two from 8"
-    yield "G36a", aligned(I32, u32(32)), "'general.alignment': type INT32, must be UINT32"
-    yield "G36b", aligned(STRING, string("32")), "type STRING, must be UINT32"
-    yield "G36c", aligned(ARRAY, u32(U32) + u64(1) + u32(32)), "type ARRAY, must be UINT32"
-    yield "G37", aligned(U32, u32(1 << 31)), "2147483648, must be a power of two from 8 to 1048576"
+    yield "G34", aligned(U32, u32(0)), "'general.alignment': 0, but must be a power of two"
+    yield "G35", aligned(U32, u32(13)), "'general.alignment': 13, but must be a power of two"
+    yield "G35b", aligned(U32, u32(4)), "'general.alignment': 4, but must be a power of two from 8"
+    yield "G36a", aligned(I32, u32(32)), "'general.alignment': type INT32, but must be UINT32"
+    yield "G36b", aligned(STRING, string("32")), "type STRING, but must be UINT32"
+    yield "G36c", aligned(ARRAY, u32(U32) + u64(1) + u32(32)), "type ARRAY, but must be UINT32"
+    yield "G37", aligned(U32, u32(1 << 31)), "but must be a power of two from 8 to 1048576"
 
 
 def shapes() -> Iterator[Case]:

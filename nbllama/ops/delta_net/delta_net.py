@@ -231,7 +231,7 @@ def check_inputs(
         )
     if v.shape[1] % q.shape[1]:
         raise ValueError(
-            f"{op}: {v.shape[1]} value heads are not a multiple of {q.shape[1]} key heads"
+            f"{op}: {v.shape[1]} value heads cannot be divided evenly among {q.shape[1]} key heads"
         )
     check_array(op, "q", q, q.shape)
     check_array(op, "k", k, q.shape)
