@@ -54,18 +54,20 @@ def check(model: Model, batch: Batch) -> None:
         # both are sums of the same float32 products, in another order
         difference = float(np.linalg.norm(got - wanted)) / float(np.linalg.norm(wanted))
         if difference >= 2e-5:  # terms cancel: what does another order of the samples change?
-            bound = 4 * order_matters(model, adapter, batch, name, wanted)
+            # A factor of 4 was too small on one processor (27B of Gemma 3, 3.8e-5 for 3.0e-5); an
+            # omitted sequence changes a gradient by far more than the limit of 1e-3.
+            bound = 8 * order_matters(model, adapter, batch, name, wanted)
             assert difference < bound < 1e-3, f"{name}: {difference:.2g}, bound {bound:.2g}"
 
 
 def order_matters(
     model: Model, adapter: Adapter, batch: Batch, name: str, wanted: np.ndarray
 ) -> float:
-    """Relative difference of a gradient if the samples come in three other orders, the largest."""
+    """Relative difference of a gradient if the samples come in five other orders, the largest."""
     ends = batch.seq_offsets
     rows = [(batch.tokens[a:z], batch.targets[a:z]) for a, z in pairwise(ends)]
     found = []
-    for seed in range(3):
+    for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(rows))
         other = Batch.from_rows([rows[i] for i in order])
         got = loss_and_gradients(model, adapter, other, False)[1][name]
