@@ -54,8 +54,8 @@ def check(model: Model, batch: Batch) -> None:
         # both are sums of the same float32 products, in another order
         difference = float(np.linalg.norm(got - wanted)) / float(np.linalg.norm(wanted))
         if difference >= 2e-5:  # terms cancel: what does another order of the samples change?
-            # A factor of 4 was too small on one processor (27B of Gemma 3, 3.8e-5 for 3.0e-5); an
-            # omitted sequence changes a gradient by far more than the limit of 1e-3.
+            # A factor of 4 was too small on one processor (Gemma 3 27B: 3.8e-5, bound 3.0e-5).
+            # There, omitting any sample changes every gradient by at least 4e-4.
             bound = 8 * order_matters(model, adapter, batch, name, wanted)
             assert difference < bound < 1e-3, f"{name}: {difference:.2g}, bound {bound:.2g}"
 
