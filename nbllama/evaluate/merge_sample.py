@@ -50,7 +50,10 @@ def describe(c: Compared) -> str:
 
 
 def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split batches into sequences: tokens int32 `[n]`, and whether the next token is trained."""
+    """Split batches into sequences.
+
+    Each consists of its tokens (int32 `[n]`) and a mask: whether the next token is trained on.
+    """
     rows = []
     for batch in held:
         for first, last in zip(batch.seq_offsets[:-1], batch.seq_offsets[1:], strict=True):

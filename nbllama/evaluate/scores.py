@@ -46,7 +46,7 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
 
 
 def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Split a text into full chunks int32 `[n_ctx]`; the remainder is dropped.
+    """Split a text into full chunks (int32 `[n_ctx]`); the remainder is dropped.
 
     If the model adds BOS, it replaces the first token of each chunk.
     """

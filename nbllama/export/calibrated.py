@@ -70,7 +70,7 @@ class Rounder:
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]` as uint8 `[nbytes]`, and count the rows.
+        """Encode w (float32 `[R, n]`) as uint8 `[nbytes]`, and count the rows.
 
         The arguments and errors are the same as for `encode`.
         """
@@ -80,7 +80,7 @@ class Rounder:
         return made.raw
 
     def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
-        """Round w float32 `[R, n]` with one or two sets of scales, and keep the better rows.
+        """Round w (float32 `[R, n]`) with one or two sets of scales, and keep the better rows.
 
         `base` contains the tensor's blocks before the merge, if they are of the same type. Raises
         ValueError for weights that cannot be encoded, and if the block precedes the block of the

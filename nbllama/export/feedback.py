@@ -101,7 +101,7 @@ def _cholesky(a: np.ndarray) -> None:
 
 
 def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
-    """Round w float32 `[R, n]` onto a grid with error feedback.
+    """Round w (float32 `[R, n]`) onto a grid with error feedback.
 
     Raises ValueError for mismatched shapes.
     """

@@ -33,7 +33,7 @@ class Grid(NamedTuple):
     last: int
 
     def values(self, codes: np.ndarray) -> np.ndarray:
-        """Compute the weights float32 `[R, n]` for codes `[R, n]`."""
+        """Compute the weights (float32 `[R, n]`) for codes `[R, n]`."""
         q = codes.reshape(*self.scale.shape, self.group).astype(np.float32)
         made: np.ndarray = self.scale[:, :, None] * q - self.low[:, :, None]
         return made.reshape(codes.shape)

@@ -57,10 +57,10 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
 
 
 def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
-    """Add xᵀ x, x float32 `[N, n]`, to the lower triangle of h float32 `[n, n]`, in strips of rows.
+    """Add xᵀ x to the lower triangle of h, one strip of rows at a time.
 
-    Elements above the diagonal are undefined. The result is bit-identical for any number of
-    threads.
+    x is float32 `[N, n]`, and h is float32 `[n, n]`. Elements above the diagonal are undefined. The
+    result is bit-identical for any number of threads.
     """
     turned = np.ascontiguousarray(x.T)
     n, tokens = turned.shape

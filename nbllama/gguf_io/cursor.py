@@ -117,9 +117,7 @@ class Cursor:
         start = self.take(count * dtype.itemsize, what)
         raw = bytes(self.buf[start : self.pos])
         if type_id == ValueType.BOOL and (wrong := raw.translate(None, b"\0\1")):
-            raise self.error(
-                what, f"boolean byte {wrong[0]} after byte {start} must be 0 or 1"
-            )
+            raise self.error(what, f"boolean byte {wrong[0]} after byte {start} must be 0 or 1")
         return np.frombuffer(raw, dtype)
 
     def array(self, what: str) -> object:

@@ -187,9 +187,9 @@ def _sync_folder(folder: str) -> None:
 
 
 def try_lock(fd: int, *, strict: bool = False) -> bool:
-    """Lock an open file exclusively unless it is already locked.
+    """Lock an open file exclusively; return False if that is not possible.
 
-    With `strict`, raises any other error.
+    With `strict`, returns False only if the file is already locked; other errors are raised.
     """
     try:
         if sys.platform == "win32":

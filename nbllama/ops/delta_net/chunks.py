@@ -168,7 +168,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Replace v, stored in x, with the x that the module docstring defines.
+    """Overwrite x, which contains v, with the x that the module docstring defines.
 
     `rows` `[C, D]` contains the keys, and `turned` is its transpose.
     """

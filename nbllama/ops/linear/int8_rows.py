@@ -44,7 +44,7 @@ class Int8Rows(NamedTuple):
 
 
 def int8_rows_ref(x: np.ndarray, block: int) -> Int8Rows:
-    """Quantise finite x float32 `[N, K]` in plain numpy."""
+    """Quantise finite x (float32 `[N, K]`) in plain numpy."""
     blocks = x.reshape(len(x), -1, block)
     top = np.abs(blocks).max(axis=2)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
@@ -113,7 +113,7 @@ def _rows_256(x, q, d, sums):
 
 
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
-    """Quantise x float32 `[N, K]` in blocks of `block` numbers (32 or 256).
+    """Quantise x (float32 `[N, K]`) in blocks of `block` numbers (32 or 256).
 
     Raises ValueError for any other kind of array, or if K is not a multiple of `block`.
     """

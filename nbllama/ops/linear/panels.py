@@ -70,7 +70,7 @@ def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
 
 
 def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Pack x float32 `[N, K]` into the start of `out`; return the panels."""
+    """Pack x (float32 `[N, K]`) into the start of `out`; return the panels."""
     xp = panels_of(x, out)
     _pack(readonly(x), len(x), xp)
     return xp

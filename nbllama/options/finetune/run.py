@@ -42,8 +42,9 @@ class RunOptions:
     trunk_cache: int | None = _run(
         Size(least=0),
         None,
-        "with --lora-layers last:N, store the output of the untrained blocks below in a file of "
-        "at most SIZE bytes next to the checkpoint, so that these blocks run only once; 0: never",
+        "with --lora-layers last:N, store the output of the blocks below the trained ones in a "
+        "file of at most SIZE bytes next to the checkpoint, so that these blocks run only once; "
+        "0: never",
         shown_default="on for several epochs, if the file needs at most a tenth of the free disk "
         "space",
     )
