@@ -14,6 +14,7 @@ import numpy as np
 from nbllama.adapter import file as adapter_file
 from nbllama.adapter.savable import Adapter
 from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.errors import UsageError
 from nbllama.lora import pairs
 from nbllama.lora.pairs import init_adapter as new_adapter
 from nbllama.lora.slots import EVERY_SLOT, without_tensor
@@ -318,7 +319,11 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     ------
     CheckpointError
         The file is damaged, or does not match the model.
+    UsageError
+        `model` is not a model.
     """
+    if not isinstance(model, Model):
+        raise UsageError("load_adapter(path, model): the second argument must be a model")
     return Adapter.of(adapter_file.load_adapter(path, model.hp, model.shapes), model.hp)
 
 

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from nbllama.data.chat import prompt_ids
+from nbllama.data.counts import Counts
+from nbllama.data.turns import with_roles
 from nbllama.errors import UsageError, shown
 from nbllama.generation.batch import AT_ONCE, generate_many
 from nbllama.generation.predictor import Predictor
@@ -94,6 +96,7 @@ class Model(passes.Model):
         The parameters are the same as for `generate`, and are checked immediately. Each piece
         consists of one or more whole characters.
         """
+        _check_adapter(adapter)
         params = sampling_params(temperature, sampling)
         (ids,) = self._prompts([prompt], chat_template)
         n_ctx = self._context([ids], max_tokens)
@@ -129,6 +132,7 @@ class Model(passes.Model):
         list of str
             One answer per prompt, in the same order.
         """
+        _check_adapter(adapter)
         if at_once < 1:
             raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; use 1 or more")
         ids = self._prompts(prompts, chat_template)
@@ -187,14 +191,36 @@ class Model(passes.Model):
 
 
 def _messages(prompt: object) -> list[dict[str, Any]]:
-    """Return the messages of a chat. Raises `UsageError` for anything but a list of objects."""
+    """Return the messages of a chat, with their roles renamed as in training data.
+
+    Warns about unknown roles. Raises `UsageError` for anything but a list of messages.
+    """
     if (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, bytes)
-        and all(isinstance(m, Mapping) for m in prompt)
+        not isinstance(prompt, Sequence)
+        or isinstance(prompt, bytes)
+        or not all(isinstance(m, Mapping) for m in prompt)
     ):
-        return [dict(m) for m in prompt]
-    raise UsageError("a prompt must be a string, or a list of messages with role and content")
+        raise UsageError("a prompt must be a string, or a list of messages with role and content")
+    counts = Counts.empty()
+    record = with_roles({"messages": [dict(m) for m in prompt]}, counts)
+    messages: list[dict[str, Any]] = record["messages"]
+    for i, message in enumerate(messages, 1):
+        says = "content" in message or bool(message.get("tool_calls"))
+        if not isinstance(message.get("role"), str) or not says:
+            keys = shown(", ".join(map(str, message)), 80)
+            raise UsageError(f"message {i} of the prompt has no role or no content (keys: {keys})")
+    if counts.other_roles:
+        listed = ", ".join(counts.other_roles)
+        warnings.warn(f"the chat template receives unknown roles: {listed}", stacklevel=5)
+    return messages
+
+
+def _check_adapter(adapter: object) -> None:
+    """Raise `UsageError` for anything but an adapter, such as the name of its file."""
+    if adapter is not None and not isinstance(adapter, Adapter):
+        raise UsageError(
+            f"adapter: {shown(adapter)!r} is not an adapter; pass nbllama.load_adapter(path, model)"
+        )
 
 
 def load_model(

@@ -140,6 +140,36 @@ def test_bad_prompts(model: Model, tmp_path: Path) -> None:
         model.generate(CHAT, chat_template=str(tmp_path / "t.jinja"))
 
 
+def test_roles_have_the_names_of_training(model: Model) -> None:
+    """`tune` reads these names; another one is reported."""
+    chat = [{"role": "system", "content": "be kind"}, *CHAT]
+    answer = model.generate(chat, max_tokens=6, chat_template="chatml")
+    for system, user in (("系统", "用户"), ("System", "Human"), ("system", "user")):
+        renamed = [
+            {"role": system, "content": "be kind"}, {"role": user, "content": CHAT[0]["content"]}
+        ]  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert model.generate(renamed, max_tokens=6, chat_template="chatml") == answer
+    usr = [{"role": "usr", "content": "say it"}]
+    with pytest.warns(UserWarning, match="unknown roles: usr"):
+        model.generate(usr, max_tokens=1, chat_template="chatml")
+    with pytest.warns(UserWarning, match="unknown roles: usr"):
+        model.generate_many([usr], max_tokens=1, chat_template="chatml")
+    for wrong in ({"role": "user"}, {"messages": CHAT}, {"content": "say it"}):
+        with pytest.raises(UsageError, match="message 2 of the prompt has no role or no content"):
+            model.generate([*CHAT, wrong], chat_template="chatml")
+
+
+def test_an_adapter_s_file_name_is_not_an_adapter(model: Model) -> None:
+    with pytest.raises(UsageError, match=r"'lora.gguf' is not an adapter; pass nbllama.load_ada"):
+        model.generate(PROMPT, adapter="lora.gguf")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is not an adapter"):
+        model.generate_many([PROMPT], adapter="lora.gguf")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the second argument must be a model"):
+        nbllama.load_adapter(model, "lora.gguf")  # type: ignore[arg-type]
+
+
 def test_a_prompt_beyond_what_the_model_knows_is_said(model: Model) -> None:
     with pytest.warns(UserWarning, match="trained with a context of 512") as found:
         model.generate("hen " * 300, max_tokens=1)
