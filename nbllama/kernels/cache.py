@@ -83,7 +83,7 @@ class KernelCache(_Cache):
         """Do nothing, because a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """Return everything that determines the machine code and is not part of the folder name."""
+        """Return all that determines the machine code, except what the folder name covers."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]

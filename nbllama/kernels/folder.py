@@ -52,7 +52,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Return why the file or folder with this `lstat` result is not trusted, or "" if trusted."""
+    """Return why the file or folder with this `lstat` result is not trusted, or "" if it is."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":
@@ -130,7 +130,7 @@ def _hold(path: Path) -> bool:
 def _last_used(folder: Path) -> float:
     """Return when a folder was last used, in seconds since the epoch.
 
-    The lock file may be missing.
+    If the lock file is missing, this is when the folder was last modified.
     """
     times = [folder.lstat().st_mtime]
     with suppress(OSError):

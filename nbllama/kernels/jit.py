@@ -81,7 +81,7 @@ _call = CPUDispatcher.__call__  # runs a thousand times per step, so the cost of
 
 
 class _Kernel(CPUDispatcher):
-    """A compiled function, which refuses to run in a forked child without its parent's threads."""
+    """A compiled function that refuses to run in a forked child that lacks its parent's threads."""
 
     def __call__(self, *args: Any) -> Any:
         if FORK.refused:
@@ -114,7 +114,7 @@ def kernel(
 
     `own` is the package folder that contains the kernel if that folder has a separate cache, and is
     empty otherwise. `inline` copies the function into its caller before types are inferred. Use it
-    for functions that are called once per row, because an array argument is passed as seven words.
+    for functions that are called once per row: a call passes each array argument as seven words.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -136,8 +136,8 @@ def kernel(
 def thread_routine(function: Callable[[int, int], None]) -> Any:
     """Compile a routine that runs on each thread and is called through its `address`.
 
-    Because of the call by address, the parallel loop around it is compiled only once for all
-    routines. A routine takes two int64 parameters.
+    Since routines are called by address, they share one parallel loop, which is compiled only once.
+    A routine takes two int64 parameters.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

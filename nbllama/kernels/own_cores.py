@@ -1,6 +1,6 @@
 """Bind each thread to its own core: use `with own_cores():` around a step, a batch or a token.
 
-When all cores are busy, Linux sometimes puts a thread that wakes up on the same core as the thread
+When all cores are busy, Linux sometimes puts a newly woken thread on the same core as the thread
 that woke it. The machine seems fully loaded, so Linux does not look for a free core, and both
 threads stay on this core for seconds, at half the speed. To prevent this, each thread is bound to a
 core while the work runs, but only if there is one thread for every core. With fewer threads, the
@@ -86,7 +86,7 @@ def own_cores() -> Iterator[None]:
     """Bind each of Numba's threads, including this thread, to a core inside the block.
 
     Programs and threads that this thread starts inside the block run on the same core as this
-    thread. If a different Python thread enters such a block, it waits until this block ends.
+    thread. Another Python thread that enters such a block waits until this block ends.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -23,8 +23,8 @@ def _load_openmp() -> bool:
     """Load the OpenMP layer if its library is installed.
 
     In GNU's library, an idle thread polls for work about 300,000 times before it sleeps, which
-    slows down other processes on the same cores. This function sets 10,000 polls (tens of us),
-    which is just as fast for this package (docs/speed.md).
+    slows down other processes on the same cores. This function lowers the limit to 10,000 polls
+    (tens of us), which is just as fast for this package (docs/speed.md).
     """
     looks = {"GOMP_SPINCOUNT": "10000"}
     if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
@@ -50,7 +50,7 @@ _launched = False
 
 
 def launch() -> None:
-    """Make Numba launch its threads, using this module's layer unless one is already running."""
+    """Make Numba launch its threads, on this module's layer unless a layer is already running."""
     global _launched
     if _launched:
         return

@@ -55,7 +55,7 @@ def count(counters, index):
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Return counters[index], read from memory.
+    """Read counters[index] from memory and return it.
 
     After this, all writes that other threads made before they incremented the counter are visible.
     """

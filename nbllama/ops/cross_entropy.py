@@ -47,7 +47,7 @@ def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) ->
 
 @kernel(fast=True)
 def _maxima(z, top):
-    """Set top[j] to the largest of z[:, j]. A NaN can be missed, but it propagates to the sum."""
+    """Set top[j] to the maximum of z[:, j]. A NaN may be missed here, but it reaches the sum."""
     for j in range(PANEL):
         top[j] = z[0, j]
     for v in range(z.shape[0]):

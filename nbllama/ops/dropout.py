@@ -145,7 +145,7 @@ def _words(mask: Dropout) -> tuple[Any, ...]:
 
 
 def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
-    """Write x' for x (float32 `[N, K]`) to the start of float32 `memory`; return it as `[N, K]`."""
+    """Compute x' from float32 x `[N, K]`; return it as a view of the start of float32 `memory`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
         raise ValueError(

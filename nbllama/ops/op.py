@@ -81,7 +81,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    `Op.forward` runs an in-place op on such a copy, so it rejects the same arrays as the wrapper.
+    `Op.forward` runs in-place ops on such a copy, so that it rejects the same arrays as a wrapper.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)

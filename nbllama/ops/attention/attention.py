@@ -67,7 +67,7 @@ def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
 
 
 def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
-    """Compute the softmax of each row; `sink` is an extra score, and its probability is dropped."""
+    """Compute the softmax of each row; `sink` is an extra score whose probability is dropped."""
     top = np.maximum(s.max(axis=1, keepdims=True), sink)
     e = np.exp(s - top)
     p: np.ndarray = e / (e.sum(axis=1, keepdims=True) + np.exp(sink - top))

@@ -164,7 +164,7 @@ def attention_few(
 ) -> None:  # fmt: skip
     """Compute `attention` for one sequence, given the queries q `[N, H, D]` of its last N tokens.
 
-    The arrays are not checked; the caller must have done so.
+    The arrays are not checked here; the caller must check them.
     """
     global _scores, _found
     n, h, d = q.shape

@@ -150,7 +150,7 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return the index of a part's first block, so that all parts have about the same work.
+    """Return the index of a part's first block, chosen to give all parts about equal work.
 
     The work for the first n blocks grows with the square of n.
     """

@@ -1,6 +1,6 @@
 """Packing, scores, scratch memory and checks for the forward pass and the gradient of attention.
 
-For each block of `BLOCK` queries, the score rows `[BLOCK, ld]` are in memory at the same time. Each
+The score rows `[BLOCK, ld]` for a block of `BLOCK` queries are all in memory at the same time. Each
 row is complete, starting at the first visible panel of keys. Keys and values are packed once per KV
 head, before the tasks that read them start. A task processes one block of queries for one head (in
 the gradient, several consecutive blocks), and each kernel in this module runs inside a task. Tasks
@@ -131,7 +131,7 @@ class Scratch:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `own` and `common`, with at least the given sizes in floats, and the counter."""
+        """Return `own`, `common` and the counter; the first two have at least the given sizes."""
         threads = get_num_threads()
         if self.own.shape[0] < threads or self.own.shape[1] < own:
             self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)

@@ -66,7 +66,7 @@ class _Pool:
         self._memory = np.empty(0, np.float32)
 
     def arrays(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
-        """Return `count` arrays of this shape, whose memory the next call reuses."""
+        """Return `count` arrays of the given shape; the next call reuses their memory."""
         size = int(np.prod(shape))
         if self._memory.size < count * size:
             self._memory = np.empty(count * size, np.float32)

@@ -168,7 +168,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Overwrite x, which contains v, with the x that the module docstring defines.
+    """Compute the module docstring's x[t] in place: on entry, row t of x contains v[t].
 
     `rows` `[C, D]` contains the keys, and `turned` is its transpose.
     """

@@ -90,9 +90,9 @@ def _solve_back(fade, kk, b, n, m, y, u):
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
     """Write dg `[n]`: dg[i] sums all terms with a factor exp(g[i]), each times its gradient.
 
-    Three arguments are partial sums of these terms. `own[t]` is for the parts of o[t] and x[t] that
-    come from S, `ends[j]` is for the part of the new S that comes from d[j], and `whole` is for the
-    part that comes from the old S. `qk` and `kk` contain G[t, j] scale (q[t] . k[j]) and
+    Three arguments are partial sums of these terms: `own[t]` covers the terms of o[t] and x[t] that
+    contain S, `ends[j]` covers the term of the new S that contains d[j], and `whole` covers the
+    term that contains the old S. `qk` and `kk` contain G[t, j] scale (q[t] . k[j]) and
     G[t, j] (k[t] . k[j]), and `dqk` and `dkk` are the gradients with respect to these numbers.
     """
     ld = stride(CHUNK)

@@ -1,4 +1,4 @@
-"""The two gates of a delta net: how much of the past fades, and how strongly a token updates it.
+"""The two gates of a delta net: how fast the past fades, and how much a token updates the state.
 
     g = a softplus(alpha + dt)          softplus(x) = log(1 + exp(x))         beta = s(b)
 

@@ -167,7 +167,7 @@ def _choose(p, bias, chosen):
 
 @kernel()
 def _shares(p, chosen, code, w):
-    """Write u of the chosen experts, before `normed` is applied, to w; return the sum of u."""
+    """Write the chosen experts' u to w without applying `normed`; return the sum of u."""
     total = _ZERO
     for k in range(chosen.shape[0]):
         w[k] = p[chosen[k]]
@@ -271,7 +271,7 @@ def route(
 def route_grad(
     dw: np.ndarray, p: np.ndarray, chosen: np.ndarray, dz: np.ndarray, *, gating: Gating
 ) -> None:
-    """Write dz `[N, E]` for dw `[N, K]`; p and `chosen` are from `route`.
+    """Write dz `[N, E]` for dw `[N, K]`; p and `chosen` are the results of `route`.
 
     Raises ValueError for mismatched arrays.
     """

@@ -29,8 +29,8 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 class Group(NamedTuple):
     """The tokens that use an expert.
 
-    `slots` is the part of an array sorted by expert that belongs to these tokens, and `rows`
-    contains the indices of the tokens in the batch.
+    `slots` is their slice of an array that is sorted by expert, and `rows` contains their indices
+    in the batch.
     """
 
     expert: int
@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 
 class Groups:
-    """The pairs of a token and a chosen expert in a batch, sorted by expert and then by token."""
+    """All (token, chosen expert) pairs in a batch, sorted by expert and then by token."""
 
     def __init__(self, chosen: np.ndarray, n_experts: int) -> None:
         """Sort the pairs; `chosen`, int32 `[N, K]`, contains the K experts of each token."""
@@ -48,7 +48,7 @@ class Groups:
         self.counts = np.bincount(chosen.reshape(-1), minlength=n_experts)
 
     def __iter__(self) -> Iterator[Group]:
-        """Yield the nonempty groups in ascending order of experts."""
+        """Yield the nonempty groups in ascending expert order."""
         ends = np.cumsum(self.counts)
         for expert in np.flatnonzero(self.counts):
             slots = slice(int(ends[expert] - self.counts[expert]), int(ends[expert]))
@@ -59,7 +59,7 @@ class Groups:
         return np.asarray(w.reshape(-1)[self.order])
 
     def unsorted(self, w: np.ndarray, k: int) -> np.ndarray:
-        """Return w `[N K]`, sorted by expert, as `[N, K]`; this is the inverse of `sorted`."""
+        """Undo `sorted`: return the flat array w `[N K]` in token order, as `[N, K]`."""
         out = np.empty_like(w)
         out[self.order] = w
         return out.reshape(-1, k)

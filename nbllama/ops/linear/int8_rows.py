@@ -1,4 +1,4 @@
-"""Rows of x as int8 blocks, which the integer products in generation multiply by W.
+"""Rows of x, quantised to int8 blocks for the integer products with W in generation.
 
 Each block of B numbers (256 if W has blocks of 256, otherwise 32) has one scale d:
 
@@ -115,7 +115,7 @@ def _rows_256(x, q, d, sums):
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
     """Quantise x (float32 `[N, K]`) in blocks of `block` numbers (32 or 256).
 
-    Raises ValueError for any other kind of array, or if K is not a multiple of `block`.
+    Raises ValueError if x or `block` is not as described, or K is not a multiple of `block`.
     """
     if np.ndim(x) != 2 or block not in (32, 256) or x.shape[1] == 0 or x.shape[1] % block:
         raise ValueError(

@@ -143,9 +143,8 @@ def linear(
     """Write the layer's output to y `[N, n_out]`; with `add`, add it to y instead.
 
     Returns packed h, which the gradient requires; it is empty if there is no pair. `hidden` is
-    float32 memory for h with at least `hidden_floats(N, R)` numbers. With `packed`, a few rows are
-    computed in the same way as many rows, so that a row's result does not depend on the number of
-    rows.
+    float32 memory for h with at least `hidden_floats(N, R)` numbers. With `packed`, `matmul` is
+    used even for a few rows, so that a row's result does not depend on the number of rows.
     """
     if len(x.x) <= MOST_TOKENS and not packed:
         matvec(w, x.x, y, add=add)

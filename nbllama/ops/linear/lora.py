@@ -180,7 +180,7 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """Return float32 memory with this shape; the next call with the same name reuses the memory.
+    """Return float32 memory of the given shape; later calls with the same name reuse the memory.
 
     Memory is therefore allocated only in the first training step.
     """
@@ -205,8 +205,8 @@ def thin_product(
         h  = thin_product(A, xp, s, ...)
         dh = thin_product(B, gp, s, ..., transposed=True)
 
-    `out` is float32 memory of any shape. The result is written to its start, and a view of it is
-    returned.
+    `out` is float32 memory of any shape. The result is written to the start of `out` and
+    returned as a view.
     """
     check_array("thin_product", "m", m, m.shape)
     check_array("thin_product", "panels", xp, xp.shape)

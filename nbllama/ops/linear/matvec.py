@@ -3,7 +3,7 @@
 With so few tokens, packed panels would be mostly padding, so the tokens are not packed.
 
 Each task decodes its rows of W one at a time into a scratch row and computes the dot product of the
-row and each token. The order of each sum depends only on the vector width, so the result is
+row with each token. The order of each sum depends only on the vector width, so the result is
 bit-identical for any number of threads.
 
 llama.cpp: `ggml_vec_dot_*`.

@@ -2,8 +2,8 @@
 
 A task computes a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk
 of tokens. Its sums are stored in `c` `[tile, tokens in the chunk]`, which stays in the L2 cache.
-One part of W after another is decoded into `w` and multiplied by every panel in the chunk. Threads
-draw tasks from a counter, so a slow core does not delay the others.
+The parts of W are decoded into `w` one by one, and each is multiplied by all panels in the chunk.
+Threads draw tasks from a counter, so a slow core does not delay the others.
 
 An entry function must not close over a different kernel. Otherwise, Numba's cache would treat the
 entry function as new in every process.
@@ -44,7 +44,7 @@ def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
 
 @kernel()
 def _store(c, width, rows, have, y, t0, n0, add):
-    """Write or add the finished tile to the output, transposed: y[t0 + t, n0 + i] (+)= c[i, t]."""
+    """Write the finished tile, transposed, to y, or add it to y: y[t0 + t, n0 + i] (+)= c[i, t]."""
     ld = y.shape[1]
     square_t, square_i = have // VL * VL, rows // VL * VL
     for t in range(0, square_t, VL):
@@ -64,7 +64,7 @@ def _store(c, width, rows, have, y, t0, n0, add):
 
 @kernel()
 def _store_panels(c, width, rows, yp, p0, n0):
-    """Write the finished tile, not transposed: yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]."""
+    """Write the finished tile without transposing it: yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]."""
     for p in range(width // PANEL):
         for i in range(rows):
             for j in range(PANEL):

@@ -100,7 +100,7 @@ def delta_task(p, task):
 
 @kernel()
 def delta_out_task(p, task, step):
-    """Normalise `part` heads of a delta net's output, and multiply them by SiLU of their gates."""
+    """Normalise `part` heads of a delta net's output; multiply them by the SiLU of their gates."""
     n = p.heads * p.size
     out, w = floats(p.out, n), floats(p.w, p.size)
     first, last = task * p.part, min((task + 1) * p.part, p.heads)

@@ -67,7 +67,7 @@ def raw_bytes(address, n):
 
 @kernel()
 def to_int8(x, lo, hi, forms, step):
-    """Quantise x[lo:hi] into the int8 blocks that `forms` names; lo and hi are block boundaries."""
+    """Quantise x[lo:hi] to each int8 format set in `forms`; lo and hi are block boundaries."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
@@ -112,7 +112,7 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """Compute one number of h; `task` is its index in the h of all pairs from row `first` on."""
+    """Compute one number of h; `task` indexes the concatenated h of the pairs from `first` on."""
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -180,7 +180,7 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """Process the queries for KV head g, and its key and value if the block computes them."""
+    """Process KV head g: its queries, and its key and value if the block computes them."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
@@ -252,7 +252,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Add a branch's output to the residual stream, after the model's norm and scale, if any."""
+    """Apply the norm and scale, if any, to a branch's output; add it to the residual stream."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)
