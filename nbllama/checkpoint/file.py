@@ -44,7 +44,7 @@ Path = str | os.PathLike[str]
 def save_checkpoint(path: Path, state: TrainState) -> None:
     """Write `state` to `path` atomically.
 
-    The memory must have room for a second copy of the state.
+    This needs enough memory for a second copy of the state.
 
     Raises `OutputError` if the file cannot be written, and `Diverged` if the state contains a NaN
     or an infinity. In both cases, an existing file at `path` is left unchanged.

@@ -65,7 +65,7 @@ def is_old(f: GGUFFile) -> bool:
 def read_old(f: GGUFFile) -> TrainState:
     """Read the state from an old checkpoint, leaving the moments as flat vectors.
 
-    Raises `GGUFError` if a key or tensor is missing, has the wrong type, or is impossible.
+    Raises `GGUFError` if a key or tensor is missing, or has a wrong type or an impossible value.
     """
     arch = f.get("general.architecture", "str")
     if (kind := f.count("general.file_type", 1 << 31)) != 0:

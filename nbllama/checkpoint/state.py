@@ -44,8 +44,8 @@ class TrainState:
     """Everything needed to resume a run with bit-identical results.
 
     Counters include all earlier runs, from the very first one. `m` and `v` contain the moments by
-    parameter name, in the shapes of the parameters. `moments`, read from an old checkpoint, is used
-    instead of them. `n_samples` is the number of samples in the data, and `next_sample` is the
+    parameter name, in the shapes of the parameters. In a state from an old checkpoint, `moments`
+    is used instead. `n_samples` is the number of samples in the data, and `next_sample` is the
     index of the next sample in the order of `epoch`. `rng_state` is the random state at the start
     of `epoch` for the old tool's order (`data.feed.OldFeed`). `validation` contains the fields of
     `train.validation.Validation`, and `past_losses` the most recent losses (`train.convergence`).

@@ -50,7 +50,7 @@ def stored_key(
 
 
 def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
-    """Declare a dict field, empty by default, whose items are stored under `prefix` and a name."""
+    """Declare a dict field, empty by default, whose items are stored under `prefix` + name."""
     return field(default_factory=dict, metadata={"stored": Group(prefix, kind)})
 
 

@@ -1,4 +1,4 @@
-"""`--outtype auto`: choose the smallest type that keeps the pair's effect for each merged matrix.
+"""`--outtype auto`: for each merged matrix, choose the smallest type that keeps the pair's effect.
 
 The effect of a pair is its contribution to the layer's products, squared and summed over the
 sample. The lost effect is the same sum for the rounding error. Both sums are quadratic in small

@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
 class Rounder:
     """An encoder that rounds the matrices of a model, block by block in ascending order.
 
-    `kept` and `renewed` count the rows for which `round` used the scales of the base or new ones.
+    `kept` counts the rows for which `round` used the scales of the base; `renewed`, the others.
     """
 
     def __init__(self, inputs: BlockInputs) -> None:
@@ -70,7 +70,7 @@ class Rounder:
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w (float32 `[R, n]`) as uint8 `[nbytes]`, and count the rows.
+        """Encode w (float32 `[R, n]`) as uint8 `[nbytes]`, and update `kept` and `renewed`.
 
         The arguments and errors are the same as for `encode`.
         """

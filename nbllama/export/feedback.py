@@ -50,7 +50,7 @@ class Rounded(NamedTuple):
 
 
 def factorise(h: np.ndarray, damping: float = DAMPING) -> Factor:
-    """Factorise H float32 `[n, n]`; only the lower triangle is read.
+    """Factorise H (float32 `[n, n]`); only its lower triangle is read.
 
     Raises ValueError if H is not finite, or not positive definite despite the damping.
     """

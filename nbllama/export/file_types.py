@@ -73,7 +73,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row with this name (case-insensitive), or raise `UsageError` with all names."""
+    """Return the row with this name (case-insensitive), or raise `UsageError` listing all names."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -137,7 +137,7 @@ def _of_output(kind: FileType, row: int) -> str:
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """Return whether a block is in the first or last eighth, or is every third one in between."""
+    """Return True for blocks in the first or last eighth, and for every third block in between."""
     eighth = n_layer // 8
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 

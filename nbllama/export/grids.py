@@ -61,7 +61,7 @@ def has_grid(type_id: int) -> bool:
 def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
     """Read the grid of a matrix `[R, n]` from its blocks, uint8 `[nbytes]`.
 
-    Raises ValueError for a type without such a grid, and for the wrong number of bytes.
+    Raises ValueError for a type without a grid, and for the wrong number of bytes.
     """
     kind, blocks = _kind(type_id), _blocks(type_id, raw, shape[0] * shape[1])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -72,7 +72,7 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy `raw`, replacing its codes with `codes`, int8 `[R, n]`.
+    """Return a copy of `raw` with its codes replaced by `codes` (int8 `[R, n]`).
 
     Raises the same errors as `grid_of`.
     """

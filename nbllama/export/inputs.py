@@ -43,7 +43,7 @@ def input_of(name: str) -> tuple[int, int] | None:
 def source_nodes(hp: Hparams) -> dict[str, int]:
     """Return the input numbers of the nodes that a block's linear layers read, by node name.
 
-    The input of the block, if it is read without a norm, has the name "".
+    If the input of the block is read without a norm, its name is "".
     """
     kind = hp.activation
     act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
@@ -128,7 +128,7 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
-        """Compute or copy the inputs of the block other than the stream of this batch."""
+        """Compute or copy all inputs that the block needs for this batch, except the stream."""
         if self._model.hp.n_per_layer:
             self._model.embed_tokens(self._bound, self._acts, batch)
         for name, x in lent.items():

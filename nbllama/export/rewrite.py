@@ -39,7 +39,7 @@ class Whole(Protocol):
         ...
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]` as uint8 `[nbytes]`.
+        """Encode w (float32 `[R, n]`) as uint8 `[nbytes]`.
 
         `base` contains the tensor's bytes in the input file, if the type does not change. Raises
         ValueError for weights that cannot be encoded.

@@ -156,7 +156,7 @@ class Cursor:
         return StringArray(bytes(buf[start:pos]), ends)
 
     def _string_past_end(self, what: str, pos: int) -> GGUFError:
-        """Return an error about an array element that exceeds the file or the metadata limit."""
+        """Return an error about an element that extends beyond the file or the metadata limit."""
         size = 8 if self.end - pos < 8 else 8 + _U64.unpack_from(self.buf, pos)[0]
         if size > self.end - pos:
             return self.error(

@@ -73,7 +73,7 @@ class GGUFFile:
         self._bytes: np.ndarray | None = np.frombuffer(mapping, np.uint8)
 
     def data(self, name: str) -> np.ndarray:
-        """Return the tensor's bytes, read-only uint8 `[nbytes]`, as a view of the mapping.
+        """Return the tensor's bytes as a read-only view of the mapping, uint8 `[nbytes]`.
 
         Raises `GGUFError` if the tensor does not exist, and `ValueError` after `close`.
         """
@@ -120,7 +120,7 @@ class GGUFFile:
         Every number in a file that determines a loop, a size or an allocation is read with this
         method.
 
-        Raises `GGUFError` with the key for any other type or value.
+        Raises the same errors as `get`, and `GGUFError` for a count that is out of range.
         """
         if default is not _MISSING and key not in self.metadata:
             return default
@@ -158,8 +158,8 @@ class GGUFFile:
         """Raise `GGUFError` if the file's size, modification time or inode changed after opening.
 
         Call this method before and after a long use. A change between two calls is detected only by
-        the second, and truncating the file while its pages are being read kills the process
-        (SIGBUS); see `reader`.
+        the second. Truncating the file while its pages are being read kills the process (SIGBUS);
+        see `reader`.
         """
         try:
             now = _state(os.stat(self._absolute))

@@ -18,7 +18,7 @@ PICKLE = f"a Python pickle (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
 
 
 def name_hint(name: str) -> str:
-    """Return a hint about the name of a missing file and what to do, or ""."""
+    """Return a hint on what to do when the file `name` does not exist, or ""."""
     if re.match(r"https?://|hf\.co/", name):
         return "a web address; nbllama downloads nothing: download the GGUF file and pass its name"
     if name.lower().endswith(tuple(_FORMS)) or re.match(r"[A-Za-z]:[\\/]", name):
@@ -40,7 +40,7 @@ def name_hint(name: str) -> str:
 
 
 def folder_hint(name: str) -> str:
-    """Return a hint about a folder given as a model and what to do, or ""."""
+    """Return a hint on what to do when a folder is given as a model, or ""."""
     try:
         files = sorted(os.listdir(name))
     except OSError:

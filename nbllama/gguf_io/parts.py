@@ -1,4 +1,4 @@
-"""Read a model that llama.cpp's `gguf-split` has split into several files, like a single file.
+"""Read a model that llama.cpp's `gguf-split` has split into several files, as if it were one file.
 
 The first part contains the metadata; the other parts contain only `split.no` (from 0),
 `split.count`, `split.tensors.count`, and their tensors. The file name contains the number of the
@@ -31,7 +31,7 @@ class PartsFile(GGUFFile):
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """Join `parts`, checked and ordered by `open_gguf`; they are closed with this file."""
+        """Join `parts`, which `open_gguf` checked and sorted; they are closed with this file."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}
@@ -59,10 +59,10 @@ class PartsFile(GGUFFile):
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open `path` and check its header; if it is a part of a model, open all parts.
+    """Open `path` and check its header; if the file is one part of a model, open all parts.
 
-    Raises `GGUFError` with one line that says what is wrong and where, including parts that are
-    missing or do not match. Reading any header takes less than a second and 200 MB.
+    Raises `GGUFError` with one line that says what is wrong and where. Parts that are missing or
+    do not match are also errors. Reading any header takes less than a second and 200 MB.
     """
     given = open_one(path)
     if COUNT not in given.metadata:

@@ -77,7 +77,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Open a regular file, but no FIFO or device; return the descriptor and state of the file."""
+    """Open a regular file (not a FIFO or a device); return its descriptor and state."""
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):

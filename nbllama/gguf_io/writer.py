@@ -57,7 +57,7 @@ def write_gguf(
     `metadata` contains (key, value, value type), with a type from `ValueType` or
     `gguf.GGUFValueType`. An array is a numpy array, a `StringArray`, or a sequence of str, bool,
     int (written as INT64) or float (written as FLOAT32). An empty sequence is written as an empty
-    array of strings. Numpy tensors are written as F32, F16, F64 or I8..I64 by their dtype.
+    array of strings. Numpy tensors are written as F32, F16, F64 or I8..I64, as their dtype.
 
     Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
     is written, for names, values, shapes and sizes that the format or `limits` do not allow. If the

@@ -160,7 +160,7 @@ def f16(typingctx, raw, i):
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """Do the same as `f16` without the CPU's conversion instruction (for tests)."""
+    """Do the same as `f16`, but without the CPU's conversion instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 

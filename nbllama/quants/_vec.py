@@ -1,4 +1,4 @@
-"""Short vectors with operators as Numba values: `Codes` are n bytes, `Weights` n float32 numbers.
+"""Numba values for short vectors, with operators: `Codes` (n bytes), `Weights` (n float32 numbers).
 
 A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
 instructions on any CPU. It generates generic LLVM vector arithmetic, and LLVM distributes 16 lanes
@@ -229,7 +229,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Negate each lane of `weights`, a Weights(8), whose bit in `bits` (lowest first) is set."""
+    """Negate the lanes of a Weights(8) whose bits are set in `bits`, lowest bit first."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))

@@ -19,7 +19,7 @@ from nbllama.quants.base import DECODERS, QUANTS
 
 
 def decode_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, out: Any, dst: Any) -> None:
-    """Decode `n_blocks` blocks, starting at byte `src` of `raw`, to `out[dst:]` inside a kernel.
+    """Inside a kernel, decode `n_blocks` blocks, starting at `raw[src]`, into `out[dst:]`.
 
     `raw` is a read-only uint8[::1], and `out` is a float32[::1]. They must not overlap. Bounds are
     not checked; the caller is responsible for them. `type_id` must be an integer known at compile

@@ -46,7 +46,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 def put_signed(scale, book, at, n, signs, out, to):
     """Set out[to + j] = scale * book[at + j] for j = 0 .. n-1.
 
-    The result is negated if bit j of `signs` is set.
+    Element j is negated if bit j of `signs` is set.
     """
     for j in range(n):
         weight = scale * number(u8(book, at + j))
@@ -67,7 +67,7 @@ def put_shifted(scale, at, shift, out, to):
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
     """Decode IQ2_XXS, which has a code book of 256 rows.
 
-    Each group has a u32 with four times seven sign bits and, in the top bits, the scale.
+    Each group has a u32 that contains four times seven sign bits, and the scale in its top bits.
     """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
@@ -123,7 +123,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
     """Decode IQ3_XXS, which has a code book of 256 rows of 4 values.
 
-    Each group has a u32 with four times seven sign bits and, in the top bits, the scale.
+    Each group has a u32 that contains four times seven sign bits, and the scale in its top bits.
     """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b

@@ -107,7 +107,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 def decode_q5_k(raw, src, n_blocks, out, dst):
     """Decode w = (d * scale) * q - dmin * min, where q has five bits.
 
-    The low four bits are packed as in Q4_K. The fifth bit, for group g, is bit g of a byte of `qh`.
+    The low four bits are packed as in Q4_K. For group g, the fifth bit is bit g of a byte of `qh`.
     """
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b

@@ -1,4 +1,4 @@
-"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights with a scale d and, in some, an offset m.
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights with a scale d and sometimes an offset m.
 
 The table lists the byte offsets of the fields in a block (llama.cpp: `block_q4_0` ...). `d` and `m`
 are IEEE halves:

@@ -266,7 +266,7 @@ def dot_scaled(typingctx, w, x, scales):
 
 @intrinsic
 def dot_sums(typingctx, scales, sums, i):
-    """Return Dots with the sums of two products of 16 factors and the int16 `sums[i : i + 16]`."""
+    """Multiply 16 factors by the int16 `sums[i : i + 16]`; add neighbouring products into Dots."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = _load(builder, context, signature.args[1], args[1], args[2], _SHORTS)

@@ -89,7 +89,7 @@ def extreme(x, n):
 
 @kernel(own="quants/encode")
 def symmetric_scale(x, w, high):
-    """Return the scale of a group of 16, which can be negative: the best of 19 candidates.
+    """Return the best of 19 candidate scales for a group of 16; it can be negative.
 
     For given codes, the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
     sum(w x q)^2 / sum(w q q) of sum(w x x). The candidate that explains the most is chosen. One
@@ -112,7 +112,7 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Return the scale of a group of 16 with importance x^2, improving its codes step by step.
+    """Return the scale of a group of 16 with importance x^2, after improving its codes one by one.
 
     `codes` is float32 scratch memory [16]. Each code in turn is replaced with the nearest code for
     the scale that is best for the other codes. The change is kept if the codes then explain more of

@@ -5,9 +5,9 @@ products. A quantiser spends nearly all its time in these two steps. LLVM unroll
 before its vectoriser runs, so this module uses explicit vectors, which LLVM distributes over
 registers.
 
-A code is `clamp(round(inverse * (x - least)), low, high)`, rounded half to even. `x` and `w` are
-float32 scratch arrays of at least `n` elements; their sizes are not checked. LLVM chooses the order
-of the additions for the CPU. On a given CPU, the order is always the same for any number of
+A code is `clamp(round(inverse * (x - least)), low, high)`, with ties rounded to even. `x` and `w`
+are float32 scratch arrays of at least `n` elements; their sizes are not checked. LLVM chooses the
+order of the additions for the CPU. On a given CPU, the order is always the same for any number of
 threads.
 """
 

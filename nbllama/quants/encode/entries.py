@@ -1,8 +1,8 @@
 """The entry functions of the encoders, one per type, which encode chunks of blocks in parallel.
 
 Chunks are independent and are written to separate bytes, so the result is the same for any number
-of threads. Each entry function calls its encoder by name, because Numba would recompile any
-kernel that receives another kernel as an argument in every process.
+of threads. Each entry function calls its encoder by name, because in every process, Numba would
+recompile a kernel that receives another kernel as an argument.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def round_piece(
     columns; it is overwritten. `weights` is float32 `[R, n]`. `factor`, float32 `[m, m]`, contains
     the rows and columns of L for these columns; only the part below the diagonal is read.
     `importance`, float64 `[m]`, contains the elements of D for these columns. `scale` and `low` are
-    float32 `[R, G]`, and `group`, int32 `[m]`, is the group of each column.
+    float32 `[R, G]`, and `group`, int32 `[m]`, contains the group of each column.
 
     The function writes `codes`, int8 `[R, n]`, starting at column `at`, and `errors`, float32
     `[R, m]`. It adds the cost of each row to `cost`, float64 `[R]`. Raises `ValueError` if an array

@@ -14,7 +14,7 @@ from nbllama.quants.encode._vec import single_bits
 
 @kernel(own="quants/encode")
 def encode_f16(x, src, n_blocks, out, dst):
-    """Round float32 to IEEE half; 65520 and above become infinity."""
+    """Round float32 to IEEE half; numbers of 65520 or more become infinity."""
     for i in range(n_blocks):
         bits = half_bits(x[np.uint64(src + i)])
         out[np.uint64(dst + 2 * i)] = np.uint8(bits & 255)

@@ -137,7 +137,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Divide 16 scales by d, and round them to s in -high..high-1; store and return d.
+    """Divide 16 scales by d and round them to integers `s` in -high..high-1; store and return d.
 
     d is chosen such that the scale with the largest absolute value becomes -high.
     """
