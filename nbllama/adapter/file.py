@@ -117,7 +117,7 @@ def load_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None] | None = None,
 ) -> Adapter:
-    """Read an adapter in any format, for a base model with tensor `shapes` (numpy).
+    """Read an adapter in any format, for a base model whose tensors have these numpy `shapes`.
 
     An adapter read from a file written by nbllama is equal to the trained adapter, and
     bit-identical if the format required no rounding. If pairs have different scales, as in files

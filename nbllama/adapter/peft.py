@@ -163,8 +163,8 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
     """Return PEFT's `target_modules`.
 
-    A module is listed by the last part of its path. The full path is used if the same module of
-    some block has no pair, or if another module without a pair has the same last part.
+    A module is listed by the last part of its path. The full path is used if the module has no
+    pair in some block, or if another module without a pair has the same last part.
     """
     n_layer, modules = stored.base.n_layer, stored.base.hf_modules
     of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
@@ -188,7 +188,7 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder; in folders written by nbllama, also read the unknown values of `base`.
+    """Read a folder; if nbllama wrote it, it also provides unknown values of `base`.
 
     Raises `FileNotFoundError` if the folder does not exist, `UsageError` if reading it requires the
     base model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.
@@ -275,7 +275,7 @@ def _unknown(key: str) -> str:
 def _scaled(
     path: Path, config: Config, pairs: dict[str, Any], modules: dict[str, str], base: Base
 ) -> Stored:
-    """Return the pairs, scaled as in the configuration.
+    """Return the pairs, scaled as the configuration specifies.
 
     The ranks in the configuration must match the tensors.
     """

@@ -113,7 +113,7 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same adapter with the known values of `base` instead of earlier values."""
+        """Return the same adapter; known values of `base` replace the values in the adapter."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
@@ -133,7 +133,7 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter that scales pairs by alpha / lora_r where nothing is rounded.
+        """Return an equal adapter; pairs are scaled by alpha / lora_r unless B would be rounded.
 
         For files written by nbllama, this undoes `scaled`.
         """
@@ -166,7 +166,7 @@ def refuse(path: object, where: str, what: str) -> CheckpointError:
 
 
 def fitting(path: object, stored: Stored, base: Base) -> Stored:
-    """Check that each pair matches the base model; return `stored` with known values of `base`.
+    """Check that each pair matches the base model; return `stored` with the known values of `base`.
 
     Raises `CheckpointError` for a pair that does not match.
     """

@@ -120,7 +120,7 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:
-    """Read the scale of queries that depends on the position, or return None if there is none."""
+    """Read the position-dependent scale of the queries, or return None if there is none."""
     key = f"{row.name}.attention.temperature_scale"
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None

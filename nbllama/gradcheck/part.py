@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 
 class PartOfFile(GGUFFile):
-    """A view of a file that contains only some of its blocks, which have new numbers."""
+    """A view of a file that contains only some of its blocks, and renumbers them."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
         self.path, self.paths = whole.path, whole.paths

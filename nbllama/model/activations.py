@@ -60,14 +60,14 @@ class Layout(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """The largest input or output gradient of any linear layer, in floats per token."""
+        """The size of a linear layer's largest input or output gradient, in floats per token."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
 
     @property
     def ff_input(self) -> int:
-        """The largest input of a feed-forward layer's last matrix, in floats per token."""
+        """The largest input size of a feed-forward layer's last matrix, in floats per token."""
         e = self.hp.experts
         if e is None:
             return self.hp.ff_width
@@ -274,7 +274,7 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Return the input `[n, C]` of block `layer`, where `n_layer` is the last block's output.
+        """Return the input `[n, C]` of block `layer`; for `n_layer`, the last block's output.
 
         If nothing is trained, the array is the same as for block `layer - 2`.
         """

@@ -121,7 +121,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Project x, normalise if required, and rotate; write queries or keys y `[N, heads, D]`."""
+        """Project x to queries or keys y `[N, heads, D]`, normalise if required, and apply RoPE."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -166,7 +166,7 @@ class Block(BlockParts):
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
         """Return the name of the norm, x reshaped to rows, and rstd.
 
-        A row is as long as the weight of the norm, which covers one head or all heads.
+        A row contains one head or all heads, depending on the length of the norm's weight.
         """
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
@@ -208,7 +208,7 @@ class Block(BlockParts):
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
-        """Return the attention output `[N, H, D]`, multiplied by its gates if it has gates."""
+        """Return the attention output `[N, H, D]`, multiplied by its gates, if any."""
         if not self.hp.attn_gate:
             return self.kept.att
         y = self.shared("att_gated")

@@ -68,7 +68,7 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Return the largest input or output of the linear layers in these blocks, in floats per token.
+    """Return the largest input or output size of these blocks' linear layers, per token.
 
     Returns 0 if the model has no such blocks.
     """

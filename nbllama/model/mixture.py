@@ -123,7 +123,7 @@ class Mixture:
         return act
 
     def shared_backward(self, dy: np.ndarray, read: np.ndarray, dread: np.ndarray) -> None:
-        """Add the gradient that flows through the shared expert to dread `[N, C]`."""
+        """Add to dread `[N, C]` the gradient that flows through the shared expert."""
         block, own = self.block, self.block.kept.mixture
         dact = _flat(block.shared("dact"), self.n, self.experts.n_ff_shared)
         block.project_grad("down_shexp", dy, self.shared_act(), dact)
@@ -249,7 +249,7 @@ class Mixture:
         return act
 
     def _shared_hidden(self) -> None:
-        """Compute h, which the gradient requires, for the shared expert's last pair."""
+        """Compute h for the shared expert's last pair, whose gradient requires it."""
         block, pair = self.block, self.block.pairs["down_shexp"]
         if pair is not None:
             source = block.input(self.shared_act(), "down_shexp")

@@ -246,7 +246,7 @@ class Model(Weights):
         kept: int = 0,
         dropout: bool = False,
     ) -> Activations:
-        """Allocate memory for micro-batches with at most `n` tokens and `n_trained` trained ones.
+        """Allocate memory for micro-batches of up to `n` tokens, with up to `n_trained` trained.
 
         See `nbllama.model.activations` for `kept`.
         """

@@ -94,7 +94,7 @@ def embed_rows(model: Weights, bound: Bound, acts: Activations, batch: Batch) ->
 
 
 def embed_grad(model: Weights, bound: Bound, acts: Activations, batch: Batch) -> None:
-    """Add the gradient that flows through the rows of all blocks to acts.dx."""
+    """Add to acts.dx the gradient that flows through the rows of all blocks."""
     hp, n = model.hp, batch.n_tokens
     x, drows, dx = acts.x(0, n), _rows(acts, hp, n), acts.shared("dx", n)
     packed = Input(x, acts.pool("panels"))

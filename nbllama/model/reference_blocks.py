@@ -56,9 +56,9 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the gradients of keys and values, summed over the blocks from the last to `i`.
+        """Return the gradients of keys and values, summed over block `i` and later blocks.
 
-        Only the blocks that use the same keys and values as block `i` are included.
+        The sum includes only blocks that use the same keys and values as block `i`.
         """
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
@@ -88,7 +88,7 @@ class Blocks(Mixers):
         return self.tensors[f"{MODEL_PROJ}.weight"]
 
     def embed_rows_grad(self) -> np.ndarray | float:
-        """Return the gradient with respect to the embeddings through the rows of all blocks."""
+        """Return the gradient that flows through the rows of all blocks to the embeddings."""
         if not self.hp.n_per_layer:
             return 0.0
         dx: np.ndarray | float = 0.0

@@ -129,7 +129,7 @@ class Mixers(Operations):
         return both[:, :, 0]
 
     def gated_att(self, att: np.ndarray, i: int) -> np.ndarray:
-        """Return the attention output, multiplied by its gates if the model has gates."""
+        """Return the attention output, multiplied by its gates, if any."""
         if not self.hp.attn_gate:
             return att
         return self.keep(f"attn_gated-{i}", out_gate_ref(att, self.kept[f"q_gate-{i}"]))

@@ -57,8 +57,8 @@ def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
 def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
     """Sum the gradients of keys and values; return whether the block has its own keys.
 
-    If it has, add the gradients from later blocks to dk and dv. Otherwise, add dk and dv to the
-    gradients that are collected for the block with the keys.
+    If so, add the gradients from later blocks to dk and dv. Otherwise, add dk and dv to the
+    gradients collected for the block that computes the keys.
     """
     of, hp = block.sizes.kv_from, block.hp
     if of not in hp.lent:

@@ -14,7 +14,7 @@ class Schedule:
     `kind` is a name in `SCHEDULES`. The factor rises over the first `warmup` updates. All kinds of
     decay reach `cos_decay_min` at update T (`cos_decay_steps`). With `enable_restart`, each cosine
     is followed by one `cos_decay_restart` times as long. `min_ratio` is the smallest factor. "wsd"
-    decays over a share `wsd_decay` of T. T and `warmup` are counted from update `begin`.
+    decays over the last `wsd_decay` · T updates. T and `warmup` are counted from update `begin`.
     """
 
     kind: str = "cosine"
@@ -34,7 +34,7 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Return the learning-rate factor for update number `step`, counted from 1.
 
-            r = step / warmup      while step < warmup, then by the kind
+            r = step / warmup      while step < warmup, then as given by `kind`
             factor = min_ratio + r (1 - min_ratio)
 
         The formula comes from llama.cpp's `common/train.cpp:learning_schedule`, evaluated at this

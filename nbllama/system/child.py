@@ -14,7 +14,7 @@ from typing import IO
 
 
 class Child:
-    """A child process, which is killed when this object is deleted, if not before.
+    """A child process that is killed when this object is deleted, unless it ended earlier.
 
     Its standard error is discarded. `most` is the maximum length of a line in bytes. With `group`,
     a process group is started, so that the child's own children are killed with it.

@@ -126,7 +126,7 @@ def check_writable(path: Path) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a path into folder and file name. Raises `OutputError` if it cannot name a file."""
+    """Split a path into folder and file name. Raises `OutputError` if it does not name a file."""
     folder, base = os.path.split(name)
     if not base or base in (".", "..") or "\0" in name:
         raise OutputError(f"{shown(name, 400)!r}: not a file name")

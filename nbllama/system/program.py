@@ -51,7 +51,7 @@ def prepare_streams() -> None:
     """Make standard output and standard error line-buffered UTF-8 that accepts any character.
 
     If one of the first three file descriptors is closed, it is opened on the null device;
-    otherwise, the next file that the program opens would receive its number.
+    otherwise, the next file that the program opens would receive that descriptor.
     """
     for fd in range(3):
         try:
@@ -98,8 +98,8 @@ def _for_want_of_memory(e: BaseException | None) -> bool:
     """Return whether `e`, or an exception that caused it, says that memory ran out.
 
     An `ImportError` counts if the dynamic linker could not allocate memory. The linker's message
-    about a segment is the same on a file system that forbids execution, so it counts only if there
-    is a memory limit (`ulimit -v`).
+    about a segment also appears if the file system forbids execution, so that message counts only
+    if there is a memory limit (`ulimit -v`).
     """
     if e is None:
         return False
@@ -155,9 +155,9 @@ def run_program(
 ) -> int:
     """Run `program` with the words of a command line (by default, of this process).
 
-    Returns the exit code, which is the return value of `program` (0 for None) or determined by its
-    exception. An exception is printed as one line on standard error, after a traceback if --debug
-    is given. For `SystemExit`, the code of the exception is returned.
+    Returns the exit code: the return value of `program` (0 for None), or the code for the exception
+    that it raised. An exception is printed as one line on standard error, after a traceback if
+    --debug is given. For `SystemExit`, the code of the exception is returned.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
@@ -199,7 +199,7 @@ def _exit(code: int) -> None:
     """End the process after a signal, without releasing its objects.
 
     The signal may have interrupted a finalizer that freed memory of a C library, and Python would
-    run it again.
+    run that finalizer again.
     """
     _close_stdout()
     atexit._run_exitfuncs()

@@ -14,10 +14,10 @@ _held: set[int] = set()  # lock descriptors, which forked children close
 
 
 class RunLock:
-    """A lock for writing `path`, which is released when the process ends, if not before.
+    """A lock for writing `path`; it is released when the process ends, if not earlier.
 
     The lock is a kernel lock (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
-    it, and the file that remains is harmless. Over NFS, it works between machines only if the
+    it, and the file that remains is harmless. Over NFS, the lock works between machines only if the
     server supports locks. Use the lock as a context manager; locking it again raises `OutputError`
     with the process and host of the holder. A lock file that is a link, is not a regular file, or
     belongs to a different user is refused, and nothing is written to it.

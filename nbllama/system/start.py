@@ -103,7 +103,7 @@ def signals() -> Iterator[signal.Signals]:
 
 @contextmanager
 def unwinding() -> Iterator[Unwinding]:
-    """Make signals without another handler raise `Stopped` inside the block.
+    """Inside the block, make signals that have no other handler raise `Stopped`.
 
     After the block, signals previously handled by `leave` are ignored, because the program has
     ended.

@@ -1,4 +1,4 @@
-"""Rows for mixture-of-experts models, except Mixtral, which is a `llama` with experts."""
+"""Rows for mixture-of-experts models, except Mixtral, whose architecture is `llama`."""
 
 from __future__ import annotations
 
