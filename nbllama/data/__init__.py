@@ -79,7 +79,7 @@ def load_dataset(
     keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Load samples of at most `n_ctx` tokens from a training file.
+    """Load samples of at most `n_ctx` tokens each from a training file.
 
     `data` is the file, or the result of `open_data`. `data_format` and `skip_bad` are passed to
     `open_data`. `cutter` and `rules` apply only to raw text (see `load_raw_text`); all other

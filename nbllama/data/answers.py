@@ -1,4 +1,4 @@
-"""The answers of a chat with their prompts, and the reason why an answer has a separate sample."""
+"""The answers in a chat, their prompts, and the reasons why some answers need separate samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHERWISE = "earlier answers are rendered differently in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer and its prompt, both as text and as ids, and the number of the answer in the chat.
+    """An answer and its prompt, both as text and as token ids, and the answer's number in the chat.
 
     `text` ends where the answer ends, whereas `own.text` can be longer.
     """
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def begins_empty(answer: Answer) -> bool:
-    """Return whether an answer begins with an empty thought or closes the prompt's thought."""
+    """Return whether an answer starts with an empty thought or by closing the prompt's thought."""
     if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
         return False
     own = opening(answer.text)

@@ -58,7 +58,7 @@ class PromptReader:
     def open(
         self, path: str | os.PathLike[str], records: Records | None = None
     ) -> tuple[DataFile, list[_Read]]:
-        """Return a `DataFile` with the bad records, and (line, record, prompt) of each good record.
+        """Return a `DataFile` with the bad records, and (line, record, prompt) per good record.
 
         If `records` is given, it is used instead of the file. Raises `DataError` in the same cases
         as `open_data`.
@@ -180,7 +180,7 @@ class PromptReader:
                 yield line, record, prompt, ids.astype(np.int32)
 
     def _text(self, prompt: str) -> np.ndarray:
-        """Encode text without a template, as at the start of a sample."""
+        """Encode text without a template, as if it were the start of a sample."""
         encode = encode_parsed if self._parse_special else encode_plain
         ids, bos = encode(self._tokenizer, prompt).ids, self._tokenizer.bos_id
         if self._tokenizer.add_bos and bos is not None and ids[:1].tolist() != [bos]:

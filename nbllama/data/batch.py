@@ -1,4 +1,4 @@
-"""Batches that the trainer receives from a data set: concatenated sequences without padding."""
+"""The batches that a data set gives to the trainer: concatenated sequences without padding."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Batch:
         return self if self.tree is None else self.tree.samples
 
     def trained(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row and the target of each position in the loss, both `[M]`."""
+        """Return the rows and targets of the positions that contribute to the loss, both `[M]`."""
         at = np.flatnonzero(self.targets != NOT_TRAINED)
         return at if self.tree is None else self.tree.rows[at], self.targets[at]
 
@@ -132,7 +132,7 @@ class Dataset(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Messages to the user about what was truncated or left out; often empty."""
+        """Messages to the user about what was truncated or left out, if anything."""
         ...
 
     def n_tokens(self, i: int) -> int:
@@ -178,7 +178,7 @@ class Dataset(Protocol):
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """Return upper bounds as in `Dataset.largest` if every row is one sample.
+    """Return the upper bounds for `Dataset.largest`, assuming that every row is one sample.
 
     The bounds are the total sizes of the longest samples. If `wraps` is set, the same sample can
     occur more than once.
@@ -203,7 +203,7 @@ class RowPerSample:
     def take(
         self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool
     ) -> tuple[Batch, int]:
-        """Return the next `n_rows` samples in the order, each as a row."""
+        """Return the next `n_rows` samples in the order, one per row."""
         places = np.arange(first, first + n_rows)
         places = places % self.n_samples if wraps else places[places < self.n_samples]
         return self.batch(order.order[places].tolist()), len(places)

@@ -1,6 +1,6 @@
 """Convert chats to samples, in which each answer follows the prompt that a server would render.
 
-The prompt for an answer is the preceding part of the chat, rendered for generation. The answer is
+The prompt for an answer is the part of the chat before it, rendered for generation. The answer is
 the text that the model must write so that the prompt and the answer together form the chat
 (`nbllama.text.answers`). It ends with the first end-of-generation token. The prompt and the answer
 are tokenised separately, as in inference. If the ids of the prompt and the answer are the beginning
@@ -46,7 +46,7 @@ class ChatReader:
     """A converter from chats to samples, for one tokenizer and template.
 
     `system_as_user` puts system messages into the first question if the template does not support
-    them. `places` adds the text and the positions of its tokens to each sample.
+    them. With `places`, each sample also contains its text and the positions of its tokens.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ChatReader:
         self._tails: dict[str, list[int]] = {}
 
     def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
-        """Return one result per chat: the prompts and texts of its answers, or an error."""
+        """Return, for each chat, either the prompts and texts of its answers or an error."""
         prepared: list[Prepared | NbllamaError] = []
         for chat in chats:
             try:

@@ -94,7 +94,7 @@ def _unpacked_size(column: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as in JSON, without NaN and without keys that only occur in other rows."""
+    """Return a value in JSON form, without NaN and without keys that occur only in other rows."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, list):

@@ -41,7 +41,7 @@ def renamed(record: Record, columns: Mapping[str, str]) -> Record:
 
 
 def _key(record: Record, name: str) -> str:
-    """Return the key with this name, or the only one spelled like it. Raises `DataError`."""
+    """Return the key with this name, or else the only similar key. Raises `DataError`."""
     if name in record:
         return name
     alike = [key for key in record if fold(key) == fold(name)]

@@ -21,7 +21,7 @@ _OTHER_DELIMITER = re.compile("[|\uff0c\uff1b\u3001\uff5c]")  # also full-width 
 
 
 class Table(NamedTuple):
-    """The rows of a table as records, and the line with the names of its columns."""
+    """The rows of a table as records, and the number of the line that names the columns."""
 
     header: int
     rows: list[Entry]

@@ -40,7 +40,7 @@ class Counts(NamedTuple):
         return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
 
     def notes(self, *, chats: bool) -> list[str]:
-        """Return a line for each kind of change; `chats`: whether there are any chats."""
+        """Return a line for each kind of change; `chats` says whether the file contains chats."""
         out = []
         if self.columns:
             names = [f"{old} as {new}" for old, new in self.columns]
@@ -79,7 +79,7 @@ class Counts(NamedTuple):
 
 
 def _joined(names: set[str], chats: bool) -> str:
-    """Return how a question and its answer are joined."""
+    """Return a phrase that says how a question and its answer are joined."""
     if names & {"instruction", "output"}:
         return " (with the chat template)"
     return " (concatenated as is)" if names & {"prompt", "completion"} and not chats else ""

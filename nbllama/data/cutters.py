@@ -67,8 +67,8 @@ class SampleStart:
     n_ctx times the size of the longest token, rounded up to a whole character.
 
     With `include`, samples begin with `start` instead of after it. Text without `start` becomes a
-    single sample. With `old`, this sample lacks as many leading bytes as `start` has, as in the old
-    tool (unless `include` is set).
+    single sample. As in the old tool, `old` removes as many bytes from the beginning of this sample
+    as `start` has (unless `include` is set).
     """
 
     start: str
@@ -127,7 +127,7 @@ def _whole(content: bytes, place: int) -> int:
 
 
 def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
-    """Return messages to the user about samples that do not fill exactly one row."""
+    """Return messages to the user about samples that do not exactly fill one row."""
     notes = []
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]

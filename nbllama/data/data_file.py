@@ -1,4 +1,4 @@
-"""Training data after reading: a text, or samples with their files and lines."""
+"""Training data that have been read: a text, or samples with their files and lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RAW = "raw"
 
 
 class Bad(NamedTuple):
-    """A bad record: its line and the reason."""
+    """A bad record: the line it is on, and the reason why it is bad."""
 
     line: int
     reason: str
@@ -35,7 +35,7 @@ def place_in(parts: Sequence[Part], line: int) -> Part:
 class DataFile(NamedTuple):
     """Training data, read and parsed.
 
-    `kind` is "raw" (then `text` is the whole text, or the first of `texts`) or "chat". `format` is
+    `kind` is "raw" (`text` is then the whole text, or the first of `texts`) or "chat". `format` is
     the name of the most common record format in `FORMATS`, or "raw". `samples` contains (line,
     sample) for each good record, and `bad` the bad records, if they are skipped. `notes` contains
     messages to the user. Lines are numbered consecutively across all files; `place` returns the

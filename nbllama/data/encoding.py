@@ -79,9 +79,9 @@ def encoded(
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
-    """Yield the number, the line, and the rows or the error of every record, in file order.
+    """Yield each record's number and line, and its rows or the error, in file order.
 
-    The template process renders the next chats while samples are created from the current ones.
+    While samples are created from some chats, the template process already renders the next ones.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} contains chats, but the model has no chat template")

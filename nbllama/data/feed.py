@@ -3,7 +3,7 @@
 A feed returns the batches of an iteration that starts at a given position, and the next position.
 
 nbllama normally uses `SeedFeed`: orders are keyed by (seed, epoch), every sample occurs once per
-epoch, and epochs end at the end of an iteration. `OldFeed` reproduces llama.cpp's
+epoch, and no epoch ends in the middle of an iteration. `OldFeed` reproduces llama.cpp's
 `common/train.cpp` (`train_opt_callback`, `shuffle_samples`): orders come from a single
 `std::mt19937` for all epochs, and batches are always full, wrapping around within the order of the
 old epoch.
@@ -49,7 +49,7 @@ class Feed(Protocol):
         ...
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator state that gives the epoch's order, or "" without a generator."""
+        """Return the generator state that determines the epoch's order, or "" if there is none."""
         ...
 
 
@@ -159,7 +159,7 @@ class OldFeed:
 
 
 def iterations(feed: Feed, position: Position, *, epochs: int, batch: int, grad_acc: int) -> int:
-    """Count the iterations in `epochs` epochs by stepping through them."""
+    """Step through `epochs` epochs to count their iterations."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:
         position = feed.after(position, batch, grad_acc)

@@ -1,4 +1,4 @@
-"""Spellings of names: upper case, full-width characters, surrounding spaces, and Chinese names.
+"""Different spellings of names: case, full-width characters, spaces around them, and Chinese names.
 
 `canonical` converts the name of a column or key to the English name with the same meaning, and
 `speaker` does this for the name of a speaker. Names that are not listed are only folded.
@@ -55,9 +55,9 @@ CHINESE_SPEAKERS = {word: name for name, words in _SPEAKERS.items() for word in 
 
 
 def fold(name: str) -> str:
-    """Return a name in lower case, with ASCII for full-width characters and "_" for spaces.
+    """Convert a name to lower case, full-width characters to ASCII, and spaces to "_".
 
-    White space and characters without a width around the name are removed, as is a final colon.
+    White space and zero-width characters around the name are removed, as is a final colon.
     """
     return _fold(name) if len(name) <= _LONGEST else name
 
@@ -81,5 +81,5 @@ def speaker(name: str) -> str:
 
 
 def trimmed(name: str) -> str:
-    """Return a name without white space and characters without a width around it."""
+    """Return a name without the white space and zero-width characters around it."""
     return name.strip().strip("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff").strip()

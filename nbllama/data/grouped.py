@@ -2,7 +2,7 @@
 
 The samples are sorted by their tokens, so that similar samples are neighbours, and arranged in a
 circle. An epoch starts at a random position in the circle, splits it into groups of `batch`
-samples, and shuffles the groups; any remaining samples come last. Each epoch still contains every
+samples, and shuffles the groups; any leftover samples come last. Each epoch still contains every
 sample once, the group boundaries vary between epochs, and the order is a pure function of the data,
 seed, epoch and batch size.
 """

@@ -46,7 +46,7 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def apart(data: Dataset) -> Dataset:
-    """Return the data arranged for validation, so that no token is counted twice.
+    """Return the data for validation, without overlaps that would count a token twice.
 
     If samples from a text overlap, only the first is kept.
     """
@@ -54,7 +54,7 @@ def apart(data: Dataset) -> Dataset:
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Choose windows within low..high from the left, skipping overlaps; return their numbers."""
+    """Return the numbers of non-overlapping windows within low..high, chosen from left to right."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])

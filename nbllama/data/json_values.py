@@ -54,10 +54,10 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def looks_like_json(text: str) -> bool:
-    """Return whether text begins like JSON objects, or at least half of its lines look like JSON.
+    """Return whether text begins like a JSON object, or at least half of its lines look like JSON.
 
-    Half of the lines are sufficient, because a broken line in a file of records must be reported
-    and must not turn the file into raw text.
+    Half of the lines are enough, because a broken line in a file of records must be reported, and
+    must not cause the file to be read as raw text.
     """
     if _BEGIN.match(text):
         return True
@@ -77,7 +77,7 @@ def looks_like_json(text: str) -> bool:
 def json_values(text: str) -> tuple[list[Value], str]:
     """Return all values in a text, and the text that their positions `at` refer to.
 
-    A broken line appears as a `DataError` among the values and does not affect other lines. If
+    For a broken line, the values contain a `DataError`; other lines are not affected. If
     values span several lines, the text after an error cannot be read reliably, so this function
     raises `DataError` ("line N: ...").
     """
@@ -108,13 +108,13 @@ def json_values(text: str) -> tuple[list[Value], str]:
 
 
 def _are_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
-    """Return whether text with some broken lines contains one record per line."""
+    """Return whether a text in which some lines are broken contains one record per line."""
     good = any(isinstance(v.value, dict | list) and v.value for v in values)
     return good and not _reaches_over_lines(lines, values)
 
 
 def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
-    """Return whether broken lines look like parts of multi-line lists and objects."""
+    """Return whether the broken lines look like parts of multi-line lists and objects."""
     bad = {v.line for v in values if isinstance(v.value, DataError)}
     (first, begin), (last, end) = lines[0], lines[-1]
     if (first in bad and begin.startswith("[")) or (
@@ -128,7 +128,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
 
 
 def _of_line(number: int, line: str) -> list[Value]:
-    """Return the value on a line, or all values if the line contains several."""
+    """Return the value or values on a line."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
     text = line.strip().removeprefix("\ufeff")

@@ -1,4 +1,4 @@
-"""Judgements of answers in preference data: whether each answer is good, and its weight."""
+"""Judgements of the answers in preference data: whether each is good, and what weight it has."""
 
 from __future__ import annotations
 

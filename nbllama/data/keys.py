@@ -1,4 +1,4 @@
-"""The keys of a record by their English names, records with renamed keys, and options to type."""
+"""Find the keys of a record by their English names, rename them, and suggest options for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNSAFE = re.compile(r"[^\w@%+=:,./-]")  # characters that a shell may interpret
 
 
 def keys_by_name(record: Record) -> Keys:
-    """Return the keys of a record that have a value, by English name (`canonical`)."""
+    """Return those keys of a record that have a value, grouped by English name (`canonical`)."""
     out: Keys = {}
     for key, value in record.items():
         if value is not None:
@@ -36,7 +36,7 @@ def with_renamed(record: Record, names: dict[str, str], counts: Counts) -> Recor
 
 
 def columns_option(columns: dict[str, str]) -> str:
-    """Return the option that names these columns, in quotes if a shell requires them."""
+    """Return the `--data-columns` option for these columns, in quotes if a shell requires them."""
     value = ",".join(f"{key}={_typed(name)}" for key, name in columns.items())
     return f"--data-columns {shlex.quote(value) if _UNSAFE.search(value) else value}"
 
@@ -46,7 +46,7 @@ def _typed(name: str) -> str:
 
 
 def pair_options(question: str, answer: str) -> str:
-    """Return both options that read these columns as a question and its answer."""
+    """Return the two possible options for reading these columns as a question and its answer."""
     return (
         f"{columns_option({'instruction': question, 'output': answer})} (with the chat template) "
         f"or {columns_option({'prompt': question, 'completion': answer})} (concatenated as is)"

@@ -18,7 +18,7 @@ _KANA = ("HIRAGANA", "KATAKANA")
 
 
 class Kind(NamedTuple):
-    """What distinguishes a record, each in words; "" for records without a chat."""
+    """The features of a record, described in words; most are "" for a record without a chat."""
 
     script: str
     chat: str

@@ -1,4 +1,4 @@
-"""Find parts of a chat that the template omits, so that no prompt or answer contains them."""
+"""Find parts of a chat that are in no prompt or answer because the template omits them."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 class LostPieces:
     """A checker that finds the messages and tools that a template leaves out.
 
-    For each shape of chat (its roles and the parts of their messages), one chat with marks instead
-    of words is rendered, to determine which messages the template writes at all. The texts of every
-    chat are then searched for its words.
+    For each shape of chat (the roles and parts of its messages), one chat with marks instead
+    of words is rendered, to determine which messages the template writes at all. Afterwards, the
+    rendered texts of each chat are searched for the chat's words.
     """
 
     def __init__(self, template: ChatTemplate) -> None:

@@ -68,10 +68,10 @@ _LOOK = 1 << 16
 
 
 def binary_kind(content: bytes) -> str | None:
-    """Return what the file is and what to do about it, or None if the file can be text.
+    """Return what the file is and what the user should do, or None if it could be a text file.
 
-    This function checks for marks and for bytes that never occur in text. UTF-16 and UTF-32 text
-    must be decoded first.
+    This function checks for file signatures and for bytes that never occur in text. UTF-16 and
+    UTF-32 text must be decoded first.
     """
     head = content[:_LOOK]
     for mark, kind in _STARTS:
@@ -149,7 +149,7 @@ def _plausible(text: str) -> bool:
 
 
 def _zip_kind(content: bytes) -> str:
-    """Return the kind of a file whose format is based on a zip archive."""
+    """Return the kind of a file in a format that is based on zip archives."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()

@@ -17,7 +17,7 @@ MOST = 0xFFFFFFFF  # std::mt19937::max()
 
 
 class MT19937:
-    """A generator of 32-bit numbers; `draw` advances it."""
+    """A generator of 32-bit random numbers; `draw` advances its state."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
         """Start with the state `words`, uint32 [624], at the position `place`.

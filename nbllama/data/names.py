@@ -47,7 +47,7 @@ def known_names(
     """Return the record with its keys renamed to the keys of a format (`wanted`, if given).
 
     Without `guess`, only chats and numbers are changed. Unknown names stay unchanged. Raises
-    `DataError`, which suggests an option to add, if there are several ways to read the record.
+    `DataError`, suggesting an option to add, if the record can be read in several ways.
     """
     if guess:
         if not _has(record, wanted):
@@ -59,7 +59,7 @@ def known_names(
 
 
 def prompt_names(record: Record, counts: Counts) -> Record:
-    """Return the record of a prompt without an answer, with the usual names for its keys.
+    """Return a record for a prompt without an answer, renaming its keys to the usual names.
 
     Raises `DataError` if several keys can be the prompt.
     """
@@ -142,7 +142,7 @@ def _only(keys: Keys, name: str, wanted: tuple[str, ...]) -> str:
 
 
 def _with_more(record: Record, counts: Counts) -> Record:
-    """Return a record of a format with the usual names for the other keys that the format reads."""
+    """Return a record that fits a format, with the usual names for optional keys of the format."""
     if "chosen" in record and "rejected" in record:
         record = _with_prompt(record, counts)
         more = _MORE if record.get("prompt") is None else {}
@@ -156,7 +156,7 @@ def _with_more(record: Record, counts: Counts) -> Record:
 
 
 def _with_usual(record: Record, more: dict[str, str], counts: Counts) -> Record:
-    """Return the record with the keys named in `more` under their usual names."""
+    """Return the record with the keys listed in `more` renamed to their usual names."""
     keys = keys_by_name(record)
     names: dict[str, str] = {}
     for name, new in more.items():

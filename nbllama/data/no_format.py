@@ -20,8 +20,8 @@ _KNOWN = (
 def no_format(record: Record, where: str, *, table: bool, raw: bool) -> DataError:
     """Return the error for a file in which the keys of no record match a format.
 
-    `record` is the first record, and `where` names the place of its keys. `raw`: whether the file
-    may be meant as plain text.
+    `record` is the first record, and `where` says where its keys are. `raw` says whether the file
+    could be intended as plain text.
     """
     names = shown(", ".join(record) or "none", 50)
     if is_turn(record):
@@ -57,7 +57,7 @@ def _options(record: Record) -> str:
 
 
 def _contains(key: str, names: Collection[str]) -> bool:
-    """Return whether a key contains a name, in English or Chinese, that is not very short."""
+    """Return whether a key contains one of the names or its Chinese form, ignoring short ones."""
     folded = fold(key)
     chinese = (word for word, name in CHINESE_COLUMNS.items() if name in names)
     return any(len(name) > 2 and name in folded for name in names) or any(

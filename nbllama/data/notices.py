@@ -52,7 +52,7 @@ READ = {
 
 
 class Notices:
-    """Counters of the notices for a file, with the line of the first record for each kind."""
+    """Counts of the notices for a file, and the line of the first record with each kind."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

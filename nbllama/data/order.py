@@ -1,7 +1,7 @@
 """The order of the samples in an epoch, which depends only on two integers: seed and epoch.
 
 The permutation for an epoch sorts the samples by random 64-bit numbers from numpy's Philox 4x64,
-keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al. 2011). numpy's
+keyed by (seed, epoch) (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). numpy's
 compatibility policy guarantees the raw stream of a bit generator but not `Generator.permutation`,
 so this order stays the same after a numpy upgrade.
 """

@@ -10,8 +10,8 @@ position in the data is therefore still (epoch, next sample), and unused room co
 
 If samples share beginnings (`nbllama.data.shared`), only computed tokens count. To limit memory,
 such a batch also ends before its trained targets exceed the room, or its tokens exceed
-`MOST_TOKENS` times the room. A run keeps its initial rule, because the rule determines which
-samples share a batch.
+`MOST_TOKENS` times the room. A run always uses the rule with which it started, because the rule
+determines which samples share a batch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Packed:
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
         """Return how many samples fit.
 
-        Raises `ValueError` if `wraps` is set, which is only for the old tool.
+        Raises `ValueError` if `wraps` is set, because only the old tool's order wraps around.
         """
         if wraps:
             raise ValueError("packed batches do not wrap around")
@@ -82,7 +82,7 @@ class Packed:
         return len(order) - first
 
     def largest_shared(self, n_rows: int) -> tuple[int, int]:
-        """Return upper bounds on the computed tokens and on all tokens of any shared batch."""
+        """Return upper bounds on the computed tokens and on all tokens in any shared batch."""
         room, tokens = n_rows * self.n_ctx, self._lengths[0]
         most = min(MOST_TOKENS * room, int(tokens.sum()))
         n = self.n_samples

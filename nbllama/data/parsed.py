@@ -24,8 +24,8 @@ from nbllama.errors import DataError, shown
 class FileRecords(NamedTuple):
     """The contents of one file: records or text, and the number of lines.
 
-    header: the line with the column names of a table (0 for Parquet), or None if the keys are part
-    of each record.
+    `header` is the line with the column names of a table (0 for Parquet), or None if each record
+    contains its own keys.
     """
 
     entries: list[Entry] | None

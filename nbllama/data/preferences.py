@@ -120,6 +120,6 @@ class Preferences(RowPerSample):
 
 
 def _prompt(samples: Samples, i: int) -> int:
-    """Return how many ids of sample i precede its first trained target."""
+    """Return the number of ids in sample i before its first trained target."""
     begin, end = int(samples.offsets[i]), int(samples.offsets[i + 1])
     return 1 + int(np.argmax(samples.trained[begin + 1 : end]))

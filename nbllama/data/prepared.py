@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Prepared(NamedTuple):
     """A chat in the form that the template receives, and the numbers of its trained answers.
 
-    `found` counts notices by kind (`nbllama.data.notices.READ`). `shift` is added to the number of
-    a message in this chat to obtain its number in the record.
+    `found` counts notices by kind (`nbllama.data.notices.READ`). The number of a message in the
+    record is its number in this chat plus `shift`.
     """
 
     messages: list[Message]
@@ -29,7 +29,7 @@ class Prepared(NamedTuple):
 
     @property
     def request(self) -> Chat:
-        """The rendering request, with a cut before and a cut after each trained answer."""
+        """The rendering request, with cuts before and after each trained answer."""
         cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
         last = self.numbers[-1] + 1
         return self.messages[:last], cuts, chat_variables(self.tools, self.variables)

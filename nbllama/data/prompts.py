@@ -117,7 +117,7 @@ class Prompts(RowPerSample):
         return sum(sizes) + len(sizes) * self.group * self.most
 
     def line(self) -> str:
-        """Return a line about the sizes of the data set."""
+        """Return a line of text that gives the sizes of the data set."""
         sizes = [len(q.ids) for q in self.questions]
         return (
             f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; at most "
@@ -125,7 +125,7 @@ class Prompts(RowPerSample):
         )
 
     def numbers(self) -> dict[str, int | str]:
-        """Return the sizes of the data set for the page about a run."""
+        """Return the sizes of the data set, for the page that describes a run."""
         sizes = [len(q.ids) for q in self.questions]
         return {
             "prompts": self.n_samples,

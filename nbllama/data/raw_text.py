@@ -1,7 +1,7 @@
 """Raw text, tokenised and split into samples for rows of at most n_ctx tokens.
 
-A sample is a window (begin, size) of the tokens t of a file. The row for (the beginning of) a
-sample is the sequence
+A sample is a window (begin, size) in t, the tokens of a file. The row for a sample, or for the
+beginning of a long sample, is the sequence
 
     tokens   BOS       t[begin]     ...  t[begin + n - 2]
     targets  t[begin]  t[begin + 1] ...  t[begin + n - 1]        n = min(size, n_ctx)
@@ -63,7 +63,7 @@ def first_token(tokenizer: Tokenizer) -> int:
 class RawText:
     """A `Dataset` for a text file.
 
-    `tokens` contains the ids of the file, int32 [T]. `first` is the id that precedes each row.
+    `tokens` contains the token ids of the file, int32 [T]. `first` is the id before each row.
     `last` is the id that ends a sample, if the rules require one, and that replaces an empty
     sample.
     """

@@ -37,7 +37,7 @@ class Row(NamedTuple):
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
 
     def n_useful(self) -> int:
-        """Return the number of ids up to the last trained target, or 0 if there is none."""
+        """Return the number of ids up to the last trained target, or 0 if no target is trained."""
         if len(self.trained) > 1 and self.trained[-1]:
             return len(self.trained)
         # The first id is not a target, because nothing precedes it.

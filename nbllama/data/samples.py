@@ -32,7 +32,7 @@ ON_LONG = ("cut", "refuse", "skip")
 
 
 class SampleText(NamedTuple):
-    """The text of a sample, and its trained character ranges, each (start, end)."""
+    """The text of a sample, and the (start, end) ranges of its trained characters."""
 
     text: str
     trained: list[tuple[int, int]]
@@ -144,7 +144,7 @@ def load_samples(
 
     Raises `DataError` if there are chats but no template, if the template rejects a chat (unless
     `skip_bad` is set), if a sample is too long and `on_long` is "refuse", and if no trained target
-    is left in the whole file. Also raises template errors. Errors in a sample name file and line.
+    is left in the whole file. Also raises template errors. Errors name the sample's file and line.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
@@ -239,7 +239,7 @@ def load_samples(
 
 
 def _both_sides(rows: Sequence[Row]) -> bool:
-    """Return whether both sides of a pair still contain trained parts, and these parts differ."""
+    """Return whether both sides of a pair still contain trained parts and these parts differ."""
     return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 

@@ -3,8 +3,8 @@
 Chat templates repeat the system prompt in each record, text-to-SQL data repeat a schema, and a
 conversation with one sample per answer repeats all earlier turns. In a causal model, a token
 depends only on the tokens before it, so two samples that begin with the same tokens have the same
-activations for those tokens. `share` rearranges a micro-batch by leaving out each row of a sample
-whose tokens so far are the same as in an earlier sample of the batch.
+activations for those tokens. `share` rearranges a micro-batch and leaves out each row of a sample
+if the tokens up to that row are the same as in an earlier sample of the batch.
 
     samples            a b c d e    a b c f    a b c d g h
     computed rows      a b c d e    f          g h
@@ -33,7 +33,7 @@ FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with di
 class Beginnings:
     """The samples that have been added to a batch so far, in sorted order.
 
-    A new sample shares the most tokens with one of its two neighbours in this order.
+    The sample that shares the most tokens with a new sample is one of its two neighbours.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class Beginnings:
 
 
 def sort_key(tokens: np.ndarray) -> bytes:
-    """Return bytes that sort in the same order as sequences of tokens."""
+    """Return bytes that sort in the same order as the token sequences themselves."""
     return tokens.astype(">i4").tobytes()
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the number of tokens that both have in common at the start; 0 if below `LEAST`."""
+    """Return the number of tokens that both have in common at the start, or 0 if below `LEAST`."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = int(different[0]) if len(different) else n

@@ -29,7 +29,7 @@ Path = tuple[Any, ...]  # the path to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """The `ids` of tokens, int32 [n], and the part of the text that each token covers.
+    """The token `ids`, int32 [n], and the part of the text that each token covers.
 
     Token i covers `text[starts[i]:ends[i]]`; `starts` and `ends` are int64 [n].
     """
@@ -61,7 +61,7 @@ def encode_rendered(
 ) -> Placed:
     """Return the tokens of `text`, which `template` rendered from `messages`.
 
-    If no message contains the text of a special token, the ids are the same as from
+    If no message contains the text of a special token, the ids are the same as those from
     `tokenizer.encode(text, parse_special=True)`. BOS is prepended if the tokenizer adds BOS and the
     text does not begin with it.
 

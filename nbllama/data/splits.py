@@ -35,7 +35,7 @@ class Splits(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The files to read, and messages to the user about this choice."""
+    """The files to read, and messages to the user about how they were chosen."""
 
     files: list[str]
     notes: list[str]
@@ -63,7 +63,7 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
-    """Return all files that training or validation on `path` reads; none if `path` is refused."""
+    """Return all files read when training or validating on `path`; none if `path` is refused."""
     try:
         parts = [part for part in find_splits(path) if part is not None]
         return [file for part in parts for file in data_files(part).files]
@@ -194,12 +194,12 @@ def is_hidden(name: str) -> bool:
 
 
 def says_records(name: str) -> bool:
-    """Return whether the ending of a file name indicates records."""
+    """Return whether the extension of a file name indicates records."""
     return ending(name) in RECORD_ENDINGS
 
 
 def ending(name: str) -> str:
-    """Return the lower-case ending of a name, ignoring any ending for compression."""
+    """Return the extension of a name in lower case, ignoring any compression extension."""
     base = os.path.basename(name).lower()
     for packed in PACKED:
         base = base.removesuffix(packed)

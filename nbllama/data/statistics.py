@@ -49,7 +49,7 @@ class Utilisation(NamedTuple):
 
 
 def described(data: Dataset) -> str:
-    """Return "plain text", or the format of the records."""
+    """Return a description of the data: "plain text", or the format of the records."""
     return "plain text" if data.kind == "raw" else f"records, format {getattr(data, 'format', '')}"
 
 

@@ -1,7 +1,7 @@
 """Check whether a model's vocabulary suits the script of the data.
 
-A vocabulary that has no words of a language encodes them byte by byte. The texts are then long and
-slow to process, and the model has probably read little of that language.
+A vocabulary without words of a language encodes them byte by byte. Texts then become long and slow
+to process, and the model has probably seen little of that language.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def script_notes(tokenizer: Tokenizer, data: Any) -> list[str]:
 
 
 def _ids(data: Any) -> np.ndarray:
-    """Return the token ids of a data set, one after another."""
+    """Return all token ids of a data set in one array."""
     if isinstance(data, Prompts):
         return np.concatenate([q.ids for q in data.questions])
     samples = getattr(data, "samples", data)
@@ -84,7 +84,7 @@ def _ids(data: Any) -> np.ndarray:
 
 
 def _stretches(ids: np.ndarray) -> list[np.ndarray]:
-    """Return all ids if there are few, else evenly spaced stretches."""
+    """Return all ids if there are few, else stretches of ids at even intervals."""
     if len(ids) <= STRETCHES * LENGTH:
         return [ids]
     starts = np.linspace(0, len(ids) - LENGTH, STRETCHES).astype(np.int64)
@@ -94,7 +94,7 @@ def _stretches(ids: np.ndarray) -> list[np.ndarray]:
 def _characters(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the code points of the text, and for each token the character that it ends in.
 
-    Control tokens are left out. A byte that belongs to no character becomes one code point.
+    Control tokens are left out. A byte that is not part of a character becomes one code point.
     """
     pieces = [tokenizer.token_bytes(i, special=False) for i in ids.tolist()]
     sizes = np.array([len(piece) for piece in pieces if piece], np.int64)

@@ -1,4 +1,4 @@
-"""Checks of the training texts, whose results the user should read before training."""
+"""Checks of the training texts, with results that the user should read before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenise the prompts and answers of a chat; a beginning that prompts share is tokenised once."""
+"""Tokenise the prompts and answers of a chat; common beginnings of prompts are tokenised once."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def has_roles(turn: Record) -> bool:
 
 
 def with_numbers(record: Record, counts: Counts) -> Record:
-    """Return the record with numbers under keys of texts as text."""
+    """Return the record, converting numbers to text under keys that should contain text."""
     changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in (int, float)}
     for key in changed:
         counts.numbers[key] += 1
@@ -53,7 +53,7 @@ def with_numbers(record: Record, counts: Counts) -> Record:
 
 
 def with_roles(record: Record, counts: Counts) -> Record:
-    """Return the record with standard names in the turns of its chats."""
+    """Return the record with standard names for keys and speakers in its chats."""
     for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
@@ -64,7 +64,7 @@ def with_roles(record: Record, counts: Counts) -> Record:
 
 
 def by_turns(record: Record) -> Record:
-    """Move chat turns in ShareGPT form from "messages" to "conversations"."""
+    """Move the turns of a ShareGPT-style chat from "messages" to "conversations"."""
     turns = record.get("messages")
     if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record
@@ -112,7 +112,7 @@ def _turn(turn: Record, counts: Counts) -> Record:
 
 
 def _first(keys: Keys, names: tuple[str, ...]) -> str:
-    """Return the key with the first of these names that a message has, or "".
+    """Return the message's key for the first of these names that it has, or "".
 
     Raises `DataError` if several keys have that name.
     """

@@ -175,9 +175,9 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm() -> Callable[[float], object]:
-    """Return a function that ends this process after a number of seconds; 0 cancels the alarm.
+    """Return a function that makes this process end after the given seconds; 0 cancels the alarm.
 
-    The parent kills a child that takes too long; the alarm ends a child whose parent is gone.
+    The parent kills a child that takes too long; the alarm is for a child whose parent is gone.
     """
     if not hasattr(signal, "setitimer"):
         return lambda seconds: None

@@ -171,7 +171,7 @@ def _words_at(through: str, message: dict[str, Any]) -> int | None:
 
 
 def _rest(prompt: str, through: str) -> str:
-    """Return the part of the prompt that differs from F, for error messages."""
+    """Return the rest of the prompt, from where it first differs from F, for error messages."""
     return prompt[len(os.path.commonprefix([prompt, through])) :]
 
 

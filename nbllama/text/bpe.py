@@ -1,12 +1,12 @@
-"""Byte-level BPE, using the library `tokenizers` by Hugging Face.
+"""Byte-level BPE, using Hugging Face's `tokenizers` library.
 
 The tokenizer is built from the tokens and merges in a GGUF file, and from an entry of
 `pretokenizers.PRE_TOKENIZERS`.
 
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
 exceptions. First, both drop a byte whose character is not in the vocabulary, but only in llama.cpp
-does such a byte still separate its neighbours. This module gives the byte an id past the vocabulary
-and drops the id afterwards. Second, a merge that is listed twice keeps its first rank (`vocab`).
+does it keep its neighbours from merging. This module gives the byte an id past the vocabulary and
+drops the id afterwards. Second, a merge that is listed twice keeps its first rank (`vocab`).
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
@@ -93,8 +93,8 @@ class BpeTokenizer(Tokenizer):
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
         """Return the library ids for each text.
 
-        Words are often repeated, and a lookup is much faster than the library. Texts are therefore
-        split into words, and only new words are passed to the library.
+        Words are often repeated, and looking them up is much faster than calling the library. Texts
+        are therefore split into words, and only new words are passed to the library.
         """
         cut = [_WORDS.findall(text) for text in texts]
         words = self._words

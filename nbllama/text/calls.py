@@ -104,7 +104,7 @@ def _in_form(message: Message, form: Form) -> Message:
 
 
 def hermes(call: Message) -> str:
-    """Return a call in the form used by Hermes and Qwen models: one line of JSON between marks."""
+    """Return a call in the form that Hermes and Qwen models use: a line of JSON between marks."""
     function = call["function"]
     line = json.dumps(
         {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False

@@ -23,7 +23,7 @@ class Group(NamedTuple):
 def character_groups(
     tokenizer: Tokenizer, ids: Sequence[int], apart: Sequence[bool] | None = None
 ) -> list[Group]:
-    """Return the smallest groups of adjacent tokens that form whole characters.
+    """Divide the tokens into the smallest groups that form whole characters.
 
     A byte-level vocabulary can split a single character, for example in Chinese, into several
     tokens. Tokens with different flags in `apart` are never in the same group.

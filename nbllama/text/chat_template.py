@@ -37,9 +37,9 @@ class ChatTemplate:
     `bos_token` and `eos_token` are the values of the template variables of these names, and
     `variables` contains additional ones, such as `enable_thinking`. `now` is the time that
     `strftime_now` returns, so that the same data give the same text on any day. Errors are of the
-    class `error` and name the source `where`. `memory_bytes` is the memory that the child may use
-    in addition to its initial memory. Raises `error` if the template is larger than 256 KB or
-    cannot be compiled within `compile_seconds`.
+    class `error` and give `where` as the source of the template. `memory_bytes` is the memory that
+    the child may use in addition to its initial memory. Raises `error` if the template is larger
+    than 256 KB or cannot be compiled within `compile_seconds`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ChatTemplate:
         return texts[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
-        """Render chats (messages, cuts, variables); return the texts of the cuts, or an error.
+        """Render chats (messages, cuts, variables); return, for each, its texts or an error.
 
         A cut (n, prompt) is the first n messages, with or without a prompt for an answer. The
         errors are those that `render` raises. All chats are sent to the child in a single request,

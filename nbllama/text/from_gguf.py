@@ -11,7 +11,7 @@ from nbllama.text.vocab import read_vocab
 
 
 def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
-    """Return the tokenizer for `f`: SentencePiece for the model "llama", BPE for any other model.
+    """Return the tokenizer for `f`: SentencePiece if its model is "llama", otherwise BPE.
 
     The model is the value of `tokenizer.ggml.model`. `pre` overrides the pre-tokenizer name in the
     file. Raises GGUFError if the vocabulary is damaged or not supported, and UsageError if `pre` is

@@ -1,8 +1,8 @@
 """Split text at special tokens, like llama.cpp's `tokenizer_st_partition`.
 
-The special tokens are searched for one by one, longest first, from left to right in the remaining
-plain text. In most vocabularies, no special token can begin inside another and end after it. In
-that case, a single search for all tokens gives the same result and is several times faster.
+The remaining plain text is searched from left to right for one special token at a time, longest
+first. In most vocabularies, no special token can begin inside another and end after it. In that
+case, a single search for all tokens gives the same result and is several times faster.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
 def model_proto(texts: list[str], scores: list[float]) -> bytes:
     """Return a serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
 
-    There are more ids: len(texts) is the unknown token, and len(texts) + 1 + b is byte b, if its
-    token is not in `texts`. Source of the field numbers: sentencepiece,
+    In addition, id len(texts) is the unknown token, and len(texts) + 1 + b is byte b, if its token
+    is not in `texts`. Source of the field numbers: sentencepiece,
     src/sentencepiece_model.proto.
     """
     out = bytearray()

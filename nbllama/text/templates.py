@@ -18,8 +18,8 @@ from nbllama.text.sandbox import MAX_SOURCE_BYTES
 class Layout(NamedTuple):
     """A chat template, and how to combine an instruction and an input (Alpaca data).
 
-    The input follows the instruction, separated by `joint`. `with_input` is the system message for
-    a chat that has an input but no system message, or "" for none.
+    The input follows the instruction, separated by `joint`. `with_input` is the system message that
+    is added to a chat with an input but without a system message, or "" for none.
     """
 
     source: str
@@ -104,8 +104,8 @@ LAYOUTS: dict[str, Layout] = {
 def find_layout(name: str) -> Layout:
     """Return the layout called `name` in `LAYOUTS` (hyphens are optional), or from a template file.
 
-    Raises `UsageError` if `name` is neither, or if the file cannot be read, is not UTF-8 or is too
-    large for a template.
+    Raises `UsageError` if there is no such layout or file, or if the file cannot be read, is not
+    UTF-8 or is too large for a template.
     """
     for known, layout in LAYOUTS.items():
         if name.lower().replace("-", "") == known.replace("-", ""):

@@ -87,8 +87,8 @@ def first_thought(text: str) -> Thought | None:
 def at_end(prompt: str) -> Thought | None:
     """Return the open or closed thought at the end of a prompt, with any trailing white space.
 
-    Returns None if the prompt does not end with a thought. A closer on its own counts as a closed
-    thought.
+    Returns None if the prompt does not end with a thought. A closing mark without an opening mark
+    counts as a closed thought.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
     openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
@@ -106,7 +106,7 @@ def at_end(prompt: str) -> Thought | None:
 
 
 def closer_in(text: str) -> re.Match[str] | None:
-    """Return the match of the first closer in a text, or None."""
+    """Return the regex match for the first closing mark in a text, or None."""
     if not _may_hold_marks(text):
         return None
     return _ANY_CLOSER.search(text)
@@ -132,7 +132,7 @@ def thought_of(message: dict[str, Any]) -> str:
 
 
 def visible(message: dict[str, Any]) -> str:
-    """Return the content of a message without its thought and surrounding white space."""
+    """Return the content of a message without its thought or the white space around it."""
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]

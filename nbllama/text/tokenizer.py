@@ -111,8 +111,8 @@ class Tokenizer(ABC):
         """Return the ids from `encode`, and the index in `text` of each id's first character.
 
         For a token that starts inside a character, the index is that of the character; for bos, it
-        is 0, and for eos, `len(text)`. Starts never decrease. `continues` means that `text` follows
-        other plain text, so no space is prepended.
+        is 0, and for eos, it is `len(text)`. The indices never decrease. `continues` means that
+        `text` follows other plain text, so no space is prepended.
         """
         ids, starts = self.encode_arrays(text, parse_special=parse_special, continues=continues)
         if add_special:

@@ -77,7 +77,7 @@ class Traits:
 
     @cached_property
     def switch(self) -> str:
-        """The variable that, if false, makes the prompt end with a closed thought, or ""."""
+        """The variable that, if set to false, makes the prompt end with a closed thought, or ""."""
         for name in _SWITCHES:
             if name in self._template.source:
                 text = self._render([_QUESTION], prompt=True, variables={name: False})

@@ -234,7 +234,7 @@ def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
 
 
 def _strip_rules(f: GGUFFile, v: Vocab) -> None:
-    """Mark the special tokens of Phi-3 that include the spaces after them.
+    """Mark the special tokens of Phi-3 that absorb the spaces after them.
 
     As in llama.cpp, this depends on the model name, because there is no key for it.
     """

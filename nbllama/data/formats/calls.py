@@ -80,7 +80,7 @@ def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
 
 
 def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
-    """Return the arguments as an object, and as a JSON string if they were given as a string."""
+    """Return the arguments as an object, and the original JSON string if they were given as one."""
     what = f"{where}the arguments of a tool call"
     text = ""
     for _ in range(3):  # an object, which can be encoded as JSON several times

@@ -67,7 +67,7 @@ def _message(message: Any, where: str) -> Message:
 
 
 def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
-    """Return the parts of a message other than role and content.
+    """Return the parts of a message other than its role and content.
 
     These are its thought, its tool calls, and the id of the call that it answers. Raises
     `DataError`.
@@ -113,7 +113,7 @@ def _parts(parts: list[Any], where: str) -> str:
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
     """Return the numbers of the answers that a key excludes from training, and notices.
 
-    The notices are given by their kinds (`nbllama.data.notices`).
+    Each notice is represented by its kind (`nbllama.data.notices`).
 
     Raises `DataError` if the value of such a key means neither yes nor no, if keys contradict each
     other, or if a key requests training on a message that is not an answer.

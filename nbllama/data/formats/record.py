@@ -77,7 +77,7 @@ Sample = Plain | Pair | Labelled
 
 
 def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
-    """Yield every prompt with its answer: two for each pair, and one for any other sample."""
+    """Yield every prompt with an answer: twice for a pair, and once for any other sample."""
     for sample in samples:
         if isinstance(sample, Pair):
             yield sample.chosen
@@ -267,5 +267,5 @@ def kind_of(value: object) -> str:
 
 
 def keys_of(record: Record) -> str:
-    """List the keys of a record for an error message."""
+    """Return a list of the keys of a record, for an error message."""
     return shown(", ".join(record) or "none", 80)

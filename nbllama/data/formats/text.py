@@ -1,4 +1,4 @@
-"""Documents ({"text"}), which are trained on as a whole, including the token that ends the text."""
+"""Documents ({"text"}). The model is trained on the whole text and the token that ends it."""
 
 from __future__ import annotations
 
