@@ -86,7 +86,7 @@ class Objective(Protocol):
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Prepare a step or an evaluation, and return over how many items to average the loss."""
+        """Prepare a step or an evaluation, and return the number of items in the mean loss."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:

@@ -63,7 +63,7 @@ def _one_block(
 ) -> None:
     """Run the forward and backward passes of block `layer`.
 
-    `first` is given to imitate checkpointing. Block `first` then runs forward, after which `layer`
+    If `first` is given, checkpointing is imitated: block `first` runs forward, and then `layer`
     recomputes its forward pass and runs backward. If these are two different blocks, the weights of
     `layer` are not in the cache, as in a real step.
     """

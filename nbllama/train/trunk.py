@@ -66,7 +66,7 @@ class TrunkCache:
         Parameters
         ----------
         key : str
-            Digest (64 hex digits) of everything except the tokens that the vectors depend on.
+            Digest (64 hex digits) of everything that the vectors depend on, except the tokens.
         layer : int
             Number of frozen blocks at the bottom of the model.
         width : int

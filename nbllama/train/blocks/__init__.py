@@ -1,1 +1,1 @@
-"""Blocks of micro-batches, whose computation can be distributed over several machines."""
+"""Blocks of micro-batches, whose computation can be distributed across several machines."""

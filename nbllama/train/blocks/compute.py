@@ -75,7 +75,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Job:
-    """A task, the number of iterations before its step, and its index within the step."""
+    """A task, its index within its step, and the number of iterations before that step."""
 
     step: int
     number: int

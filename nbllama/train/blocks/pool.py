@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass(frozen=True)
 class Event:
-    """A worker's answer for its unit, or None and the reason why the worker was lost."""
+    """A worker's answer for its unit or, if the worker was lost, None and the reason."""
 
     worker: str
     answer: Answer | None

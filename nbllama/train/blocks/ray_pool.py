@@ -256,7 +256,7 @@ def _connect(address: Address) -> None:
 
 
 def _reason(e: BaseException) -> str:
-    """Return the first line of an error's message, or of its cause's message if there is one."""
+    """Return the first line of an error's message, or of its cause's message if it has a cause."""
     cause = getattr(e, "cause", None)
     text = str(cause if isinstance(cause, Exception) else e).strip()
     lines = text.splitlines() or [type(e).__name__]

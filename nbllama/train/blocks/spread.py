@@ -44,7 +44,7 @@ class NoWorkers(NbllamaError):
 
 
 class Spread:
-    """An implementation of `Steps` that distributes the work over the workers of `pool`."""
+    """An implementation of `Steps` that distributes the work among the workers of `pool`."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Spread:
             self.say(f"warning: {line}")
 
     def _answers(self, work: StepWork, units: Sequence[Unit], check: Check) -> dict[int, Answer]:
-        """Distribute the units over the workers, and return the answers, keyed by unit number."""
+        """Distribute the units among the workers, and return the answers, keyed by unit number."""
         start = time.perf_counter()
         while True:
             self._begin(work)
@@ -225,7 +225,7 @@ class Spread:
             work.objective.add_part(before)
 
     def _take(self, work: StepWork, step: Progress, event: Event) -> None:
-        """Handle an event: store the answer, or queue the unit of a lost worker again."""
+        """Handle an event: store the answer, or requeue the unit of a lost worker."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:

@@ -105,7 +105,7 @@ class Plan:
 
 
 def mixed_line(name: str, here: Answer, there: Answer) -> str:
-    """Return a message about how much `there`, computed on another CPU, differs from `here`."""
+    """Return a message that compares an answer from another CPU, `there`, with our own, `here`."""
     loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
     ours, theirs = (
         np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)
@@ -212,7 +212,7 @@ class Worker:
 
 
 def facts() -> dict[str, str]:
-    """Return the properties that must match on all machines to produce the same bits."""
+    """Return the properties that must match for all machines to compute the same bits."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"nbllama": __version__, "python": python, **environment(), **more_of_environment()}
 
@@ -252,8 +252,8 @@ def file_sha256(path: str) -> str:
 def find_model(plan: Plan, folder: str) -> str:
     """Return the path to the base model on this machine, or "" if the model must be copied.
 
-    The model is looked up at the same path first, then by size and sha256 in `folder` and its
-    subfolders.
+    The path in the plan is tried first, followed by all files in `folder` and its subfolders. A
+    file is the model if its size and sha256 match.
     """
     candidates = [plan.path]
     if folder:

@@ -45,7 +45,7 @@ class Budget:
 
 
 class Measures:
-    """Measurements of a trainer between iterations, which do not affect its passes or updates.
+    """Measure a trainer between iterations, without affecting its passes or updates.
 
     `keep` is called with rows that go to both the log and the page, and `show` is called with rows
     that go only to the page. `n_iter` is the total number of iterations.
@@ -70,7 +70,7 @@ class Measures:
         self.budget = Budget(SHARE)
 
     def before(self) -> None:
-        """Start measuring an iteration, while nothing else uses the trainer."""
+        """Start measuring an iteration; nothing else may be using the trainer."""
         start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Questions:
-    """The questions in a `LiveState`, which are answered greedily using separate memory.
+    """Answer the questions in a `LiveState` by greedy decoding, in separate memory.
 
     `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
     the run should stop, in which case the current answer ends as well. `keep` is called with the
@@ -46,7 +46,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions; if one cannot be answered, the answer states the reason."""
+        """Answer all waiting questions; if one cannot be answered, the answer says why."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

@@ -24,7 +24,7 @@ Check = Callable[[], None] | None
 
 
 def answer_tokens(batch: Batch) -> np.ndarray:
-    """Return the number of trained tokens in each sample, int64 `[S]`."""
+    """Return the number of trained tokens in each sample as an int64 array `[S]`."""
     starts = batch.whole().seq_offsets[:-1]
     counts: np.ndarray = np.add.reduceat(batch.targets >= 0, starts, dtype=np.int64)
     return counts

@@ -61,7 +61,7 @@ class Measured:
         self._judged += part._judged
 
     def numbers(self) -> dict[str, float]:
-        """Return the means, leaving out any side that has no answers.
+        """Return the means that can be computed; some require chosen answers, others rejected ones.
 
         - margin: reward of the chosen answers minus reward of the rejected answers
         - accuracy: share of pairs in which the chosen answer has the higher reward; for labelled
@@ -86,8 +86,8 @@ class Measured:
 class Seen:
     """The most recent steps of a run, and the warnings about them.
 
-    If `refers` is true, changes are measured relative to the reference, otherwise relative to the
-    first steps.
+    If `refers` is true, changes are measured relative to the reference; otherwise, relative
+    to the first steps.
     """
 
     def __init__(self, refers: bool) -> None:

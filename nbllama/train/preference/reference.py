@@ -34,7 +34,7 @@ _MAGIC = b"nbllama reference 1\n"
 
 @dataclass
 class Reference:
-    """The reference for the answers of `sets`.
+    """The reference for the answers in the data sets `sets`.
 
     `adapter` is applied to the base model, unless it is None. `base` is the fingerprint of the base
     model. `others` says whether each answer is also evaluated with a different prompt. `folder` is
@@ -50,7 +50,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Return the name of the reference that checkpoints store."""
+        """Return the name that checkpoints store for this reference."""
         return "base" if self.adapter is None else f"adapter {adapter_digest(self.adapter)[:16]}"
 
     @property

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Return the text for display; if it is cut, it ends with "…", after a whole character."""
+        """Return the text for display; a cut text ends with a whole character and "…"."""
         if not self.cut:
             return self.text
         return self.text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip() + "\N{HORIZONTAL ELLIPSIS}"
@@ -64,9 +64,8 @@ class GroupOf(NamedTuple):
 class DrawnBatch(Batch):
     """A batch of drawn answers.
 
-    `advantage` is float64 `[S]`, with one value per sequence. `reference` is float64 `[M]` and
-    contains the log-probabilities of the trained tokens under the reference, which are filled in
-    later.
+    `advantage` is float64 `[S]`, with one value per sequence. `reference` is float64 `[M]` and is
+    filled in later with the log-probabilities of the trained tokens under the reference.
     """
 
     advantage: np.ndarray

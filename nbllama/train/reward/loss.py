@@ -155,7 +155,7 @@ class RewardLoss:
             part.reference[:] = values
 
     def under_reference(self, work: Passes, batch: Batch, check: Check) -> np.ndarray:
-        """Return the log-probability of each trained token under the reference, float64 `[M]`."""
+        """Return the trained tokens' log-probabilities under the reference (float64 `[M]`)."""
         model, most, adapter = work.model, work.limits, self._reference
         acts, buffers = work.acts, work.buffers
         if adapter is not None and not same_sizes(adapter, work.adapter):

@@ -60,8 +60,8 @@ def find_questions(
 ) -> list[Asked]:
     """Choose up to `number` evenly spaced questions from each of the two data sets.
 
-    If a record has several answers, the last one is used. Records whose prompt is long or missing
-    are skipped.
+    If a record has several answers, the last one is used. Records whose prompt is too long or
+    missing are skipped.
     """
     found = _questions(tokenizer, data, TRAINED, number)
     if validation is not None:
@@ -94,7 +94,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Return the last answer of sample `i` with its prompt, or None for an empty or long prompt."""
+    """Return the last answer of sample `i` with its prompt, or None if either is unsuitable."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)

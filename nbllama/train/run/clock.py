@@ -14,7 +14,7 @@ _WORTH_SHOWING = 1.0  # seconds of compilation
 
 
 class Clock:
-    """A clock that starts with the program or, in Python, with the call.
+    """A clock that starts with the program or, in Python, with the call to `nbllama.tune`.
 
     `started` is the value of `time.perf_counter` at the start.
     """
@@ -26,7 +26,7 @@ class Clock:
 
     @contextmanager
     def watching_compilation(self) -> Iterator[None]:
-        """Measure the time in which Numba compiles; loading kernels from the cache is excluded."""
+        """Measure how long Numba compiles kernels; loading them from the cache does not count."""
         with install_listener("numba:compile", self._compilation):
             yield
 
@@ -37,7 +37,7 @@ class Clock:
 
     @property
     def compilation(self) -> float:
-        """Return the seconds in which Numba compiled kernels."""
+        """Return the seconds that Numba spent compiling kernels."""
         return self._compilation.duration if self._compilation.done else 0.0
 
     def iteration_done(self, seconds: float) -> None:
@@ -46,7 +46,7 @@ class Clock:
             self._first = max(0.0, self.seconds - seconds)
 
     def row(self) -> dict[str, float | None]:
-        """Return the times for the log, in seconds; `before` is None without an iteration."""
+        """Return the times for the log, in seconds; `before` is None if there was no iteration."""
         return {"seconds": self.seconds, "before": self._first, "compilation": self.compilation}
 
     def __str__(self) -> str:

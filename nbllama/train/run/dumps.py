@@ -36,7 +36,7 @@ class Dumps:
 
     @contextmanager
     def at(self, iteration: int) -> Iterator[None]:
-        """Return a context manager that dumps the step run inside it, if this was requested."""
+        """If a dump of this iteration was requested, dump the step performed inside the context."""
         texts = [t for steps, own in self._asked if iteration in steps for t in own.texts]
         if not texts:
             yield

@@ -174,7 +174,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """The name of the options file next to the newest adapter, or "" without an adapter."""
+        """The name of the options file next to the newest adapter, or "" if there is none."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -188,8 +188,8 @@ class Outputs:
     def keep(self, options: Options, state: TrainState | None) -> Options:
         """Set how many numbered files to keep, and return `options` unchanged.
 
-        If the number was not given explicitly, files from before this run are not removed. These
-        are the files of the checkpoint `state` and older files.
+        If the number was not given explicitly, files from before this run (those of the checkpoint
+        `state` and older ones) are not removed.
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:

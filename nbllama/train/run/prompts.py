@@ -87,7 +87,7 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """A task that computes the token ids, at most `most`, of the greedy answer to a prompt."""
+    """A task that computes the greedy answer to a prompt as token ids, at most `most` of them."""
 
     prompt: list[int]
     most: int

@@ -1,4 +1,4 @@
-"""The flag with which signals and the live page stop a run."""
+"""The flag that signals and the live page set to stop a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run like Ctrl-C, at the request of its page; can be called from any thread."""
+        """Stop the run as Ctrl-C does, at the page's request; can be called from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 

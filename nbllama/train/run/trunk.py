@@ -110,7 +110,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything, except tokens, that affects the output of the blocks."""
+    """Return the hex sha256 of all that the blocks' output depends on, except the tokens."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -125,8 +125,8 @@ def stored_trunk(
 ) -> Iterator[None]:
     """Store the output of the frozen blocks during the run, if there is a plan to do so.
 
-    An unusable file is reported, and the run computes all blocks. The file is removed if the run
-    has `finished`.
+    If the file is unusable, a message is printed, and the run computes all blocks. At the end, the
+    file is removed if `finished` returns True.
     """
     if plan is None:
         yield

@@ -110,7 +110,7 @@ def verdict_on(
 
 
 def _right_of(questions: Sequence[Asked]) -> str:
-    """Return how many questions of each kind are answered as in the data, or "" without any."""
+    """Say how many questions of each kind are answered as in the data; "" if there are none."""
     counts = []
     for kind, name in ((TRAINED, "trained"), (HELD_OUT, "held-out")):
         if asked := [q for q in questions if q.kind == kind]:
