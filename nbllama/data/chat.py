@@ -241,6 +241,8 @@ class ChatReader:
         """Count what must be reported about a chat. Raises `DataError` if a tool call is lost."""
         notices, found = self.notices, Counter(chat.found)
         self._lost.of_chat(chat, texts, found)
+        if chat.messages[-1]["role"] != "assistant":
+            found["open"] += 1
         empty = 0
         for answer in answers:
             message = chat.messages[answer.number]

@@ -25,6 +25,7 @@ READ = {
         "answers are the first message of their chat and have no prompt: they are used as context "
         "and are not trained on"
     ),
+    "open": "chats end with a message that has no answer: it is not used",
     "thought": (
         "answers have a thought (reasoning_content or <think>) that the chat template "
         "omits: they are trained without it"

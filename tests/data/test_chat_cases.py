@@ -145,6 +145,13 @@ def test_roles_that_a_template_does_not_know(demo_tokenizer: Tokenizer) -> None:
     )
 
 
+def test_a_message_without_an_answer_is_reported(demo_tokenizer: Tokenizer) -> None:
+    data = read(demo_tokenizer, "three-turns-ends-with-user.jsonl")
+    ends = "chats end with a message that has no answer: it is not used (first: line 1)"
+    assert data.notes == (f"1 {ends}",)
+    assert read(demo_tokenizer, "two-turns.jsonl").notes == ()
+
+
 def test_an_empty_thought_is_said_with_the_switch(demo_tokenizer: Tokenizer) -> None:
     name, template = "two-turns.jsonl", "strips-earlier-thoughts.jinja"
     data = read(demo_tokenizer, name, template)

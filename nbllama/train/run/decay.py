@@ -80,8 +80,7 @@ def plan(
         if asked in (None, new) or again:
             notes.append(
                 "the learning rate decay has ended; a new decay without warm-up covers iterations "
-                f"{done + 1} to {total} (--epochs and --adam-iter count from the checkpoint: "
-                f"{n_iter} more)"
+                f"{done + 1} to {total} ({n_iter} more)"
             )
             return Decay(
                 begin=done, end=new, last=total, first=done + 1, new=True, notes=tuple(notes)
