@@ -65,7 +65,7 @@ def tune(
         `val_loss`, `perplexity`, `train_loss`, `best`, `samples`).
     quiet : bool, optional
         True: show nothing. False: always show the run, on standard error. By default, a run shows a
-        single line that is updated in a notebook, the program's display if standard error is a
+        single, continually updated line in a notebook, the program's display if standard error is a
         terminal, and nothing otherwise.
     screen : Screen, optional
         An object with the methods of `nbllama.train.run.screen.Screen`, which receives all output.
@@ -87,7 +87,7 @@ def tune(
         seed, threads : int
             The same seed gives bit-identical results with any number of threads.
         live : bool or int
-            Serve the run's page to a browser on this machine, on any free port or the given port.
+            Serve the run's page to a browser on this machine, on any free port or on a given one.
             The address is printed, on standard error if nothing else is shown.
         lora_out, checkpoint_out, log, report : path
             Files to write. ITERATION in the first two names is replaced with the iteration number.
@@ -112,8 +112,8 @@ def tune(
 
     Notes
     -----
-    On Ctrl-C (in a notebook, an interrupt of the kernel), the run saves the files of `lora_out` and
-    `checkpoint_out` and ends, and the run so far is returned with `interrupted` set and a warning.
+    On Ctrl-C (in a notebook, an interrupt of the kernel), the run writes the files `lora_out` and
+    `checkpoint_out`, issues a warning, and returns its results so far with `interrupted` set.
     Before the first iteration, a `KeyboardInterrupt` is raised. Ctrl-C does not reach a run outside
     the main thread; to stop such a run, return True from `on_step`.
     """

@@ -111,7 +111,7 @@ def escaped(text: object) -> str:
 
 
 def counted(n: int, one: str, many: str = "") -> str:
-    """Return `n` with the word for one or for many, such as "1 file" or "2 files"."""
+    """Return `n` followed by the singular or plural word, such as "1 file" or "2 files"."""
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 

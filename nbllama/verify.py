@@ -1,4 +1,4 @@
-"""`python -m nbllama.verify`: check the effect of an adapter, also in llama.cpp."""
+"""`python -m nbllama.verify`: check the effect of an adapter, including its effect in llama.cpp."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ Parts = Sequence[tuple[Adapter, float]]
 def verify(asked: Verify, threads: int) -> None:
     """Run all checks.
 
-    Raises `NbllamaError`: immediately if the adapters have no effect, otherwise after all checks.
+    Raises `NbllamaError` at once if the adapters have no effect, or at the end if a check failed.
     """
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
@@ -149,7 +149,7 @@ def llama_check(
     """Compare with llama.cpp, with and without the adapter; return a message if the two disagree.
 
     Even without the adapter, the results differ because llama.cpp rounds activations. With the
-    adapter, the difference may be three times as large plus a tenth of the adapter's effect.
+    adapter, up to three times that difference plus a tenth of the adapter's effect is allowed.
     """
     few = _few(rows)
     path = model.gguf.path  # the first file of a split model

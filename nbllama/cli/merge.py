@@ -13,7 +13,7 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """A progress line on standard error; unless it is a terminal, a new line every 10 %.
+    """A progress line on standard error; if not a terminal, a new line is printed every 10 %.
 
     After the `with` block, `seconds` contains the duration of the block.
     """
@@ -47,7 +47,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """Return a header and one line per pair of types: number of tensors, size, encoding error."""
+    """Return a table of tensor counts, sizes and encoding errors, one line per pair of types."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):

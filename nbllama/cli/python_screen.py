@@ -31,7 +31,7 @@ def in_notebook(stream: object) -> bool:
 
 
 class Line(Display):
-    """A line per run, rewritten at each iteration without widgets; notes appear above the line."""
+    """One line per run, rewritten at each iteration (without widgets); notes appear above it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)

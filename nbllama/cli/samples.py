@@ -149,7 +149,7 @@ def _rows(data: Dataset, n: int) -> int:
 
 
 def _chosen(data: Dataset, file: DataFile, n: int | None) -> list[Choice]:
-    """Return the samples to show and why: the first `n` records, or three of different kinds."""
+    """Return the samples to show, with reasons: the first `n`, or three of different kinds."""
     if n is not None or not isinstance(data, Samples) or data.records is None:
         return [Choice(i, "") for i in range(_rows(data, _SHOWN if n is None else n))]
     width = 2 if data.format == PAIRS else 1

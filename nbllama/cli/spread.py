@@ -14,7 +14,7 @@ _MOST = 20_000  # records to examine
 
 
 class Choice(NamedTuple):
-    """The number of a record to show, from 0, and the reason, which can be ""."""
+    """The number of a record to show, counted from 0, and the reason for showing it, or ""."""
 
     number: int
     why: str
@@ -23,8 +23,8 @@ class Choice(NamedTuple):
 def spread(lengths: np.ndarray, kind: Callable[[int], Kind], n: int) -> list[Choice]:
     """Choose up to `n` records in ascending order: the first, the longest, and other kinds.
 
-    lengths: the length of each record. kind: returns the kind of a record. If all records are
-    alike, the first `n` are chosen, without a reason.
+    `lengths` contains the length of each record, and `kind` returns the kind of a record. If all
+    records are alike, the first `n` are chosen, without a reason.
     """
     n = min(n, len(lengths))
     if n < 1:

@@ -36,7 +36,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of the objective to s
 
 
 class _Stream:
-    """A text stream that ignores the error that occurs if its reader closes it."""
+    """A text stream that discards all output after its reader has closed it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""The verbs of the `nbllama` command, in the order in which they are usually used, and aliases."""
+"""The verbs of the `nbllama` command, in their usual order of use, and aliases for them."""
 
 from __future__ import annotations
 

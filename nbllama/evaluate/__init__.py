@@ -1,1 +1,1 @@
-"""Measure how well a model predicts a text, and how much two models differ; query llama.cpp."""
+"""Measure how well a model predicts a text and how much two models differ, and query llama.cpp."""

@@ -52,7 +52,7 @@ def describe(c: Compared) -> str:
 def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split batches into sequences.
 
-    Each consists of its tokens (int32 `[n]`) and a mask: whether the next token is trained on.
+    Each has tokens (int32 `[n]`) and a mask that says whether each next token is trained on.
     """
     rows = []
     for batch in held:

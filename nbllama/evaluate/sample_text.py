@@ -30,7 +30,7 @@ Rows = Sequence[np.ndarray]
 
 
 def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.ndarray]:
-    """Return the int32 token ids of each opening and its completion, ignoring end tokens."""
+    """Return the int32 token ids of each completed opening; end tokens do not stop a completion."""
     rows = []
     for opening in OPENINGS:
         ids = model.tokenizer.encode(opening, add_special=True)

@@ -178,7 +178,7 @@ def compare_chunk(
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its standard error (nan for a single value)."""
+    """A mean and its standard error, which is NaN for a single value."""
 
     value: float
     error: float

@@ -8,7 +8,7 @@ from nbllama.arch import Hparams
 
 
 def cache_floats(hp: Hparams) -> int:
-    """Return the number of floats in a token's keys in all blocks; its values contain as many."""
+    """Return the number of floats in a token's keys in all blocks; its values need as many."""
     sizes = map(hp.sizes_at, hp.attention_layers)
     return sum(of.n_head_kv * of.head_dim for of in sizes)
 

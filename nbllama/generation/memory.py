@@ -38,7 +38,7 @@ class SessionMemory(NamedTuple):
 
     @property
     def private(self) -> int:
-        """The memory that the session uses and the system cannot drop."""
+        """The memory of the session that the system cannot drop."""
         return self.cache + self.arena
 
 

@@ -65,7 +65,7 @@ class Predictor:
         self.tokens += tokens
 
     def become(self, tokens: Sequence[int]) -> None:
-        """Set the text to `tokens`, without reading a common beginning again.
+        """Set the text to `tokens`, without rereading the beginning that both texts share.
 
         Raises `ContextFull` if the old and new text differ in tokens that have been dropped.
         """
@@ -133,7 +133,7 @@ class Predictor:
 
 
 class Times:
-    """Numbers of tokens and seconds, separately for reading prompts and for generating tokens."""
+    """Token counts and times, kept separately for reading prompts and for generating tokens."""
 
     def __init__(self) -> None:
         self.prompt = self.answer = (0, 0.0)

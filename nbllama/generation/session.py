@@ -25,7 +25,7 @@ PROMPT_STEP = 512  # number of prompt tokens to process at a time
 
 
 class KVCache:
-    """Keys and values of one sequence (`new_cache`), and its states.
+    """The keys, values and states of one sequence (see `new_cache`).
 
     `layers` lists the blocks with attention, in order, and `length` is the number of tokens.
     """

@@ -57,7 +57,7 @@ class States:
         return carried
 
     def arrays(self, layer: int) -> Mapping[str, np.ndarray]:
-        """Return the states of a block by name, `[rows, ...]`, until `version` changes."""
+        """Return a block's states `[rows, ...]` by name; they are valid until `version` changes."""
         return self._arrays[layer]
 
     def commit(self) -> None:

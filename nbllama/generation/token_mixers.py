@@ -38,7 +38,7 @@ class TokenMixers:
         self._memory = {name: np.empty(n, np.float32) for name, n in sizes.items()}
 
     def add(self, layer: int) -> None:
-        """Add the phases of a block, up to the residual stream that feed-forward reads."""
+        """Add the phases of a block, up to the residual stream that the feed-forward part reads."""
         kinds_of: dict[str, Callable[[int], None]] = {"conv": self._conv, "delta": self._delta}
         kinds_of[self._parts.hp.mixer_at(layer)](layer)
 

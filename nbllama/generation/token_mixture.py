@@ -28,7 +28,7 @@ def act_floats(experts: Experts) -> int:
 
 
 def _shared_at(experts: Experts) -> int:
-    """Return the index of the shared expert in `act`, which is an int8 block boundary."""
+    """Return the index (an int8 block boundary) at which the shared expert begins in `act`."""
     return -(-experts.used * experts.n_ff // 256) * 256
 
 

@@ -238,7 +238,7 @@ class TokenProgram(ProgramParts):
         self.add(layer, "down", self._act[:n])
 
     def _after(self, layer: int) -> None:
-        """Add the phases of per-block embeddings (`model.per_layer`), which follow feed-forward."""
+        """Add the phases of per-block embeddings, after the feed-forward part (`per_layer`)."""
         hp, write, vectors = self.model.hp, self.write, self.model.vectors
         if n := hp.n_per_layer:
             gate, act = self._per_layer

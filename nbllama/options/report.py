@@ -57,7 +57,7 @@ def is_page(name: str) -> bool:
 
 
 def _new_page(logs: Sequence[str]) -> str:
-    """Return a page name next to the first log. Raises `UsageError` if the file exists."""
+    """Return the name of a page next to the first log. Raises `UsageError` if the file exists."""
     stems = [os.path.splitext(os.path.basename(log))[0] for log in logs]
     name = os.path.join(os.path.dirname(logs[0]), f"{'-vs-'.join(stems)[:200]}.html")
     if os.path.lexists(name):

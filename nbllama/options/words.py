@@ -1,4 +1,4 @@
-"""Extract positional words from a command line, and replace its options."""
+"""Extract positional words from a command line, and replace options in it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str
 def replace_options(
     argv: Sequence[str], options: Sequence[Option], new: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """Return `argv` with the values in `new`, which lists options as (name, value).
+    """Return `argv` with the values in `new`, which contains (name, value) pairs.
 
     Earlier occurrences of these options are removed, under any of their names, and `new` is
     appended.

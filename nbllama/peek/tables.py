@@ -117,7 +117,7 @@ def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> lis
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:
-    """Return a table of the differences; the last line counts them."""
+    """Return a table of the differences; the last line counts the arrays that differ."""
     rows: list[tuple[str, ...]]
     rows = [("name", "largest difference", "relative", "numbers that differ")]
     for d in found:

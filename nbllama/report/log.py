@@ -38,8 +38,8 @@ class WorkerRow:
 class StepRecord:
     """One iteration, for the display and the metrics file.
 
-    `iter` is counted from 1 and across resumes, and `n_iter` is the last iteration of the run.
-    `loss` is in nats per trained token. `seconds` is the time of the step without compiling and
+    `iter` starts at 1 and continues across resumes, and `n_iter` is the last iteration of the run.
+    `loss` is in nats per trained token. `seconds` is the time of the step, excluding compiling and
     saving. `tokens` is the number of input tokens in the samples of the step, on which
     `tokens_per_s` is based; `computed_tokens` excludes tokens that a sample shares with an earlier
     sample in its micro-batch. `skipped` means that the loss or the gradient was not finite, so no
@@ -229,7 +229,7 @@ def _ends_inside_line(path: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration as `0:03:21` (hours first), or as `2 days 3:00:00` above a day."""
+    """Format a duration as `0:03:21` (hours first), or from one day as `2 days 3:00:00`."""
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
@@ -237,5 +237,5 @@ def duration(seconds: float) -> str:
 
 
 def memory(n_bytes: int) -> str:
-    """Format a size as `512 MB` (units of 10^6 bytes), or as `1.25 GB` from 10^9 bytes on."""
+    """Format a size as `512 MB` (units of 10^6 bytes), or as `1.25 GB` if it is at least 10^9."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

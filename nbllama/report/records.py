@@ -1,4 +1,4 @@
-"""Read a log of JSON lines, without rows that were superseded when a killed run was resumed."""
+"""Read a log of JSON lines, skipping rows that were superseded when a killed run was resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Run:
 
     `run` is the row that was written at the last start. `steps` and `evaluations` contain one row
     per iteration. `norms`, `texts` and `questions` are measurements and questions of a run with
-    `--live`. `verdict` judges the run, and `end` says how the last start ended; both are {}
+    `--live`. `verdict` judges the run, and `end` says how the run last ended; both are {}
     while it is running.
     """
 

@@ -88,7 +88,7 @@ def run(main: Main, threads: int) -> None:
 
 @contextmanager
 def saved(path: str, console: Console) -> Iterator[list[Dump]]:
-    """On exit, even after Ctrl-C, write the dumps that the caller added to the list."""
+    """On exit, even after Ctrl-C, write all dumps that were added to the yielded list."""
     seen: list[Dump] = []
     try:
         yield seen
@@ -117,8 +117,8 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
     """Return the context length in tokens.
 
-    If `strict`, raises `UsageError` instead of printing a warning, for example if the context is
-    longer than the trained length.
+    Prints a warning if the length is unsuitable, such as longer than the trained length; if
+    `strict`, raises `UsageError` instead.
     """
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))

@@ -71,7 +71,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
 
 
 def _answer(command: str) -> str:
-    """Return the line that answers a command."""
+    """Return a one-line reply to a command."""
     if command in ("/help", "/?"):
         return _HELP
     if command == "/clear":

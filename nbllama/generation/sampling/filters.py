@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Candidates(NamedTuple):
-    """Possible next tokens, with their ids, int64 `[n]`, and logits, float32 `[n]`.
+    """Possible next tokens, with their ids (int64 `[n]`) and logits (float32 `[n]`).
 
     `ordered` says whether the tokens are sorted, most likely first.
     """
