@@ -121,7 +121,7 @@ UNSUPPORTED_TYPES: dict[int, str] = {
     37: "IQ4_NL_4_8 (removed from ggml)",
     38: "IQ4_NL_8_8 (removed from ggml)",
 }
-"""Types of current or earlier ggml versions that are not supported, to name them in errors."""
+"""Unsupported types of current or earlier ggml versions, which error messages name."""
 
 NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
     np.dtype("<f4"): 0,

@@ -121,7 +121,7 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
     """Merge `text` into the tokens in `ids`.
 
     Each step merges the adjacent pair whose combined text has the best score, choosing the leftmost
-    on ties. Characters that are not in any token stay single.
+    on ties. Characters that are in no token remain as they are.
     """
     pieces: list[str] = list(text)  # "" once merged into the left neighbour
     left = list(range(-1, len(pieces) - 1))
