@@ -13,6 +13,7 @@ from functools import lru_cache
 _LONGEST = 64  # no known name is longer
 # Characters that have no width: byte-order marks, joiners and marks of direction.
 _UNSEEN = "\u200b-\u200f\u2060\ufeff"
+_BLANK = re.compile(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$")
 _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s:{_UNSEEN}]+$")
 
 # English name: Chinese names, first in simplified characters, then in traditional ones that differ.
@@ -82,4 +83,4 @@ def speaker(name: str) -> str:
 
 def trimmed(name: str) -> str:
     """Return a name without the white space and zero-width characters around it."""
-    return name.strip().strip("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff").strip()
+    return _BLANK.sub("", name)

@@ -112,9 +112,8 @@ def table(kind: type) -> tuple[Option, ...]:
         rows.append(
             Option(
                 name,
-                tuple(
-                    sorted(names, key=lambda n: n != made["first"])
-                ),  # sorted() is stable, so only `first` moves
+                # the sort is stable, so only `first` moves
+                tuple(sorted(names, key=lambda n: n != made["first"])),
                 tuple(made["off"]),
                 made["group"],
                 made["value"],
