@@ -50,7 +50,7 @@ _TWO = np.float32(2.0)
 
 GELU, RELU2, XIELU = range(3)
 CODES = {"gelu": GELU, "relu2": RELU2, "xielu": XIELU}
-"""The code of each activation in the kernels, by name."""
+"""The integer that identifies each activation in the kernels."""
 
 
 class Xielu(NamedTuple):
@@ -254,9 +254,14 @@ OPS = (
     _op(
         "gelu",
         4e-6,
-        "exp turns the absolute error of z into a relative error: 6e-8 of numbers up to 40",
-        "ggml_gelu, which uses a half-precision table: within 1e-3; no gradient",
+        "exp turns the absolute error of z (6e-8 of values up to 40) into a relative error",
+        "ggml_gelu, which uses a half-precision table (differs by up to 1e-3); no gradient",
     ),
-    _op("relu2", 3e-7, "two products", "ggml_relu, ggml_sqr; ggml_mul by twice ggml_relu"),
+    _op(
+        "relu2",
+        3e-7,
+        "two products",
+        "ggml_relu, then ggml_sqr; for the gradient, ggml_mul by twice ggml_relu",
+    ),
     _op("xielu", 1e-6, "exp_f32 is accurate to 2.7e-7, and three sums follow", "ggml_xielu"),
 )

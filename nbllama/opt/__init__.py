@@ -1,4 +1,6 @@
-"""Optimisers for flat dicts of float32 arrays, one per file, and learning-rate schedules.
+"""Optimisers for flat dicts of float32 arrays, and learning-rate schedules.
+
+Each optimiser has its own file.
 
 | module | contents |
 |---|---|

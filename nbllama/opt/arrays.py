@@ -1,4 +1,4 @@
-"""Operations on whole arrays that avoid large copies by using chunks that fit in the cache."""
+"""Operations on whole arrays, computed in cache-sized chunks to avoid large copies."""
 
 from __future__ import annotations
 

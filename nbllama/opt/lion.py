@@ -1,4 +1,4 @@
-"""Lion, which follows the sign of averaged gradients: each value changes by the learning rate.
+"""Lion, which uses only the sign of the averaged gradient; each value changes by the learning rate.
 
     x ← x (1 - decay rate) - rate sign(β1 m + (1 - β1) g)
     m ← β2 m + (1 - β2) g
@@ -15,7 +15,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class Lion(Optimiser):
-    """Lion (see the module docstring); `m` is the mean, and `v` is empty."""
+    """Lion (see the module docstring); `m` is the average, and `v` is empty."""
 
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float

@@ -34,11 +34,12 @@ class StepInfo(NamedTuple):
 
 
 class Optimiser(ABC):
-    """An optimiser that updates `params`, C-contiguous float32 arrays by name, in place.
+    """An optimiser that updates `params`, a dict of C-contiguous float32 arrays, in place.
 
-    `m` and `v` contain the first and second moments, with the same names and shapes; `v` is empty
-    if there are no second moments. `iteration` is the number of completed updates. The learning
-    rate `alpha` also multiplies `decay`. `gclip` limits the gradient norm (0 means no limit).
+    `m` and `v` contain the first and second moments, with the same names and shapes as `params`;
+    `v` is empty if there are no second moments. `iteration` is the number of completed updates. The
+    learning rate `alpha` also multiplies `decay`. `gclip` limits the gradient norm (0 means no
+    limit).
     """
 
     has_second_moment: ClassVar[bool] = False
@@ -87,7 +88,9 @@ class Optimiser(ABC):
     def _check(self, values: Mapping[str, np.ndarray]) -> None:
         if values.keys() != self.params.keys():
             odd = sorted(values.keys() ^ self.params.keys())
-            raise ValueError(f"not the optimiser's parameters: {', '.join(odd[:3])}")
+            raise ValueError(
+                f"the names do not match the optimiser's parameters: {', '.join(odd[:3])}"
+            )
         for name, x in self.params.items():
             if values[name].shape != x.shape or values[name].dtype != np.float32:
                 raise ValueError(f"{name}: shape {values[name].shape}, expected {x.shape}")

@@ -37,8 +37,8 @@ class Schedule:
             r = step / warmup      while step < warmup, then as given by `kind`
             factor = min_ratio + r (1 - min_ratio)
 
-        The formula comes from llama.cpp's `common/train.cpp:learning_schedule`, evaluated at this
-        update. (The old tool evaluates the formula one update late. With warm-up, its first update
+        This is the formula of llama.cpp's `common/train.cpp:learning_schedule`, evaluated at
+        `step`. (The old tool evaluates it one update late. With warm-up, the tool's first update
         therefore does nothing.)
         """
         step -= self.begin
@@ -68,8 +68,8 @@ def _wsd(s: Schedule, step: int) -> float:
 def _cosine(s: Schedule, step: int) -> float:
     """Return the value on a half cosine from 1 to `cos_decay_min`.
 
-    The cosine starts at step 0, or at `warmup` with restarts. If the decay lasts 0 steps, either as
-    given or after restarts, return the minimum.
+    The cosine starts at step 0, or at step `warmup` if restarts are enabled. If the decay has 0
+    steps, either from the start or after restarts, return the minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:

@@ -1,8 +1,8 @@
 """The kernel that runs a token's program (see the package docstring).
 
-A product is computed with integers if W's type has an integer dot product (`quants.dot`) and
-`exact` is off. Otherwise, each row of W is decoded and multiplied in float32. The order of sums
-within a task is fixed, so the result is bit-identical for any number of threads.
+A product W x is computed in integer arithmetic if the type of W has an integer dot product
+(`quants.dot`) and `exact` is off. Otherwise, each row of W is decoded to float32 and multiplied.
+The order of sums within a task is fixed, so the result is bit-identical for any number of threads.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any,
     The row begins at byte `src` of `raw`. `p` is a row of the `PRODUCT_ROW` table, and `row` is
     scratch memory.
     """
-    raise NotImplementedError("row_product is for kernels")
+    raise NotImplementedError("row_product can be called only from kernels")
 
 
 @overload(row_product, prefer_literal=True, inline="always")
@@ -216,12 +216,12 @@ def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> N
     """Run a program.
 
     `types` lists the program's weight types; a `code` in `PRODUCT_ROW` is an index into this list.
-    `step` is a `STEP` array with one row. The memory at the addresses in `step` is not checked.
+    `step` is a `STEP` array with one row. The addresses in `step` are not checked.
     """
     if step.dtype != STEP or step.shape != (1,) or len(types) > MOST_TYPES:
         raise ValueError(
-            f"walk: step has shape {step.shape}, expected one STEP record with at most "
-            f"{MOST_TYPES} weight types, not {len(types)}"
+            f"walk: expected one STEP record and at most {MOST_TYPES} weight types, not an array "
+            f"of shape {step.shape} and {len(types)} weight types"
         )
     routine = thread_entry(*types, *[NO_TYPE] * (MOST_TYPES - len(types)), int(exact))
     _walk(routine.address, step.ctypes.data, threads)

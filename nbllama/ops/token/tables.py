@@ -1,9 +1,10 @@
-"""The kinds of phases of a token's program, and a table for each kind with the phases' parameters.
+"""The kinds of phases in a token's program, and a parameter table for each kind.
 
 `PHASE` is the program itself. For each phase, it contains the kind, the first row in the table for
 that kind, the number of rows, and the number of tasks. A field that is named after an array
-contains the array's address. The code that builds the program (`nbllama.generation.token_program`)
-checks sizes and keeps the arrays alive. All arrays are float32 unless stated otherwise.
+contains the address of this array. The code that builds the program
+(`nbllama.generation.token_program`) checks sizes and keeps the arrays alive. All arrays are float32
+unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
 ROUTE, EXPERT, SUM, CONV, DELTA_CONV, DELTA, DELTA_OUT = range(10, 17)
 
-# Bits of the fields `forms`, which say what kinds of int8 blocks the next products read.
+# Bits of the `forms` fields, which specify the kinds of int8 blocks that the next products read.
 INT8_32, INT8_256 = 1, 2
 
 _address, _size, _float = np.int64, np.int64, np.float32
@@ -121,7 +122,7 @@ DELTA_CONV_ROW = _table(
     normed=_size, one=_address, eps=_float,
 )  # fmt: skip
 
-# `ops.delta_net` for one token: qkv is y of the table above. alpha, beta, a and dt are [H], the
+# `ops.delta_net` for one token: qkv is y of `DELTA_CONV_ROW`. alpha, beta, a and dt are [H], the
 # state is [H, D, D], and o is [H, D].
 DELTA_ROW = _table(
     qkv=_address, alpha=_address, beta=_address, a=_address, dt=_address, state=_address,
@@ -134,10 +135,10 @@ DELTA_OUT_ROW = _table(
     part=_size, forms=_size,
 )  # fmt: skip
 
-# The threads' input: the token's position, the program, and memory that all phases share. This
-# memory is `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], scratch memory `[width]` for
-# each thread, the newest input in int8 blocks (`ops.linear.int8_rows`), and the counters for
-# `nbllama.kernels.threads`.
+# The input of the threads: the token's position, the program, and memory that all phases share.
+# This memory consists of `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], scratch memory
+# `[width]` for each thread, the newest input in int8 blocks (`ops.linear.int8_rows`), and the
+# counters for `nbllama.kernels.threads`.
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
     norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,
@@ -165,4 +166,4 @@ TABLES = {
     DELTA: ("deltas", DELTA_ROW),
     DELTA_OUT: ("delta_outs", DELTA_OUT_ROW),
 }
-"""The table and row type of each phase; SCORES and JOIN read the row of the HEADS phase before."""
+"""Table and row dtype of each kind; SCORES and JOIN use the row of the preceding HEADS phase."""

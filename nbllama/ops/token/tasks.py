@@ -1,4 +1,4 @@
-"""The tasks of a program's phases, which run the ops' row kernels on arrays at given addresses."""
+"""The tasks of each kind of phase, which call the ops' row kernels on arrays at given addresses."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """Compute one number of h; `task` indexes the concatenated h of the pairs from `first` on."""
+    """Compute one element of h for one LoRA pair.
+
+    `task` is an index into the concatenated h of all pairs, starting with pair `first`.
+    """
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -125,9 +128,9 @@ def hidden_task(pairs, first, task):
 
 @kernel()
 def part_of(products, first, task):
-    """Return the index of the table row for a PRODUCT task, and the index of its part of W.
+    """Return two indices for a PRODUCT task: the row of the table, and the part of W.
 
-    Each part has `rows` rows.
+    W is divided into parts of `rows` rows.
     """
     s, part = first, task
     parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
@@ -142,8 +145,9 @@ def part_of(products, first, task):
 def finish_row(p, n, row, value):
     """Add the bias and the LoRA product to `value`, and write the sum to y[n].
 
-    `value` is the product of row n of W and the input. `row` is the row's index in the matrix that
-    contains the rows of all experts.
+    If `p.add` is set, the sum is added to y[n] instead. `value` is the product of row n of W and
+    the input. `row` is the index of the same row in the matrix that contains the rows of all
+    experts.
     """
     if p.bias != 0:
         value += floats(p.bias + 4 * row, 1)[0]
@@ -180,7 +184,7 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """Process KV head g: its queries, and its key and value if the block computes them."""
+    """Process the queries of KV head g, and its key and value if the block computes them."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
@@ -232,7 +236,7 @@ def scores_task(p, task, step):
 
 @kernel()
 def join_task(p, step):
-    """Combine the chunks for all heads, and prepare the result for the next product."""
+    """Combine the chunks' results for each head, and prepare the output for the next product."""
     at = step.at
     found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
     first = max(0, at - p.window + 1) // CHUNK if p.window > 0 else 0
@@ -252,7 +256,10 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Apply the norm and scale, if any, to a branch's output; add it to the residual stream."""
+    """Normalise and scale a branch's output, and add it to the residual stream.
+
+    Without a norm, the output is only scaled.
+    """
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)
