@@ -31,8 +31,8 @@ def lora_option(*also: str) -> Any:
 def lora_scaled_option(*also: str) -> Any:
     """Declare the option field `lora_scaled`."""
     text = (
-        f"adapters to apply at different scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` takes "
-        f"one adapter"
+        f"adapters to apply, each at its own scale; `{(*also, '--lora-scaled')[0]} FILE SCALE` "
+        f"takes a single adapter"
     )
     return _files(Text("FILE:SCALE,..."), "", text, also=also, shown_default="none")
 

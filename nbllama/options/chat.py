@@ -30,7 +30,7 @@ _ANY = Real(-1e30, 1e30)
 
 PROG = "python -m nbllama.main"
 _ABOUT = """Complete a prompt or chat, with any number of LoRA adapters."""
-_EPILOG = """-p or -f alone completes the prompt. -cnv starts a chat with the model's template; it
+_EPILOG = """-p or -f alone completes the prompt. -cnv starts a chat with the model's template; this
 is the default if neither a prompt nor a mode is given. Ctrl-C stops the answer; a second Ctrl-C, or
 Ctrl-D, ends the program.
 
@@ -167,20 +167,20 @@ class MainOptions:
     repeat_penalty: float = _sampling(
         Real(above=True),
         _D.repeat_penalty,
-        "repetition penalty: divides the logits of these tokens; 1: off",
+        "repetition penalty: factor by which to lower the logits of recent tokens; 1: off",
     )
     frequency_penalty: float = _sampling(
         _ANY,
         _D.frequency_penalty,
-        "frequency penalty: subtracted from a logit for each occurrence of its token",
+        "frequency penalty: subtracted from a token's logit for each of its recent occurrences",
     )
     presence_penalty: float = _sampling(
-        _ANY, _D.presence_penalty, "presence penalty: subtracted from a logit if its token occurs"
+        _ANY, _D.presence_penalty, "presence penalty: subtracted from the logits of recent tokens"
     )
     mirostat: int = _sampling(
         Whole(0, 2),
         _D.mirostat,
-        "1 or 2: use Mirostat instead of the filters and penalties; 0: off",
+        "Mirostat version to use instead of the filters and penalties; 0: off",
     )
     mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "Mirostat's learning rate eta")
     mirostat_ent: float = _sampling(
@@ -277,7 +277,7 @@ def parse_main(
 
 
 def read_escapes(options: MainOptions, text: str, name: str) -> str:
-    """Return `text`, unescaped if `--escape` is on. Raises `UsageError`, which mentions `name`."""
+    """Unescape `text` if `--escape` is on. Raises `UsageError`, which mentions option `name`."""
     return unescape(text, name) if options.escape else text
 
 
