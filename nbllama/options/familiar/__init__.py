@@ -20,7 +20,7 @@ def answers(*tables: Rows) -> dict[str, str]:
 
 # For every program: options that other tools require because of their hardware or model format.
 _CPU = "leave it out: everything runs on the CPU; --threads sets the number of CPU threads"
-_AS_IT_IS = "leave it out: weights keep the types of the GGUF file"
+_AS_IT_IS = "leave it out: weights keep the types that they have in the GGUF file"
 _LOCAL = "leave it out: the model is a GGUF file on this machine, and nothing is downloaded"
 _TEXT_IN_FILE = "leave it out: the tokenizer is in the GGUF file"
 
@@ -33,7 +33,8 @@ ANYWHERE: Rows = (
     (_AS_IT_IS, "--load-in-4bit --load-in-8bit --quantization-bit --quantization"
                 " --quantization-method --use-4bit --use-qlora --qlora"
                 " --bnb-4bit-quant-type --bnb-4bit-compute-dtype"),
-    ("leave it out: weights stay in the GGUF file's types, and sums are computed in float32",
+    ("leave it out: weights keep the types that they have in the GGUF file, and sums are computed "
+     "in float32",
      "--bf16 --fp16 --tf32 --dtype --torch-dtype --pure-bf16 --fp32 --mixed-precision --precision"
      " --float16 --bfloat16"),
     (_LOCAL, "--trust-remote-code --cache-dir --hf-token --hf-repo -hf --hf-file --use-auth-token"

@@ -62,7 +62,7 @@ LENGTH: Rows = (
     ("--batch", "--batch-size --per-device-train-batch-size --per-device-batch-size"
                 " --micro-batch-size --mini-batch-size --train-batch-size --ubatch-size -ub"
                 " --per-gpu-train-batch-size"),
-    ("leave it out: validation uses batches of --batch as well",
+    ("leave it out: validation also uses --batch",
      "--per-device-eval-batch-size --eval-batch-size"),
     ("--grad-acc", "--gradient-accumulation-steps --grad-accumulation-steps --grad-accum"
                    " --gradient-accumulation --accumulation-steps --grad-accum-steps"
@@ -94,11 +94,11 @@ ADAPTER: Rows = (
     ("leave it out: for records, all seven matrices of each block are trained; to exclude one, set "
      "its option (--rank-wq to --rank-w3) to 0",
      "--lora-target-linear --all-linear --target-linear"),
-    ("full-matrix training is not supported; --rank-tok-embd and --rank-out add pairs to "
-     "token_embd and "
-     "output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
-     " --ensure-weight-tying"),
-    ("pass --lora-layers last:N, or all instead of -1", "--num-layers --num-lora-layers"),
+    ("full-matrix training is not supported; --rank-tok-embd and --rank-out add LoRA "
+     "pairs to token_embd and output", "--modules-to-save --lora-modules-to-save"
+     " --additional-target --train-embeddings --ensure-weight-tying"),
+    ("pass --lora-layers last:N, or --lora-layers all instead of -1",
+     "--num-layers --num-lora-layers"),
     ("--lora-layers", "--layers-to-transform --lora-layers-to-transform --layers --peft-layers"),
     ("pass --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on for individual "
      "matrices",

@@ -79,8 +79,8 @@ _PERPLEXITY: Rows = (
     ("--ctx-size", "--max-seq-length --max-seq-len --sequence-length --seq-len --max-length --n-ctx"
                    " --context-length"),
     ("--chunks", "--num-samples --n-chunks --limit --max-samples"),
-    ("--kl-divergence with --base-model FILE compares with a second model", "--kl-divergence-base"
-     " --kl"),
+    ("pass --kl-divergence and --base-model FILE to compare with a second model",
+     "--kl-divergence-base --kl"),
     ("leave it out: each chunk is computed in one pass", "--batch-size -b --batch -ub"
      " --ubatch-size"),
 )  # fmt: skip
