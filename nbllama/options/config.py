@@ -18,7 +18,7 @@ from nbllama.options.values import Text
 from nbllama.system.regular import read_whole
 
 MAX_BYTES = 1 << 20
-"""Size limit in bytes: YAML takes seconds for larger files, and options need less."""
+"""Size limit in bytes. Parsing a larger file takes seconds, and options need much less space."""
 
 _MARK = "# The options of a run of nbllama"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")

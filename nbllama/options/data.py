@@ -76,7 +76,10 @@ class DataOptions(Protocol):
 
     @property
     def system_as_user(self) -> bool:
-        """Whether a system message joins the first question if the template has no system role."""
+        """Whether to prepend a system message to the first question.
+
+        Used only if the template has no system role.
+        """
         ...
 
 
@@ -135,7 +138,7 @@ class RecordOptions:
     parse_special: bool = record_option(
         None,
         False,
-        "parse control tokens spelled out in documents and completions as tokens, not as text",
+        "in documents and completions, convert text that spells a control token into that token",
         only="records",
     )
     on_long: str = record_option(

@@ -1,1 +1,1 @@
-"""The options of `python -m nbllama.finetune`, one or two groups per file."""
+"""The options of `python -m nbllama.finetune`, with one or two groups of options per file."""

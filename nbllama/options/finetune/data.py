@@ -56,7 +56,7 @@ class SampleOptions:
     include_sample_start: bool = _text(
         None,
         False,
-        "include the --sample-start text in the samples, instead of starting after it",
+        "include the --sample-start text in each sample, instead of starting the sample after it",
         saved=Saved(18),
         only="text",
     )
@@ -73,7 +73,7 @@ class SampleOptions:
     fill_with_next_samples: bool = _text(
         None,
         False,
-        "if a sample ends before --ctx tokens, fill its row with the next samples",
+        "if a sample is shorter than --ctx tokens, fill the rest of its row with the next samples",
         saved=Saved(20),
         only="text",
     )
