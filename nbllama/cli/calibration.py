@@ -81,7 +81,10 @@ def load_samples(
     Raises `DataError` and `UsageError`.
     """
     options = Options() if options is None else options
-    return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
+    path, *_, note = find_splits(path)
+    if note:
+        say(note)
+    return load_file(path, options, tokenizer, old=options.compat, say=say)
 
 
 def draw(data: Dataset, most_tokens: int) -> Sample:

@@ -43,7 +43,9 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
     def say(line: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
-    path = find_splits(options.train_data).train
+    path, *_, note = find_splits(options.train_data)
+    if note:
+        say(note)
     with open_gguf(options.model_base) as file:
         tokenizer = tokenizer_from_gguf(file)
     files: list[DataFile] = []

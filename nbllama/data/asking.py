@@ -10,7 +10,7 @@ import numpy as np
 
 from nbllama.data.chat import ChatReader
 from nbllama.data.columns import renamed
-from nbllama.data.counts import Counts
+from nbllama.data.counts import Counts, count_message_keys
 from nbllama.data.data_file import Bad, DataFile, Part
 from nbllama.data.formats import Conversation, Style
 from nbllama.data.formats.prompt import read
@@ -91,6 +91,7 @@ class PromptReader:
                     raise record
                 usual = prompt_names(renamed(record, self._columns), counts)
                 good.append((line, record, read(usual, self._style)))
+                count_message_keys(usual, counts)
             except DataError as e:
                 self._bad(data, line, e)
         return data._replace(notes=(*notes, *counts.notes(chats=True))), good

@@ -14,17 +14,22 @@ from nbllama.data.folding import trimmed
 from nbllama.data.formats.record import Record
 from nbllama.data.json_values import broken_byte
 from nbllama.data.wrapped import Entry
-from nbllama.errors import DataError, shown
+from nbllama.errors import DataError, counted, shown
 
-DELIMITERS = (",", "\t", ";")
+_NAMES = {",": "comma", "\t": "tab", ";": "semicolon"}
+DELIMITERS = tuple(_NAMES)
 _OTHER_DELIMITER = re.compile("[|\uff0c\uff1b\u3001\uff5c]")  # also full-width characters
 
 
 class Table(NamedTuple):
-    """The rows of a table as records, and the number of the line that names the columns."""
+    """The rows of a table as records, and the number of the line that names the columns.
+
+    `n_spaced` is the number of cells that begin with a space, not counting the names of columns.
+    """
 
     header: int
     rows: list[Entry]
+    n_spaced: int
 
 
 def read_table(text: str, path: str) -> Table:
@@ -43,6 +48,7 @@ def read_table(text: str, path: str) -> Table:
     names: list[str] = []
     rows: list[Entry] = []
     header = line = 1
+    n_spaced = 0
     try:
         for row in reader:
             begins, line = line, reader.line_num + 1
@@ -51,12 +57,14 @@ def read_table(text: str, path: str) -> Table:
                 if (problem := _problem(names)) is not None:
                     raise DataError(f"{shown(path)}, line {begins}: {problem}")
             elif row:
-                rows.append(Entry(begins, _row(names, row)))
+                rows.append(Entry(begins, _row(names, row, delimiter)))
+                n_spaced += sum(cell.startswith(" ") for cell in row)
     except csv.Error as e:
-        raise DataError(f"{shown(path)}, line {line}: broken table: {e}") from e
+        hint = "; is a quotation mark missing?" if "unexpected end" in str(e) else ""
+        raise DataError(f"{shown(path)}, line {line}: broken table: {e}{hint}") from e
     finally:
         csv.field_size_limit(limit)
-    return Table(header, rows)
+    return Table(header, rows, n_spaced)
 
 
 def _problem(names: list[str]) -> str | None:
@@ -74,8 +82,15 @@ def _problem(names: list[str]) -> str | None:
     return None
 
 
-def _row(names: list[str], row: list[str]) -> Record | DataError:
+def _row(names: list[str], row: list[str], delimiter: str) -> Record | DataError:
     if len(row) != len(names):
-        return DataError(f"{len(row)} cells, but the header has {len(names)}")
+        line = f"{counted(len(row), 'cell')}, but the header has {len(names)}"
+        if len(row) > len(names):
+            name = _NAMES[delimiter]
+            return DataError(f'{line}; put a text that contains a {name} in quotes ("...")')
+        missing = len(names) - len(row)
+        others = _OTHER_DELIMITER.findall(row[-1])
+        hint = f"; is '{others[0]}' meant as a delimiter?" if len(others) == missing else ""
+        return DataError(line + hint)
     problem = next(filter(None, map(broken_byte, row)), None)
     return problem or dict(zip(names, row, strict=True))

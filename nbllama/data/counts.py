@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nbllama.data.formats import Format, Record
+from nbllama.data.formats.messages import MESSAGE_KEYS, RESULT_KEYS, TURN_KEYS
 from nbllama.errors import shown
 
 READ_LINE = "read: "  # how a line about the keys begins
@@ -22,6 +23,8 @@ _READ = {
     "alpaca": {"input", "system", "history"},
     "text": set[str](),
 }  # fmt: skip
+# Keys that can contain messages.
+_CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 
 
 class Counts(NamedTuple):
@@ -33,11 +36,12 @@ class Counts(NamedTuple):
     numbers: Counter[str]  # keys whose numbers were converted to text
     used: Counter[str]  # keys that the format reads, after renaming
     unread: Counter[str]  # keys that the format ignores
+    unread_in_messages: Counter[str]  # keys of messages that the format ignores
 
     @classmethod
     def empty(cls) -> Counts:
         """Return empty counts."""
-        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
+        return cls(*(Counter() for _ in cls._fields))
 
     def notes(self, *, chats: bool) -> list[str]:
         """Return a line for each kind of change; `chats` says whether the file contains chats."""
@@ -55,6 +59,9 @@ class Counts(NamedTuple):
             out.append(f"numbers read as text: {_counted(self.numbers)}")
         if self.unread:
             out.append(f"keys not used for training: {_counted(self.unread)}")
+        if self.unread_in_messages:
+            listed = _counted(self.unread_in_messages)
+            out.append(f"keys of messages not used for training: {listed}")
         return out
 
     def read_line(self, columns: Mapping[str, str], *, chats: bool) -> str:
@@ -102,3 +109,28 @@ def count_keys(record: Record, found: Format, counts: Counts) -> None:
             counts.used[key] += 1
         else:
             counts.unread[shown(key, 40)] += 1
+    count_message_keys(record, counts)
+
+
+def count_message_keys(record: Record, counts: Counts) -> None:
+    """Count the non-empty keys in the messages of a record that no format reads."""
+    for key in _CHATS:
+        messages = record.get(key)
+        if isinstance(messages, dict):
+            messages = [messages]
+        if isinstance(messages, list):
+            for message in messages:
+                _count_in(message, counts)
+
+
+def _count_in(message: Any, counts: Counts) -> None:
+    if not isinstance(message, dict):
+        return
+    read = MESSAGE_KEYS if "role" in message else TURN_KEYS
+    if message.keys() <= read:
+        return
+    if message.get("role") in ("tool", "function"):
+        read = read | RESULT_KEYS
+    for key in message.keys() - read:
+        if message[key] not in (None, "", [], {}):
+            counts.unread_in_messages[shown(key, 40)] += 1

@@ -18,19 +18,19 @@ _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s:{_UNSEEN}]+$")
 
 # English name: Chinese names, first in simplified characters, then in traditional ones that differ.
 _COLUMNS = {
-    "question": "问题 问 提问 问句 询问 题目  問題 問 提問 問句 詢問 題目",
+    "question": "问题 问 提问 问句 询问 题目 用户问题 用户提问  問題 問 提問 問句 詢問 題目 用戶問題",
     "query": "查询  查詢",
     "instruction": "指令 指示",
     "prompt": "提示 提示词  提示詞",
     "input": "输入  輸入",
-    "user": "用户 使用者  用戶",
+    "user": "用户 使用者 客户 顾客  用戶 客戶 顧客",
     "human": "人类  人類",
     "answer": "回答 答案 答 答复 解答 标准答案 参考答案  答覆 答復 標準答案 參考答案",
-    "reply": "回复  回覆 回復",
+    "reply": "回复 机器人回复 助手回复 客服回复  回覆 回復 機器人回覆",
     "response": "响应 回应 应答  響應 回應 應答",
     "output": "输出  輸出",
     "completion": "补全 续写  補全 續寫",
-    "assistant": "助手 助理",
+    "assistant": "助手 助理 客服",
     "bot": "机器人  機器人",
     "context": "上下文 背景",
     "system": "系统 系统提示 系统提示词 系统消息  系統 系統提示 系統提示詞 系統訊息 系統消息",
@@ -45,9 +45,9 @@ _COLUMNS = {
     "id": "编号 序号  編號 序號",
 }
 _SPEAKERS = {
-    "user": "用户 使用者 人类 提问者 问  用戶 人類 提問者 問",
-    "assistant": "助手 助理 模型 机器人 人工智能 回答者 答  機器人 人工智慧",
-    "system": "系统  系統",
+    "user": "用户 使用者 人类 提问者 客户 顾客 问  用戶 人類 提問者 客戶 顧客 問",
+    "assistant": "助手 助理 模型 机器人 人工智能 回答者 客服 答  機器人 人工智慧",
+    "system": "系统 系统提示 系统提示词  系統 系統提示 系統提示詞",
     "tool": "工具",
     "developer": "开发者  開發者",
 }

@@ -27,11 +27,15 @@ _SPLITS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"
 
 
 class Splits(NamedTuple):
-    """The names of the parts of a training set (see `data_files`), or None for a missing part."""
+    """The names of the parts of a training set (see `data_files`), or None for a missing part.
+
+    `note` is a message to the user about data files in the folder that are not read, or "".
+    """
 
     train: str
     valid: str | None = None
     test: str | None = None
+    note: str = ""
 
 
 class Chosen(NamedTuple):
@@ -53,13 +57,21 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
     for folder in (name, os.path.join(name, "data")):
         found = {split: _split(folder, split) for split in _SPLITS}
         if found["train"] is not None:
-            return Splits(found["train"], found["valid"], found["test"])
+            return Splits(*found.values(), _left_out(folder))
         if other := found["valid"] or found["test"]:
             raise DataError(
                 f"the folder {shown(name)} contains {shown(os.path.basename(other))}, but no "
                 "train.jsonl"
             )
     return Splits(name)
+
+
+def _left_out(folder: str) -> str:
+    """Return a message about the data files in a folder that belong to no split, or ""."""
+    names = [n for n in sorted(os.listdir(folder)) if ending(n) in RECORD_ENDINGS + TEXT_ENDINGS]
+    used = {n for split in _SPLITS for n in _of_split(names, split)}
+    names = [n for n in names if n not in used and not is_hidden(n)]
+    return _ignoring(f"the folder {shown(folder, 400)}", names)
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
@@ -179,12 +191,16 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
         raise DataError(
             f"{where} contains no data: no train.jsonl and no file that ends in {endings}"
         )
-    left_out = [n for n in names if n not in set(files)]
+    left_out = _ignoring(where, [n for n in names if n not in set(files)])
     notes = [f"{where}: reading {len(files)} files"] if len(files) > 1 else []
-    if left_out:
-        listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notes.append(f"{where}: ignoring {counted(len(left_out), 'file')}: {shown(listed, 200)}")
-    return Chosen(files, notes)
+    return Chosen(files, [*notes, left_out] if left_out else notes)
+
+
+def _ignoring(where: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{where}: ignoring {counted(len(names), 'file')}: {shown(listed, 200)}"
 
 
 def is_hidden(name: str) -> bool:

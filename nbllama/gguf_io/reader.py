@@ -120,7 +120,7 @@ def _header(c: Cursor) -> tuple[int, int, int]:
                 raise c.error("magic", what)
         if bytes(c.buf[8:9]) == b"{":
             raise c.error("magic", no_model.SAFETENSORS)
-        raise c.error("magic", f"{magic!r} at byte 0, expected b'GGUF'")
+        raise c.error("magic", f"{magic!r} at byte 0, expected b'GGUF'; this is not a GGUF file")
     c.take(4, "magic")
     version = c.u32("version")
     if version & 0xFFFF == 0 and version:

@@ -181,6 +181,8 @@ class TestTables:
             (2, Conversation([message("user", "q\n\ni"), message("assistant", "a, b")]))
         ]
         assert opened(tmp_path, "text\none\ntwo\n", "x.csv").format == "text"
+        spaced = opened(tmp_path, "q,a\nb, c\nd, e\n", "y.csv")
+        assert "2 cells begin with a space" in spaced.notes[0]
         # A single column of this name can be any text, if nothing else shows that it is a table.
         assert opened(tmp_path, "text\none\ntwo\n", "x").kind == "raw"
         assert opened(tmp_path, "text\none\n", "x", data_format="csv").samples == [
@@ -190,9 +192,17 @@ class TestTables:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("prompt,completion\na,b\nc\n", "line 3: 1 cells, but the header has 2"),
+            ("prompt,completion\na,b\nc\n", "line 3: 1 cell, but the header has 2"),
+            ("prompt,completion\na,b，c\nc，d\n", "has 2; is '，' meant as a delimiter?"),
+            (
+                "prompt\tcompletion\na\tb\tc\n",
+                "3 cells, but the header has 2; put a text that contains a tab in quotes",
+            ),
             ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
-            ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
+            (
+                'prompt,completion\na,b\nc,"d\n',
+                "line 3: broken table: unexpected end of data; is a quotation mark missing?",
+            ),
             ("prompt,prompt\na,b\n", "line 1: two columns have the same name"),
             ("theme,words\na,b\n", "line 1: the columns (theme, words) match no form"),
             ("prompt,completion,,\na,b,,\n", "line 1: two columns have no name"),
@@ -278,14 +288,18 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_splits(tmp_path: Path) -> None:
-    assert find_splits(tmp_path / "x.jsonl") == (str(tmp_path / "x.jsonl"), None, None)
+    assert find_splits(tmp_path / "x.jsonl") == (str(tmp_path / "x.jsonl"), None, None, "")
     with pytest.raises(DataError, match=r"contains no data: no train\.jsonl"):
         open_data(tmp_path)
-    for name in ("train.jsonl", "valid.csv", "other.jsonl"):
+    for name in ("train.jsonl", "valid.csv"):
         (tmp_path / name).touch()
-    assert find_splits(tmp_path) == (
-        str(tmp_path / "train.jsonl"), str(tmp_path / "valid.csv"), None,
-    )  # fmt: skip
+    parts = (str(tmp_path / "train.jsonl"), str(tmp_path / "valid.csv"), None)
+    assert find_splits(tmp_path) == (*parts, "")
+    for name in ("other.jsonl", ".other.jsonl", "model.gguf", "b.csv"):
+        (tmp_path / name).touch()
+    found = find_splits(tmp_path)
+    assert found[:3] == parts
+    assert found.note == f"the folder {tmp_path}: ignoring 2 files: b.csv, other.jsonl"
     (tmp_path / "train.jsonl").rename(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"contains valid\.csv, but no train\.jsonl"):
         find_splits(tmp_path)

@@ -169,3 +169,26 @@ def test_most_of_the_data_lost(tmp_path: Path, bpe: Tokenizer, chatml: ChatTempl
     )
     assert mostly_lost(SimpleNamespace(samples=data)) == mostly_lost(data)
     assert mostly_lost(load_dataset(path, bpe, 4000, template=chatml, skip_bad=True)) == ""
+
+
+def test_unknown_keys_of_messages_are_counted(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "q", "name": "Anna", "time": "8:00"}
+    answer = {"role": "assistant", "content": "a", "思考": "hm", "audio": None, "weight": 1}
+    called = {"role": "tool", "content": "r", "name": "f", "tool_call_id": "1", "score": 0}
+    chat = {"messages": [asked, answer, called, answer]}
+    kinds = {
+        "messages": (chat, ["思考 (2)", "name (1)", "time (1)", "score (1)"]),
+        "turns": (
+            {"conversations": [{"from": "human", "value": "q", "at": 1},
+                               {"from": "gpt", "value": "a", "reasoning": "r"}]},
+            ["at (1)"],
+        ),
+        "pair": ({"prompt": [asked], "chosen": answer, "rejected": "b"},
+                 ["思考 (1)", "name (1)", "time (1)"]),
+    }  # fmt: skip
+    for name, (record, unread) in kinds.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(record))
+        found = [n for n in open_data(path).notes if n.startswith("keys of messages not used")]
+        assert len(found) == 1 and sorted(found[0].partition(": ")[2].split(", ")) == sorted(unread)
+    assert not any("keys of messages" in n for n in opened(tmp_path, {"q": "q", "a": "a"}).notes)

@@ -56,7 +56,11 @@ def counts() -> Iterator[Case]:
     yield "G01", lambda: b"", "the file is empty"
     for n in (1, 2, 3, 4, 8, 12, 23):
         yield f"G02-{n}", _first(n), f"needs 24 bytes, but the file has only {n} (truncated?)"
-    yield "G03a", lambda: small(magic=b"FUGG"), "magic: b'FUGG' at byte 0, expected b'GGUF'"
+    yield (
+        "G03a",
+        lambda: small(magic=b"FUGG"),
+        "magic: b'FUGG' at byte 0, expected b'GGUF'; this is not a GGUF file",
+    )
     yield "G03b", lambda: b"PK\x03\x04" + bytes(60), "magic: a zip file"
     yield "G03c", lambda: u64(100) + b'{"a":' + bytes(95), "magic: a safetensors file"
     yield "G03d", lambda: b"\x80\x02}q\x00." + bytes(40), "magic: a Python pickle"

@@ -90,3 +90,18 @@ def test_refused(folder: Path, run: Run) -> None:
     ]:
         done = run(logged(folder, 2, *more))
         assert done.code == 2 and told in done.err, (more, done)
+
+
+def test_notes_about_the_data(folder: Path, run: Run) -> None:
+    """Files in the folder that are not read, and records of validation data that are skipped."""
+    data = folder / "data"
+    data.mkdir()
+    lines = [f'{{"prompt": "{word}", "completion": "b c"}}\n' for word in "abcd"]
+    (data / "train.jsonl").write_text("".join(lines))
+    (data / "valid.jsonl").write_text('{"prompt": "a", "completion": ""}\n' + lines[0])
+    (data / "more.jsonl").write_text(lines[0])
+    done = run(logged(folder, 1, "--train-data", str(data), "--skip-bad"))
+    assert done.code == 0, done
+    words = done.out.split()
+    assert "ignoring 1 file: more.jsonl" in " ".join(words)
+    assert "validation data: 1 of 2 records are bad" in " ".join(words)

@@ -2,7 +2,7 @@
 
 The content of a message is text, or a list of {"type": "text", "text": ...} parts. An assistant
 message can contain tool calls, a thought, and a key that excludes it from training. The record can
-also contain "tools" and "chat_template_kwargs". Other keys are ignored.
+also contain "tools" and "chat_template_kwargs". Other keys are ignored and reported.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
 
 MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")
+_EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
+MESSAGE_KEYS = frozenset(("role", "content", *_EXTRA_KEYS))
+"""The keys that are read from every message."""
+TURN_KEYS = frozenset(("from", "value", *_EXTRA_KEYS))
+"""The keys that are read from every turn of a chat in ShareGPT's format."""
+RESULT_KEYS = frozenset(("name", "tool_call_id"))
+"""The keys that are also read from the result of a tool call."""
 
 
 def read(record: Record, style: Style) -> Conversation:
@@ -83,7 +90,7 @@ def extras(message: Record, role: str, calls: list[Message], where: str) -> Mess
     if calls:
         out["tool_calls"] = calls
     if role in ("tool", "function"):
-        for key in ("name", "tool_call_id"):
+        for key in sorted(RESULT_KEYS):
             if message.get(key) is not None:
                 out[key] = text_of(message, key, where)
     return out

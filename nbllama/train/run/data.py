@@ -96,6 +96,8 @@ def load_data(
     files = Splits(options.train_data)
     if given.train_data is None:
         files = find_splits(options.train_data)
+    if say is not None and files.note:
+        say(files.note)
     data: Dataset = _load(files.train, options, model, state, say, given.train_data)
     validation: Dataset | None = None
     other = options.val_data or (None if options.val_split else files.valid)
@@ -113,6 +115,9 @@ def load_data(
                 f"--val-data {shown(other)} contains {words[validation.kind]}, but the training "
                 f"data contain {words[data.kind]}"
             )
+        for note in validation.notes:
+            if say is not None and note not in data.notes:
+                say(f"validation data: {note}")
     elif options.early_stop:
         raise UsageError("--early-stop requires validation data: pass --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
