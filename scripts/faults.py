@@ -62,14 +62,14 @@ def line(row: dict[str, Any]) -> str:
     return f"| {row['fault']} | {row['what']} | {row['runs']} | {passed} |"
 
 
-INTRODUCTION = """# Runs under faults
+INTRODUCTION = """# Runs with injected faults
 
 `scripts/faults --full` generates this page. Each run trains a tiny model in a separate process.
 A run passes if all of the following are true:
 
 - no file under its final name is incomplete;
 - the resumed run is bit-identical to a run without the fault;
-- at most one save interval is lost;
+- the work of at most one save interval is lost;
 - every failure ends with a one-line message and the right exit code.
 
 [What can go wrong](../faults.md) describes how nbllama behaves.

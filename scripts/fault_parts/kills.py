@@ -36,7 +36,7 @@ def kill(box: Box) -> Iterator[str]:
         yield box.after_a_kill(folder) if (folder / "log.jsonl").exists() else ""
 
 
-@fault("F02", "one run that is killed again and again")
+@fault("F02", "a single run that is killed repeatedly")
 def chain(box: Box) -> Iterator[str]:
     """Kill a run at most 20 times, each time at a random moment; then let it finish."""
     n_iter = 200

@@ -75,5 +75,5 @@ def not_a_number(box: Box) -> Iterator[str]:
 @fault("F15", "a spike in the loss")
 def spike(box: Box) -> Iterator[str]:
     """Report that this is not run: no rule skips such a step."""
-    raise NotRun("the program has no rule that skips a finite loss")
+    raise NotRun("nbllama does not skip steps with a finite loss")
     yield ""
