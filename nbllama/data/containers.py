@@ -14,14 +14,14 @@ from nbllama.data.folding import trimmed
 from nbllama.data.formats.record import Record
 from nbllama.data.json_values import broken_byte
 from nbllama.data.wrapped import Entry
-from nbllama.errors import DataError, shown
+from nbllama.errors import DataError, counted, shown
 
 DELIMITERS = (",", "\t", ";")
 _OTHER_DELIMITER = re.compile("[|\uff0c\uff1b\u3001\uff5c]")  # also full-width characters
 
 
 class Table(NamedTuple):
-    """The rows of a table as records, and the number of the line that names the columns."""
+    """The rows of a table as records, and the line number of its header."""
 
     header: int
     rows: list[Entry]
@@ -69,13 +69,15 @@ def _problem(names: list[str]) -> str | None:
     if len(names) == 1 and (found := _OTHER_DELIMITER.search(names[0])) is not None:
         return (
             f"the columns ({shown(names[0], 80)}) are separated by '{found[0]}'; use commas, tabs "
-            "or semicolons in the whole table"
+            "or semicolons instead"
         )
     return None
 
 
 def _row(names: list[str], row: list[str]) -> Record | DataError:
     if len(row) != len(names):
-        return DataError(f"{len(row)} cells, but the header has {len(names)}")
+        return DataError(
+            f"the row has {counted(len(row), 'cell')}, but the header has {len(names)}"
+        )
     problem = next(filter(None, map(broken_byte, row)), None)
     return problem or dict(zip(names, row, strict=True))
