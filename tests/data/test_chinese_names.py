@@ -106,7 +106,7 @@ def test_roles_are_reported(tmp_path: Path) -> None:
     found = opened(tmp_path, {"messages": turns})
     assert said(found)[0] == ("旁白", "n")
     assert found.notes == ("unknown roles, passed to the chat template unchanged: 旁白 (1)",)
-    with pytest.raises(DataError, match="'旁白' is not one of system, human"):
+    with pytest.raises(DataError, match="'旁白', not one of system, human"):
         opened(tmp_path, {"conversations": [{"from": "旁白", "value": "n"}]})
 
 
