@@ -92,5 +92,5 @@ def profile(case: Case) -> list[dict[str, Any]]:
         for what, s in sorted(spent.items(), key=lambda item: -item[1])
     ]
     left = whole - sum(spent.values())
-    rest = "RoPE, sums with the stream, optimiser, Python"
+    rest = "RoPE, residual additions, optimiser, Python"
     return [*rows, {"what": rest, "ms": 1e3 * left, "of_step": 100 * left / whole, "share": ""}]
