@@ -167,15 +167,15 @@ class MainOptions:
     repeat_penalty: float = _sampling(
         Real(above=True),
         _D.repeat_penalty,
-        "repetition penalty: divides the logits of these tokens; 1: off",
+        "repetition penalty: divides logits of recent tokens (multiplies negative ones); 1: off",
     )
     frequency_penalty: float = _sampling(
         _ANY,
         _D.frequency_penalty,
-        "frequency penalty: subtracted from a logit for each occurrence of its token",
+        "frequency penalty: subtracted from a token's logit for each recent occurrence",
     )
     presence_penalty: float = _sampling(
-        _ANY, _D.presence_penalty, "presence penalty: subtracted from a logit if its token occurs"
+        _ANY, _D.presence_penalty, "presence penalty: subtracted from the logits of recent tokens"
     )
     mirostat: int = _sampling(
         Whole(0, 2),
