@@ -11,8 +11,8 @@ HEAD = """# Every kernel compared with numpy and llama.cpp
 
 `scripts/tools/kernel_tables` generated this page on {date} ({machine}). Every function used
 one thread. The rows come from the test registry in `tests/kernels`. `test_registry.py` also runs
-every row with two other sizes, and fails if a function in `nbllama/ops` or a weight type has no
-row.
+every row with the two sizes that are not timed, and fails if a function in `nbllama/ops` or a
+weight type has no row.
 
 - **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
   largest number in the reference result, over three sizes: one token, odd sizes, and the size that
