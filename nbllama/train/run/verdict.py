@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbllama.errors import shown
-from nbllama.options.finetune.table import PROG
+from nbllama.options.finetune.table import OPTIONS, PROG
+from nbllama.options.words import replace_options
 from nbllama.report.log import loss_text
 from nbllama.system.program import called_as
 from nbllama.train.run.asked import HELD_OUT, TRAINED, Asked, answer, find_questions
@@ -276,9 +277,10 @@ class Ending:
             return []
         model = o.model_base
         if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
-            more = ["--checkpoint-in", checkpoint, *self._longer().split(" or ")[0].split()]
-            again = f"{called_as(PROG)} ... {shlex.join(more)}, with all other options unchanged"
-            return [("to continue", again)]
+            name, value = self._longer().split(" or ")[0].split()
+            more = [("--checkpoint-in", checkpoint), (name, value)]
+            words = replace_options(self._session.words, OPTIONS, more)
+            return [("to continue", f"{called_as(PROG)} {shlex.join(words)}")]
         words = ["--model", model, "--lora", adapter]
         out = os.path.basename(model).removesuffix(".gguf")
         merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]
