@@ -86,7 +86,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
         for file in filter(os.path.exists, files_of(name)):
             if os.path.exists(target) and os.path.samefile(file, target):
                 raise UsageError(
-                    f"{shown(target, 400)}: {what} and OUT are the same file; choose a different OUT"
+                    f"{shown(target, 400)}: {what} and OUT are the same file; choose another OUT"
                 )
     if (kind := format_of(target)) != "peft":
         check_kind(target, GGLA if kind == "bin" else GGUF)
