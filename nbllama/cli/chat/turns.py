@@ -11,7 +11,10 @@ from nbllama.generation.predictor import ContextFull
 from nbllama.options.chat import read_escapes
 from nbllama.text.chat_template import ChatTemplate
 
-_HELP = "/clear starts a new chat; /exit or Ctrl-D ends the program; Ctrl-C stops an answer"
+_HELP = (
+    "/clear starts a new chat; /exit or Ctrl-D ends the program; Ctrl-C stops an answer or, at the "
+    "prompt, the program"
+)
 _EXIT = ("/exit", "/quit", "/bye")
 
 

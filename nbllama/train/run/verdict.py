@@ -254,8 +254,10 @@ class Ending:
         """Return options for more iterations and, if the learning rate is low, for raising it."""
         s = self._session
         done = s.trainer.iteration - self._first
-        epochs = max(1, math.ceil(done / self._per_epoch()))
-        text = f"--epochs {3 * epochs}"
+        if s.options.adam_iter is not None:
+            text = f"--adam-iter {3 * max(1, done)}"
+        else:
+            text = f"--epochs {3 * max(1, math.ceil(done / self._per_epoch()))}"
         if s.settings.adam_alpha < 5e-4:
             text += f" or --lr {2.5 * s.settings.adam_alpha:.2g}"
         return text
