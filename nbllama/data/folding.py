@@ -18,7 +18,7 @@ _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s:{_UNSEEN}]+$")
 
 # English name: Chinese names, first in simplified characters, then in traditional ones that differ.
 _COLUMNS = {
-    "question": "问题 问 提问 问句 询问 题目 用户问题 用户提问  問題 問 提問 問句 詢問 題目 用戶問題",
+    "question": "问题 问 提问 问句 询问 题目 用户问题  問題 問 提問 問句 詢問 題目 用戶問題",
     "query": "查询  查詢",
     "instruction": "指令 指示",
     "prompt": "提示 提示词  提示詞",
