@@ -17,7 +17,7 @@ READ = {
         "rendered as system messages"
     ),
     "folded": (
-        "system messages were put in front of the first question, separated by an empty line "
+        "system messages were prepended to the first question, separated by an empty line "
         "(--system-as-user): write prompts for the trained model in the same way, because "
         "llama.cpp's server inserts only a line feed"
     ),
@@ -25,22 +25,22 @@ READ = {
         "answers are the first message of their chat and have no prompt: they are used as context "
         "and are not trained on"
     ),
-    "open": "chats end with a message that has no answer: it is not used",
+    "open": "chats end with an unanswered message, which is not used",
     "thought": (
-        "answers have a thought (reasoning_content or <think>) that the chat template "
-        "omits: they are trained without it"
+        "answers have a thought (reasoning_content or <think>) that the chat template omits: the "
+        "model is trained on these answers without the thought"
     ),
     "hermes": (
-        "answers call tools, but the chat template does not support calls: the calls are trained "
-        "as text, a line of JSON in <tool_call> tags (Hermes format)"
+        "answers call tools, but the chat template does not support tool calls: each call becomes "
+        "a line of JSON in <tool_call> tags (Hermes format), which is trained on as text"
     ),
     "null": (
-        "answers call tools and have no text: the chat template receives null as their content, "
-        "because it writes calls only in that case"
+        "answers call tools and have no text: their content is set to null, because the chat "
+        "template writes tool calls only in messages whose content is null"
     ),
     "tools": (
-        "records list tools that the chat template omits: as on a server, the prompt "
-        "does not contain them"
+        "records list tools that the chat template omits: the prompt does not contain them, "
+        "either in training or on a server"
     ),
     "variables": (
         'records set variables ("chat_template_kwargs") that the chat template does not use'
@@ -49,11 +49,11 @@ READ = {
         "messages do not appear verbatim in the rendered text: the chat template changes them"
     ),
 }
-"""Kinds of notices about records, by short name."""
+"""The text of each notice about records, by kind."""
 
 
 class Notices:
-    """Counts of the notices for a file, and the line of the first record with each kind."""
+    """Counts of each kind of notice for a file, and the line of the first record with that kind."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -95,9 +95,9 @@ class Notices:
                 out.append(f"{count} {READ[kind]} ({where})")
         if self.empty_thoughts:
             way = (
-                f"--template-vars {self.switch}=false keeps it in the prompt"
+                f"--template-vars {self.switch}=false keeps the thought in the prompt"
                 if self.switch
-                else "the chat template has no switch that keeps it in the prompt"
+                else "the chat template has no switch that keeps the thought in the prompt"
             )
             out.append(
                 f"{self.empty_thoughts} of {self.answers} answers begin with an empty thought, "
