@@ -43,10 +43,10 @@ class MT19937:
         if len(words) == _N:
             words.append(str(_N))
         if len(words) != _N + 1 or not all(w.isascii() and w.isdigit() for w in words):
-            raise DataError(f"a random generator state has 625 numbers, not {len(words)}")
+            raise DataError(f"a random number generator's state has 625 numbers, not {len(words)}")
         numbers = [int(w) for w in words]
         if max(numbers) > MOST or numbers[-1] > _N:
-            raise DataError("a random generator state contains a number that is too large")
+            raise DataError("a random number generator's state contains a number that is too large")
         return cls(np.array(numbers[:-1], np.uint32), numbers[-1])
 
     def text(self) -> str:

@@ -126,7 +126,9 @@ def open_records(
     `UsageError` for a format that only files can have.
     """
     if data_format in (RAW, CSV):
-        raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
+        raise UsageError(
+            f"{name}: the data format {data_format} is for files, not for records in memory"
+        )
     entries = entries_in_memory(records)
     asked = Asked(data_format, columns or {}, style or Style(), skip_bad, files=False)
     return parsed(name, [(name, FileRecords(entries, "", len(entries)))], asked, [])
