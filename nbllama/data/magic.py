@@ -1,4 +1,4 @@
-"""Identify data that are not plain text, by the first bytes of the file or by its encoding."""
+"""Recognise files that are not plain text by their first bytes or by their encoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 
-# Marks at the start of a file. The marks of readable archives are in `unpack`.
+# Signatures at the start of a file. The signatures of readable archives are in `unpack`.
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF-", "a PDF document; save it as plain text"),
     (b"{\\rtf", "an RTF document; save it as plain text"),
@@ -60,7 +60,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer instead of the data; run git lfs pull"),
 )  # fmt: skip
 _RIFF = {b"WEBP": "a WebP image", b"WAVE": "a WAV file", b"AVI ": "an AVI video"}
-# Marks that look like ordinary words ("ORC", "ID3") count only if the file is not text.
+# Signatures that look like ordinary words ("ORC", "ID3") count only if the file is not text.
 _WORDS = {b"GGUF", b"PAR1", b"ORC", b"ID3", b"BZh", b"ARROW1", b"OggS", b"fLaC", b"wOFF", b"wOF2"}
 _WORDS |= {b"lmgg", b"fmgg", b"tjgg", b"algg", b"lcgg", b"%!PS"}
 _CONTROLS = bytes(c for c in range(32) if c not in b"\t\n\v\f\r\x1b")
@@ -149,7 +149,7 @@ def _plausible(text: str) -> bool:
 
 
 def _zip_kind(content: bytes) -> str:
-    """Return the kind of a file in a format that is based on zip archives."""
+    """Return the kind of a file that is stored as a zip archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()
@@ -159,7 +159,7 @@ def _zip_kind(content: bytes) -> str:
 
 
 def office_kind(names: list[str]) -> str | None:
-    """Return the kind of a document from the names in its zip archive; None for a plain archive."""
+    """Identify a zip-based format by the names in the archive; return None for a plain archive."""
     for start, kind in (
         ("word/", "a Word document (docx); save it as plain text"),
         ("xl/", "an Excel workbook (xlsx); save the sheet as CSV"),
@@ -189,9 +189,10 @@ def guessed_encoding(content: bytes) -> str:
 
 
 def _is_gb18030(head: bytes) -> bool:
-    """Return whether the bytes are GBK-encoded Chinese, with nearly all characters in GB 2312.
+    """Return whether the bytes are GBK-encoded Chinese, with most characters in GB 2312.
 
-    Big5 and Shift JIS can also be decoded as GBK, but yield rows and cells outside GB 2312.
+    Big5 and Shift JIS text can also be decoded as GBK, but the result contains many characters
+    outside GB 2312.
     """
     try:
         codecs.getincrementaldecoder("gb18030")().decode(head)

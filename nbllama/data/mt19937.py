@@ -1,4 +1,4 @@
-"""The generator for the old tool's sample order: C++'s `std::mt19937` and its text form.
+"""C++'s `std::mt19937`, which shuffles the samples in the old tool, and its text form.
 
 A checkpoint written by the old tool stores the generator as text printed by the C++ library.
 libstdc++ prints the 624 words of the state and the position within them, whereas libc++ prints 624
@@ -20,7 +20,7 @@ class MT19937:
     """A generator of 32-bit random numbers; `draw` advances its state."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """Start with the state `words`, uint32 [624], at the position `place`.
+        """Create a generator with the state `words`, uint32 [624], at the position `place`.
 
         `place` is 0 to 624; 624 means that all words have been used.
         """
@@ -38,15 +38,15 @@ class MT19937:
 
     @classmethod
     def parse(cls, text: str) -> MT19937:
-        """Parse a generator printed by a C++ library. Raises `DataError` for anything else."""
+        """Parse a state printed by a C++ library. Raises `DataError` for anything else."""
         words = text.split()
         if len(words) == _N:
             words.append(str(_N))
         if len(words) != _N + 1 or not all(w.isascii() and w.isdigit() for w in words):
-            raise DataError(f"a random generator state has 625 numbers, not {len(words)}")
+            raise DataError(f"a random number generator's state has 625 numbers, not {len(words)}")
         numbers = [int(w) for w in words]
         if max(numbers) > MOST or numbers[-1] > _N:
-            raise DataError("a random generator state contains a number that is too large")
+            raise DataError("a random number generator's state contains a number that is too large")
         return cls(np.array(numbers[:-1], np.uint32), numbers[-1])
 
     def text(self) -> str:

@@ -59,9 +59,9 @@ def known_names(
 
 
 def prompt_names(record: Record, counts: Counts) -> Record:
-    """Return a record for a prompt without an answer, renaming its keys to the usual names.
+    """Return a record that has a prompt but no answer, with its keys renamed to the usual names.
 
-    Raises `DataError` if several keys can be the prompt.
+    Raises `DataError` if several keys could contain the prompt.
     """
     if all(record.get(name) is None for name in ("messages", *_PROMPTS)):
         keys = keys_by_name(record)
@@ -69,8 +69,8 @@ def prompt_names(record: Record, counts: Counts) -> Record:
         found |= {key: "messages" for key, value in record.items() if is_turns(value)}
         if len(found) > 1:
             raise DataError(
-                f"it is unclear which key is the prompt ({shown(', '.join(found), 80)}); pass "
-                f"{columns_option({new: key for key, new in list(found.items())[:1]})}"
+                f"it is unclear which key contains the prompt ({shown(', '.join(found), 80)}); "
+                f"pass {columns_option({new: key for key, new in list(found.items())[:1]})}"
             )
         record = with_renamed(record, found, counts) if found else record
     if record.get("instruction") is not None or record.get("question") is not None:
@@ -96,8 +96,8 @@ def _refuse_text_and_pair(text: str, keys: Keys) -> None:
         question, answer = (shown(key, 40) for key in pair)
         option = "--data-format text" if text == "text" else columns_option({"text": text})
         raise DataError(
-            f'the training text can be "{shown(text, 40)}", or "{question}" with "{answer}"; pass '
-            f"{option}, or {pair_options(*pair)}"
+            f'the training text could be "{shown(text, 40)}", or "{question}" and "{answer}" '
+            f"together; pass {option}, or {pair_options(*pair)}"
         )
 
 
@@ -132,7 +132,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
 
 
 def _only(keys: Keys, name: str, wanted: tuple[str, ...]) -> str:
-    """Return the only key with this English name. Raises `DataError` if there are several."""
+    """Return the only key with the English name `name`. Raises `DataError` if there are several."""
     if len(keys[name]) > 1:
         raise DataError(
             f'it is unclear which key is "{name}" ({shown(", ".join(keys[name]), 80)}); pass '
@@ -142,7 +142,7 @@ def _only(keys: Keys, name: str, wanted: tuple[str, ...]) -> str:
 
 
 def _with_more(record: Record, counts: Counts) -> Record:
-    """Return a record that fits a format, with the usual names for optional keys of the format."""
+    """Return the record with the optional keys of its format renamed to their usual names."""
     if "chosen" in record and "rejected" in record:
         record = _with_prompt(record, counts)
         more = _MORE if record.get("prompt") is None else {}
@@ -192,7 +192,7 @@ def _pair(keys: Keys) -> tuple[str, str] | None:
 
 
 def _with_prompt(record: Record, counts: Counts) -> Record:
-    """Return a preference with the usual name for its prompt, if only one key can be the prompt."""
+    """Return a preference with its prompt key renamed, if only one key could be the prompt."""
     if any(record.get(name) is not None for name in _PROMPTS):
         return record
     keys = keys_by_name(record)

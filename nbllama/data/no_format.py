@@ -1,4 +1,4 @@
-"""The error for records whose keys match no format, with an option that names the keys."""
+"""Build the error for records whose keys match no format; it suggests an option to pass."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _KNOWN = (
 def no_format(record: Record, where: str, *, table: bool, raw: bool) -> DataError:
     """Return the error for a file in which the keys of no record match a format.
 
-    `record` is the first record, and `where` says where its keys are. `raw` says whether the file
-    could be intended as plain text.
+    `record` is the first record, and `where` is the place of its keys. `raw` says whether the file
+    could have been meant as plain text.
     """
     names = shown(", ".join(record) or "none", 50)
     if is_turn(record):
@@ -39,8 +39,8 @@ def no_format(record: Record, where: str, *, table: bool, raw: bool) -> DataErro
 def _options(record: Record) -> str:
     """Return the options that name the keys with the question and the answer, or with the text.
 
-    A key that contains a known name is preferred to the first and the last text of the record, and
-    other text is preferred to numbers.
+    Keys that contain a known name are preferred. Otherwise, the first text of the record is taken
+    as the question and the last as the answer, ignoring numbers if enough other texts are left.
     """
     texts = [key for key, value in record.items() if isinstance(value, str)]
     words = [key for key in texts if not record[key].strip().isnumeric()]
@@ -57,7 +57,7 @@ def _options(record: Record) -> str:
 
 
 def _contains(key: str, names: Collection[str]) -> bool:
-    """Return whether a key contains one of the names or its Chinese form, ignoring short ones."""
+    """Return whether a key contains one of the names, except short ones, or its Chinese form."""
     folded = fold(key)
     chinese = (word for word, name in CHINESE_COLUMNS.items() if name in names)
     return any(len(name) > 2 and name in folded for name in names) or any(

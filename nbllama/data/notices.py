@@ -31,7 +31,7 @@ READ = {
     "folded": Kind(
         "system message was",
         "system messages were",
-        " put in front of the first question, separated by an empty line (--system-as-user); write "
+        " prepended to the first question, separated by an empty line (--system-as-user); write "
         "prompts for the trained model in the same way, because llama.cpp's server inserts only a "
         "line feed",
     ),
@@ -40,31 +40,30 @@ READ = {
         "answers are the first message of their chat and have",
         " no prompt; an answer without a prompt is used as context and not trained on",
     ),
-    "open": Kind(
-        "chat ends", "chats end", " with a message that has no answer; this message is not used"
-    ),
+    "open": Kind("chat ends", "chats end", " with an unanswered message, which is not used"),
     "thought": Kind(
         "answer has",
         "answers have",
-        " a thought (reasoning_content or <think>) that the chat template omits; the thought is "
-        "not trained on",
+        " a thought (reasoning_content or <think>) that the chat template omits; the model is "
+        "trained on the rest of the answer",
     ),
     "hermes": Kind(
         "answer calls",
         "answers call",
-        " tools, but the chat template does not support calls; each call is trained on as text, a "
-        "line of JSON in <tool_call> tags (Hermes format)",
+        " tools, but the chat template does not support tool calls; each call becomes a line of "
+        "JSON in <tool_call> tags (Hermes format), which is trained on as text",
     ),
     "null": Kind(
         "answer calls tools and has",
         "answers call tools and have",
-        " no text; the chat template receives null as the content, because it writes calls only "
-        "in that case",
+        " no text; the content is set to null, because the chat template writes tool calls only "
+        "in messages whose content is null",
     ),
     "tools": Kind(
         "record lists",
         "records list",
-        " tools that the chat template omits; as on a server, the prompt does not contain them",
+        " tools that the chat template omits; the prompt does not contain them, either in training "
+        "or on a server",
     ),
     "variables": Kind(
         "record sets",
@@ -77,11 +76,11 @@ READ = {
         " not appear verbatim in the rendered text, because the chat template changes the text",
     ),
 }
-"""Kinds of notices about records, by short name."""
+"""The text of each notice about records, by kind."""
 
 
 class Notices:
-    """Counts of the notices for a file, and the line of the first record with each kind."""
+    """Counts of each kind of notice for a file, and the line of the first record with that kind."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -125,9 +124,9 @@ class Notices:
                 out.append(f"{counted(count, one, many)}{rest} ({where})")
         if self.empty_thoughts:
             way = (
-                f"--template-vars {self.switch}=false keeps it in the prompt"
+                f"--template-vars {self.switch}=false keeps the thought in the prompt"
                 if self.switch
-                else "the chat template has no switch that keeps it in the prompt"
+                else "the chat template has no switch that keeps the thought in the prompt"
             )
             out.append(
                 f"{self.empty_thoughts} of {counted(self.answers, 'answer')} "

@@ -1,4 +1,4 @@
-"""The order of the samples in an epoch, which depends only on two integers: seed and epoch.
+"""The order of the samples in an epoch, which depends only on the seed and the epoch number.
 
 The permutation for an epoch sorts the samples by random 64-bit numbers from numpy's Philox 4x64,
 keyed by (seed, epoch) (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). numpy's
@@ -18,7 +18,7 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """A position in the data: completed epochs, and completed samples in the current epoch."""
+    """The numbers of completed epochs and of completed samples in the current epoch."""
 
     epoch: int = 0
     next_sample: int = 0
@@ -58,17 +58,17 @@ def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
 
 
 def check_position(position: Position, n_samples: int) -> None:
-    """Raise `DataError` if a position is outside data of `n_samples` samples."""
+    """Raise `DataError` if a position is outside a data set of `n_samples` samples."""
     epoch, first = position
     if not (0 <= epoch < _KEY_LIMIT and 0 <= first < n_samples):
         raise DataError(
-            f"epoch {epoch}, sample {first} is outside the data, which has "
+            f"the position (epoch {epoch}, sample {first}) is outside the data, which has "
             f"{n_samples} samples; did the file change?"
         )
 
 
 class Order:
-    """The epoch orders for a seed; the most recent order is cached."""
+    """The sample order of each epoch for a given seed; the most recent order is cached."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
         self.n_samples = n_samples

@@ -9,9 +9,9 @@ Samples stay in the order of the epoch. A batch ends before the first sample tha
 position in the data is therefore still (epoch, next sample), and unused room costs nothing.
 
 If samples share beginnings (`nbllama.data.shared`), only computed tokens count. To limit memory,
-such a batch also ends before its trained targets exceed the room, or its tokens exceed
-`MOST_TOKENS` times the room. A run always uses the rule with which it started, because the rule
-determines which samples share a batch.
+such a batch also ends before the number of trained targets exceeds the room, or the number of all
+tokens exceeds `MOST_TOKENS` times the room. A resumed run must count tokens in the same way as
+before, because the count determines which samples form a batch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Packed:
         return self._lengths
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples with these numbers, in this order."""
+        """Return a batch of the samples with these indices, in order."""
         return self.samples.batch(indices)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
@@ -82,7 +82,7 @@ class Packed:
         return len(order) - first
 
     def largest_shared(self, n_rows: int) -> tuple[int, int]:
-        """Return upper bounds on the computed tokens and on all tokens in any shared batch."""
+        """Return upper bounds on the numbers of computed and of all tokens in a shared batch."""
         room, tokens = n_rows * self.n_ctx, self._lengths[0]
         most = min(MOST_TOKENS * room, int(tokens.sum()))
         n = self.n_samples
@@ -92,7 +92,7 @@ class Packed:
         return max(rows, min(short, most)), most
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return upper bounds on the tokens and trained targets in any batch."""
+        """Return upper bounds on the numbers of tokens and of trained targets in a batch."""
         room = n_rows * self.n_ctx
         tokens, trained = self._lengths
         # Filling the room in descending order of the trained share gives the most trained targets,
@@ -106,7 +106,11 @@ class Packed:
         return min(room, int(tokens.sum())), min(room, most)
 
     def per_batch(self, n_rows: int) -> float:
-        """Estimate the average from the mean length, minus half a sample for the unused room."""
+        """Estimate the mean number of samples per batch.
+
+        Without sharing, the estimate is the room divided by the mean length, minus half a sample
+        for the unused room.
+        """
         if self.shared:
             order, sizes = np.arange(self.n_samples), [0]
             while len(sizes) <= SEEN and sum(sizes) < len(order):

@@ -1,4 +1,4 @@
-"""Convert the records in files to samples, in the format that fits most of them.
+"""Convert the records in files to samples, in the format that fits most of the records.
 
 A bad record is either refused, or skipped and counted; its meaning is never guessed.
 """
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A record with the keys of a format, or an error, and the lines of the record and its keys."""
+    """A record with the keys of a format, or an error; and the line numbers of record and keys."""
 
     line: int
     keys_line: int

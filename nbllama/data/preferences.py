@@ -1,11 +1,12 @@
-"""Preferences as a `Dataset` whose samples are pairs of answers, or answers with labels.
+"""The `Dataset` for preferences, whose samples are pairs of answers, or answers with labels.
 
 The rows of a batch are the answers with their prompts; for pairs, the order is chosen, rejected,
 chosen, ... Both sides of a pair are always in the same micro-batch.
 
 For KTO, every answer is also combined with the prompt of a different record, because the loss
-requires an estimate of how far the model has moved on answers that do not belong to the prompt. In
-a separate data set (`others`), the answer of sample i follows the prompt of sample i - 1.
+requires an estimate of how far the model has moved from the reference model, and this estimate uses
+answers to other prompts. In a separate data set (`others`), the answer of sample i follows the
+prompt of sample i - 1.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from nbllama.data.text_file import sha256_parts
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedBatch(Batch):
-    """A batch and the numbers of its answers.
+    """A batch of judged answers.
 
-    `rows`, int64 [S], contains the number of each sequence among the samples of `source`.
+    `rows`, int64 [S], contains the index of each sequence in `source.samples`.
     """
 
     source: Preferences
@@ -55,7 +56,7 @@ class Preferences(RowPerSample):
         self._lengths = samples.lengths()
 
     def of(self, samples: Samples) -> Preferences:
-        """Return a data set with the same width for other samples."""
+        """Return a data set of other samples with the same width."""
         return Preferences(samples, self.width)
 
     @property
@@ -81,21 +82,21 @@ class Preferences(RowPerSample):
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the row numbers for these samples, int64."""
+        """Return the indices of the rows of these samples, int64."""
         first = np.asarray(indices, np.int64)[:, None] * self.width
         return (first + np.arange(self.width)).reshape(-1)
 
     def batch(self, indices: Sequence[int]) -> JudgedBatch:
         """Return a batch of the rows of these samples, in order.
 
-        Raises `IndexError` if a sample number is out of range.
+        Raises `IndexError` if a sample index is out of range.
         """
         rows = self.rows(indices)
         return JudgedBatch(**vars(self.samples.batch(rows.tolist())), source=self, rows=rows)
 
     @cached_property
     def others(self) -> Samples:
-        """Samples that combine row i's answer with row i - 1's prompt, within n_ctx tokens."""
+        """Samples of row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

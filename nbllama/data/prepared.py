@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat in the form that the template receives, and the numbers of its trained answers.
+    """A chat in the form that the template receives.
 
-    `found` counts notices by kind (`nbllama.data.notices.READ`). The number of a message in the
-    record is its number in this chat plus `shift`.
+    `numbers` contains the indices of the answers that are trained on. `found` counts notices by
+    kind (`nbllama.data.notices.READ`). Message i of this chat is message i + `shift` of the record.
     """
 
     messages: list[Message]

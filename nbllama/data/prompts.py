@@ -1,8 +1,8 @@
-"""Prompts without answers as a `Dataset`; the answers are drawn during training.
+"""The `Dataset` for prompts without answers; the answers are drawn during training.
 
 A sample is a prompt with `group` answers of at most `most` tokens. Until the answers are drawn, a
-batch contains placeholders of the maximum length, so the sizes of a data set correspond to the
-largest possible step.
+batch contains placeholders of the maximum length, so the token counts of the data set are upper
+bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SMALL = 32  # token ids below this are valid in every vocabulary
 class Question(NamedTuple):
     """A prompt, as ids and as text or messages, and its record.
 
-    `place` is the line of the record. `chat` means that the answer follows a chat template.
+    `place` is the line of the record. `chat` says whether the prompt uses a chat template.
     """
 
     ids: np.ndarray
@@ -35,7 +35,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch(Batch):
-    """A batch of placeholders; `numbers` are the numbers of its prompts in `source`."""
+    """A batch of placeholders; `numbers` contains the indices of its prompts in `source`."""
 
     source: Prompts
     numbers: tuple[int, ...]
@@ -112,12 +112,12 @@ class Prompts(RowPerSample):
         return max(len(q.ids) for q in self.questions)
 
     def shared_tokens(self, n_rows: int) -> int:
-        """Return the maximum number of tokens in `n_rows` samples, computing each prompt once."""
+        """Return the maximum number of tokens in `n_rows` samples, counting each prompt once."""
         sizes = sorted((len(q.ids) for q in self.questions), reverse=True)[:n_rows]
         return sum(sizes) + len(sizes) * self.group * self.most
 
     def line(self) -> str:
-        """Return a line of text that gives the sizes of the data set."""
+        """Return a line of text with the sizes of the data set."""
         sizes = [len(q.ids) for q in self.questions]
         return (
             f"{sum(sizes) / len(sizes):.0f} per prompt on average, at most {max(sizes)}; at most "
@@ -136,7 +136,7 @@ class Prompts(RowPerSample):
 
 
 def row_of(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and targets of a prompt and an answer, training only the answer."""
+    """Return the tokens and targets of a prompt and an answer; only the answer is trained on."""
     ids = np.concatenate([prompt, answer]).astype(np.int32)
     targets = ids[1:].copy()
     targets[: len(prompt) - 1] = NOT_TRAINED

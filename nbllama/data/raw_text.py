@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Rules(NamedTuple):
     """The rules for building rows; the names match the options.
 
-    `pad` fills short rows with EOS, which is trained, as in the old tool. Otherwise, short rows
-    stay short.
+    `pad` fills short rows with EOS tokens, which are trained on, as in the old tool. Without `pad`,
+    short rows stay short.
     """
 
     fill_with_next_samples: bool = False
@@ -63,7 +63,7 @@ def first_token(tokenizer: Tokenizer) -> int:
 class RawText:
     """A `Dataset` for a text file.
 
-    `tokens` contains the token ids of the file, int32 [T]. `first` is the id before each row.
+    `tokens` contains the token ids of the file, int32 [T]. `first` is the id that begins each row.
     `last` is the id that ends a sample, if the rules require one, and that replaces an empty
     sample.
     """
@@ -104,7 +104,7 @@ class RawText:
         return counts, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return a batch of the samples with these numbers, each as a row."""
+        """Return a batch of the samples with these indices, one row per sample."""
         order = Shuffled(np.array([self._checked(i) for i in indices]), np.zeros(len(indices)))
         rows = [self._row(order, at, at + 1, wraps=False)[0] for at in range(len(indices))]
         return Batch.from_rows(self._with_input(targets) for targets in rows)
@@ -123,7 +123,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples `take` uses: one per row, or as many as fill each row."""
+        """Return how many samples `take` uses: one per row, or as many as are needed to fill it."""
         if self.rules.fill_with_next_samples:
             return self.take(order, first, n_rows, wraps=wraps)[1]
         return n_rows if wraps else min(n_rows, self.n_samples - first)
@@ -200,12 +200,12 @@ def load_raw_text(
     texts: Sequence[str] = (),
     keep_mark: bool = False,
 ) -> RawText:
-    """Load the samples of a UTF-8 text file, for rows of at most `n_ctx` tokens.
+    """Load the samples of a text file, for rows of at most `n_ctx` tokens.
 
-    If the file has already been read, `content` or `text` is its contents. `texts` contains the
-    texts of several files, which are split separately so that no sample crosses from one file into
-    the next. With `keep_mark`, a leading byte-order mark is part of the text. Raises `DataError` if
-    the file cannot be read, is empty or is not text.
+    If the file has already been read, pass its contents as `content` (UTF-8) or `text`. `texts`
+    contains the texts of several files, which are split separately so that no sample crosses from
+    one file into the next. With `keep_mark`, a leading byte-order mark is part of the text. Raises
+    `DataError` if the file cannot be read, is empty or is not text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")

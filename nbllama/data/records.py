@@ -49,15 +49,16 @@ def open_data(
     """Read the files that `path` refers to (`data_files`), compressed or not.
 
     `data_format` is one of `NAMES`; if it is not given, the name and contents determine the format.
-    A file contains records if its name has a suitable ending, if its contents start like JSON
+    A file is read as records if its name has a suitable ending, if its contents start like JSON
     objects, if at least half of the non-blank lines look like JSON, or if the first line is a table
     header with the keys of a format. Otherwise, the file is raw text. `columns` maps the keys of a
     format to the names in the file. With `keep_mark` and the format `raw`, the file is decoded as
     UTF-8 without removing a byte-order mark.
 
     Raises `DataError` if a file cannot be read, is empty or is not text, if the keys of the records
-    fit no format, and for the first bad record, unless `skip_bad` collects bad records. Data
-    with no good records is always refused, as is a mix of record files and text files.
+    fit no format, and for the first bad record unless `skip_bad` is set, in which case bad records
+    are collected. Data with no good records is always refused, as is a mix of record files and text
+    files.
     """
     if data_format not in (None, *NAMES):
         raise ValueError(f"data format {data_format!r} is not one of {', '.join(NAMES)}")
@@ -125,7 +126,9 @@ def open_records(
     `UsageError` for a format that only files can have.
     """
     if data_format in (RAW, CSV):
-        raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
+        raise UsageError(
+            f"{name}: the data format {data_format} is for files, not for records in memory"
+        )
     entries = entries_in_memory(records)
     asked = Asked(data_format, columns or {}, style or Style(), skip_bad, files=False)
     return parsed(name, [(name, FileRecords(entries, "", len(entries)))], asked, [])

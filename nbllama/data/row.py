@@ -17,11 +17,10 @@ class Encoded(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A sample: its ids, which of them are trained, and the characters in `text` that they cover.
+    """A sample: its ids, a mask of the trained ids, and the part of `text` that each id covers.
 
-    `ids` is int32 [n], and `trained` is bool [n]. `starts` and `ends`, int64 [n], are the positions
-    of each token's first character and of the character after its last. `starts`, `ends` and `text`
-    are optional.
+    `ids` is int32 [n], and `trained` is bool [n]. Token i covers `text[starts[i]:ends[i]]`, where
+    `starts` and `ends` are int64 [n]. `starts`, `ends` and `text` are optional.
     """
 
     ids: np.ndarray

@@ -1,8 +1,8 @@
 """The `Dataset` for records, which stores token ids and a mask of the trained ids.
 
-A sequence is a whole sample up to its last trained target, because later tokens change neither loss
-nor gradient. A record gives one sample, or several if the prompt of an earlier answer in a chat
-differs from the beginning of later prompts (`nbllama.data.chat`).
+A sequence is a sample up to its last trained target, because later tokens would change neither the
+loss nor the gradient. A record gives one sample, or several if the prompt of an earlier answer in a
+chat differs from the beginning of later prompts (`nbllama.data.chat`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Samples(RowPerSample):
 
     `ids` and `trained` contain all samples, concatenated. Sample i is `offsets[i] : offsets[i + 1]`
     in both, and all its ids except the last are input. `lines[i]` is the line of the file where its
-    record begins, and `records[i]` is the number of that record (from 0; None if each sample is one
-    record). n_cut samples were longer than n_ctx tokens, n_dropped had no trained target within
+    record begins, and `records[i]` is the index of that record (`records` is None if each sample is
+    one record). n_cut samples were longer than n_ctx tokens, n_dropped had no trained target within
     n_ctx, n_long were skipped for their length, and n_bad records could not be read. `format` is
-    the format of the file, and `read` a line that lists the keys that were read. `texts` contains
-    the text of each sample, if texts are kept. `judged` contains the judgement of each answer, if
-    the records are preferences.
+    the format of the file, and `read` is a message that lists the keys that were read. `texts`
+    contains the text of each sample, if texts are kept. `judged` contains the judgement of each
+    answer, if the records are preferences.
     """
 
     ids: np.ndarray
@@ -107,7 +107,7 @@ class Samples(RowPerSample):
         return np.diff(self.offsets) - 1, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return a batch of the samples with these numbers, in order."""
+        """Return a batch of the samples with these indices, in order."""
         return Batch.from_rows(self._row(i) for i in indices)
 
     def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +239,7 @@ def load_samples(
 
 
 def _both_sides(rows: Sequence[Row]) -> bool:
-    """Return whether both sides of a pair still contain trained parts and these parts differ."""
+    """Return whether both sides of a pair were kept and differ."""
     return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 

@@ -1,4 +1,4 @@
-"""Share common beginnings of samples in a micro-batch, so that each token is computed once.
+"""Share common beginnings of samples in a micro-batch, to compute their tokens only once.
 
 Chat templates repeat the system prompt in each record, text-to-SQL data repeat a schema, and a
 conversation with one sample per answer repeats all earlier turns. In a causal model, a token
@@ -33,7 +33,7 @@ FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with di
 class Beginnings:
     """The samples that have been added to a batch so far, in sorted order.
 
-    The sample that shares the most tokens with a new sample is one of its two neighbours.
+    The sample that shares the most tokens with a new sample is next to it in this order.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class Beginnings:
     def add(self, tokens: np.ndarray) -> tuple[int, int]:
         """Add a sample, int32 `[n]`.
 
-        Returns the number (from 0) of the earlier sample that shares the most tokens with it, and
-        the number of shared tokens, or 0 if fewer than `LEAST`.
+        Returns the index of the earlier sample that shares the most tokens with the new sample, and
+        the number of shared tokens (0 if there are fewer than `LEAST`).
         """
         key = sort_key(tokens)
         at = bisect(self._keys, key)
@@ -63,7 +63,7 @@ def sort_key(tokens: np.ndarray) -> bytes:
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the number of tokens that both have in common at the start, or 0 if below `LEAST`."""
+    """Return the length of the common beginning of `a` and `b`, or 0 if it is below `LEAST`."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = int(different[0]) if len(different) else n
@@ -108,11 +108,11 @@ def share(batch: Batch) -> Batch:
 
 
 def most_rows(samples: Sequence[np.ndarray], n: int) -> int:
-    """Return the maximum number of rows that `n` of the samples (int32 arrays) need with sharing.
+    """Return the maximum number of rows that any `n` of the samples (int32 arrays) need.
 
-    The samples are the leaves of a tree of tokens. n paths cover the largest part of the tree if
-    each is the longest remaining path: at every branch, the deepest path continues and the others
-    end.
+    Shared rows count once. The samples are the leaves of a tree of tokens. To cover as much of the
+    tree as possible with n paths, choose the longest remaining path n times. At every branch, the
+    deepest path continues and the others end.
     """
     tokens = sorted(samples, key=sort_key)
     ended: list[int] = []  # lengths of paths from the branch where they end

@@ -4,9 +4,10 @@
 of the template, this is correct, but inside a message, it would let the message end its own turn
 and begin another. Tokenising the pieces separately would be safe but would give different ids,
 because a token can cross the boundary: a line feed from the template and a line feed from the
-message can form one token. To find the special tokens of the template, messages that contain the
-text of a special token are therefore replaced with neutral characters. The text is split only at
-the tokens of the template, and the parts in between are encoded with parse_special=False.
+message can form one token. The special tokens of the template are therefore located in a copy of
+the text, in which strings that contain the text of a special token are replaced with neutral
+characters. The text itself is split only at these tokens, and the parts in between are encoded with
+parse_special=False.
 """
 
 from __future__ import annotations
@@ -115,9 +116,11 @@ def special_spans(
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, int]]:
-    """Locate, in the rendered `text`, strings of a chat that contain the text of a special token.
+    """Locate the strings of a chat that contain the text of a special token.
 
-    Usually, there are no such strings. Raises the same errors as `encode_rendered`.
+    The ranges (start, end) refer to the rendered `text`. Usually, there are no such strings.
+
+    Raises the same errors as `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -160,8 +163,8 @@ def encode_around(
 ) -> Placed:
     """Return the tokens of `text`, parsing special tokens only outside `plain`.
 
-    `plain` contains non-overlapping character ranges (start, end). Tokens can still cross their
-    boundaries, as in any text.
+    `plain` contains non-overlapping character ranges (start, end). Ordinary tokens can still cross
+    the boundaries of these ranges.
     """
     blotted = list(text)
     for start, end in plain:
@@ -187,7 +190,7 @@ def find_contents(
     *,
     add_generation_prompt: bool,
 ) -> list[tuple[int, int]]:
-    """Locate the contents of the messages numbered `which` (from 0) in the rendered `text`.
+    """Locate the contents of the messages with the indices `which` in the rendered `text`.
 
     The chat is rendered again with marks in place of these contents. Between the marks, both texts
     must be the same. At each mark, `text` must contain the content, either unchanged or without

@@ -1,8 +1,8 @@
 """Find the files of `--train-data`, which can be a file, a list, a pattern or a folder.
 
 A folder can use the layout of mlx-lm: `train.jsonl` and, optionally, `valid.jsonl` and
-`test.jsonl`. Other formats are possible, and so are numbered parts as written by Hugging Face.
-Without this layout, all data files in the folder are read.
+`test.jsonl`. These files can also have other formats, or be split into numbered parts as written by
+Hugging Face. Without this layout, all data files in the folder are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SPLITS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"
 
 
 class Splits(NamedTuple):
-    """The names of the parts of a training set (see `data_files`), or None for a missing part.
+    """The paths of the splits of a data set (see `data_files`), or None for a missing split.
 
     `note` is a message to the user about data files in the folder that are not read, or "".
     """
@@ -46,7 +46,7 @@ class Chosen(NamedTuple):
 
 
 def find_splits(path: str | os.PathLike[str]) -> Splits:
-    """Return the parts of `path`: `path` itself, or `train`, `valid` and `test` in a folder.
+    """Return the splits of `path`: `path` itself, or `train`, `valid` and `test` in a folder.
 
     Raises `DataError` if a folder contains two files for one split, or validation data but no
     training data.
@@ -75,9 +75,9 @@ def _left_out(folder: str) -> str:
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
-    """Return all files read when training or validating on `path`; none if `path` is refused."""
+    """Return the files of all splits of `path`, or an empty list if `path` is refused."""
     try:
-        parts = [part for part in find_splits(path) if part is not None]
+        parts = [part for part in find_splits(path)[:3] if part is not None]
         return [file for part in parts for file in data_files(part).files]
     except DataError:
         return []

@@ -1,4 +1,4 @@
-"""Statistics of a data set: lengths, trained share, and how full the rows would be."""
+"""Statistics of a data set: lengths, the share of trained targets, and how full rows would be."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Utilisation(NamedTuple):
     """The ratio of sample tokens to batch tokens in an epoch, for three kinds of batches.
 
     `to_context` and `to_longest` are for one sample per row, padded to n_ctx or to the longest
-    sample in the batch. `packed` is for batches from `--packing`, relative to their room (unused
-    room is not computed). nbllama itself never computes more tokens than the samples contain.
+    sample in the batch. `packed` is for batches formed by `--packing`, relative to the maximum
+    number of tokens in a batch (the unused part is not computed). nbllama itself never computes
+    more tokens than the samples contain.
     """
 
     to_context: float
@@ -74,10 +75,9 @@ def statistics(data: Dataset) -> Statistics:
 
 
 def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
-    """Compute the utilisation of the rows in an epoch.
+    """Compute the utilisation of the rows in the first epoch for `seed`.
 
-    Batches contain `batch` samples, or `batch * n_ctx` tokens, in the order of the first epoch for
-    a seed.
+    Batches contain `batch` samples or, with packing, at most `batch * n_ctx` tokens.
     """
     tokens = data.lengths()[0]
     n, total = len(tokens), int(tokens.sum())

@@ -1,7 +1,7 @@
 """Check whether a model's vocabulary suits the script of the data.
 
-A vocabulary without words of a language encodes them byte by byte. Texts then become long and slow
-to process, and the model has probably seen little of that language.
+If a vocabulary has no tokens for the words of a language, it encodes them byte by byte. Texts then
+become long and slow to process, and the model has probably seen little of that language.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STRETCHES, LENGTH = 40, 500  # the parts of the data that are measured, in token
 
 
 class Script(NamedTuple):
-    """A script: its name, the bytes per character, and ranges of code points (first, last)."""
+    """A script: its name, the UTF-8 bytes per character, and code point ranges (first, last)."""
 
     name: str
     n_bytes: int
@@ -30,7 +30,7 @@ class Script(NamedTuple):
 
 SCRIPTS = (
     Script("Chinese", 3, ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))),
-    Script("Japanese", 3, ((0x3041, 0x30FF),)),  # kana; if there are any, Chinese ones count too
+    Script("Japanese", 3, ((0x3041, 0x30FF),)),  # kana; Chinese characters may be added below
     Script("Korean", 3, ((0x1100, 0x11FF), (0xAC00, 0xD7A3))),
     Script("Cyrillic", 2, ((0x0400, 0x052F),)),
     Script("Greek", 2, ((0x0370, 0x03FF),)),
@@ -44,9 +44,9 @@ SCRIPTS = (
 
 
 def script_notes(tokenizer: Tokenizer, data: Any) -> list[str]:
-    """Return a warning if the tokenizer needs very many tokens for a script of the data.
+    """Return a warning if the tokenizer needs too many tokens for a script used in the data.
 
-    `data` is a data set (`nbllama.data.batch.Dataset`), of which at most 20 000 tokens are read.
+    `data` is a data set (`nbllama.data.batch.Dataset`). At most 20 000 of its tokens are examined.
     """
     tokens, characters, n_all = np.zeros(len(SCRIPTS)), np.zeros(len(SCRIPTS)), 0
     for ids in _stretches(_ids(data)):
@@ -67,7 +67,7 @@ def script_notes(tokenizer: Tokenizer, data: Any) -> list[str]:
         if enough and n_tokens > MOST_PER_BYTE * script.n_bytes * n:
             return [
                 f"warning: the model needs {n_tokens / n:.1f} tokens per {script.name} character "
-                "in these data; a model made for this script needs half as many or fewer. Training "
+                "in these data; a model made for this script needs at most half as many. Training "
                 "therefore takes longer, less text fits into the context, and the model is "
                 "probably weak in the language; choose a model trained on that language"
             ]
@@ -92,7 +92,7 @@ def _stretches(ids: np.ndarray) -> list[np.ndarray]:
 
 
 def _characters(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the code points of the text, and for each token the character that it ends in.
+    """Return the code points of the text, and the index of the character in which each token ends.
 
     Control tokens are left out. A byte that is not part of a character becomes one code point.
     """

@@ -1,4 +1,4 @@
-"""Checks of the training texts, with results that the user should read before training."""
+"""Check the training texts, and report what the user should know before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _texts_of(found: Plain | str) -> list[str]:
 
 
 def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
-    """Return a line with the number of texts that are not NFC-normalised."""
+    """Return a line that says how many texts are not NFC-normalised, if there are any."""
     n = n_all = 0
     for each in found:
         n_all += 1
@@ -33,17 +33,17 @@ def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
         return []
     return [
         f"{n} of {n_all} {what} are not NFC-normalised (for example, e + combining accent instead "
-        "of é): in nbllama and in llama.cpp, their tokens differ from the tokens for precomposed "
-        "characters; normalise the file unless this is intended"
+        "of é): both nbllama and llama.cpp tokenise them differently from precomposed characters; "
+        "normalise the file unless this is intended"
     ]
 
 
 def control_token_notes(
     tokenizer: Tokenizer, samples: Iterable[Plain], parse_special: bool
 ) -> list[str]:
-    """Return a line with the number of texts without a template that contain control tokens.
+    """Return a line that says how many texts without a template contain control tokens, if any.
 
-    In chats, such text is always plain, because a message must not end its own turn.
+    In chats, such tokens are always plain text, because a message must not end its own turn.
     """
     n = n_all = 0
     first = ""
@@ -92,4 +92,4 @@ def mostly_lost(data: Any) -> str:
     if 2 * lost <= n_all:
         return ""
     reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    return f"less than half of the data is used unchanged: of {n_all} samples, {reasons}"
+    return f"less than half of the data is used unchanged ({n_all} samples: {reasons})"

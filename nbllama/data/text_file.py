@@ -24,9 +24,9 @@ _MARKS = (  # longer marks first, because the UTF-32 mark begins with the UTF-16
 def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> bytes:
     """Read a whole file; `what` describes the file in error messages.
 
-    Only regular files and pipes of at most `MAX_BYTES` are read, and a pipe without a writer is an
-    error after 10 seconds. Raises `DataError` if the path is anything else, cannot be read, or is
-    an empty file.
+    Only regular files and pipes of at most `MAX_BYTES` are read. Raises `DataError` if the path is
+    anything else, cannot be read, is an empty file, or is a pipe that delivers no data for 10
+    seconds.
     """
     name = shown(os.fspath(path), 400)
     try:
@@ -51,9 +51,9 @@ def decode_text(
     The mark is removed unless `keep_mark` is set; nothing else is changed.
 
     With `lenient`, bytes that are not UTF-8 become lone surrogates ("surrogateescape"). Raises
-    `DataError` for binary files and NUL bytes, with a message that says what they look like. Also
-    raises `DataError` for text that is not UTF-8, with the line and offset (from 0, including a
-    byte-order mark) of the first wrong byte.
+    `DataError` for binary files and NUL bytes, with a message that says what the file looks like.
+    Also raises `DataError` for text that is not UTF-8, with the line and offset (from 0, including
+    a byte-order mark) of the first invalid byte.
     """
     name = shown(os.fspath(path))
     for mark, encoding in _MARKS:

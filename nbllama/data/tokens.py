@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A tokenised prompt that begins with the text of shorter prompts.
+    """A tokenised prompt whose ids can be reused for shorter prompts with the same beginning.
 
     `ids` does not include BOS. `special` contains a tuple (start, end, number of preceding ids) for
     each special token.
@@ -51,8 +51,8 @@ class Whole(NamedTuple):
 class ChatTokens:
     """A tokenizer for the prompts and answers of one chat, which are passed from last to first.
 
-    `tails` maps the text of a prompt from its last special token onwards to the ids of this text.
-    Later chats use the same `tails`.
+    `tails` maps the ends of prompts, each starting at the last special token, to their ids. The
+    same `tails` are passed for later chats.
     """
 
     def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:
@@ -64,7 +64,8 @@ class ChatTokens:
         """Tokenise a prompt.
 
         If the first prompt that was tokenised begins with this one, the common ids are reused up to
-        the last special token, because the tokenizer splits the text at special tokens.
+        the last special token. They do not change, because the tokenizer splits the text at special
+        tokens.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):

@@ -87,7 +87,7 @@ def test_truth(demo_tokenizer: Tokenizer, case: dict[str, Any]) -> None:
     if FOLDED in case:
         data = once(system_as_user=True)
         assert found(data) == [{k: s[k] for k in ("text", "trained")} for s in case[FOLDED]]
-        assert "put in front of the first question" in data.notes[0]
+        assert "prepended to the first question" in data.notes[0]
 
 
 def answers(data: Samples) -> list[str]:
@@ -147,7 +147,7 @@ def test_roles_that_a_template_does_not_know(demo_tokenizer: Tokenizer) -> None:
 
 def test_a_message_without_an_answer_is_reported(demo_tokenizer: Tokenizer) -> None:
     data = read(demo_tokenizer, "three-turns-ends-with-user.jsonl")
-    ends = "chat ends with a message that has no answer; this message is not used (first: line 1)"
+    ends = "chat ends with an unanswered message, which is not used (first: line 1)"
     assert data.notes == (f"1 {ends}",)
     assert read(demo_tokenizer, "two-turns.jsonl").notes == ()
 
@@ -157,7 +157,7 @@ def test_an_empty_thought_is_said_with_the_switch(demo_tokenizer: Tokenizer) -> 
     data = read(demo_tokenizer, name, template)
     assert data.notes[1] == (
         "2 of 2 answers begin with an empty thought, which is trained on: the model will learn "
-        "to stop thinking; --template-vars enable_thinking=false keeps it in the prompt"
+        "to stop thinking; --template-vars enable_thinking=false keeps the thought in the prompt"
     )
     data = read(demo_tokenizer, name, template, {"enable_thinking": False})
     assert not any("empty thought" in note for note in data.notes)

@@ -12,6 +12,7 @@ from nbllama.data import Continuation, Conversation, DataFile, Style, find_split
 from nbllama.data.columns import parse_columns
 from nbllama.data.records import NAMES
 from nbllama.data.samples import ON_LONG
+from nbllama.data.splits import input_files
 from nbllama.errors import DataError, UsageError
 from nbllama.options import data as data_options
 from nbllama.text import LAYOUTS
@@ -300,6 +301,7 @@ def test_splits(tmp_path: Path) -> None:
     found = find_splits(tmp_path)
     assert found[:3] == parts
     assert found.note == f"the folder {tmp_path}: ignoring 2 files: b.csv, other.jsonl"
+    assert input_files(tmp_path) == [str(tmp_path / n) for n in ("train.jsonl", "valid.csv")]
     (tmp_path / "train.jsonl").rename(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"contains valid\.csv, but no train\.jsonl"):
         find_splits(tmp_path)

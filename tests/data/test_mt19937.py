@@ -76,7 +76,7 @@ def test_the_text_of_another_cpp_library() -> None:
     ],
 )
 def test_what_is_no_state(text: str) -> None:
-    with pytest.raises(DataError, match="random generator"):
+    with pytest.raises(DataError, match="random number generator"):
         MT19937.parse(text)
 
 
