@@ -3,12 +3,13 @@
     x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
     y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
 
-`keep` is not stored but computed from the position: Philox 4x32 with ten rounds ("Parallel Random
-Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter (k // 4, t, site, micro-batch)
-and a key derived from (seed, step) into four 32-bit numbers, one for each of four neighbouring
-columns. A value is kept if its number is at least p 2³². The forward pass, its recomputation under
-gradient checkpointing, and the backward pass therefore use the same mask, whatever the number of
-threads, and a resumed run uses the same masks as an uninterrupted run.
+`keep` is not stored. It is computed from each value's position: Philox 4x32 with ten rounds
+("Parallel Random Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter
+(k // 4, t, site, micro-batch) and a key derived from (seed, step) into four 32-bit numbers, one for
+each of four neighbouring columns. A value is kept if its random number is at least p 2³². The
+forward pass, its recomputation under gradient checkpointing, and the backward pass therefore use
+the same mask, whatever the number of threads, and a resumed run uses the same masks as an
+uninterrupted run.
 
 Source: `lora_dropout` of Hugging Face PEFT; "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", Srivastava et al. 2014.
@@ -45,7 +46,7 @@ class Dropout:
     site: int = 0
 
     def at(self, layer: int, place: int) -> Dropout:
-        """Return the mask for input number `place` of block `layer`."""
+        """Return the mask for the input at index `place` of block `layer`."""
         return replace(self, site=layer * _SITES + place)
 
 
@@ -166,5 +167,5 @@ def add_dropped(dhp: np.ndarray, a: np.ndarray, mask: Dropout, dx: np.ndarray) -
     check_array("add_dropped", "a", a, (len(a), dx.shape[1]))
     check_output("add_dropped", "dx", dx, dx.shape)
     if dhp.shape[1] < len(a):
-        raise ValueError(f"add_dropped: dh {dhp.shape} has fewer rows than a {a.shape}")
+        raise ValueError(f"add_dropped: dh has {dhp.shape[1]} rows, expected at least {len(a)}")
     _add_dropped(readonly(dhp), readonly(a), *_words(mask), dx)

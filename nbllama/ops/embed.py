@@ -161,7 +161,7 @@ def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:
     check_array(op, "tokens", tokens, np.shape(tokens)[:1], dtype=np.int32)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= n_vocab):
         raise ValueError(
-            f"{op}: tokens are {tokens.min()}..{tokens.max()}, but must be 0..{n_vocab - 1}"
+            f"{op}: tokens range from {tokens.min()} to {tokens.max()}, expected 0..{n_vocab - 1}"
         )
 
 

@@ -3,7 +3,7 @@
     mean[n] = mean_c x[n, c]            rstd[n] = 1 / sqrt(mean_c (x[n, c] - mean[n])^2 + eps)
     xh[n, c] = (x[n, c] - mean[n]) rstd[n]              y[n, c] = w[c] xh[n, c] + b[c]
 
-Gradient: every x[n, c] affects the mean and the deviation of its row, so with g = w * dy,
+Gradient: every x[n, c] affects the mean and the variance of its row, so with g = w * dy,
 
     dx[n, c] = rstd[n] * (g[n, c] - mean_c g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
@@ -101,7 +101,7 @@ def _plain_sums(dy, x, mean):
 # square root with the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """Compute one row of y; return its mean and rstd. An empty w or b means that there is none."""
+    """Compute one row of y; return its mean and rstd. If w or b is empty, it is not applied."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)

@@ -5,7 +5,7 @@
 
 Only positions with a target are gathered as rows, so other positions cost nothing. Rows are
 processed in chunks of at most `CHUNK` rows, so that W is decoded once for many rows. Each row's
-weight `w` is 1 / (number of trained tokens in the step), so the sum over micro-batches is the mean
+`weight` is 1 / (number of trained tokens in the step), so the sum over micro-batches is the mean
 over the step. Preference losses use a different weight for each row (`nbllama.objectives`). If the
 model soft-caps its logits (`ops.softcap`), a copy of the capped chunk is kept.
 

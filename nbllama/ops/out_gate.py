@@ -135,7 +135,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=1e-6,
-        why="exp_f32 is accurate to 2.7e-7, and a few roundings follow",
+        why="exp_f32 is accurate to 2.7e-7; other operations add a few rounding errors",
         ggml="ggml_mul(x, ggml_sigmoid(z))",
     ),
 )

@@ -14,8 +14,8 @@ form
     dx[n, c] = rstd[n] * (dy[n, c] * w[c] - x[n, c] * along[n])
 
 All arrays are float32: x, y, dy and dx are `[N, C]`, w and dw are `[C]`, and rstd is `[N]`. N can
-be any number of rows: to normalise each head, apply the op to `[N * H, D]`. The gradient needs x
-and rstd. The mean of squares is summed in float64, as in llama.cpp. A NaN in x makes the whole row
+be any number of rows. To normalise each head, apply the op to `[N * H, D]`. The gradient needs x
+and rstd. The sum of squares is computed in float64, as in llama.cpp. A NaN in x makes the whole row
 of y NaN.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). llama.cpp:

@@ -5,7 +5,7 @@
 
 The pair (a, b) for i is (2i, 2i + 1) in *interleaved* mode (llama) and (i, i + n_rot/2) in *halves*
 mode (qwen, gemma). Numbers at index n_rot and above are unchanged. The gradient uses the transposed
-matrix, which rotates in the opposite direction with the same magnitude:
+matrix, which rotates by the opposite angle:
 
     dx[a] = dy[a] cos + dy[b] sin      dx[b] = dy[b] cos - dy[a] sin
 
@@ -13,12 +13,13 @@ x and y are float32 `[N, H, D]`, and positions is int32 `[N]`. The tables cos an
 `[P, n_rot/2]` for P positions. The gradient needs only the positions and the tables.
 
 The tables support YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
-and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The tables reproduce
-ggml step by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position
-8191, the result differs from the exact angle by up to 1.3e-3 radians (n_rot 128, base 10000), but
-it is the angle that llama.cpp will use with the adapter. Compared with `ggml_rope_ext` in an x86-64
-build, 1 % of the numbers differ by one unit in the last place. With YaRN, numbers differ by up to
-1e-5, because the compiler of that build fuses some of the operations that mix the angles.
+and sin are multiplied by a magnitude factor (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). The
+tables reproduce ggml step by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in
+float32. At position 8191, the result differs from the exact angle by up to 1.3e-3 radians (n_rot
+128, base 10000), but it is the angle that llama.cpp will use with the adapter. Compared with
+`ggml_rope_ext` in an x86-64 build, 1 % of the numbers differ by one unit in the last place. With
+YaRN, numbers differ by up to 1e-5, because the compiler of that build fuses some of the operations
+that mix the angles.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp calls the tensors t07 and t10.
@@ -64,8 +65,8 @@ def rope_tables(
     """
     if n_rot <= 0 or n_rot % 2 or n_positions < 0:
         raise ValueError(
-            f"rope_tables: n_rot is {n_rot}, but must be even and above 0, and n_positions is "
-            f"{n_positions}, but must not be negative"
+            f"rope_tables: n_rot is {n_rot}, expected an even number above 0, and n_positions is "
+            f"{n_positions}, expected 0 or more"
         )
     if factors is not None:
         check_array("rope_tables", "factors", factors, (n_rot // 2,))
@@ -210,7 +211,7 @@ def rope(
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
             raise ValueError(
-                f"rope: positions are {min(few)}..{max(few)}, but the tables have {len(cos)} rows"
+                f"rope: positions range from {min(few)} to {max(few)}, but cos has {len(cos)} rows"
             )
     run = _serial if x.size <= SERIAL else _parallel
     sign = np.float32(-1.0 if inverse else 1.0)

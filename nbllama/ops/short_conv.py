@@ -1,14 +1,14 @@
 """The gated short convolution of LFM2, which combines the last few tokens in each channel.
 
-A token's input has three parts of C channels, b, c and x:
+A token's input consists of the parts b, c and x, with C channels each:
 
     u[t] = b[t] x[t]        v[t] = sum over j of w[j] u[t - K + 1 + j]        y[t] = c[t] v[t]
 
 where w contains K taps and j runs from 0 to K - 1. For positions before the first token of a
-sequence, u is 0 or is read from the state, which contains the last K - 1 values of u from an
-earlier part of the sequence.
+sequence, u is 0 or is read from the state, which contains the last K - 1 values of u from the
+preceding part of the sequence.
 
-Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
+Gradient, with e[t] = dy[t] c[t], which is 0 after the end of the sequence:
 
     dc[t] = dy[t] v[t]
     du[t] = sum over j of w[j] e[t + K - 1 - j]        db[t] = du[t] x[t]        dx[t] = du[t] b[t]
@@ -17,7 +17,7 @@ The taps are frozen, so they have no gradient.
 
 The N tokens of S sequences are concatenated. bcx is `[N, 3 C]`, w is `[K, C]`, y is `[N, C]`, and a
 state is `[S, K - 1, C]`, all float32; offsets is int32 `[S + 1]`. Tokens are processed in parallel.
-Each sum is computed in the order of the taps, regardless of what else is in the batch.
+Each sum runs over the taps in order, regardless of what else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
 """
@@ -189,7 +189,7 @@ def short_conv(
 def leave_state(
     u: np.ndarray, offsets: np.ndarray, before: np.ndarray | None, after: np.ndarray
 ) -> None:
-    """Write the last K - 1 values of u `[N, C]` in each sequence to `after` `[S, K - 1, C]`."""
+    """Write the last K - 1 rows of u `[N, C]` of each sequence to `after` `[S, K - 1, C]`."""
     kept = after.shape[1]
     for s, (first, last) in enumerate(pairwise(offsets.tolist())):
         own = min(kept, last - first)

@@ -72,8 +72,8 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
     """
     if np.ndim(z) != 2 or not cap > 0:
         raise ValueError(
-            f"soft_cap: z has shape {np.shape(z)}, expected [M, V], and cap is {cap}, but must be "
-            f"above 0"
+            f"soft_cap: z has shape {np.shape(z)}, expected [M, V], and cap is {cap}, expected a "
+            f"number above 0"
         )
     check_output("soft_cap", "z", z, z.shape)
     _cap(z, np.float32(cap))
@@ -86,8 +86,8 @@ def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
     """
     if np.ndim(y) != 2 or not cap > 0:
         raise ValueError(
-            f"soft_cap: y has shape {np.shape(y)}, expected [M, V], and cap is {cap}, but must be "
-            f"above 0"
+            f"soft_cap: y has shape {np.shape(y)}, expected [M, V], and cap is {cap}, expected a "
+            f"number above 0"
         )
     check_array("soft_cap_grad", "y", y, y.shape)
     check_output("soft_cap_grad", "dy", dy, y.shape)
@@ -121,7 +121,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=2e-6,
-        why="a float32 exponential accurate to 2.7e-7; near the cap, 1 - t^2 loses digits",
+        why="a float32 exponential accurate to 2.7e-7; near the cap, 1 - (y / cap)^2 loses digits",
         ggml="ggml_scale, ggml_tanh, ggml_scale; ggml has no gradient for ggml_tanh",
     ),
 )

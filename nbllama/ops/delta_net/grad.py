@@ -1,7 +1,7 @@
 """The gradient of the gated delta rule (see `nbllama.ops.delta_net.delta_net` for the formulas).
 
 A task processes one sequence and one key head, chunk by chunk
-(`nbllama.ops.delta_net.chunks_grad`). It stores `[N / CHUNK, M, D]` numbers, so its memory grows
+(`nbllama.ops.delta_net.chunks_grad`). It stores `[N / CHUNK, M, D]` numbers, so memory use grows
 linearly with the sequence length, not quadratically.
 """
 
@@ -169,7 +169,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=4e-6,
-        why="the float32 state is updated by up to 70 tokens",
+        why="up to 70 rounded updates of the float32 state",
         ggml="ggml_gated_delta_net with a zero state; scale 1 / sqrt(D)",
     ),
 )

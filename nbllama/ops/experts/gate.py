@@ -1,4 +1,4 @@
-"""The gated activation of an expert, multiplied by the weight that the router assigned to it.
+"""The gated activation of an expert, multiplied by the router's weight for this expert.
 
     out = w act(gate, up)
 
@@ -7,7 +7,7 @@
 | silu | gate s(gate) up |
 | clamped | g s(1.702 g) (u + 1) with g = min(gate, 7) and u = min(max(up, -7), 7) |
 
-with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix product, not
+where s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix product, not
 after it. The result is the same because the product is linear, and the gradient with respect to w
 can then be computed without the output of the product.
 
@@ -16,8 +16,8 @@ Gradient for silu, with s = s(gate):
     dgate = dout w up (s + gate s (1 - s))      dup = dout w gate s
     dw = sum_f dout act(gate, up)
 
-For clamped, with s = s(1.702 g), the same formulas apply to g and u + 1, with z' = 1.702. For
-values that were clamped, the gradient is 0:
+For clamped, s = s(1.702 g), and gate and up are replaced with g and u + 1. The derivative of s has
+an additional factor of 1.702. The gradient with respect to values that were clamped is 0:
 
     dgate = dout w (u + 1) (s + 1.702 g s (1 - s))  for gate < 7
     dup = dout w g s                                for -7 < up < 7
@@ -42,7 +42,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 SILU, CLAMPED = range(2)
 CODES = {"silu": SILU, "clamped": CLAMPED}
-"""The code of each activation in the kernels, by name."""
+"""The integers that identify the activations in the kernels, by name."""
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
@@ -52,7 +52,7 @@ _LIMIT, _SLOPE = np.float32(7.0), np.float32(1.702)
 def _parts_ref(
     gate: np.ndarray, up: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return g, u (for 'clamped', u + 1), s and z' as in the module docstring."""
+    """Return g, u (u + 1 for 'clamped'), s and the factor of z in s(z): 1 or 1.702."""
     limit, slope = float(_LIMIT), 1.702
     if kind == "silu":
         return gate, up, (1 + np.tanh(gate / 2)) / 2, np.ones_like(gate)

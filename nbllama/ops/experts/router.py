@@ -12,10 +12,10 @@ with the largest scores are chosen, and each of them receives a weight w:
     with `normed`    u becomes u / max(sum of u, 2^-14)
     w = scale u
 
-A bias b, if present, is added to the scores only for choosing experts, not for the weights. If
-scores are equal, the expert with the lower index comes first (in llama.cpp, an unstable sort
-decides). A single NaN makes all scores of its token NaN; otherwise, the NaN would be lost if its
-expert were not chosen.
+If there is a bias b, it is added to the scores when experts are chosen, but not when weights are
+computed. If scores are equal, the expert with the lower index comes first (in llama.cpp, an
+unstable sort determines the order). A single NaN makes all scores of its token NaN; otherwise, the
+NaN would be lost if its expert were not chosen.
 
 Gradient for a given dw and a fixed choice, where du = scale dw and S is the sum of u before
 `normed` is applied:
@@ -46,7 +46,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 SOFTMAX, SIGMOID, CHOSEN = range(3)
 CODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "chosen": CHOSEN}
-"""The code of each gating function in the kernels, by name."""
+"""The integers that identify the gating functions in the kernels, by name."""
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
@@ -55,7 +55,7 @@ NO_BIAS = np.empty(0, np.float32)
 
 
 class Gating(NamedTuple):
-    """The way in which the weights are computed from the router's outputs."""
+    """How the weights are computed from the router's outputs."""
 
     kind: str  # a key of `CODES`
     normed: bool = False
@@ -112,7 +112,7 @@ def route_grad_ref(dw: np.ndarray, p: np.ndarray, chosen: np.ndarray, gating: Ga
 
 @kernel()
 def _scores(z, code):
-    """Turn the router's outputs for one token into scores."""
+    """Overwrite the router's outputs for one token with the scores."""
     if code == SOFTMAX:
         top = z[0]
         for e in range(z.shape[0]):
@@ -167,7 +167,7 @@ def _choose(p, bias, chosen):
 
 @kernel()
 def _shares(p, chosen, code, w):
-    """Write the chosen experts' u to w without applying `normed`; return the sum of u."""
+    """Write the chosen experts' u, before `normed` is applied, to w; return the sum of u."""
     total = _ZERO
     for k in range(chosen.shape[0]):
         w[k] = p[chosen[k]]
@@ -240,7 +240,10 @@ def _route_grad(dw, p, chosen, code, normed, scale, dz, u):
 
 def _checked(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> tuple[int, tuple[int, int]]:
     if np.ndim(p) != 2 or np.ndim(chosen) != 2:
-        raise ValueError(f"route: z {np.shape(p)} and chosen {np.shape(chosen)} are not matrices")
+        raise ValueError(
+            f"route: z has shape {np.shape(p)}, expected [N, E], and chosen has shape "
+            f"{np.shape(chosen)}, expected [N, K]"
+        )
     if gating.kind not in CODES:
         raise ValueError(f"route: {gating.kind!r} is not one of {', '.join(CODES)}")
     if not 1 <= chosen.shape[1] <= p.shape[1]:
@@ -281,7 +284,7 @@ def route_grad(
     check_array("route_grad", "chosen", chosen, shape, dtype=np.int32)
     check_output("route_grad", "dz", dz, p.shape)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= p.shape[1]):
-        raise ValueError("route_grad: chosen contains an expert number that is out of range")
+        raise ValueError("route_grad: chosen contains an expert index that is out of range")
     args = (readonly(dw), readonly(p), readonly(chosen), code, gating.normed)
     _route_grad(*args, np.float32(gating.scale), dz, np.empty(shape, np.float32))
 
@@ -326,7 +329,7 @@ def _op(name: str, gating: Gating) -> Op:
         forward=lambda **inputs: _routed(**inputs)[2],
         grad=_gradient,
         tolerance=4e-6,
-        why="exp_f32 is accurate to 2.7e-7; sums of up to 128 numbers, and their differences",
+        why="exp_f32 is accurate to 2.7e-7; differences between sums of up to 128 numbers",
         ggml="ggml_soft_max or ggml_sigmoid, ggml_argsort_top_k, ggml_get_rows; no gradient",
     )
 

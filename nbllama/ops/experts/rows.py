@@ -1,4 +1,4 @@
-"""Gather the input rows of an expert, and add the expert's outputs to the tokens' sums.
+"""Gather the input rows of an expert, and add the expert's output rows to the layer's output.
 
     gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
     add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
@@ -29,8 +29,8 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 class Group(NamedTuple):
     """The tokens that use an expert.
 
-    `slots` is their slice of an array that is sorted by expert, and `rows` contains their indices
-    in the batch.
+    `slots` is the slice that the tokens occupy in an array sorted by expert, and `rows` contains
+    their indices in the batch.
     """
 
     expert: int
@@ -89,7 +89,7 @@ def _check(x: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
         )
     check_array("rows", "rows", rows, rows.shape, dtype=np.int64)
     if len(rows) and not (rows[0] >= 0 and rows[-1] < len(x) and (np.diff(rows) > 0).all()):
-        raise ValueError(f"rows: row numbers must be ascending and within 0..{len(x) - 1}")
+        raise ValueError(f"rows: row indices must be ascending and within 0..{len(x) - 1}")
     return len(rows), x.shape[1]
 
 

@@ -1,4 +1,4 @@
-"""Rows of x, quantised to int8 blocks for the integer products with W in generation.
+"""Quantise rows of x to int8 blocks, for the integer products with W in generation.
 
 Each block of B numbers (256 if W has blocks of 256, otherwise 32) has one scale d:
 

@@ -52,12 +52,12 @@ class LoraPair(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The rank of the pair, which is the number of rows in A."""
+        """The rank of the pair, which is the number of rows of A."""
         return int(self.a.shape[0])
 
 
 class Masked(NamedTuple):
-    """Dropout for one input, with memory for x' `[N, K]` and for its panels."""
+    """The dropout mask for one input, with memory for x' `[N, K]` and its panels."""
 
     mask: Dropout
     values: np.ndarray
@@ -67,7 +67,7 @@ class Masked(NamedTuple):
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed on first use.
 
-    `group` contains the layers' pairs, each with memory for its h. Every h is computed while x is
+    `group` contains the layers' pairs, each with memory for its h. These h are computed while x is
     packed. With `masked`, dropout is applied to the input of the pairs.
     """
 
@@ -105,7 +105,7 @@ class Input:
         return self._panels
 
     def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
-        """Return a pair's packed h = s x Aᵀ; compute it now if the pair is not in the group."""
+        """Return a pair's packed h = s x Aᵀ, computing it if the pair is not in the group."""
         if self._dropped is not None:
             return self._dropped.hidden(pair, memory)
         panels = self.panels
@@ -180,7 +180,7 @@ def linear_grad(
     packed dy and packed dh. `masked` must be the same as in the forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
-        raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape} and a weight {w.shape}")
+        raise ValueError(f"{w.name}: mismatched shapes: dy {dy.shape}, x {x.shape}, W {w.shape}")
     if dx is None and pair is None:
         return
     dhp, a = NO_PANELS, NO_PAIR

@@ -68,7 +68,7 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
     """Pack each panel of x, and multiply it by all rows of m while the panel is in the cache.
 
-    The rows of the product are distributed over h0, h1 and h2, in this order.
+    The rows of the product are distributed over h0, h1 and h2, in that order.
     """
     high = m.shape[0]
     k = x.shape[1]
@@ -169,7 +169,7 @@ def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
     hp is h packed `[P, R6, PANEL]`, and b is `[n_out, R]`.
     """
     if b.shape[0] != y.shape[1] or hp.shape[1] < b.shape[1] or hp.shape[0] != n_panels(len(y)):
-        raise ValueError(f"h {hp.shape} and b {b.shape} do not fit an output {y.shape}")
+        raise ValueError(f"add_hidden: mismatched shapes: h {hp.shape}, b {b.shape}, y {y.shape}")
     check_array("add_hidden", "h", hp, hp.shape)
     check_array("add_hidden", "b", b, b.shape)
     check_output("add_hidden", "y", y, y.shape)
@@ -212,7 +212,7 @@ def thin_product(
     check_array("thin_product", "panels", xp, xp.shape)
     rank, k = (m.shape[1], m.shape[0]) if transposed else m.shape
     if xp.shape[1] != k or xp.shape[2] != PANEL:
-        raise ValueError(f"panels {xp.shape} do not fit a LoRA matrix {m.shape}")
+        raise ValueError(f"mismatched shapes: panels {xp.shape}, LoRA matrix {m.shape}")
     high = packed_rows(rank)
     hp = out.reshape(-1)[: xp.shape[0] * high * PANEL].reshape(xp.shape[0], high, PANEL)
     rows = reused("rows", high, k)
@@ -242,7 +242,7 @@ def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
     check_array("outer product", "x", x, x.shape)
     check_array("outer product", "h", hp, hp.shape)
     if hp.shape[0] != n_panels(len(x)) or hp.shape[1] < rank:
-        raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
+        raise ValueError(f"LoRA panels of shape {hp.shape} do not fit x of shape {x.shape}")
 
 
 @in_turn
@@ -255,7 +255,7 @@ def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
     check_array("outer product", "h", hp, hp.shape)
     check_output("outer product", "db", db, (gp.shape[1], db.shape[1]))
     if len(gp) != len(hp) or hp.shape[1] < db.shape[1]:
-        raise ValueError(f"outer product: h {hp.shape} does not fit dy {gp.shape}, db {db.shape}")
+        raise ValueError(f"mismatched shapes: h {hp.shape}, dy {gp.shape}, db {db.shape}")
     if not len(gp):
         return
     h = reused("h", len(hp) * PANEL, -(-db.shape[1] // PANEL) * PANEL)
@@ -279,7 +279,7 @@ def pack_with_hidden(
     panels of x, and for each matrix the packed product s x Mᵀ.
     """
     if not 1 <= len(factors) <= 3:
-        raise ValueError(f"pack_with_hidden: {len(factors)} factors, expected 1 to 3")
+        raise ValueError(f"pack_with_hidden: got {len(factors)} factors, expected 1 to 3")
     xp = panels_of(x, memory)
     k, panels = x.shape[1], len(xp)
     heights = [packed_rows(len(m)) for m, _, _ in factors]
@@ -287,9 +287,9 @@ def pack_with_hidden(
     products, first = [], 0
     for (m, scale, out), high in zip(factors, heights, strict=True):
         if np.ndim(m) != 2 or m.shape[1] != k or m.dtype != np.float32:
-            raise ValueError(f"a LoRA matrix {np.shape(m)} does not fit x {x.shape}")
+            raise ValueError(f"a LoRA matrix of shape {np.shape(m)} does not fit x {x.shape}")
         if out.dtype != np.float32 or out.size < panels * high * PANEL:
-            raise ValueError(f"{out.size} elements are too few for h, with x of shape {x.shape}")
+            raise ValueError(f"{out.size} elements are too few for h if x has shape {x.shape}")
         np.multiply(m, np.float32(scale), out=rows[first : first + len(m)])
         rows[first + len(m) : first + high] = 0
         products.append(out.reshape(-1)[: panels * high * PANEL].reshape(panels, high, PANEL))

@@ -1,4 +1,4 @@
-"""The gradients of a LoRA pair, computed in the same pass over dy that packs dy.
+"""The gradients of a LoRA pair, computed in the same pass that packs dy.
 
     dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.linear.lora`)
 
@@ -103,7 +103,7 @@ _COUNTER = np.zeros(1, np.int64)
 
 
 def sum_floats(n: int, rank: int, width: int) -> int:
-    """Return the total size of the groups' sums in floats, if n_in + n_out is at most `width`."""
+    """Return how many floats the groups' sums occupy if n_in + n_out is at most `width`."""
     return n_groups(n) * packed_rows(rank) * width
 
 
@@ -136,12 +136,12 @@ def pack_with_gradients(
     check_array("pair gradients", "x", x, (n, x.shape[1]))
     check_outer(hp, dy, rank)
     if hp.shape[1] != high:
-        raise ValueError(f"pair gradients: h {hp.shape} is not of rank {rank}")
+        raise ValueError(f"pair gradients: h has {hp.shape[1]} rows, expected {high}")
     check_output("pair gradients", "da", da, (rank, x.shape[1]))
     check_output("pair gradients", "db", db, (n_out, rank))
     if dh_memory.dtype != np.float32 or dh_memory.size < len(gp) * high * PANEL:
         raise ValueError(
-            f"a buffer of {dh_memory.size} elements is too small for dh of dy {dy.shape}"
+            f"a buffer of {dh_memory.size} elements is too small for dh if dy has shape {dy.shape}"
         )
     dhp = dh_memory.reshape(-1)[: len(gp) * high * PANEL].reshape(len(gp), high, PANEL)
     if n == 0:

@@ -100,7 +100,7 @@ def k_block(n_in: int, unit: int) -> int:
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the number of panels per chunk, for similar chunks of at most `largest` tokens."""
+    """Return the number of panels per chunk for even chunks of at most `largest` tokens."""
     return -(-panels // -(-panels * PANEL // largest))
 
 
@@ -142,10 +142,10 @@ def _check(w: Weight, panels: np.ndarray, k: int, y: np.ndarray, n_y: int) -> in
     n = y.shape[0]
     if panels.shape[1:] != (k, PANEL) or panels.shape[0] != n_panels(n) or y.shape != (n, n_y):
         raise ValueError(
-            f"{w.name}: panels {panels.shape} and output {y.shape} do not fit a weight {w.shape}"
+            f"{w.name}: mismatched shapes: panels {panels.shape}, output {y.shape}, W {w.shape}"
         )
     if w.raw.size != w.shape[0] * w.row_bytes or w.shape[1] % QUANTS[w.type_id].block_size:
-        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix {w.shape}")
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix of shape {w.shape}")
     check_output(w.name, "output", y, y.shape)
     check_array(w.name, "panels", panels, panels.shape)
     return n
@@ -156,7 +156,7 @@ def _check_pair(w: Weight, panels: np.ndarray, n: int, rank: int, half: np.ndarr
     check_array(w.name, "LoRA factor", half, half.shape)
     if rank and (panels.shape[0] != n_panels(n) or panels.shape[1] < rank):
         raise ValueError(
-            f"{w.name}: LoRA panels {panels.shape} do not fit {n} tokens and rank {rank}"
+            f"{w.name}: LoRA panels of shape {panels.shape} do not fit {n} tokens and rank {rank}"
         )
 
 

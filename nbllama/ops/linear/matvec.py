@@ -3,7 +3,7 @@
 With so few tokens, packed panels would be mostly padding, so the tokens are not packed.
 
 Each task decodes its rows of W one at a time into a scratch row and computes the dot product of the
-row with each token. The order of each sum depends only on the vector width, so the result is
+row with each token. The order of summation depends only on the vector width, so the result is
 bit-identical for any number of threads.
 
 llama.cpp: `ggml_vec_dot_*`.
@@ -69,11 +69,11 @@ def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> Non
     global _rows
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):
-        raise ValueError(f"{w.name}: x {x.shape} and y {y.shape} do not fit a weight {w.shape}")
+        raise ValueError(f"{w.name}: mismatched shapes: x {x.shape}, y {y.shape}, W {w.shape}")
     check_array(w.name, "x", x, x.shape)
     check_output(w.name, "y", y, y.shape)
     if w.raw.size != n_out * w.row_bytes:
-        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix {w.shape}")
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not match a matrix of shape {w.shape}")
     threads = get_num_threads()
     if _rows.shape[0] < threads or _rows.shape[1] < n_in:
         _rows = np.empty((threads, max(n_in, _rows.shape[1])), np.float32)

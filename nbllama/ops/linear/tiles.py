@@ -5,8 +5,8 @@ of tokens. Its sums are stored in `c` `[tile, tokens in the chunk]`, which stays
 The parts of W are decoded into `w` one by one, and each is multiplied by all panels in the chunk.
 Threads draw tasks from a counter, so a slow core does not delay the others.
 
-An entry function must not close over a different kernel. Otherwise, Numba's cache would treat the
-entry function as new in every process.
+An entry function must not have another kernel in its closure. Otherwise, Numba's cache would treat
+the entry function as new in every process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _multiply(w, w_row, w_k, rows, xp, first, p0, p1, k, c, fresh):
 
 @kernel()
 def _store(c, width, rows, have, y, t0, n0, add):
-    """Write the finished tile, transposed, to y, or add it to y: y[t0 + t, n0 + i] (+)= c[i, t]."""
+    """Transpose the finished tile and write or add it to y: y[t0 + t, n0 + i] (+)= c[i, t]."""
     ld = y.shape[1]
     square_t, square_i = have // VL * VL, rows // VL * VL
     for t in range(0, square_t, VL):

@@ -1,10 +1,10 @@
-"""Generation: process one token through all blocks in a single launch of the threads.
+"""Generation: run all blocks for one token in a single launch of the threads.
 
-Between two ordinary launches, threads fall asleep, and waking them takes longer than most matrix
-products for a single token. In this package, the threads are therefore started once per token and
-run a *program* together. A program is a list of phases, each of which reads the results of earlier
-phases. Each phase is divided into tasks. Threads draw tasks from the phase's counter and continue
-with the next phase when all tasks are done. The modules are:
+Between two ordinary launches, the threads go to sleep, and waking them takes longer than most
+matrix products for a single token. In this package, the threads are therefore started once per
+token and run a *program* together. A program is a list of phases, each of which reads the results
+of earlier phases. Each phase is divided into tasks. Threads draw tasks from the phase's counter and
+continue with the next phase when all tasks are done. The modules are:
 
     tables.py           the kinds of phases and their parameters
     tasks.py            the computation of one task, for each kind of phase

@@ -1,4 +1,4 @@
-"""The tasks for phases that occur only in mixture-of-experts (MoE) models, one function each."""
+"""The tasks that occur only in mixture-of-experts (MoE) models, one function per kind of phase."""
 
 from __future__ import annotations
 
