@@ -48,13 +48,14 @@ class ManyOptions:
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "if no workers are left, seconds to wait for one to connect before saving and stopping "
+        "seconds to wait for a worker to connect if none are left, before saving and stopping "
         "with exit code 1; 0: compute on this machine instead",
     )
     audit: int = _many(
         Whole(),
         0,
-        "also compute one block in every N on a second worker, and compare the bits; 0: never",
+        "also compute one block in every N on a second worker, and check that the results are "
+        "bit-identical; 0: never",
     )
 
 

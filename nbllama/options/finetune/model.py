@@ -18,9 +18,8 @@ class ModelOptions:
     """Options for arrays to dump, and for constants that override the model file."""
 
     dump: tuple[str, ...] = _inside(
-        Dumped(), (), "arrays to dump, by iteration and name, such as 1:kq_soft_max-*, "
-                      "10-12:*.grad;"
-        " can be repeated", shown_default="none", many=True,
+        Dumped(), (), "arrays to dump, by iteration and name, such as 1:kq_soft_max-* or "
+        "10-12:*.grad; can be repeated", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
         Text(),
