@@ -35,7 +35,7 @@ class _ShowOptions:
     samples: int | None = _show(
         Whole(),
         None,
-        "number of samples to print, from the first",
+        "number of samples to print, starting with the first",
         also=["-n"],
         shown_default="3 of different kinds; all with --json",
     )
