@@ -41,7 +41,7 @@ class LoraOptions:
     lora_alpha: float | None = _lora(
         Real(1e-6, 1e6),
         None,
-        "the adapter is scaled by alpha / r",
+        "alpha in the adapter's scale alpha / r",
         shown_default="r for plain text, 2 r for chat",
         saved=Saved(34, "alpha", taken=True),
     )

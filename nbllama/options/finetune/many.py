@@ -36,8 +36,8 @@ class ManyOptions:
     model_dir: str = _many(
         Text("FOLDER"),
         "",
-        "folder for the base model on the worker machines; a file in it with the same sha256 is "
-        "used, otherwise the model is copied there",
+        "folder for the base model on the worker machines; the model is copied there unless the "
+        "folder already contains a file with the same sha256",
         shown_default="~/.cache/nbllama/models",
     )
     allow_mixed_cpu: bool = _many(

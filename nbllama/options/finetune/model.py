@@ -37,7 +37,7 @@ class ModelOptions:
     rope_freq_scale: float | None = _model(
         Real(1e-6, 1e6),
         None,
-        "scaling factor for RoPE positions; 1 / n extends the context n times",
+        "scaling factor for RoPE positions; 1 / n makes the context n times as long",
         shown_default="from the model",
     )
     pre: str | None = _model(
