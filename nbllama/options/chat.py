@@ -193,7 +193,7 @@ class MainOptions:
         None, False, "keep activations in float32 instead of rounding them to 8 bits"
     )
     n_gpu_layers: int = _machine(
-        Whole(-(2**31)), 0, "only 0 is allowed: this program runs on the CPU", also=["-ngl"]
+        Whole(-(2**31)), 0, "must be 0, because this program runs on the CPU", also=["-ngl"]
     )
     dump: tuple[str, ...] = _machine(
         Text("PATTERN"), (), "dump the arrays whose names match these patterns (as in "

@@ -28,14 +28,14 @@ class GradcheckOptions:
 
     model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
-        Text(), "", "adapter whose gradients to check",
+        Text(), "", "check the gradients of this adapter",
         shown_default="random A and B for every tensor that can have a pair",
     )  # fmt: skip
     data: str = _files(
         Text(),
         "",
         "text file; only its first tokens are used",
-        shown_default="a sentence",
+        shown_default="a built-in sentence",
     )
     layers: str = _run(
         Text("BLOCKS"), "", "blocks to check: first:N, last:N, all, or a list such as 0,4-6",
@@ -45,11 +45,11 @@ class GradcheckOptions:
         Whole(3, 4096), 12, "number of tokens, split into two sequences", also=["-n"]
     )
     rank: int = _run(Whole(1, 1024), 4, "rank of the random pairs", also=["--lora-r"])
-    seed: int = _run(Whole(), 0, "seed for the random pairs and the directions", also=["-s"])
+    seed: int = _run(Whole(), 0, "seed for the random pairs and directions", also=["-s"])
     tolerance: float = _run(
         Real(above=True),
         1e-3,
-        "largest accepted error of a gradient, relative to its norm",
+        "largest accepted error of a gradient, relative to the norm of the gradient",
     )
     threads: int | None = threads_option()
     all: bool = _run(None, False, "list every tensor instead of summarising by kind")

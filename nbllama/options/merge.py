@@ -20,8 +20,8 @@ _files = partial(option, "Files")
 _run = partial(option, "Run")
 
 EXPORT_PROG = "python -m nbllama.export_lora"
-_EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
-tensor that has a pair (linear layers, token_embd, output and norms). All metadata is kept."""
+_EXPORT_ABOUT = """Merge LoRA adapters into a base model. Every tensor W that has a pair (linear
+layers, token_embd, output and norms) becomes W + scale * alpha / r * B A. All metadata is kept."""
 _EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; auto gives each merged matrix the
 smallest type that keeps 95 % of its pair's effect on the sample; or a file type as in
 `nbllama quantize`, in upper or lower case: {_TYPES}

@@ -207,8 +207,8 @@ def read(
                 parsed = found.value.parse(value)
             except NotInFloat32:
                 raise UsageError(
-                    f"{name}: '{shown(value)}' is not allowed; the program computes in float32: "
-                    f"use a number between {SMALLEST:.1e} and {LARGEST:.1e}"
+                    f"{name}: '{shown(value)}' is not allowed, because the program computes in "
+                    f"float32; use a number between {SMALLEST:.1e} and {LARGEST:.1e}"
                 ) from None
             except ValueError:
                 raise UsageError(
@@ -244,10 +244,10 @@ def parse_into(
 ) -> T:
     """Create an instance of the dataclass `kind` from a command line without the program name.
 
-    `prog` is the name of the program, unless it was started as a verb of `nbllama`. `familiar` maps
-    names from other programs to hints (see `nbllama.options.unknown`). `forms` lists the positional
-    words, such as "IN OUT", for the usage line. Raises `UsageError`. `--help` and `--version` print
-    their text and raise `SystemExit(0)`.
+    `prog` is the program's name in the help, unless the program was started as `nbllama VERB`.
+    `familiar` maps names from other programs to hints (see `nbllama.options.unknown`). `forms`
+    lists the positional words, such as "IN OUT", for the usage line. Raises `UsageError`. `--help`
+    and `--version` print their text and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})

@@ -16,8 +16,8 @@ from nbllama.options.words import take_words
 PROG = "python -m nbllama.peek"
 ABOUT = """Show arrays by name, from a dump (.npz, written by --dump of nbllama.finetune and
 nbllama.main, or by nbllama.peek.watch), a GGUF model (decoded), a checkpoint or an adapter."""
-EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; separate
-multiple patterns with spaces or commas.
+EPILOG = """PATTERN: a name that may contain the wildcards *, ? and [], such as 'blk.0.*',
+'kq_soft_max-*' or 't07-3'. Separate multiple patterns with spaces or commas.
 
 exit codes: 0 success, 1 diff found differences, 2 bad usage or bad file, 3 output cannot be
 written, 4 out of memory, 5 checkpoint or adapter is damaged"""
@@ -46,8 +46,8 @@ class PeekOptions:
     )
     json: bool = _show(None, False, "print a JSON document instead of a table")
     tolerance: float = _diff(
-        Real(), 0.0, "treat arrays as equal if their largest difference is at most this share of "
-                     "the largest value in A",
+        Real(), 0.0, "treat arrays as equal if their largest difference is at most this fraction "
+                     "of the largest absolute value in A",
     )  # fmt: skip
     all: bool = _diff(None, False, "also list equal arrays")
     debug: bool = debug_option("Show")
@@ -77,5 +77,5 @@ def parse(argv: Sequence[str]) -> Asked:
     if len(files) != 1 + compare:
         raise UsageError("pass FILE [PATTERN ...] or diff A B [PATTERN ...]; see --help")
     if compare and options.picture:
-        raise UsageError("--picture shows one file; leave it out with diff")
+        raise UsageError("--picture draws the arrays of one file; leave it out with diff")
     return Asked(options, tuple(files), tuple(words[1 + 2 * compare :]))

@@ -17,11 +17,11 @@ _files = partial(option, "Files")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.perplexity"
-_ABOUT = """Measure how well a model predicts text: the exponential of the mean loss per token, as
-llama-perplexity computes it. With --kl-divergence, also compare the model with a
+_ABOUT = """Measure how well a model predicts text. The perplexity is the exponential of the mean
+loss per token, computed as in llama-perplexity. With --kl-divergence, also compare the model with a
 second model."""
-_EPILOG = """The text is read in chunks of --ctx-size tokens; only the second half of each chunk
-is scored.
+_EPILOG = """The text is read in chunks of --ctx-size tokens. Only the second half of each chunk is
+scored.
 
 exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter does not fit,
 130 interrupted by Ctrl-C"""
@@ -40,13 +40,15 @@ class PerplexityOptions:
     ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens per chunk", also=["-c", "--ctx"])
     chunks: int = _run(Whole(0), 0, "number of chunks to read; 0: all")
     kl_divergence: bool = _run(
-        None, False, "compare with --base-model: KL divergence, in nats per token"
+        None,
+        False,
+        "also print the KL divergence between --base-model and the model, in nats per token",
     )
     base_model: str = _files(
         Text(),
         "",
-        "model to compare with for --kl-divergence, without adapters",
-        shown_default="the model itself, without adapters",
+        "model for --kl-divergence to compare with; no adapters are applied to it",
+        shown_default="the same model without adapters",
     )
     threads: int | None = threads_option()
     debug: bool = debug_option()

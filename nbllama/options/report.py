@@ -15,7 +15,8 @@ PROG = "python -m nbllama.report"
 ABOUT = """Generate a page about a run from its log (the --log file), or a page that compares
 several runs. The page is a single file without external resources."""
 EPILOG = """An argument that ends in .html names the page. Without one, the page is written next
-to the first log: RUN.html, or A-vs-B.html. An existing page is replaced only if it is named.
+to the first log, as RUN.html or A-vs-B.html. An existing page is replaced only if an argument
+names it.
 
 exit codes: 0 success, 2 bad usage or a bad log, 3 output cannot be written"""
 _WORDS = "pass the files as arguments: LOG OUT.html, or LOG LOG ... OUT.html"
@@ -44,7 +45,7 @@ def parse(argv: Sequence[str]) -> tuple[list[str], str]:
     if not logs or not all(names):
         raise UsageError("pass a log and the name of the page: LOG OUT.html")
     if len(pages) > 1:
-        raise UsageError(f"{shown(pages[0])} and {shown(pages[1])}: two pages; name only one page")
+        raise UsageError(f"{shown(pages[0])} and {shown(pages[1])} are both pages; name only one")
     for i, log in enumerate(logs):
         if os.path.realpath(log) in map(os.path.realpath, logs[:i]):
             raise UsageError(f"{shown(log, 400)} is given twice; name each log once")

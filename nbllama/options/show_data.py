@@ -14,8 +14,8 @@ from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Text, Whole
 
 PROG = "python -m nbllama.show_data"
-ABOUT = """Show how training reads a file: some samples token by token, with the trained tokens
-marked, and statistics for all samples."""
+ABOUT = """Show how training reads a file. Prints some samples token by token, with the trained
+tokens marked, and statistics for all samples."""
 
 _show = partial(option, "Show")
 
@@ -35,7 +35,7 @@ class _ShowOptions:
     samples: int | None = _show(
         Whole(),
         None,
-        "number of samples to print, from the first",
+        "number of samples to print, starting with the first",
         also=["-n"],
         shown_default="3 of different kinds; all with --json",
     )

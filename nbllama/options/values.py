@@ -35,7 +35,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Words(Text):
-    """Text that is used as such, rather than as a file name.
+    """Text that is used directly, rather than as a file name.
 
     The text must be UTF-8, regardless of the locale.
     """
@@ -138,12 +138,13 @@ class Choice:
 
     def allowed(self) -> str:
         """List the words, for help and errors."""
-        return " or ".join(self.words)
+        *others, last = self.words
+        return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclass(frozen=True)
 class Size:
-    """A number of bytes, optionally in units of 10^3, 10^6 or 10^9: `750M`, `1.5G`."""
+    """A number of bytes, optionally with a unit (K, M or G, powers of 1000), such as `1.5G`."""
 
     metavar: str = "SIZE"
     least: int = 1
@@ -163,9 +164,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """A local port, or 0 for any free port. The words on, true and yes mean 0.
+    """A local port, or 0 for any free port.
 
-    The words off, false and no mean None.
+    The words on, true and yes mean 0, and the words off, false and no mean None.
     """
 
     metavar: str = "[PORT]"
@@ -185,7 +186,7 @@ class Port:
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return "nothing, or a port from 1024 to 65535"
+        return "no value, or a port from 1024 to 65535"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ _checks = partial(option, "Checks")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.verify"
-_ABOUT = "Check that an adapter has an effect, that merging keeps it and that llama.cpp agrees."
+_ABOUT = (
+    "Check that an adapter has an effect, that merging preserves it, and that llama.cpp agrees."
+)
 _EPILOG = """Runs three checks on a short text. They compare the model with and without the adapter,
 the merged with the unmerged model and, if the xllamacpp package is installed, llama.cpp with
 nbllama on the same files.

@@ -8,10 +8,10 @@
 
 | module | contents |
 |---|---|
-| `names` | llama.cpp's names, finetune.cpp's numbers, patterns |
+| `names` | names from llama.cpp, tensor numbers from finetune.cpp, patterns |
 | `watcher` | `watch`, which copies arrays while the passes run |
-| `nbllama.train.run.dumps` | the same at chosen iterations of `nbllama.finetune` (`--dump`) |
-| `dump` | arrays by name, with their origin, and `.npz` files |
+| `nbllama.train.run.dumps` | the same for selected iterations of `nbllama.finetune` (`--dump`) |
+| `dump` | `Dump`, which maps names to arrays, and `.npz` files |
 | `source` | the arrays in a dump, model, checkpoint or adapter |
 | `tables`, `pictures` | statistics, differences, histograms, heat maps, attention maps |
 """

@@ -21,7 +21,7 @@ from nbllama.system.files import atomic_write
 from nbllama.system.regular import first_bytes
 
 ABOUT = "__about__"
-MOST_BYTES = 1 << 34  # limit of the total size of an archive's arrays
+MOST_BYTES = 1 << 34  # limit on the total size of an archive's arrays
 _DTYPES = "fiub"
 Path = str | os.PathLike[str]
 
@@ -82,18 +82,18 @@ def is_dump(path: Path) -> bool:
 def load(path: Path) -> Dump:
     """Read an `.npz` file written by this program, or any other that contains arrays of numbers.
 
-    Raises `GGUFError` if the file is damaged, compressed, larger than its header says, or contains
-    Python objects.
+    Raises `GGUFError` if the file is damaged or compressed, contains Python objects, or claims that
+    its arrays are larger in total than the file itself or `MOST_BYTES`.
     """
     name = shown(os.fspath(path), 400)
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if member.compress_type != zipfile.ZIP_STORED:
-                    raise GGUFError(f"{name}: {shown(member.filename)}: compressed; use np.savez")
+                    raise GGUFError(f"{name}: {shown(member.filename)} is compressed; use np.savez")
             total = sum(member.file_size for member in archive.infolist())
         if total > min(MOST_BYTES, os.path.getsize(path)):
-            raise GGUFError(f"{name}: {total} bytes of arrays exceed the file or the limit")
+            raise GGUFError(f"{name}: its arrays need {total} bytes, above the file size or limit")
         with np.load(path, allow_pickle=False) as npz:
             arrays = {key: npz[key] for key in npz.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as e:
@@ -101,7 +101,7 @@ def load(path: Path) -> Dump:
     about = _about(arrays.pop(ABOUT, None))
     odd = [key for key, x in arrays.items() if x.dtype.kind not in _DTYPES]
     if odd:
-        raise GGUFError(f"{name}: {shown(odd[0])}: not an array of numbers")
+        raise GGUFError(f"{name}: {shown(odd[0])} is not an array of numbers")
     return Dump(arrays, about)
 
 

@@ -3,16 +3,17 @@
 | name | meaning | kind |
 |---|---|---|
 | `blk.3.attn_q.weight` | a base tensor, decoded to float32 | weight |
-| `blk.3.attn_q.weight.lora_a` | half of the tensor's pair, before the step | parameter |
+| `blk.3.attn_q.weight.lora_a` | A of the tensor's LoRA pair, before the step | parameter |
 | `....lora_a.grad` | the gradient over the whole step, before clipping | gradient |
 | `....lora_a.m`, `.v` | the AdamW moments, after the step | moment |
-| `....lora_a.after` | the half after the step | parameter |
+| `....lora_a.after` | the same matrix after the step | parameter |
 | `Qcur-3` | an activation of block 3, named as in llama.cpp | activation |
 | `Qcur-3.grad` | the gradient of the loss with respect to the activation | gradient |
 | `tokens`, `targets`, `positions`, `offsets` | the batch, int32 | batch |
 
-If one watch covers several micro-batches or calls, activations of later ones have a number
-appended: `Qcur-3@1`. finetune.cpp's numbers are aliases for activations: `t07-3` is `Qcur-3`.
+If one watch covers several micro-batches or calls, a number is appended to the names of activations
+from the second and later ones: `Qcur-3@1`. finetune.cpp's numbers are aliases for activations:
+`t07-3` is `Qcur-3`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ ENDS = (
     Node("loss", "[M]", ("t36",), "loss of each trained token (t36 is their mean)", False),
 )
 BLOCK = (
-    Node("attn_norm", "[N, C]", ("t04",), "the block's input after the attention norm"),
-    Node("Qcur_raw", "[N, H, D]", ("t05", "t06"), "queries as projected, with bias"),
-    Node("Kcur_raw", "[N, G, D]", ("t08", "t09"), "keys as projected, with bias"),
+    Node("attn_norm", "[N, C]", ("t04",), "the normalised input of the block"),
+    Node("Qcur_raw", "[N, H, D]", ("t05", "t06"), "queries after the projection and bias"),
+    Node("Kcur_raw", "[N, G, D]", ("t08", "t09"), "keys after the projection and bias"),
     Node("Qcur_normed", "[N, H, D]", (), "queries after the query norm (models that have one)"),
     Node("Kcur_normed", "[N, G, D]", (), "keys after the key norm (models that have one)"),
     Node("Qcur", "[N, H, D]", ("t07", "t13"), "queries after RoPE"),
@@ -62,7 +63,7 @@ BLOCK = (
     Node("attn_out", "[N, C]", ("t20",), "what attention adds to the residual stream", False),
     Node("attn_post_norm", "[N, C]", (), "the same after a norm (models that have one)", False),
     Node("ffn_inp", "[N, C]", ("t21",), "the residual stream between attention and feed-forward"),
-    Node("ffn_norm", "[N, C]", ("t24",), "the same after the feed-forward norm"),
+    Node("ffn_norm", "[N, C]", ("t24",), "ffn_inp after the feed-forward norm"),
     Node("ffn_up", "[N, F]", ("t25",), "up projection"),
     Node("ffn_gate", "[N, F]", ("t26",), "gate projection"),
     Node("ffn_swiglu", "[N, F]", ("t28",), "silu(gate) * up (models with silu)"),
@@ -83,10 +84,10 @@ MIXERS = (
     Node("conv_in", "[N, 3 C]", (), "gates and values of a short convolution"),
     Node("conv_mixed", "[N, C]", (), "output of a short convolution"),
     Node("conv_out", "[N, C]", (), "what the convolution adds to the residual stream", False),
-    Node("delta_qkv", "[N, W]", (), "queries, keys and values of a delta net, as projected"),
+    Node("delta_qkv", "[N, W]", (), "projected queries, keys and values of a delta net"),
     Node("delta_z", "[N, H D]", (), "gates for the output of a delta net"),
-    Node("delta_alpha", "[N, H]", (), "decay of the delta net's state, as projected"),
-    Node("delta_beta", "[N, H]", (), "update strength of each token, as projected"),
+    Node("delta_alpha", "[N, H]", (), "projection for the decay of the delta net's state"),
+    Node("delta_beta", "[N, H]", (), "projection for the update strength of each token"),
     Node("delta_o", "[N, H, D]", (), "what the queries read from the state"),
     Node("delta_out", "[N, H D]", (), "the same after a norm, times the gates"),
     Node("ssm_out", "[N, C]", (), "what the delta net adds to the residual stream", False),
@@ -102,7 +103,7 @@ MIXERS = (
         "per_layer_out",
         "[N, C]",
         (),
-        "what is added to the residual stream, before its norm",
+        "what is added to the residual stream, before the norm of this term",
         False,
     ),
 )
@@ -136,7 +137,7 @@ class Patterns:
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = tuple(p.strip() for text in texts for p in text.split(",") if p.strip())
         if not self.texts:
-            raise UsageError("an empty pattern; use '*' for everything")
+            raise UsageError("the pattern is empty; use '*' to match everything")
         self._known: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
@@ -178,8 +179,8 @@ def check(patterns: Patterns, names: Iterable[str]) -> None:
     """Raise `UsageError` for a pattern that matches no name."""
     if unused := patterns.unused(names):
         raise UsageError(
-            f"nothing is named {shown(unused[0])}; activations are named like attn_norm-0, Qcur-0,"
-            " l_out-0 (or t04-0), weights like blk.0.attn_q.weight; docs/peek.md lists them"
+            f"nothing is named {shown(unused[0])}; activation names look like attn_norm-0, l_out-0 "
+            "or t04-0, and weight names like blk.0.attn_q.weight; docs/peek.md lists them"
         )
 
 

@@ -166,7 +166,7 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
         ({"epochs": True}, "--epochs: 'True' is not allowed"),
         ({"lr": float("nan")}, "'nan' is not allowed; use a number above 0"),
         ({"packing": 1}, "packing: '1' is not allowed; use True or False"),
-        ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw or sgd or lion"),
+        ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw, sgd or lion"),
         ({"lora_out": object()}, "lora_out: a value of type object is not allowed"),
         ({"train_data": "x"}, "train_data is the second argument"),
         ({"list_archs": True}, "list_archs is only available on the command line"),

@@ -46,7 +46,7 @@ FILES: Rows = (
     ("the save interval is in iterations: pass --save-every N; 0 saves only at the end",
      "--save-strategy --saves-per-epoch --save-per-epoch"),
     ("--keep-last", "--save-total-limit --max-checkpoints --keep-checkpoints"),
-    ("leave it out: the adapter with the lowest validation loss is kept as BEST",
+    ("leave it out: the adapter with the lowest validation loss is saved with BEST in its name",
      "--load-best-model-at-end --metric-for-best-model --greater-is-better --save-best"),
     ("--tensorboard", "--logging-dir --tensorboard-dir --log-dir"),
     ("pass --tensorboard FOLDER, --report FILE.html or --log FILE", "--report-to --wandb --swanlab"

@@ -22,8 +22,7 @@ class EndOptions:
         Text(),
         "",
         "validation data, read in the same way as --train-data; the adapter with the lowest "
-        "validation loss is "
-        "kept as BEST",
+        "validation loss is saved under the --lora-out name, with BEST instead of ITERATION",
         shown_default="none",
         file="reads",
     )
@@ -59,7 +58,7 @@ class EndOptions:
     sample_prompts: str = _val(
         Text(),
         "",
-        "file of prompts, one per line, to answer greedily at each evaluation",
+        "file of prompts, one per line, to answer with greedy decoding at each evaluation",
         shown_default="none",
         file="reads",
     )
@@ -85,17 +84,17 @@ class EndOptions:
     compat: bool = _old(
         None,
         False,
-        "reproduce llama.cpp's finetune of 2024, including its quirks and defaults",
+        "reproduce llama.cpp's 2024 finetune program, including its quirks and defaults",
         saved=Saved(26),
     )
     checkpoint_order: str | None = _old(
         Choice(("left", "right")),
         None,
-        "evaluation order used by the run that wrote an old checkpoint",
-        shown_default="detected from the moments",
+        "evaluation order of the compute graph in the run that wrote an old checkpoint",
+        shown_default="detected from the moments in the checkpoint",
     )
     n_gpu_layers: int = _old(
-        Whole(-(2**31)), 0, "only 0 is allowed: this trainer runs on the CPU", also=["-ngl"]
+        Whole(-(2**31)), 0, "must be 0, because this trainer runs on the CPU", also=["-ngl"]
     )
     use_flash: bool | None = _old(
         None, None, "no effect", off=["--no-flash"], shown_default="not given"

@@ -13,7 +13,7 @@ _files = partial(option, "Files")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Options for the names of files, and for how often to save."""
+    """Options for file names and the save interval."""
 
     model_base: str = _files(
         Text(),
@@ -25,8 +25,8 @@ class FileOptions:
     train_data: str = _files(
         Text(),
         "shakespeare.txt",
-        "training data: plain text or records (JSON lines and others), or a folder with"
-        " train.jsonl",
+        "training data: plain text, records (JSON Lines or another format), or a folder with "
+        "train.jsonl",
         file="reads",
     )
     checkpoint_in: str | None = _files(
@@ -34,16 +34,15 @@ class FileOptions:
         None,
         "resume from this checkpoint, or from the newest valid one in a folder, and train for "
         "more iterations; if the file is missing, start from the beginning",
-        shown_default="the newest checkpoint written to --checkpoint-out, to complete a stopped "
-        "run",
+        shown_default="the newest checkpoint written to --checkpoint-out, so that a stopped run "
+        "continues",
         file="reads",
     )
     lora_in: str = _files(
         Text(),
         "",
         "start from this adapter (.gguf, .bin or a PEFT folder) with new optimiser moments, "
-        "unless there is "
-        "a checkpoint to resume from",
+        "unless there is a checkpoint to resume from",
         shown_default="a new adapter",
         file="reads",
     )
@@ -61,8 +60,8 @@ class FileOptions:
     lora_out: str = _files(
         Text(),
         "ggml-lora-ITERATION-f32.gguf",
-        "file name for the adapters: .gguf for current llama.cpp, .bin for llama.cpp of 2023, or "
-        "a name that ends in / for PEFT; empty: save none",
+        "file name for the adapters: .gguf for current llama.cpp, .bin for 2023 versions of "
+        "llama.cpp, or a name that ends in / for PEFT; empty: save none",
         file="writes",
     )
     only_write_lora: bool = _files(
@@ -95,7 +94,7 @@ class FileOptions:
     report: str = _files(
         Text(),
         "",
-        "write an HTML page about the run; without --log, the log is written next to it",
+        "write an HTML page about the run; without --log, the log is written next to the page",
         shown_default="off",
         file="writes",
     )

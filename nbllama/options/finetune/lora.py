@@ -41,7 +41,7 @@ class LoraOptions:
     lora_alpha: float | None = _lora(
         Real(1e-6, 1e6),
         None,
-        "the adapter is scaled by alpha / r",
+        "alpha in the adapter's scale alpha / r",
         shown_default="r for plain text, 2 r for chat",
         saved=Saved(34, "alpha", taken=True),
     )
@@ -54,8 +54,8 @@ class LoraOptions:
     rank_w3: int | None = _rank("w3", also=["--rank-ffn-up"])
     rank_wqkv: int | None = _rank(
         "wqkv",
-        ", which some models have instead of attn_q, attn_k and attn_v (these may also "
-        "have ffn_gate within ffn_up)",
+        ", which some models have instead of attn_q, attn_k and attn_v (their ffn_up may also "
+        "contain ffn_gate)",
     )
     rank_conv_in: int | None = _rank("conv_in", ", in blocks with a short convolution")
     rank_conv_out: int | None = _rank("conv_out", ", in blocks with a short convolution")
@@ -78,7 +78,7 @@ class LoraOptions:
     rank_down_exps: int | None = _rank("down_exps", shown_default="--rank-experts")
     rank_up_exps: int | None = _rank("up_exps", shown_default="--rank-experts")
     rank_tok_embd: int | None = _rank(
-        "tok_embd", shown_default=f"{_ENDS} and models with tied embeddings"
+        "tok_embd", shown_default=f"{_ENDS} and for models with tied embeddings"
     )
     rank_out: int | None = _rank("out", ", which models with tied embeddings do not have")
     rank_att_norm: int | None = _rank("att_norm")
@@ -87,7 +87,7 @@ class LoraOptions:
     rslora: bool = _lora(
         None,
         False,
-        "scale the adapter by alpha / sqrt(r) instead (rank-stabilised LoRA)",
+        "scale the adapter by alpha / sqrt(r) instead of alpha / r (rank-stabilised LoRA)",
         saved=Saved(33),
         without=False,
     )
@@ -101,7 +101,7 @@ class LoraOptions:
     lora_layers: str | None = _lora(
         Text("BLOCKS,..."),
         None,
-        "blocks that get pairs: all, first:N, last:N or a list such as 4-11,20",
+        "blocks to which LoRA pairs are added: all, first:N, last:N or a list such as 4-11,20",
         shown_default="all",
         saved=Saved(31, taken=True),
         without="all",

@@ -36,8 +36,8 @@ class ManyOptions:
     model_dir: str = _many(
         Text("FOLDER"),
         "",
-        "folder for the base model on the worker machines; a file in it with the same sha256 is "
-        "used, otherwise the model is copied there",
+        "folder for the base model on the worker machines; the model is copied there unless the "
+        "folder already contains a file with the same sha256",
         shown_default="~/.cache/nbllama/models",
     )
     allow_mixed_cpu: bool = _many(
@@ -48,13 +48,14 @@ class ManyOptions:
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "if no workers are left, seconds to wait for one to connect before saving and stopping "
+        "seconds to wait for a worker to connect if none are left, before saving and stopping "
         "with exit code 1; 0: compute on this machine instead",
     )
     audit: int = _many(
         Whole(),
         0,
-        "also compute one block in every N on a second worker, and compare the bits; 0: never",
+        "also compute one block in every N on a second worker, and check that the results are "
+        "bit-identical; 0: never",
     )
 
 

@@ -18,9 +18,8 @@ class ModelOptions:
     """Options for arrays to dump, and for constants that override the model file."""
 
     dump: tuple[str, ...] = _inside(
-        Dumped(), (), "arrays to dump, by iteration and name, such as 1:kq_soft_max-*, "
-                      "10-12:*.grad;"
-        " can be repeated", shown_default="none", many=True,
+        Dumped(), (), "arrays to dump, by iteration and name, such as 1:kq_soft_max-* or "
+        "10-12:*.grad; can be repeated", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
         Text(),
@@ -38,7 +37,7 @@ class ModelOptions:
     rope_freq_scale: float | None = _model(
         Real(1e-6, 1e6),
         None,
-        "scaling factor for RoPE positions; 1 / n extends the context n times",
+        "scaling factor for RoPE positions; 1 / n makes the context n times as long",
         shown_default="from the model",
     )
     pre: str | None = _model(

@@ -21,7 +21,7 @@ def _defaults(name: str) -> str:
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """Options for the choice of objective, and for the numbers in its loss."""
+    """Options for choosing the objective and setting the parameters of its loss."""
 
     objective: str = _objective(
         Choice(tuple(OBJECTIVES)),
@@ -34,9 +34,9 @@ class ObjectiveOptions:
     beta: float | None = _objective(
         Real(0, 1e4),
         None,
-        "weight of the preferences relative to the distance from the reference: beta in dpo, kto "
-        "and simpo, tau in ipo, lambda in orpo; with grpo, weight of the KL divergence from the "
-        "reference, which may be 0",
+        "parameter of the loss: beta in dpo, kto and simpo, tau in ipo, lambda in orpo, and the "
+        "weight of the KL divergence in grpo (may be 0); if the loss uses a reference, a larger "
+        "value keeps the model closer to it",
         shown_default=_defaults("beta"),
         saved=Saved(42),
     )
@@ -59,8 +59,8 @@ class ObjectiveOptions:
     reference: str | None = _objective(
         Text("none|base|start|FILE"),
         None,
-        "reference for dpo, ipo, kto and grpo: the base model (base), the adapter passed as "
-        "--lora-in (start), the adapter in a file, or none",
+        "reference for dpo, ipo, kto and grpo: base (the base model), start (the adapter passed "
+        "as --lora-in), an adapter file, or none",
         shown_default="start with --lora-in, else base",
         file="reads",
     )

@@ -28,7 +28,7 @@ class RunOptions:
     use_checkpointing: bool = _run(
         None,
         True,
-        "gradient checkpointing: less memory, more time",
+        "use gradient checkpointing, which saves memory but takes more time",
         off=["--no-checkpointing"],
         shown_default="on",
     )
@@ -60,8 +60,7 @@ class RunOptions:
         None,
         False,
         "overwrite the output files of an earlier run; with --checkpoint-in, resume even if the "
-        "model, "
-        "data or options differ",
+        "model, data or options differ",
     )
     list_archs: bool = _run(
         None, False, "print the supported architectures and what was checked for each, then exit"
@@ -72,8 +71,7 @@ class RunOptions:
         Whole(0),
         None,
         "number of iterations in this run, not counting those before the checkpoint; 0: only run "
-        "the "
-        "evaluation that was due after the checkpoint",
+        "the evaluation that was due after the checkpoint",
         shown_default="256 for plain text, no limit for records or with --epochs",
         saved=Saved(38, "last", may_change=True),
     )

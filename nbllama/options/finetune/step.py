@@ -21,7 +21,7 @@ _BETA2 = "".join(f"; {row.beta2:g} with {row.name}" for row in _OTHERS)
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Options for the learning rate schedule, and for turning gradients into updates."""
+    """Options for the learning rate schedule and the optimiser."""
 
     adam_alpha: float | None = _rate(
         Real(0, 1e3, above=True),
@@ -42,7 +42,7 @@ class StepOptions:
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "final share of the schedule, over which wsd lowers the learning rate",
+        "fraction of the schedule, at its end, during which wsd lowers the learning rate",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(
@@ -53,12 +53,12 @@ class StepOptions:
         without=1.0,
     )
     adam_min_alpha: float = _rate(
-        Real(0, 1e3), 0.0, "minimum learning rate, also during warm-up", saved=Saved(5)
+        Real(0, 1e3), 0.0, "minimum learning rate, including during warm-up", saved=Saved(5)
     )
     warmup: int | None = _rate(
         Whole(),
         None,
-        "number of warm-up iterations, in which the learning rate rises from its minimum",
+        "number of warm-up iterations, during which the learning rate rises from its minimum",
         shown_default="100 for plain text, 3 % of the run for chat",
         saved=Saved(11, taken=True),
     )
@@ -124,7 +124,7 @@ class StepOptions:
     adam_beta2: float | None = _adam(
         Real(0, 1, below=True),
         None,
-        "decay rate of the second moment, or of lion's mean",
+        "decay rate of the second moment, or of the moving average in lion",
         shown_default=f"{OPTIMISERS['adamw'].beta2:g}{_BETA2}",
         saved=Saved(7),
     )

@@ -30,8 +30,8 @@ from nbllama.options.parser import markdown, parse_into, read, table
 PROG = "python -m nbllama.finetune"
 ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 
-Defaults depend on the training data: plain text, or records such as chats ("chat" below). The
-values in use are printed before training starts."""
+Some defaults depend on whether the training data are plain text or records such as chats ("chat"
+below). The values in use are printed before training starts."""
 EPILOG = """In --lora-out and --checkpoint-out, ITERATION is replaced by the iteration number; each
 save is also written under the same name with LATEST instead of the number (--pattern-fn-it and
 --fn-latest change these words). Training resumes from --checkpoint-in if that file exists.
