@@ -76,7 +76,7 @@ def generate_many(
         if not prompt:
             raise UsageError("nothing to complete: a prompt has no tokens")
         if min(prompt) < 0 or max(prompt) >= model.hp.n_vocab:
-            raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab}")
+            raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab} tokens")
     answers: list[list[int]] = []
     for start in range(0, len(prompts), at_once):
         group = Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check=check)

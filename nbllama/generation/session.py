@@ -53,10 +53,10 @@ class KVCache:
         return self.k[at][:end], self.v[at][:end]
 
     def cut(self, start: int, end: int) -> None:
-        """Remove tokens `start` to `end - 1`, and move later tokens down unchanged.
+        """Remove tokens `start` to `end - 1`; the entries of later tokens move forward unchanged.
 
-        States cannot be rewound. If there are states and the last token is removed, all tokens are
-        therefore removed.
+        States cannot be rewound, so if there are states and the last token is removed, all tokens
+        are removed.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be removed")
@@ -116,7 +116,7 @@ class Session:
             raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
         ids = np.array(tokens, np.int64)
         if ids.min() < 0 or ids.max() >= self.model.hp.n_vocab:
-            raise UsageError(f"a token is outside the vocabulary of {self.model.hp.n_vocab}")
+            raise UsageError(f"a token is outside the vocabulary of {self.model.hp.n_vocab} tokens")
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
@@ -130,8 +130,9 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Drop all tokens after the first `length`; if the model has states, drop all tokens.
+        """Drop all tokens after the first `length`.
 
+        If the model has states and there is anything to drop, all tokens are dropped.
         `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
         `length` tokens.
         """
@@ -142,14 +143,14 @@ class Session:
 
         Keys after the gap are rotated back by `count` positions but still contain information from
         the dropped tokens. Source: llama.cpp, `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises
-        ValueError if the tokens do not exist.
+        ValueError if any of these tokens does not exist.
         """
         self.cache.cut(start, start + count)
         for layer, keys in zip(self.cache.layers, self.cache.k, strict=True):
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
-        """Embed the tokens in `acts.x(0)`; return them as a batch with their positions."""
+        """Write the token embeddings to `acts.x(0)`; return the tokens and positions as a batch."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,
@@ -161,7 +162,7 @@ class Session:
         return batch
 
     def _run_single(self, token: np.ndarray) -> np.ndarray:
-        """Run one token through the whole model; return its logits `[V]`."""
+        """Run one token through the whole model; return the logits `[V]`."""
         if self._program is None:
             x, k, v = self._acts.x(0, 1)[0], self.cache.k, self.cache.v
             self._program = TokenProgram(

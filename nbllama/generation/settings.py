@@ -22,9 +22,9 @@ _ARGUMENTS = ("prompt", "adapter", "max_tokens", "temperature", "chat_template",
 
 
 def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingParams:
-    """Return sampling settings from `given`, named as in llama.cpp.
+    """Return the sampling settings in `given`, whose keys are llama.cpp's names.
 
-    By default, the seed is random.
+    If no seed is given, a random one is chosen.
 
     Raises `UsageError` for an unknown name or an invalid value.
     """
@@ -36,7 +36,7 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
         if name not in names:
             every = [*names, *_ARGUMENTS]
             near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, every, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}"
+            hint = f"did you mean {near[0]}?" if near else f"valid names: {', '.join(names)}"
             raise UsageError(f"unknown setting '{shown(name)}'; {hint}")
         values[name] = _number(name, value)
     if values.get("repeat_penalty", 1.0) <= 0:

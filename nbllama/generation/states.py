@@ -1,7 +1,7 @@
 """The states of sequences in blocks without attention.
 
-A state summarises all previous tokens. States of earlier positions are not kept, so a text can only
-grow or restart.
+A state summarises all previous tokens. States of earlier positions are not kept, so a
+sequence can only be extended or restarted.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class States:
                 a[others] = a[first]
 
     def clear(self) -> None:
-        """Set all states to zero, as at the start of a text."""
+        """Set all states to zero, as at the start of a sequence."""
         for of in self._arrays:
             for a in of.values():
                 a.fill(0)

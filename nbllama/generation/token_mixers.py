@@ -1,7 +1,7 @@
 """The phases of a token's program for blocks without attention (`nbllama.model.mixers`).
 
-A token changes the states in place. `States.commit` replaces the arrays, so `renew` writes the
-addresses again.
+Running a token updates the states in place. `States.commit` replaces the arrays, after which
+`renew` writes the new addresses to the tables.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TokenMixers:
         return self._parts.write.floats(array, len(array))
 
     def _read(self, layer: int, *names: str) -> None:
-        """Add the products that read a block's input."""
+        """Add the phases that prepare a block's input and multiply it by the named weights."""
         parts = self._parts
         memory = {name: "bcx" if name == "conv_in" else name for name in names}
         layers = parts.layers(layer, {name: self._memory[memory[name]] for name in names})
@@ -72,7 +72,7 @@ class TokenMixers:
     def _state_phase(
         self, kind: int, tasks: int, row: tuple[float, ...], layer: int, name: str
     ) -> None:
-        """Add a phase that uses a state; the state's address in `row` is 0 until `renew`."""
+        """Add a phase that uses a state; its address in `row` is 0 until `renew` sets it."""
         self._places.append((kind, len(self._parts.write.rows[kind]), layer, name))
         self._parts.write.phase(kind, tasks, [row])
 

@@ -1,6 +1,6 @@
 """The phases of a token's program for a mixture of experts (`nbllama.model.mixture`).
 
-The K chosen experts are sorted by their numbers. In all arrays of this module, k is the index of a
+The K chosen experts are sorted by index. In all arrays of this module, k is the position of a
 chosen expert in this order. The activations of the chosen experts, followed by the activation of
 the shared expert, form one input, `act`.
 """
@@ -28,14 +28,14 @@ def act_floats(experts: Experts) -> int:
 
 
 def _shared_at(experts: Experts) -> int:
-    """Return the index (an int8 block boundary) at which the shared expert begins in `act`."""
+    """Return the start of the shared expert in `act`, which is an int8 block boundary."""
     return -(-experts.used * experts.n_ff // 256) * 256
 
 
 class TokenMixture:
     """The mixtures of all blocks, and their shared memory.
 
-    `chosen` int32 `[n_layer, K]` contains the experts of the newest token.
+    `chosen` int32 `[n_layer, K]` contains the indices of the experts chosen for the newest token.
     """
 
     def __init__(self, parts: ProgramParts, experts: Experts) -> None:
@@ -104,7 +104,7 @@ class TokenMixture:
     def _experts_layers(
         self, layer: int, tensor: str, y: np.ndarray, x: np.ndarray, step: int
     ) -> list[Layer]:
-        """Return a layer for each chosen expert; the layer at index k reads x at `k * step`."""
+        """Return a layer for each chosen expert; layer k reads x from index `k * step`."""
         parts, e = self._parts, self._experts
         name = f"blk.{layer}.{tensor}.weight"
         of = parts.model.experts[name][0]

@@ -62,11 +62,16 @@ class TokenProgram(ProgramParts):
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
         types = _types(model)
         if len(types) > MOST_TYPES:
-            raise ValueError(f"a token program has at most {MOST_TYPES} types, not {len(types)}")
+            raise ValueError(
+                f"a token program supports at most {MOST_TYPES} weight types, not {len(types)}"
+            )
         super().__init__(model, bound, Writer({t: i for i, t in enumerate(types)}, exact), x)
         layers = hp.attention_layers
         if len(k) != len(layers) or len(v) != len(layers):
-            raise ValueError(f"token program: {len(k)} caches do not fit {len(layers)} blocks")
+            raise ValueError(
+                f"token program: expected keys and values for {len(layers)} blocks with attention, "
+                f"not {len(k)} and {len(v)}"
+            )
         self._k, self._v = (dict(zip(layers, cache, strict=True)) for cache in (k, v))
         self._n_ctx = len(k[0])
         for layer in layers:
@@ -94,7 +99,7 @@ class TokenProgram(ProgramParts):
             if hp.mixer_at(layer) == "attention":
                 self._attention(layer)
             elif self._mixers is None:
-                raise ValueError("token program: a block without attention needs its state")
+                raise ValueError("token program: blocks without attention require `states`")
             else:
                 self._mixers.add(layer)
             if self._mixture is not None and hp.experts_at(layer) is not None:
@@ -145,7 +150,7 @@ class TokenProgram(ProgramParts):
     def run(self, position: int) -> np.ndarray:
         """Return the logits after the token in x at `position`; the next call overwrites them."""
         if not 0 <= position < self._n_ctx:
-            raise ValueError(f"position {position} is outside a context of {self._n_ctx}")
+            raise ValueError(f"position {position} is outside the context of {self._n_ctx} tokens")
         self._step["at"] = position
         self._memory["drawn"].fill(0)
         self._memory["done"].fill(0)
@@ -202,9 +207,9 @@ class TokenProgram(ProgramParts):
         self.add(layer, "o", self._att[:size])
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
-        """Return the per-head norm of queries or keys.
+        """Return the weights of the per-head norm of queries or keys, or None.
 
-        A norm over all heads is a separate phase.
+        For a norm over all heads, add a separate phase and return None.
         """
         if not self.model.hp.has_qk_norm:
             return None
@@ -280,8 +285,8 @@ def _types(model: Weights) -> list[int]:
 def has_program(model: Weights) -> bool:
     """Return whether the model can be run as a program.
 
-    This is not possible if there are too many types, if experts run in parallel with attention, or
-    if the heads of a delta net have an odd number of values.
+    This is not possible if there are too many weight types, if experts run in parallel with
+    attention, or if the head size of a delta net is odd.
     """
     hp = model.hp
     fits = not (hp.side_by_side and hp.experts is not None)

@@ -22,8 +22,9 @@ class Layer(NamedTuple):
     """A product y `[n_out]` = w x with its bias and LoRA pair; with `add`, y += w x.
 
     If the products of a phase have different inputs, `x` is the input of this product, and `at` is
-    its index in the int8 blocks. If `chosen` (int32 `[1]`) is given, the weight's bytes, the bias
-    and the pair cover all `experts`, and `chosen` contains the index of the expert to use.
+    the index at which this input begins in the int8 blocks. If `chosen` (int32 `[1]`) is given, the
+    weight's bytes, the bias and the pair cover all `experts`, and `chosen` contains the index of
+    the expert to use.
     """
 
     w: Weight
@@ -70,7 +71,7 @@ class Writer:
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """Return, as flags, the kinds of int8 blocks that these weights read as input."""
+        """Return flags for the kinds of int8 blocks that these weights read as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 

@@ -117,7 +117,9 @@ class Cursor:
         start = self.take(count * dtype.itemsize, what)
         raw = bytes(self.buf[start : self.pos])
         if type_id == ValueType.BOOL and (wrong := raw.translate(None, b"\0\1")):
-            raise self.error(what, f"boolean byte {wrong[0]} after byte {start} must be 0 or 1")
+            raise self.error(
+                what, f"a boolean in bytes {start}..{self.pos} is {wrong[0]}; it must be 0 or 1"
+            )
         return np.frombuffer(raw, dtype)
 
     def array(self, what: str) -> object:
@@ -136,7 +138,8 @@ class Cursor:
         buf, end, pos = self.buf, self.end, self.pos
         if count > (end - pos) // 8:
             raise self.error(
-                what, f"{count} strings from byte {pos}, but the file has only {end} (truncated?)"
+                what,
+                f"{count} strings from byte {pos}, but the file has only {end} bytes (truncated?)",
             )
         self._strings_left -= count
         if self._strings_left < 0:

@@ -17,7 +17,7 @@ from nbllama.gguf_io.types import SCALARS, ValueType
 
 _MISSING: Any = object()
 _KINDS = {
-    "uint": "a count (an integer that is not negative)",
+    "uint": "a count (a non-negative integer)",
     "float": "a floating point number",
     "str": "a string",
     "bool": "a boolean",
@@ -31,7 +31,7 @@ _KINDS = {
 class TensorInfo(NamedTuple):
     """A tensor in a file.
 
-    `shape` is in numpy order, and `offset` is the position in the file in bytes.
+    `shape` is in numpy order, and `offset` is in bytes from the start of the file.
     """
 
     name: str
@@ -89,7 +89,7 @@ class GGUFFile:
 
         | kind | GGUF types | returns |
         |---|---|---|
-        | "uint" | u8..u64, and i8..i64 that are not negative | int |
+        | "uint" | u8..u64, non-negative i8..i64 | int |
         | "float" | f32, f64 | float |
         | "str", "bool" | string, bool | str, bool |
         | "strings" | array of strings | `StringArray` |
@@ -97,8 +97,8 @@ class GGUFFile:
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
         | "flags" | array of bool or integers | numpy array, as stored |
 
-        Raises `GGUFError` with the key if the type is different, or if the key is missing and there
-        is no default.
+        Raises `GGUFError`, which names the key, if the value has a different type, or if the key is
+        missing and there is no default.
         """
         if key not in self.metadata:
             if default is _MISSING:
@@ -157,9 +157,9 @@ class GGUFFile:
     def recheck(self) -> None:
         """Raise `GGUFError` if the file's size, modification time or inode changed after opening.
 
-        Call this method before and after a long use. A change between two calls is detected only by
-        the second. Truncating the file while its pages are being read kills the process (SIGBUS);
-        see `reader`.
+        Call this method before and after using the file for a long time. A change between two calls
+        is detected only by the second call. Truncating the file while its pages are being read
+        kills the process (SIGBUS); see `reader`.
         """
         try:
             now = _state(os.stat(self._absolute))

@@ -20,19 +20,22 @@ PICKLE = f"a Python pickle (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
 def name_hint(name: str) -> str:
     """Return a hint on what to do when the file `name` does not exist, or ""."""
     if re.match(r"https?://|hf\.co/", name):
-        return "a web address; nbllama downloads nothing: download the GGUF file and pass its name"
+        return (
+            "it is a web address, and nbllama does not download files; download the GGUF file and "
+            "pass its name"
+        )
     if name.lower().endswith(tuple(_FORMS)) or re.match(r"[A-Za-z]:[\\/]", name):
         return ""
     if _OLLAMA.fullmatch(name):
         return (
-            f"it looks like an Ollama model; `ollama show --modelfile {name}` prints the name of "
-            "its GGUF file after FROM: pass that file"
+            "it looks like an Ollama model; pass the GGUF file that "
+            f"`ollama show --modelfile {name}` prints after FROM"
         )
     if _HUGGING_FACE.fullmatch(name) and not os.path.isdir(name.split("/")[0]):
         return (
-            "it looks like the name of a model on Hugging Face; nbllama downloads nothing: "
-            "download a GGUF version (often in a repository with the same name and the suffix "
-            "-GGUF) and pass that file"
+            "it looks like the name of a model on Hugging Face, and nbllama does not download "
+            "models; download a GGUF version (often in a repository with the same name and the "
+            "suffix -GGUF) and pass that file"
         )
     if "/" not in name and os.sep not in name:
         return "pass a GGUF file; model names, such as Ollama's, are not looked up"
@@ -54,7 +57,7 @@ def folder_hint(name: str) -> str:
         return f"it contains a Hugging Face model; {_CONVERT}"
     if {"manifests", "blobs"} & set(files):
         return (
-            "it contains Ollama's models; `ollama show --modelfile NAME` prints the name "
-            "of a model's GGUF file after FROM: pass that file"
+            "it contains Ollama's models; pass the GGUF file that "
+            "`ollama show --modelfile NAME` prints after FROM"
         )
     return "pass a GGUF file"

@@ -3,14 +3,15 @@
 `open_one` maps the file read-only, parses the header with limits on everything, and checks the byte
 range of each tensor against the actual file size, because the kernels that read the bytes do not
 check anything. The rules are the same as in ggml's reader (`gguf.cpp`), or stricter if no real
-model requires the looser rule: no arrays of arrays, no zero dimensions, no control characters in
-names, zero padding before the data, and a file that ends with its last tensor (or the padding after
-it).
+model requires the looser rule: arrays of arrays, zero dimensions and control characters in names
+are refused, the padding before the data must consist of zeros, and the file must end with its last
+tensor (or the padding after it).
 
 A mapping has two weaknesses. If another program truncates the file while it is mapped, reading the
 missing pages kills the process with SIGBUS; if it rewrites bytes in place, the mapped bytes change.
-`GGUFFile.recheck` detects both between two uses, but not during a use. Replacing the file by
-renaming, as this package does, is harmless, because the mapping keeps the old file.
+`GGUFFile.recheck` detects either change before or after the file is used, but not while it is being
+read. Replacing the file by renaming, as this package does, is harmless, because the mapping keeps
+the old file.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, ValueType
 from nbllama.system.regular import kind_of
 
 _NOT_GGUF = (
-    (b"lmgg", "a GGML file of 2023 (old format: convert it to GGUF)"),
-    (b"fmgg", "a GGMF file of 2023 (old format: convert it to GGUF)"),
-    (b"tjgg", "a GGJT file of 2023 (old format: convert it to GGUF)"),
-    (b"algg", "a 'ggla' LoRA adapter of 2023, not a model"),
-    (b"lcgg", "a 'ggcl' training checkpoint of 2023 (old format)"),
+    (b"lmgg", "a GGML file from 2023 (old format; convert it to GGUF)"),
+    (b"fmgg", "a GGMF file from 2023 (old format; convert it to GGUF)"),
+    (b"tjgg", "a GGJT file from 2023 (old format; convert it to GGUF)"),
+    (b"algg", "a 'ggla' LoRA adapter from 2023, not a model"),
+    (b"lcgg", "a 'ggcl' training checkpoint from 2023 (old format)"),
     (b"PK\x03\x04", no_model.PYTORCH),
     (b"\x80", no_model.PICKLE),
 )
@@ -77,7 +78,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Open a regular file (not a FIFO or a device); return its descriptor and state."""
+    """Open a regular file (not a FIFO or a device); return its descriptor and `os.fstat` result."""
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""An array of strings as stored in a GGUF file, in which each string is decoded on access."""
+"""An array of strings in the byte format of a GGUF file; each string is decoded on access."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StringArray(Sequence[str]):
         """Return the bytes of element `i` (a negative index counts from the end)."""
         n = len(self.ends)
         if not -n <= i < n:
-            raise IndexError(f"element {i} of a string array of {n}")
+            raise IndexError(f"index {i} is out of range for an array of {n} strings")
         i %= n
         return self.wire[(self.ends[i - 1] if i else 0) + 8 : self.ends[i]]
 

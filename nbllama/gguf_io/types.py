@@ -50,8 +50,8 @@ class TensorType(NamedTuple):
     """A storage type for tensors, with `block_size` elements in `type_size` bytes.
 
     `family` is the module of `nbllama.quants` that decodes the type, or "" for types that are never
-    used for weights. `scales` contains the byte offsets, within a block, of the IEEE halves that
-    scale its weights.
+    used for weights. `scales` contains the byte offsets, within a block, of the half-precision
+    floats that scale its weights.
     """
 
     name: str

@@ -57,7 +57,8 @@ def write_gguf(
     `metadata` contains (key, value, value type), with a type from `ValueType` or
     `gguf.GGUFValueType`. An array is a numpy array, a `StringArray`, or a sequence of str, bool,
     int (written as INT64) or float (written as FLOAT32). An empty sequence is written as an empty
-    array of strings. Numpy tensors are written as F32, F16, F64 or I8..I64, as their dtype.
+    array of strings. Numpy tensors are written as F32, F16, F64 or I8..I64, depending on their
+    dtype.
 
     Raises `OutputError` if the path cannot be written. Raises `ValueError`, before the first byte
     is written, for names, values, shapes and sizes that the format or `limits` do not allow. If the
@@ -105,7 +106,10 @@ def _encode(
         if key == _ALIGNMENT_KEY:
             alignment = _alignment(value, type_id)
     if len(metadata) > limits.MAX_KV or len(tensors) > limits.MAX_TENSORS:
-        raise ValueError(f"{len(metadata)} keys or {len(tensors)} tensors are too many")
+        raise ValueError(
+            f"{len(metadata)} keys and {len(tensors)} tensors, but the limits are {limits.MAX_KV} "
+            f"and {limits.MAX_TENSORS}"
+        )
     if len(out) > limits.MAX_METADATA_BYTES:
         raise ValueError(
             f"{len(out)} bytes of metadata, but the limit is {limits.MAX_METADATA_BYTES}"
@@ -204,7 +208,7 @@ def _array(out: bytearray, value: object) -> None:
         return
     kinds = {type(v) for v in value}
     if len(kinds) != 1 or (kind := _PYTHON_TYPES.get(kinds.pop())) is None:
-        raise TypeError("elements must all be str, bool, int or float")
+        raise TypeError("elements must all be of one type: str, bool, int or float")
     _array(out, np.array(value, dtype=SCALARS[kind]))
 
 
@@ -225,7 +229,9 @@ def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...],
     if kind is None:
         raise ValueError(f"{what}: type {type_id} is not supported")
     if not 1 <= len(shape) <= limits.MAX_DIMS or not all(1 <= n <= limits.MAX_DIM for n in shape):
-        raise ValueError(f"{what}: shape {shape} needs 1 to {limits.MAX_DIMS} positive dimensions")
+        raise ValueError(
+            f"{what}: shape {shape} must have 1 to {limits.MAX_DIMS} positive dimensions"
+        )
     if shape[-1] % kind.block_size:
         raise ValueError(
             f"{what}: rows of {shape[-1]} do not fill whole {kind.name} blocks of {kind.block_size}"

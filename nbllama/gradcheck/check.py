@@ -6,11 +6,11 @@ For each half p of a pair, let g be the gradient that training would use and L t
     error    = max over d of |slope(d) - g . d| / |g|  √(n for a random d)
 
 Two directions are tested: the direction of g, which reveals a wrong size or sign, and a random
-direction, which involves every number of g. In a random direction, an error in a gradient of n
+direction, which involves every element of g. In a random direction, an error in a gradient of n
 elements appears √n times smaller, which the factor √n corrects.
 
-The kernels use float32, with errors of about 1e-5 of the gradient norm. The error of the slope is
-about h² times the norm. A wrong formula causes an error of a large fraction of the norm.
+The kernels use float32, so their gradients have errors of about 1e-5 |g|. The error of the slope is
+about h² |g|. With a wrong formula, the error is a large fraction of |g|.
 """
 
 from __future__ import annotations

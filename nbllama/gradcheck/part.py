@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 
 class PartOfFile(GGUFFile):
-    """A view of a file that contains only some of its blocks, and renumbers them."""
+    """A view of a file that contains only some of the file's blocks, renumbered from 0."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
         self.path, self.paths = whole.path, whole.paths
@@ -83,7 +83,8 @@ def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 def usual_layers(model: Model) -> list[int]:
     """Choose the last block, and enough blocks to cover every combination of weight types.
 
-    If blocks differ by position, choose the first blocks instead, up to a whole period.
+    If sliding windows or RoPE are used in a repeating pattern of blocks, choose the blocks of the
+    first period instead.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window and not hp.blocks else 0, hp.rope_period)

@@ -125,7 +125,7 @@ def _each(hp: Hparams, text: Callable[[BlockSizes], str]) -> list[str]:
 
 def _use(name: str) -> str:
     found = slot_of(name)
-    return f"frozen; LoRA with {_option(found[0])}" if found else "frozen, cannot have LoRA"
+    return f"frozen; LoRA with {_option(found[0])}" if found else "frozen; does not support LoRA"
 
 
 def _use_unknown(f: GGUFFile, name: str) -> str:
@@ -217,7 +217,7 @@ def checkpoint(found: Found, base: str) -> None:
     try:
         state = load_checkpoint(found.path)
         if shapes is not None and (problem := state.adapter.misfit(shapes)):
-            raise CheckpointError(f"{found.path}: for a different base model: {problem}")
+            raise CheckpointError(f"{found.path}: trained for a different base model: {problem}")
     except NbllamaError as e:
         found.refused = e
         return

@@ -1,4 +1,4 @@
-"""`Found`, which describes the contents of a file, and the rows of its tables."""
+"""The classes that describe the contents of a file: `Found`, and the rows of its tables."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
         return found
     size = os.stat(path).st_size
     if os.path.isfile(path) and _magic(path) == MAGIC_BYTES:
-        found = Found(path, size, "adapter", "ggla .bin of 2023")
+        found = Found(path, size, "adapter", "ggla .bin from 2023")
         adapter(found, base)
         return found
     with open_gguf(path) as f:

@@ -23,7 +23,7 @@ _BLOCK = re.compile(r"^blk\.[0-9]+\.")
 
 
 def as_text(found: Found, everything: bool = False) -> str:
-    """Format paragraphs and tables; with `everything`, include each tensor and all keys."""
+    """Format a `Found` as text; with `everything`, include every tensor and every key."""
     rows = None if everything else MOST_ROWS
     lines = [f"{shown(found.path, 400)}: {found.kind}, {found.format}, {_bytes(found.size)}", ""]
     lines += _columns([(name, _number(value)) for name, value in found.facts.items()])
@@ -127,7 +127,7 @@ def _targets(targets: Sequence[Target]) -> list[str]:
 
 
 def as_json(found: Found) -> str:
-    """Format one JSON document.
+    """Format a `Found` as one JSON document.
 
     Long arrays and strings are truncated; their full length is included.
     """

@@ -1,11 +1,11 @@
 """Compiled kernels on disk: one file per kernel and signature.
 
 Numba's own cache keeps an index per function, which can be corrupted if two processes compile at
-the same time, and it raises an error when it reads a damaged file. In this cache, a file's name is
-a hash of everything within the kernel set that affects the machine code (`key`), and the file
-begins with a hash of the remaining bytes. A file that is truncated, modified, written by a
-different package or stored under a different key is treated as a cache miss: the kernel is
-compiled, and the file is replaced.
+the same time, and it raises an error when it reads a damaged file. In this cache, a file's name
+contains a hash of everything that affects the machine code and is not already covered by the folder
+name (`key`), and the file begins with a hash of the remaining bytes. A file that is truncated,
+modified, written by a different package or stored under a different key is treated as a cache miss:
+the kernel is compiled, and the file is replaced.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class KernelCache(_Cache):
         """Do nothing, because a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """Return all that determines the machine code, except what the folder name covers."""
+        """Return everything that affects the machine code, except what the folder name covers."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]

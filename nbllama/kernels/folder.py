@@ -139,7 +139,10 @@ def _last_used(folder: Path) -> float:
 
 
 def _prune(root: Path, own: Path) -> None:
-    """Remove unlocked folders, except the `KEPT` newest and those used within `LATELY` seconds."""
+    """Remove unlocked folders that have not been used for `LATELY` seconds.
+
+    The `KEPT` most recently used folders are not removed.
+    """
     if sys.platform == "win32":
         return
     found = []

@@ -114,7 +114,7 @@ def kernel(
 
     `own` is the package folder that contains the kernel if that folder has a separate cache, and is
     empty otherwise. `inline` copies the function into its caller before types are inferred. Use it
-    for functions that are called once per row: a call passes each array argument as seven words.
+    for functions that are called once per row: a call passes each array as seven machine words.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:

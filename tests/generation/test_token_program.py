@@ -153,7 +153,7 @@ def test_a_model_of_many_types_goes_by_the_blocks(
     assert not has_program(model)
     assert_near(single(model, None, PROMPT), together(model, None, PROMPT))
     cache = KVCache(model, 8)
-    with pytest.raises(ValueError, match="0 types, not 1"):
+    with pytest.raises(ValueError, match="0 weight types, not 1"):
         TokenProgram(
             model, Bound(model, None), k=cache.k, v=cache.v, x=np.zeros(64, np.float32), exact=False
         )
@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     cache, x = KVCache(model, 8), np.zeros(model.hp.n_embd, np.float32)
     program = TokenProgram(model, Bound(model, None), k=cache.k, v=cache.v, x=x, exact=True)
     for position in (-1, 8):
-        with pytest.raises(ValueError, match="outside a context of 8"):
+        with pytest.raises(ValueError, match="outside the context of 8"):
             program.run(position)
     wrong: list[tuple[Any, Any, Any]] = [
         (cache.k[1:], cache.v, x),

@@ -64,9 +64,9 @@ def counts() -> Iterator[Case]:
     yield "G03b", lambda: b"PK\x03\x04" + bytes(60), "magic: a zip file"
     yield "G03c", lambda: u64(100) + b'{"a":' + bytes(95), "magic: a safetensors file"
     yield "G03d", lambda: b"\x80\x02}q\x00." + bytes(40), "magic: a Python pickle"
-    yield "G04a", lambda: b"lmgg" + bytes(60), "GGML file of 2023 (old format: convert it to GGUF)"
-    yield "G04b", lambda: b"fmgg" + bytes(60), "GGMF file of 2023 (old format: convert"
-    yield "G04c", lambda: b"tjgg" + bytes(60), "GGJT file of 2023 (old format: convert"
+    yield "G04a", lambda: b"lmgg" + bytes(60), "GGML file from 2023 (old format; convert it to"
+    yield "G04b", lambda: b"fmgg" + bytes(60), "GGMF file from 2023 (old format; convert"
+    yield "G04c", lambda: b"tjgg" + bytes(60), "GGJT file from 2023 (old format; convert"
     yield "G04d", lambda: b"algg" + bytes(60), "'ggla' LoRA adapter"
     yield "G05a", lambda: small(version=u32(0)), "version: 0; supported: 2 and 3"
     yield "G05b", lambda: small(version=u32(1)), "version: 1; supported: 2 and 3"
@@ -154,8 +154,8 @@ def values() -> Iterator[Case]:
     yield "G28b", at_end(kv_array("x", STRING, 2, string("a" * 20))), "x'[1]: needs bytes"
     huge = string("abc") + string("", length=Q - 1)
     yield "G28c", last(kv_array("x", STRING, 2, huge)), "x'[1]: needs bytes"
-    yield "G29a", lambda: with_kv(kv("x", BOOL, b"\7")), "boolean byte 7 after byte"
-    yield "G29b", lambda: with_kv(kv_array("x", BOOL, 2, b"\1\2")), "boolean byte 2 after byte"
+    yield "G29a", lambda: with_kv(kv("x", BOOL, b"\7")), "is 7; it must be 0 or 1"
+    yield "G29b", lambda: with_kv(kv_array("x", BOOL, 2, b"\1\2")), "is 2; it must be 0 or 1"
 
 
 def cuts() -> Iterator[Case]:

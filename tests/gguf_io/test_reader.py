@@ -217,7 +217,7 @@ class TestGet:
 
     def test_message_names_both_types(self, f: GGUFFile) -> None:
         for key, kind, said in (
-            ("s", "uint", "must be a count (an integer that is not negative), but is STRING"),
+            ("s", "uint", "must be a count (a non-negative integer), but is STRING"),
             ("m5", "uint", "is INT32 -1"),
             ("n7", "uint", "is BOOL True"),
             ("a4", "floats", "must be an array of floating point numbers, but is array of UINT32"),

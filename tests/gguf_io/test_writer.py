@@ -125,7 +125,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
         [],
         "bytes of metadata, but the limit is 50331648",
     ),
-    ([(f"k{i}", 1, V.UINT8) for i in range((1 << 14) + 1)], [], "16385 keys or 0 tensors"),
+    ([(f"k{i}", 1, V.UINT8) for i in range((1 << 14) + 1)], [], "16385 keys and 0 tensors"),
     ([("general.alignment", 48, V.UINT32)], [], "power of two"),
     ([("general.alignment", 32, V.UINT64)], [], "power of two"),
     ([], [("", np.zeros(1, np.float32))], "tensor ''"),
