@@ -125,12 +125,12 @@ GLM_KEYS = {
 
 MODELS: dict[str, Thin] = {
     "llama, 7B to 30B": Thin("llama", {}),
-    "llama, 70B (64 heads over 8)": Thin(
+    "llama, 70B (64 heads, 8 KV heads)": Thin(
         "llama",
         {"n_embd": 512, "n_head": 64, "n_head_kv": 8, "n_ff": 128},
         {"n_ff": 256},
     ),
-    "llama, Mistral (its window ignored)": Thin(
+    "llama, Mistral (window ignored)": Thin(
         "llama", {"keys": {"attention.sliding_window": 16}, "rope_freq_base": 1e6}
     ),
     "llama, Chinese-LLaMA-2-16k": Thin(
@@ -159,7 +159,7 @@ MODELS: dict[str, Thin] = {
         "qwen3", BPE | {"qk_norm": True, "head_dim": 24}, WIDE | {"head_dim": 128}
     ),
     "internlm2, all sizes": Thin("internlm2", {"rope_freq_base": 1e6}),
-    "minicpm, with its scales in the file": Thin(
+    "minicpm, with scales in the file": Thin(
         "minicpm",
         {
             "n_head_kv": 4,
@@ -167,7 +167,7 @@ MODELS: dict[str, Thin] = {
             "keys": {"embedding_scale": 12.0, "residual_scale": 0.4, "logit_scale": 3.0},
         },
     ),
-    "minicpm, without them": Thin("minicpm", {"n_head_kv": 4}),
+    "minicpm, with default scales": Thin("minicpm", {"n_head_kv": 4}),
     "gemma2, 2B and 9B": Thin(
         "gemma2",
         GEMMA
@@ -180,7 +180,7 @@ MODELS: dict[str, Thin] = {
         },
         WIDE_GEMMA,
     ),
-    "gemma2, without its keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
+    "gemma2, with default window and soft-caps": Thin("gemma2", GEMMA, WIDE_GEMMA),
     "gemma2, 27B": Thin("gemma2", GEMMA | {"n_layer": 46, "n_embd": 40, "n_ff": 48}, WIDE_GEMMA),
     "gemma3, 270M and 1B": Thin(
         "gemma3",
@@ -222,7 +222,7 @@ MODELS: dict[str, Thin] = {
             },
         },
     ),
-    "granite, without its keys": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
+    "granite, with default scales": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
     "smollm3, 3B (no RoPE in every fourth block)": Thin(
         "smollm3", {"n_layer": 5, "tied": True, "rope_freq_base": 5e6, "tokenizer": "bpe"}
     ),
@@ -242,7 +242,7 @@ MODELS: dict[str, Thin] = {
         },
         WIDE | {"head_dim": 128},
     ),
-    "mistral3, without them": Thin("mistral3", {"biases": True, "tied": True}),
+    "mistral3, without YaRN and temperature": Thin("mistral3", {"biases": True, "tied": True}),
     "ernie4_5, 0.3B": Thin("ernie4_5", {"tied": True, "head_dim": 24}, WIDE | {"head_dim": 128}),
     "ernie4_5, with biases": Thin("ernie4_5", {"biases": QKV}),
     "seed_oss, 36B": Thin(
@@ -310,7 +310,7 @@ MODELS: dict[str, Thin] = {
         WIDE | {"n_rot": 32},
     ),
     "command-r, 35B": Thin("command-r", COHERE | {"keys": {"logit_scale": 0.0625}}),
-    "command-r, without a scale of logits": Thin("command-r", COHERE | {"n_head_kv": 4}),
+    "command-r, without a logit scale": Thin("command-r", COHERE | {"n_head_kv": 4}),
     "cohere2, 7B and 111B": Thin(
         "cohere2",
         COHERE | {"n_layer": 5, "keys": {"logit_scale": 0.25, "attention.sliding_window": 20}},
@@ -320,7 +320,7 @@ MODELS: dict[str, Thin] = {
     "qwen35, 4B to 27B (heads share keys)": Thin(
         "qwen35", {"key_heads": 2, "size": 12, "tied": False, "n_layer": 4}, WIDE_QWEN35
     ),
-    "qwen35, with further predictions": Thin(
+    "qwen35, with an MTP block (ignored)": Thin(
         "qwen35", {"n_idle": 1, "keys": {"full_attention_interval": 2}, "n_layer": 3}, WIDE_QWEN35
     ),
     "lfm2moe, 8B-A1B": Thin(
@@ -480,7 +480,7 @@ MODELS |= {
             },
         ),
     ),
-    "glm4moe, 4.5 Air (its MTP block is ignored)": Thin(
+    "glm4moe, 4.5 Air (MTP block ignored)": Thin(
         "glm4moe",
         GLM_MOE
         | {"n_layer": 4, "n_rot": 8}

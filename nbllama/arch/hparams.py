@@ -61,7 +61,7 @@ class Temperature(NamedTuple):
 
 
 class DeltaNet(NamedTuple):
-    """The sizes of a gated delta net, in which each head contains `size` numbers."""
+    """The sizes of a gated delta net with `size` elements per head."""
 
     heads: int
     key_heads: int  # head h uses the keys of key head h mod key_heads
@@ -186,7 +186,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """The largest width of gate (or up) per token, in a dense block or all chosen experts."""
+        """The largest width of gate (or up) per token: of a dense block, or the sum of chosen experts."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)
@@ -224,7 +224,7 @@ def with_overrides(
     )  # fmt: skip
     for name, value in constants:
         if value is not None and not _TINY <= value <= 1 / _TINY:
-            raise UsageError(f"{name} {value}: must be positive, even when rounded to float32")
+            raise UsageError(f"{name} {value}: must be positive and a normal number in float32")
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:

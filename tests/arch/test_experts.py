@@ -15,7 +15,7 @@ from tests.arch.test_dense_rows import made
 MIXTRAL = "llama, Mixtral (experts)"
 QWEN = "qwen3moe, 30B-A3B and 235B-A22B"
 ERNIE = "ernie4_5-moe, 21B-A3B and 300B-A47B"
-AIR = "glm4moe, 4.5 Air (its MTP block is ignored)"
+AIR = "glm4moe, 4.5 Air (MTP block ignored)"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (QWEN, {"expert_count": 0}, "key 'qwen3moe.expert_count': 0, allowed 1.."),
     (QWEN, {"expert_count": 12}, "'blk.0.ffn_gate_inp.weight': shape (24, 64), expected (12, 64)"),

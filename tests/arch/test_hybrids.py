@@ -22,7 +22,7 @@ from tests.differences import compare
 
 LFM2, QWEN35 = "lfm2, 350M to 2.6B", "qwen35, 0.8B and 2B"
 GEMMA4 = "gemma4, E2B and E4B"
-IDLE, SHARED = "qwen35, with further predictions", "qwen35, 4B to 27B (heads share keys)"
+IDLE, SHARED = "qwen35, with an MTP block (ignored)", "qwen35, 4B to 27B (heads share keys)"
 
 
 def made(folder: Path, name: str, **keys: Any) -> Hparams:
@@ -69,7 +69,7 @@ def test_blocks_that_predict_further_tokens_are_left_alone(tmp_path: Path) -> No
         (LFM2, "attention.head_count_kv", [0, 2], "2 values for 4 layers"),
         (LFM2, "attention.head_count_kv", [0, 2, 0, 4], "differs between attention blocks"),
         (LFM2, "shortconv.l_cache", 1, "1, allowed 2.."),
-        (QWEN35, "ssm.inner_size", 65, "4 heads of 16 require 64"),
+        (QWEN35, "ssm.inner_size", 65, "4 heads of size 16 require 64"),
         (QWEN35, "ssm.group_count", 3, "3 does not divide 4"),
         (QWEN35, "rope.dimension_sections", [2, 1, 1, 2], "do not cover 6 pairs"),
         (QWEN35, "full_attention_interval", 9, "no block has attention"),

@@ -79,7 +79,7 @@ ROWS = (
         scale_keys=("logit",),
         hf_modules=HF_MODULES,
         hf_turned=False,
-        checked=("35B", "without a scale of logits"),
+        checked=("35B", "without a logit scale"),
     ),
     ArchRow(
         "cohere2",
