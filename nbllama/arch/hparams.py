@@ -186,7 +186,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """The largest width of gate (or up) per token: of a dense block, or the sum of chosen experts."""
+        """The largest width of gate (or up) per token, in a dense block or across chosen experts."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)

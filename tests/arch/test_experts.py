@@ -26,7 +26,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         ERNIE,
         {"interleave_moe_layer_step": 2},
-        "only models with experts in every block after the first",
+        "only models with experts in every block after the dense ones",
     ),
     (ERNIE, {"leading_dense_block_count": 3}, "leading_dense_block_count': 3, allowed 0..2"),
     (AIR, {"expert_gating_func": 4}, "expert_gating_func': 4 is not supported"),

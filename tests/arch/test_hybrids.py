@@ -110,7 +110,7 @@ def test_peft(tmp_path: Path) -> None:
     assert again.parameters().keys() == adapter.parameters().keys()
     made(tmp_path, SHARED)
     model = nbllama.load_model(tmp_path / "m.gguf")
-    with pytest.raises(UsageError, match="differs from the order in this model's GGUF file"):
+    with pytest.raises(UsageError, match="differently from this model's GGUF file"):
         nbllama.save_adapter(f"{tmp_path}/other/", random_adapter(model, norms=False), model)
 
 
