@@ -186,7 +186,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """The largest width of gate (or up) per token, in a dense block or across chosen experts."""
+        """The largest width of gate (or up) per token, in a dense block or all chosen experts."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)
@@ -262,7 +262,7 @@ def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0)
     If the context is stretched by f = 1 / scale, YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln
     f, or by 1 if f < 1. `ggml_rope_ext` always multiplies them by 1 + 0.1 ln f. The result is m(f)
     / (1 + 0.1 ln f). If the file specifies `log_mul`, the result is also divided by 1 + 0.1
-    `log_mul` ln f, the factor by which all numbers of a head are multiplied.
+    `log_mul` ln f, the factor by which all elements of a head are multiplied.
     """
     if ext_factor == 0:
         return np.float32(1)
