@@ -180,7 +180,7 @@ MODELS: dict[str, Thin] = {
         },
         WIDE_GEMMA,
     ),
-    "gemma2, with default window and soft-caps": Thin("gemma2", GEMMA, WIDE_GEMMA),
+    "gemma2, without the optional keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
     "gemma2, 27B": Thin("gemma2", GEMMA | {"n_layer": 46, "n_embd": 40, "n_ff": 48}, WIDE_GEMMA),
     "gemma3, 270M and 1B": Thin(
         "gemma3",
@@ -222,7 +222,9 @@ MODELS: dict[str, Thin] = {
             },
         },
     ),
-    "granite, with default scales": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
+    "granite, without the optional keys": Thin(
+        "granite", {"biases": True, "keys": {"logit_scale": 1.0}}
+    ),
     "smollm3, 3B (no RoPE in every fourth block)": Thin(
         "smollm3", {"n_layer": 5, "tied": True, "rope_freq_base": 5e6, "tokenizer": "bpe"}
     ),
@@ -303,7 +305,7 @@ MODELS: dict[str, Thin] = {
     "stablelm, 3B (partial RoPE)": Thin(
         "stablelm", LAYER_NORM | {"n_rot": 4, "n_head_kv": 4}, WIDE | {"n_rot": 16}
     ),
-    "stablelm, 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
+    "stablelm, StableLM 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
     "phi2, 1, 1.5 and 2": Thin(
         "phi2",
         GELU | {"n_rot": 8, "n_head_kv": 4, "second_norm": "", "output_bias": True},
@@ -320,7 +322,7 @@ MODELS: dict[str, Thin] = {
     "qwen35, 4B to 27B (heads share keys)": Thin(
         "qwen35", {"key_heads": 2, "size": 12, "tied": False, "n_layer": 4}, WIDE_QWEN35
     ),
-    "qwen35, with an MTP block (ignored)": Thin(
+    "qwen35, with extra prediction blocks": Thin(
         "qwen35", {"n_idle": 1, "keys": {"full_attention_interval": 2}, "n_layer": 3}, WIDE_QWEN35
     ),
     "lfm2moe, 8B-A1B": Thin(

@@ -1,4 +1,4 @@
-"""Teach a rule of style with preferences, and count how many held-out answers follow it.
+"""Teach a style rule with preferences, and count how many held-out answers follow it.
 
     python -m examples.preferences.run --model MODEL.gguf [--objective dpo ipo ...] [--from-usual]
         [--out FOLDER] [--log RESULTS.jsonl] [more options of nbllama finetune ...]

@@ -53,7 +53,7 @@ ROWS = (
         rope_pairing="halves",
         partial_rope=True,
         hf_modules=HF_MODULES,
-        checked=("3B (partial RoPE)", "2 1.6B (biases)"),
+        checked=("3B (partial RoPE)", "StableLM 2 1.6B (biases)"),
     ),
     ArchRow(
         "phi2",

@@ -86,7 +86,7 @@ ROWS = (
         scale_keys=tuple(SCALE_KEYS),
         fixed_keys={"rope.scaling.finetuned": True},  # if false, the model has no positions
         hf_modules=HF_MODULES,
-        checked=("dense", "with default scales"),
+        checked=("dense", "without the optional keys"),
     ),
     ArchRow(
         "smollm3",
