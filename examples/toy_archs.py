@@ -159,7 +159,7 @@ MODELS: dict[str, Thin] = {
         "qwen3", BPE | {"qk_norm": True, "head_dim": 24}, WIDE | {"head_dim": 128}
     ),
     "internlm2, all sizes": Thin("internlm2", {"rope_freq_base": 1e6}),
-    "minicpm, with its scales in the file": Thin(
+    "minicpm, with scales in the file": Thin(
         "minicpm",
         {
             "n_head_kv": 4,
@@ -167,7 +167,7 @@ MODELS: dict[str, Thin] = {
             "keys": {"embedding_scale": 12.0, "residual_scale": 0.4, "logit_scale": 3.0},
         },
     ),
-    "minicpm, without them": Thin("minicpm", {"n_head_kv": 4}),
+    "minicpm, with default scales": Thin("minicpm", {"n_head_kv": 4}),
     "gemma2, 2B and 9B": Thin(
         "gemma2",
         GEMMA
@@ -244,7 +244,7 @@ MODELS: dict[str, Thin] = {
         },
         WIDE | {"head_dim": 128},
     ),
-    "mistral3, without them": Thin("mistral3", {"biases": True, "tied": True}),
+    "mistral3, without YaRN and temperature": Thin("mistral3", {"biases": True, "tied": True}),
     "ernie4_5, 0.3B": Thin("ernie4_5", {"tied": True, "head_dim": 24}, WIDE | {"head_dim": 128}),
     "ernie4_5, with biases": Thin("ernie4_5", {"biases": QKV}),
     "seed_oss, 36B": Thin(
@@ -482,7 +482,7 @@ MODELS |= {
             },
         ),
     ),
-    "glm4moe, 4.5 Air (its MTP block is ignored)": Thin(
+    "glm4moe, 4.5 Air (MTP block ignored)": Thin(
         "glm4moe",
         GLM_MOE
         | {"n_layer": 4, "n_rot": 8}

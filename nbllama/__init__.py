@@ -8,8 +8,8 @@
     loss, grads = nbllama.loss_and_gradients(model, adapter, tokens)  # by tensor name
 
 `run = nbllama.tune(model, data)` trains an adapter, and `model.generate(prompt)` completes a prompt
-(docs/python.md). Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`,
-`nbllama.trace(...)`.
+(docs/python.md). `model.tensor(name)`, `adapter.parameters()` and `nbllama.trace(...)` return numpy
+arrays.
 """
 
 from __future__ import annotations

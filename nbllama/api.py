@@ -1,6 +1,6 @@
 """The public functions for scripts: training, and functions that turn tokens into numpy arrays.
 
-All of them use the forward and backward passes of training.
+They use the same forward and backward passes as training.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def tune(
         A model from `load_model`, or a GGUF file.
     data : path or list
         A file or folder as for `--train-data`, or a list of records, each in the form of a line in
-        a JSON lines file, such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. A
-        string record is a text on which the model is trained as a whole.
+        a JSON lines file, such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. If
+        a record is a string, the model is trained on the whole text.
     on_step : callable, optional
         Called after each iteration with its `StepRecord` (`iter`, `n_iter`, `epoch`, `loss`, `lr`,
         `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
@@ -79,7 +79,7 @@ def tune(
         lr : float
             Peak learning rate.
         lora_r, lora_alpha, lora_dropout, lora_layers
-            The adapter.
+            Settings of the adapter.
         val_data, val_split, eval_every, early_stop
             Validation; `val_data` is a path or a list, like `data`.
         sample_prompts : path or list of str
@@ -97,7 +97,7 @@ def tune(
     Returns
     -------
     Run
-        `adapter`, `losses`, `val_losses`, `best`, `paths` and more.
+        An object with `adapter`, `losses`, `val_losses`, `best`, `paths` and other attributes.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def loss_and_gradients(
     Raises
     ------
     ValueError
-        A token is not in the vocabulary, or nothing is trained.
+        A token is not in the vocabulary, or no position has a target.
     """
     batch = _batch(model, tokens, targets)
     if not batch.n_trained:
@@ -302,7 +302,7 @@ def init_adapter(
 
 
 def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
-    """Read an adapter of any format.
+    """Read an adapter in any format.
 
     Parameters
     ----------
@@ -320,7 +320,7 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     CheckpointError
         The file is damaged, or does not match the model.
     UsageError
-        `model` is not a model.
+        The second argument is not a model.
     """
     if not isinstance(model, Model):
         raise UsageError("load_adapter(path, model): the second argument must be a model")

@@ -27,14 +27,13 @@ def check_heads(base: Base, names: Iterable[str]) -> None:
             continue
         if base.delta is None:
             raise UsageError(
-                f"whether Hugging Face uses a different row order in {name} depends on the model: "
-                "pass "
-                "--model-base FILE"
+                f"Hugging Face's row order for {name} depends on the base model: "
+                "pass --model-base FILE"
             )
         if base.delta.key_heads != base.delta.heads:
             raise UsageError(
-                f"Hugging Face's order of the heads of {name} differs from the order in this "
-                "model's GGUF file: a PEFT folder cannot store this adapter; use .gguf or .bin"
+                f"Hugging Face orders the heads in {name} differently from this model's GGUF file, "
+                "so a PEFT folder cannot store this adapter; use .gguf or .bin"
             )
 
 

@@ -99,8 +99,8 @@ def save_adapter(
 ) -> list[str]:
     """Write `adapter` atomically, in the format given by the name; return `adapter_notes`.
 
-    With `july_2024`, write a `.bin` file that is byte-identical to the one that the old tool of
-    July 2024 writes.
+    With `july_2024`, write a `.bin` file that is byte-identical to the output of the July 2024
+    version of the old tool.
 
     Raises `OutputError` if the path cannot be written, and `UsageError` for a name or an adapter
     that the format does not support. Raises `ValueError` for an adapter that no reader would
@@ -121,7 +121,7 @@ def load_adapter(
 
     An adapter read from a file written by nbllama is equal to the trained adapter, and
     bit-identical if the format required no rounding. If pairs have different scales, as in files
-    from `convert_lora_to_gguf.py`, lora_r is the largest rank, and B is multiplied to compensate.
+    from `convert_lora_to_gguf.py`, lora_r is the largest rank, and B is rescaled to compensate.
     `say` is called with a line about ignored parts of the file; without `say`, a warning is issued.
 
     Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged or
@@ -137,11 +137,11 @@ def load_adapter(
         return stored.adapter()
     except OverflowError as e:
         where = f"tensor '{e}.lora_b'"
-        raise refuse(path, where, "overflows if all pairs have the same scale") from e
+        raise refuse(path, where, "overflows when rescaled to a single scale for all pairs") from e
 
 
 def read_stored(path: Path, base: Base) -> Stored:
-    """Read an adapter as stored in the file; check it against the known properties of `base`.
+    """Read an adapter as stored in the file, and check it against the known properties of `base`.
 
     Raises the same errors as `load_adapter`, and `UsageError` if more information about the base
     model is required.
@@ -180,5 +180,5 @@ def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list
         return write_gguf_lora(path, stored)
     except OverflowError as e:
         raise CheckpointError(
-            f"{shown(path, 400)}: not written: {e}.lora_b would be infinite in this format"
+            f"{shown(path, 400)}: not written: {e}.lora_b would contain infinities in this format"
         ) from e

@@ -41,9 +41,10 @@ _MAX_INT = 2**31 - 1  # the largest r and alpha that the 2023 reader accepts
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
     """Write `stored` atomically; return a line about changes that the format required, if any.
 
-    `july_2024` selects the layout of the July 2024 program, which readers of 2023 refuse if a norm
-    vector has a pair. Raises `UsageError` for LoRA on experts, `OutputError` if the file cannot be
-    written, and `OverflowError` with the name of a tensor whose values would not be finite.
+    `july_2024` selects the layout of the July 2024 program, which llama.cpp of 2023 refuses if a
+    norm vector has a pair. Raises `UsageError` for LoRA on experts, `OutputError` if the file
+    cannot be written, and `OverflowError` with the name of a tensor whose values would not be
+    finite.
     """
     if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
         raise UsageError(
@@ -76,7 +77,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as integers in the same ratio, and a list of lines about changes.
+    """Return integers for alpha and r with the same ratio, and a list of lines about changes.
 
     If the integers would be too large, r is returned for both, and B must be rescaled.
     """
@@ -86,7 +87,8 @@ def _header(stored: Stored) -> tuple[int, int, list[str]]:
         return top, bottom, []
     line = (
         f"a .bin file stores alpha and r as whole numbers, but alpha is {stored.alpha:g}: every "
-        "lora_b was rescaled to compensate, which rounded its values (by at most 1.2e-7 of each)"
+        "lora_b was rescaled to compensate, which rounded its values (relative error at most "
+        "1.2e-7)"
     )
     return stored.lora_r, stored.lora_r, [line]
 
@@ -118,7 +120,7 @@ def read_ggla(path: Path) -> Stored:
 
 
 def _record(f: Source) -> tuple[str, int, np.ndarray]:
-    """Read a record; return the base tensor, 0 for loraA or 1 for loraB, and values (n, rank)."""
+    """Read a record; return the base tensor, the half (0: loraA, 1: loraB) and values (n, rank)."""
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:

@@ -1,12 +1,12 @@
 """The current GGUF adapter, which llama.cpp loads at run time.
 
 The format is defined by llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init_impl` and
-`convert_lora_to_gguf.py`. Each pair is scaled by its own rank:
+`convert_lora_to_gguf.py`. The scale of each pair depends on its own rank:
 
     y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
 
-If a pair has a different scale, `b` is multiplied to compensate; with the key `nbllama.lora_r`, the
-reader can undo the multiplication. The halves of the `token_embd` pair are swapped: a = B (V,
+If a pair has a different scale, `b` is rescaled to compensate; with the key `nbllama.lora_r`, the
+reader can undo the rescaling. The halves of the `token_embd` pair are swapped: a = B (V,
 rank), b = Aᵀ (C, rank).
 """
 
@@ -60,7 +60,7 @@ def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
     if base.head_dim is not None:
         metadata.append((_HEAD_DIM, base.head_dim, ValueType.UINT32))
     write_gguf(path, metadata, tensors)
-    return rounded(inexact, "llama.cpp scales each pair by its own rank")
+    return rounded(inexact, "llama.cpp scales each pair by alpha / its own rank")
 
 
 def read_gguf_lora(path: Path, base: Base) -> Stored:
@@ -121,7 +121,7 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
     if not stray:
         return ()
     listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
-    return (f"{shown(path, 400)}: {listed} is ignored because it is a constant of the base model",)
+    return (f"{shown(path, 400)}: constants of the base model are ignored: {listed}",)
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:

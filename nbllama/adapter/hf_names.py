@@ -94,7 +94,7 @@ def adapter_of(key: str) -> str:
 
 
 def bare_module(name: str) -> str:
-    """Return the path of a module, or the end of a path, without the prefixes that wrappers add."""
+    """Remove the prefixes that wrappers add from `name`, a module path or the end of one."""
     return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 

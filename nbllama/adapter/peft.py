@@ -105,8 +105,8 @@ def _head_dim(base: Base, names: list[str]) -> int:
         return 0
     if base.head_dim is None:
         raise UsageError(
-            "Hugging Face uses a different row order in attn_q and attn_k, which depends on the "
-            "head size: pass --model-base FILE"
+            "Hugging Face's row order for attn_q and attn_k depends on the head size: "
+            "pass --model-base FILE"
         )
     return base.head_dim
 
@@ -163,8 +163,8 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
     """Return PEFT's `target_modules`.
 
-    A module is listed by the last part of its path. The full path is used if the module has no
-    pair in some block, or if another module without a pair has the same last part.
+    A module is listed by the last part of its path. The full path is used if the module lacks
+    a pair in at least one block, or if another module without a pair has the same last part.
     """
     n_layer, modules = stored.base.n_layer, stored.base.hf_modules
     of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
@@ -188,10 +188,11 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder; if nbllama wrote it, it also provides unknown values of `base`.
+    """Read a folder.
 
-    Raises `FileNotFoundError` if the folder does not exist, `UsageError` if reading it requires the
-    base model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.
+    If nbllama wrote the folder, its metadata provides values that are unknown in `base`. Raises
+    `FileNotFoundError` if the folder does not exist, `UsageError` if reading it requires the base
+    model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(os.fspath(path))
@@ -219,7 +220,7 @@ def read_peft(path: Path, base: Base) -> Stored:
         adapters.add(adapter_of(key))
         if len(adapters) > 1:
             listed = " and ".join(f"'{shown(a, 40)}'" for a in sorted(adapters))
-            raise refuse(weights, "file", f"pairs of several adapters: {listed}")
+            raise refuse(weights, "file", f"contains pairs of several adapters: {listed}")
         modules[half.name] = half.module
     if not read:
         raise refuse(weights, "file", "contains no pairs")
@@ -233,7 +234,7 @@ def read_peft(path: Path, base: Base) -> Stored:
         if head_dim and b is not None and is_turned(name):
             if head_dim % 2 or len(b) % head_dim:
                 raise refuse(
-                    weights, f"tensor '{name}'", f"{len(b)} rows, but heads of size {head_dim}"
+                    weights, f"tensor '{name}'", f"{len(b)} rows do not match head size {head_dim}"
                 )
             b = rows_to_gguf(b, head_dim)
         pairs[name] = joined(weights, name, a, b)
@@ -257,7 +258,7 @@ def _of_all_experts(
         for half in (0, 1):
             parts = [found.get(e, [None, None])[half] for e in range(max(found) + 1)]
             if None in [None if x is None else 0 for x in parts]:
-                raise refuse(path, where, "only some experts have a pair, or half of a pair")
+                raise refuse(path, where, "some of its experts lack a pair or half of a pair")
             if len({x.shape for x in parts if x is not None}) > 1:
                 raise refuse(path, where, "its experts' pairs differ in shape")
             out[name].append(np.stack([x for x in parts if x is not None]))
@@ -268,7 +269,10 @@ def _unknown(key: str) -> str:
     if "lora_magnitude_vector" in key:
         return "DoRA, which no other format supports: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
-        return "not half of a LoRA pair: a whole tensor (modules_to_save); no format can store it"
+        return (
+            "not half of a LoRA pair: a whole tensor (modules_to_save), "
+            "which no other format supports"
+        )
     return "not half of a LoRA pair of a supported tensor"
 
 

@@ -21,12 +21,12 @@ _HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
 _MUST_BE_OFF = {
     "use_dora": "DoRA, which no other format supports: merge the adapter with PEFT",
     "fan_in_fan_out": "transposed base matrices are not supported",
-    "modules_to_save": "whole tensors besides the pairs, which no other format supports",
-    "lora_bias": "biases of the pairs, which no other format supports",
+    "modules_to_save": "whole tensors in addition to the pairs, which no other format supports",
+    "lora_bias": "biases in lora_B, which no other format supports",
     "layer_replication": "replicated layers are not supported",
     "alora_invocation_tokens": "an activated LoRA (aLoRA), which is not supported",
-    "trainable_token_indices": "single trained tokens, which no other format supports",
-    "target_parameters": "pairs of bare parameters are not supported",
+    "trainable_token_indices": "embeddings of single tokens, which no other format supports",
+    "target_parameters": "pairs for parameters instead of modules are not supported",
 }
 
 
@@ -41,12 +41,12 @@ class Config:
     use_rslora: bool
 
     def of(self, module: str) -> tuple[int, float]:
-        """Return the rank and alpha of a module, given its path, like PEFT's `get_pattern_key`."""
+        """Return the rank and alpha for a module path, matched as in PEFT's `get_pattern_key`."""
         return _lookup(self.ranks, module, self.r), _lookup(self.alphas, module, self.alpha)
 
 
 def _lookup(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first name that equals the module's path or its last parts."""
+    """Return the value for the first name that equals the module's path or the end of it."""
     for name, value in pattern.items():
         plain = bare_module(name.removeprefix("^"))
         whole = bare_module(module)
@@ -79,8 +79,8 @@ def read_config(path: Path) -> Config:
         raise refuse(
             path,
             "key 'init_lora_weights'",
-            f"{shown(start)}: such an adapter fits only the base model as changed by this "
-            f"initialisation",
+            f"{shown(start)}: this initialisation changes the base model, and the adapter fits "
+            "only the changed model",
         )
     return Config(
         _rank(path, "r", found.get("r")),

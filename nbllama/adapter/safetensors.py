@@ -86,7 +86,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Return the start, name, dtype and shape of a tensor; its size must match them."""
+    """Return the start, name, dtype and shape of a tensor, and check that its size matches."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")
@@ -95,7 +95,7 @@ def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, 
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise f.error(where, f"type {shown(dtype)}, but must be one of {', '.join(BYTES)}")
     if not _counts(shape) or not 1 <= len(shape) <= 2 or 0 in shape:
-        raise f.error(where, f"shape {shown(shape)}, but must be one or two sizes above 0")
+        raise f.error(where, f"shape {shown(shape)}, but must be one or two positive integers")
     if not _counts(place) or len(place) != 2:
         raise f.error(where, f"data_offsets must be two offsets, not {shown(place)}")
     if place[1] - place[0] != math.prod(shape) * BYTES[dtype] or place[1] > f.left:

@@ -27,7 +27,7 @@ class Adapter(pairs.Adapter):
 
     @classmethod
     def of(cls, adapter: pairs.Adapter, hp: Hparams) -> Adapter:
-        """Wrap the arrays of `adapter`, without copying them, and add `hp` of its base model."""
+        """Wrap the arrays of `adapter`, without copying them, and add `hp` of the base model."""
         return cls(adapter.arch, adapter.alpha, adapter.lora_r, adapter.pairs, hp)
 
     def __repr__(self) -> str:
@@ -49,9 +49,9 @@ class Adapter(pairs.Adapter):
         Parameters
         ----------
         path : str or path
-            The name determines the format. A name that ends in `.bin` is for llama.cpp of 2023, a
-            name that ends in `/` or an existing folder is for Hugging Face PEFT, and any other name
-            (such as `lora.gguf`) is for current llama.cpp.
+            The name determines the format: `.bin` at the end selects llama.cpp of 2023, a final `/`
+            or the name of an existing folder selects Hugging Face PEFT, and any other name (such as
+            `lora.gguf`) selects current llama.cpp.
 
         Returns
         -------

@@ -52,7 +52,7 @@ class Source:
         """Read the next `n` bytes; error messages call them `what`."""
         if n > self.left:
             raise self.error(
-                what, f"needs {n} bytes from byte {self.at} on, but the file ends at {self.size}"
+                what, f"needs {n} bytes at offset {self.at}, but the file ends at {self.size}"
             )
         data = self._file.read(n)
         if len(data) != n:

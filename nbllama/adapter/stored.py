@@ -41,9 +41,10 @@ class Base(NamedTuple):
 
     @property
     def interleaved(self) -> bool:
-        """Whether RoPE rotates neighbours in GGUF files of this architecture.
+        """Whether GGUF files and Hugging Face order the rows of attn_q and attn_k differently.
 
-        Hugging Face's code rotates the two halves of a head (see `hf_names`).
+        This is the case if RoPE rotates neighbours in GGUF files, and the two halves of a head in
+        Hugging Face's code (see `hf_names`).
         """
         return self._row.rope_pairing == "interleaved" and self._row.hf_turned
 
@@ -58,8 +59,8 @@ class Base(NamedTuple):
             return HF_MODULES
         if not self._row.hf_modules:
             raise UsageError(
-                f"Hugging Face's models of architecture {self.arch} have different matrices from "
-                "its GGUF files: a PEFT folder cannot store this adapter; use .gguf or .bin"
+                f"{self.arch} models have different matrices in Hugging Face's format than in GGUF "
+                "files, so a PEFT folder cannot store this adapter; use .gguf or .bin"
             )
         return self._row.hf_modules
 
@@ -113,7 +114,7 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same adapter; known values of `base` replace the values in the adapter."""
+        """Return the same adapter, with its base updated with the known values of `base`."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
@@ -133,7 +134,7 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equal adapter; pairs are scaled by alpha / lora_r unless B would be rounded.
+        """Return an equivalent adapter, with the scale alpha / lora_r where B need not be rounded.
 
         For files written by nbllama, this undoes `scaled`.
         """
@@ -149,7 +150,7 @@ class Stored:
         return replace(self, pairs=pairs, alphas=alphas)
 
     def adapter(self) -> Adapter:
-        """Return the adapter with one scale for all pairs, as for training.
+        """Return the adapter with one scale for all pairs, as training requires.
 
         Raises `OverflowError` for values that are not finite in float32.
         """
@@ -193,7 +194,9 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
     """
     where = f"tensor '{shown(name)}'"
     if (found := slot_of(name)) is None:
-        raise refuse(path, where, "has a LoRA pair, but no model has such a trainable tensor")
+        raise refuse(
+            path, where, "has a LoRA pair, but no model has a trainable tensor of this name"
+        )
     if a is None or b is None:
         raise refuse(path, where, f"its pair has no {'lora_a' if a is None else 'lora_b'}")
     if found[0].kind != "experts" and (most := max(a.ndim, b.ndim)) > 2:
@@ -214,5 +217,5 @@ def rounded(names: Iterable[str], why: str) -> list[str]:
         return []
     return [
         f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was rescaled to "
-        "compensate, which rounded its values (by at most 1.2e-7 of each)"
+        "compensate, which rounded its values (relative error at most 1.2e-7)"
     ]

@@ -44,7 +44,7 @@ def read_blocks(
     if (values := size(f, f"{prefix}.value_length_swa")) != own:
         raise f.error(
             f"key '{prefix}.value_length_swa'",
-            f"{values}, but keys have {own}; different sizes are not supported",
+            f"{values}, but keys have size {own}; different sizes are not supported",
         )
     key = f"{row.name}.rope.dimension_count_swa"
     own_rot = int(f.count(key, MAX_COUNT, default=n_rot))

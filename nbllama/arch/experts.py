@@ -1,4 +1,4 @@
-"""The settings of mixtures of experts, from the row of an architecture and from the file."""
+"""Read the settings of a mixture of experts from its architecture's row and from the file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read_experts(
     if row.step_key and size(f, step) != 1:
         raise f.error(
             f"key '{step}'",
-            "only models with experts in every block after the first are supported",
+            "only models with experts in every block after the dense ones are supported",
         )
     gating, normed, scale = _weights(f, arch, row, warnings)
     return Experts(

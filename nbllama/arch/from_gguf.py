@@ -184,7 +184,7 @@ def _n_per_layer(f: GGUFFile, row: ArchRow) -> int:
 
 
 def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
-    """Read the four xielu constants of each block, whose keys have no architecture prefix."""
+    """Read the four xielu constants of each block; their keys have no architecture prefix."""
     names = ("alpha_p", "alpha_n", "beta", "eps")
     values = (numbers(f, f"xielu.{name}", n_layer) for name in names)
     return tuple(zip(*values, strict=True))
@@ -247,7 +247,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
     if value_length != head_dim:
         raise f.error(
             f"key '{prefix}.value_length'",
-            f"{value_length}, but keys have {head_dim}; different sizes are not supported",
+            f"{value_length}, but keys have size {head_dim}; different sizes are not supported",
         )
     return n_head, n_head_kv, head_dim
 

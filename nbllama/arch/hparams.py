@@ -61,7 +61,7 @@ class Temperature(NamedTuple):
 
 
 class DeltaNet(NamedTuple):
-    """The sizes of a gated delta net, in which each head contains `size` numbers."""
+    """The sizes of a gated delta net with `size` elements per head."""
 
     heads: int
     key_heads: int  # head h uses the keys of key head h mod key_heads
@@ -224,7 +224,7 @@ def with_overrides(
     )  # fmt: skip
     for name, value in constants:
         if value is not None and not _TINY <= value <= 1 / _TINY:
-            raise UsageError(f"{name} {value}: must be positive, even when rounded to float32")
+            raise UsageError(f"{name} {value}: must be positive and a normal number in float32")
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:
@@ -262,7 +262,7 @@ def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0)
     If the context is stretched by f = 1 / scale, YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln
     f, or by 1 if f < 1. `ggml_rope_ext` always multiplies them by 1 + 0.1 ln f. The result is m(f)
     / (1 + 0.1 ln f). If the file specifies `log_mul`, the result is also divided by 1 + 0.1
-    `log_mul` ln f, the factor by which all numbers of a head are multiplied.
+    `log_mul` ln f, the factor by which all elements of a head are multiplied.
     """
     if ext_factor == 0:
         return np.float32(1)

@@ -78,7 +78,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 
 
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
-    """Read the period of the blocks without a window.
+    """Read the period of the window pattern; the last block of each period has no window.
 
     The file contains the period as a number, or one flag per block.
     """

@@ -79,7 +79,7 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
     if (inner := size(f, f"{key}.inner_size")) != of.n_values:
         raise f.error(
             f"key '{key}.inner_size'",
-            f"{inner}, but {heads} heads of {of.size} require {of.n_values}",
+            f"{inner}, but {heads} heads of size {of.size} require {of.n_values}",
         )
     return of
 

@@ -362,8 +362,8 @@ def test_a_stray_table_of_rope_is_passed_over(toy: Path, tmp_path: Path, name: s
     path = converted(tmp_path / "a.gguf", tensors | {name: np.ones(8, np.float32)})
     lines: list[str] = []
     assert equal(plain, load_adapter(path, *model(toy), lines.append))
-    assert lines == [f"{path}: {name} is ignored because it is a constant of the base model"]
-    with pytest.warns(UserWarning, match="is ignored"):
+    assert lines == [f"{path}: constants of the base model are ignored: {name}"]
+    with pytest.warns(UserWarning, match="are ignored"):
         load_adapter(path, *model(toy))
     norm = {"blk.0.attn_norm.weight": np.ones(64, np.float32)}
     with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_norm': not half of a LoRA"):

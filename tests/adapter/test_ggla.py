@@ -177,7 +177,7 @@ BAD = {
     "no name": (HEADER + u32(2, 0, 0, 2, 3), "name of 0"),
     "type": (HEADER + u32(2, 5, 8, 2, 3) + b"abcde", "type 8"),
     "name cut": (HEADER + u32(2, 99, 0, 2, 3) + b"abcde", "99 bytes"),
-    "size of exabytes": (HEADER + record(LABEL, (2**32 - 1, 2**32 - 1), b"", 16), "bytes from"),
+    "size of exabytes": (HEADER + record(LABEL, (2**32 - 1, 2**32 - 1), b"", 16), "at offset"),
     "zero size": (HEADER + record(LABEL, (0, 3), b"", 16), r"dimensions \(0, 3\)"),
     "data cut": (file_of(GOOD)[:-1], "the file ends at"),
     "padding cut": (file_of(GOOD)[:-25], "the file ends at"),

@@ -230,7 +230,7 @@ BAD: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "ranks differ": (ONE | {B_KEY: np.ones((64, 3), np.float32)}, {}, "differ"),
     "rank of the configuration": (ONE, {"r": 4}, "rank 2, but adapter_config.json has 4"),
     "one dimension": (ONE | {A_KEY: np.ones(64, np.float32)}, {}, "one dimension"),
-    "no whole heads": (halves(n_out=24), {}, "24 rows, but heads of size 16"),
+    "no whole heads": (halves(n_out=24), {}, "24 rows do not match head size 16"),
     "unknown block": (halves(module=HF_Q.replace("layers.0", "layers.2")), {}, "no such tensor"),
     "wrong size": (halves(n_out=32), {}, r"\(32, 64\) matrix.*\(64, 64\)"),
     "whole tensor": (ONE | {HF_Q + ".weight": np.ones((4, 4))}, {}, "not half of a LoRA pair"),

@@ -12,7 +12,7 @@ from examples.toy_archs import MODELS
 ALIKE = {
     "smollm3, 3B (no RoPE in every fourth block)",
     "gemma, 2B and 7B",
-    "mistral3, without them",
+    "mistral3, without YaRN and temperature",
     "ernie4_5, 0.3B",
     "ernie4_5, with biases",
     "seed_oss, 36B",

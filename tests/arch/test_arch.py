@@ -119,7 +119,7 @@ class TestOptional:
     def test_key_length_alone(self, model: Model, path: Path) -> None:
         model.count("llama.attention.key_length", 2 * D)
         assert refused(model, path) == (
-            "key 'llama.attention.value_length': 8, but keys have 16;"
+            "key 'llama.attention.value_length': 8, but keys have size 16;"
             " different sizes are not supported"
         )
 

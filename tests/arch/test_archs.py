@@ -273,7 +273,7 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
     [
         "phi3, mini",
         "gemma3, 270M and 1B",
-        pytest.param("minicpm, without them", marks=pytest.mark.slow),
+        pytest.param("minicpm, with default scales", marks=pytest.mark.slow),
         pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
         pytest.param("lfm2, 350M to 2.6B", marks=pytest.mark.slow),
         pytest.param("qwen35, 0.8B and 2B", marks=pytest.mark.slow),

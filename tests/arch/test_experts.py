@@ -15,7 +15,7 @@ from tests.arch.test_dense_rows import made
 MIXTRAL = "llama, Mixtral (experts)"
 QWEN = "qwen3moe, 30B-A3B and 235B-A22B"
 ERNIE = "ernie4_5-moe, 21B-A3B and 300B-A47B"
-AIR = "glm4moe, 4.5 Air (its MTP block is ignored)"
+AIR = "glm4moe, 4.5 Air (MTP block ignored)"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (QWEN, {"expert_count": 0}, "key 'qwen3moe.expert_count': 0, allowed 1.."),
     (QWEN, {"expert_count": 12}, "'blk.0.ffn_gate_inp.weight': shape (24, 64), expected (12, 64)"),
@@ -26,7 +26,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         ERNIE,
         {"interleave_moe_layer_step": 2},
-        "only models with experts in every block after the first",
+        "only models with experts in every block after the dense ones",
     ),
     (ERNIE, {"leading_dense_block_count": 3}, "leading_dense_block_count': 3, allowed 0..2"),
     (AIR, {"expert_gating_func": 4}, "expert_gating_func': 4 is not supported"),

@@ -23,7 +23,7 @@ STEP = 1e-5
 ARCHS = (
     "baichuan, 13B (ALiBi)",
     "qwen2, 0.5B (tied)",
-    "minicpm, with its scales in the file",
+    "minicpm, with scales in the file",
     "gemma2, 2B and 9B",
     "gemma3, 270M and 1B",
     "phi3, medium (GQA)",

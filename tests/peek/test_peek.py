@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "norms of q and k": ("qwen3, all dense sizes", {}),
     "biases": ("qwen2, 7B", {}),
     "post norms, window, caps": ("gemma2, 2B and 9B", {}),
-    "residual scale": ("minicpm, with its scales in the file", {}),
+    "residual scale": ("minicpm, with scales in the file", {}),
     "fused": ("phi3, medium (GQA)", {}),
 }
 

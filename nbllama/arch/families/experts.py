@@ -106,7 +106,7 @@ ROWS = (
         ),
         next_blocks=True,
         hf_modules=HF_MODULES | HF_EXPERTS | _hf_shared("shared_experts"),
-        checked=("4.5 Air (its MTP block is ignored)", "4.5 and 4.6, 355B (per-head norms)"),
+        checked=("4.5 Air (MTP block ignored)", "4.5 and 4.6, 355B (per-head norms)"),
     ),
     ArchRow(
         "gpt-oss",

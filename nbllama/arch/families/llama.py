@@ -21,7 +21,7 @@ from nbllama.arch.tensors import (
 
 
 def _minicpm_scales(sizes: Sizes) -> Scales:
-    """Return the scales of the 2B model, which llama.cpp uses for files without the keys."""
+    """Return the scales of the 2B model, which llama.cpp uses for files without scale keys."""
     return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
 
 
@@ -69,7 +69,7 @@ ROWS = (
         scales=_minicpm_scales,
         scale_keys=("embedding", "residual", "logit"),
         hf_modules=HF_MODULES,
-        checked=("with its scales in the file", "without them"),
+        checked=("with scales in the file", "with default scales"),
     ),
     ArchRow(
         "deepseek",
@@ -103,7 +103,7 @@ ROWS = (
         yarn_keys=True,
         temperature=True,
         hf_modules=HF_MODULES,
-        checked=("Ministral 3 (YaRN, temperature)", "without them"),
+        checked=("Ministral 3 (YaRN, temperature)", "without YaRN and temperature"),
     ),
     ArchRow(
         "ernie4_5",
