@@ -20,12 +20,13 @@ _FORMATS = ("svg", "png", "pdf")
 
 
 def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
-    """Write a picture with one panel per array (for attention maps, per head); return any notes.
+    """Draw the arrays of a dump in one picture, and return notes for the user.
 
-    With `kind` "auto", probabilities are drawn as attention maps and other arrays as histograms.
-    The suffix of `path` determines the format. With `head`, only this head is drawn. Raises
-    `UsageError` if matplotlib is missing, for an unknown suffix, and for arrays that cannot be
-    drawn in this way. Raises `OutputError` if writing fails.
+    An array has one panel, or one panel per head in an attention map. With `kind` "auto",
+    probabilities are drawn as attention maps and other arrays as histograms. The suffix of `path`
+    determines the format. If `head` is given, only that head is drawn. Raises `UsageError` if
+    matplotlib is missing, the suffix is unknown, or the arrays cannot be drawn in this way, and
+    `OutputError` if writing fails.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
     if ending not in _FORMATS:
@@ -33,7 +34,9 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
         raise UsageError(f"{shown(path, 400)}: the name of a picture must end in {formats}")
     panels = _panels(dump, kind, head)
     if not panels:
-        raise UsageError("nothing to draw: no array contains numbers")
+        raise UsageError(
+            "nothing to draw: the arrays are empty, or have too few dimensions for a heat map"
+        )
     notes = []
     if len(panels) > MOST_PANELS:
         notes.append(
@@ -77,7 +80,7 @@ def _panels(dump: Dump, kind: str, head: int | None) -> list[Panel]:
 def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
     if x.ndim != 3:
         raise UsageError(
-            f"{shown(name)}: an attention map must have the shape heads x tokens x tokens"
+            f"{shown(name)}: an attention map requires an array of shape heads x tokens x tokens"
         )
     if head is not None and head >= len(x):
         raise UsageError(f"{shown(name)}: there is no head {head}; the heads are 0..{len(x) - 1}")

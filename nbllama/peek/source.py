@@ -23,10 +23,10 @@ MOST_BYTES = 8 << 30  # limit for the total size of one file's decoded tensors
 
 
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
-    """Read the tensors of a file that match a pattern, decoded to float32.
+    """Read from a file all tensors whose names match a pattern, decoded to float32.
 
     For a checkpoint, the moments are also available, as `NAME.m` and `NAME.v`. Raises `UsageError`
-    if the file does not exist or no name matches, `GGUFError` and `CheckpointError` for a file that
+    if the file does not exist or no name matches, `GGUFError` or `CheckpointError` for a file that
     cannot be read, and `NotEnoughMemory` if the tensors exceed 8 GB.
     """
     if not os.path.lexists(path):
@@ -47,7 +47,7 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
 
 
 def _gguf(path: str) -> GGUFFile | None:
-    """Open a GGUF file other than an adapter; return None for a file that `read_stored` reads."""
+    """Open a GGUF file; return None for an adapter, which `read_stored` reads."""
     try:
         f = open_gguf(path)
     except GGUFError:
@@ -76,7 +76,8 @@ def _model(f: GGUFFile, patterns: Sequence[str]) -> Dump:
     nbytes = sum(4 * math.prod(t.shape) for t in chosen)
     if nbytes > MOST_BYTES:
         raise NotEnoughMemory(
-            f"{shown(f.path, 400)}: {nbytes / 1e9:.1f} GB of decoded weights; pass a PATTERN"
+            f"{shown(f.path, 400)}: the decoded weights would take {nbytes / 1e9:.1f} GB; "
+            "select fewer with a PATTERN"
         )
     arrays: dict[str, np.ndarray] = {}
     for t in chosen:

@@ -1,4 +1,4 @@
-"""Statistics of arrays and of the differences between two dumps, as rows and as text."""
+"""Statistics of arrays and of the differences between two dumps, and tables of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbllama.peek.names import kind_of
 class Statistics(NamedTuple):
     """Statistics of the finite numbers in an array; `odd` counts the other numbers.
 
-    If there are no finite numbers, the mean, the deviation and the limits are NaN.
+    If there are no finite numbers, the mean, standard deviation, minimum and maximum are NaN.
     """
 
     mean: float
@@ -44,7 +44,7 @@ def _shape(x: np.ndarray) -> str:
 
 
 def table(dump: Mapping[str, np.ndarray], values: int = 0) -> str:
-    """Return one line per array, followed by its first `values` numbers."""
+    """Return a table with one line per array, and below it the array's first `values` numbers."""
     rows: list[tuple[str, ...]]
     rows = [("name", "kind", "shape", "dtype", "mean", "std", "min", "max", "zeros", "not finite")]
     lines = {}
@@ -73,8 +73,8 @@ def _text(rows: list[tuple[str, ...]], after: dict[int, str] | None = None) -> s
 class Difference(NamedTuple):
     """The difference between two arrays with the same name.
 
-    `largest` is max |a - b|, `relative` is `largest` / max |a|, and `changed` is how many numbers
-    differ. `why` says why the arrays cannot be compared, or is "".
+    `largest` is max |a - b|, `relative` is `largest` / max |a|, and `changed` is the number
+    of elements that differ. `why` is the reason why the arrays cannot be compared, or "".
     """
 
     name: str
@@ -111,7 +111,7 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
-    """Compare all arrays by name, in the order of A, followed by the arrays that are only in B."""
+    """Compare arrays by name: first those in `a`, in its order, then those that are only in `b`."""
     here, there = dict(a), dict(b)
     return [difference(name, here.get(name), there.get(name)) for name in here | there]
 

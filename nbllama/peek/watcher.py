@@ -40,7 +40,7 @@ class Watcher:
     # Called by the passes
 
     def begin(self, bound: Bound, batch: Batch) -> None:
-        """Count a new pass, and copy its batch, including the shared tokens of every sample."""
+        """Count a new pass and copy its batch, with shared tokens repeated in every sample."""
         self._pass += 1
         self.bound, self._tree = bound, batch.tree
         batch = batch.whole()
@@ -68,7 +68,10 @@ class Watcher:
         self._keep(f"{node_name(name, layer)}.grad", self._expanded(dx))
 
     def _expanded(self, x: np.ndarray) -> np.ndarray:
-        """Return x with one row per sample token if it has one row per computed token."""
+        """Repeat the rows that several samples share, so that every sample is complete.
+
+        Arrays that do not have one row per computed token are returned unchanged.
+        """
         tree = self._tree
         if tree is None or len(x) != len(tree.starts) - 1:
             return x
@@ -86,8 +89,8 @@ class Watcher:
     ) -> None:
         """Compute scores and probabilities in numpy, because kernels never store whole matrices.
 
-        Both are `[H, N, Nk]` for the whole stream. Tokens of other sequences have score -inf and
-        probability 0.
+        Both are `[H, N, Nk]` for the whole stream. Masked keys, including those in other
+        sequences, have score -inf and probability 0.
         """
         scores, soft = node_name("kq", layer), node_name("kq_soft_max", layer)
         if not (self.patterns(scores) or self.patterns(soft)):
@@ -117,7 +120,7 @@ class Watcher:
         self.take({} if adapter is None else adapter.parameters(), suffix)
 
     def take(self, arrays: Mapping[str, np.ndarray], suffix: str) -> None:
-        """Copy arrays by parameter name."""
+        """Copy the arrays whose name, with `suffix` appended, matches a pattern."""
         for name, x in arrays.items():
             full = name + suffix
             if self.patterns(full) and self._fits(full, x.nbytes):
@@ -147,7 +150,7 @@ class Watcher:
 
 
 def all_names(model: Model, adapter: Adapter | None) -> list[str]:
-    """Return all names that a watch of this model can copy."""
+    """Return the names of all arrays that `watch` can copy for this model."""
     known = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
     if adapter is None:  # a later pass can bind an adapter
         parameters = [f"{name}.lora_{half}" for name in model.gguf.tensors for half in "ab"]
@@ -166,15 +169,15 @@ def watch(
 ) -> Iterator[Dump]:
     """Copy intermediate results of `model`'s passes while the context is open.
 
-    Every array whose name matches a pattern is copied into the `Dump` that the context returns. If
+    Every array whose name matches a pattern is copied into the `Dump` that the context yields. If
     several arrays are computed under the same name, the last one is kept.
 
     Weights are available immediately. Parameters of `adapter` are copied at the beginning and, as
     `NAME.after`, at the end. Gradients (`NAME.grad`) and the moments of `opt` are copied at the
     end. `nbllama.peek.names` lists the names.
 
-    Raises `UsageError` for a pattern without a match, `NotEnoughMemory` at the end if the copies
-    did not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.
+    Raises `UsageError` for a pattern that matches nothing, `NotEnoughMemory` at the end if the
+    copies did not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.
     """
     if model.watch is not None:
         raise RuntimeError("the model is already being watched")

@@ -1,18 +1,18 @@
-"""Numba values for short vectors, with operators: `Codes` (n bytes), `Weights` (n float32 numbers).
+"""Numba types for short vectors, with operators: `Codes` (n bytes), `Weights` (n float32 numbers).
 
 A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
-instructions on any CPU. It generates generic LLVM vector arithmetic, and LLVM distributes 16 lanes
-over registers (one with AVX-512, two with AVX2, four with SSE2 or NEON). LLVM would not vectorise
-plain loops over 16 or 32 bytes: it unrolls them before its loop vectoriser runs, and Numba disables
-the vectoriser for straight-line code.
+instructions on any CPU. The operators emit generic LLVM vector arithmetic, and LLVM distributes 16
+float32 lanes over registers (one with AVX-512, two with AVX2, four with SSE2 or NEON). LLVM would
+not vectorise plain loops over 16 or 32 bytes, because it unrolls them before its loop vectoriser
+runs, and Numba disables the vectoriser for straight-line code.
 
 | expression | meaning, in each lane |
 |---|---|
-| `load4/8/16/32(raw, i)` | the bytes starting at `i`: Codes |
-| `q & k`, `q >> k`, `q << k`, `q - k`, `q * k` | one integer k for all lanes; modulo 256 |
+| `load4/8/16/32(raw, i)` | the bytes starting at `i`, as Codes |
+| `q & k`, `q >> k`, `q << k`, `q - k`, `q * k` | the same integer k in all lanes; modulo 256 |
 | `q OR p` (Python's bar operator) | bitwise or of two Codes |
-| `unsigned(q)`, `signed(q)` | byte (0..255, -128..127) converted to float32: Weights |
-| `d * w`, `w + m`, `w - m` | one float32 d or m for all lanes; every step is rounded (no FMA) |
+| `unsigned(q)`, `signed(q)` | byte (0..255, -128..127) converted to float32, as Weights |
+| `d * w`, `w + m`, `w - m` | the same float32 d or m in all lanes; every step is rounded (no FMA) |
 | `store(out, i, w)` | out[i ...] = w |
 
 Floating-point results are bit-identical to scalar code. Bounds are not checked. As in `_raw`, `raw`
@@ -229,7 +229,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Negate the lanes of a Weights(8) whose bits are set in `bits`, lowest bit first."""
+    """Negate lane i of a Weights(8) for every bit i (lowest first) that is set in `bits`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))

@@ -28,7 +28,7 @@ QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.fa
 
 
 def quant_type(type_id: int) -> TensorType:
-    """Return a type's row of `QUANTS`. Raises GGUFError for a type that cannot be decoded."""
+    """Return the `QUANTS` entry of a type. Raises GGUFError for a type that cannot be decoded."""
     try:
         return QUANTS[type_id]
     except KeyError:

@@ -1,7 +1,7 @@
 """Q1_0: 128 one-bit weights with one scale d. A weight is d if its bit is set, else -d.
 
-A block has 18 bytes (llama.cpp: `block_q1_0`): the half d is at 0, and the bits are at 2..17.
-Weight i is bit i % 8 (lowest first) of byte i // 8.
+A block has 18 bytes (llama.cpp: `block_q1_0`): the half d is at byte 0, and the bits are in bytes
+2..17. Weight i is bit i % 8 (lowest first) of byte 2 + i // 8.
 
 llama.cpp: `dequantize_row_q1_0`. The results are bit-identical.
 """

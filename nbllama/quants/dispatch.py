@@ -1,9 +1,9 @@
 """Select the decoder of a weight type when a kernel is compiled (`decode_blocks`).
 
 A matmul kernel is written once for all types. It calls `decode_blocks(type_id, ...)` with a
-`type_id` that is a constant of the kernel, and Numba links the decoder of this type. If the
-decoder were passed as an argument, Numba would compile the kernel again in every process. With an
-if-chain over all types, Numba would compile all decoders.
+`type_id` that is known at compile time, and Numba links the decoder of that type. If the decoder
+were passed as an argument, Numba would compile the kernel again in every process. With an if-chain
+over all types, Numba would compile all decoders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def decode_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, out: Any, dst
 
     `raw` is a read-only uint8[::1], and `out` is a float32[::1]. They must not overlap. Bounds are
     not checked; the caller is responsible for them. `type_id` must be an integer known at compile
-    time. The other numbers can be of any integer type, because a `prange` index can be unsigned.
+    time. `src`, `n_blocks` and `dst` can have any integer type, because a `prange` index can be
+    unsigned.
     """
     DECODERS[type_id](raw, src, n_blocks, out, dst)
 

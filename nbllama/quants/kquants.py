@@ -126,7 +126,7 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 def decode_q6_k(raw, src, n_blocks, out, dst):
     """Decode w = (d * scale) * (q - 32), where q has four bits in `ql` and two in `qh`.
 
-    Scales are signed bytes. For each 128 weights, 64 bytes of `ql` contain weights 0..63 in their
+    Scales are signed bytes. For every 128 weights, 64 bytes of `ql` contain weights 0..63 in their
     low halves and weights 64..127 in their high halves, and each of 32 bytes of `qh` contains four
     two-bit fields.
     """

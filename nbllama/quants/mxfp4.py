@@ -1,8 +1,8 @@
 """MXFP4: blocks of 32 four-bit floats whose scale is a power of two.
 
-A block has 17 bytes (llama.cpp: `block_mxfp4`): the exponent e of the scale is at 0, and the codes
-are at 1..16. Byte j of the codes contains weight j in its low half and weight j + 16 in its high
-half. A code has a sign bit, two exponent bits and one mantissa bit.
+A block has 17 bytes (llama.cpp: `block_mxfp4`): the exponent e of the scale is byte 0, and the
+codes are bytes 1..16. Byte j of the codes contains weight j in its low half and weight j + 16 in
+its high half. A code has a sign bit, two exponent bits and one mantissa bit.
 
     w = 2^(e - 128) * value[q]
 

@@ -1,6 +1,6 @@
-"""Integer dot products of bytes, and the Numba values that they use in addition to those of `_vec`.
+"""Integer dot products of bytes, and the Numba types that they use in addition to those of `_vec`.
 
-| value | meaning |
+| type | meaning |
 |---|---|
 | `Codes(32)` | 32 bytes of a row of W (0..127, or signed) or of x (-127..127) |
 | `Dots` | 8 int32 sums, each of four neighbouring products |
@@ -185,7 +185,7 @@ def bytes_of(typingctx, low, high):
 
 @intrinsic
 def each_twice(typingctx, codes):
-    """Return Codes(16) that contain each of the first 8 of `codes` twice."""
+    """Return Codes(16) in which each of the first 8 lanes of `codes` appears twice in a row."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _lanes(builder, args[0], args[0], [i // 2 for i in range(16)])

@@ -1,4 +1,4 @@
-"""Products of IQ4_NL and int8 blocks of 32, and of IQ4_XS and int8 blocks of 256.
+"""Dot products of IQ4_NL with int8 blocks of 32, and of IQ4_XS with int8 blocks of 256.
 
 The layouts are explained in `nbllama.quants.iq4`.
 

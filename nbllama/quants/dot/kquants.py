@@ -36,7 +36,7 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # masks for the low bi
 
 @kernel()
 def scales_and_mins(raw, at):
-    """Return two int64: the 8 scales of a Q4_K or Q5_K block, one per byte, and its 8 minima.
+    """Return the 8 scales and the 8 minima of a Q4_K or Q5_K block, as the bytes of two int64.
 
     `nbllama.quants.kquants.scale_and_min` explains how the block stores them.
     """

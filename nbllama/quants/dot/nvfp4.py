@@ -1,4 +1,6 @@
-"""Products of NVFP4 and int8 blocks of 32, two per block of W (layout: `nbllama.quants.nvfp4`).
+"""Dot products of NVFP4 with int8 blocks of 32, two per block of W.
+
+The layout is explained in `nbllama.quants.nvfp4`.
 
 llama.cpp: `ggml_vec_dot_nvfp4_q8_0`.
 """

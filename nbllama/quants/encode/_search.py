@@ -1,4 +1,4 @@
-"""The search for the scale of a group of weights, which chooses the best of several candidates.
+"""Search several candidates for the best scale of a group of weights.
 
 There are two kinds of groups, as in `nbllama.quants.kquants`:
 
@@ -30,8 +30,8 @@ def affine_scale(
 ) -> Any:
     """Return (scale, low) of an affine group, both non-negative.
 
-    Candidate i of `n_steps` maps the range of the weights to high + start + step * i. The error is
-    the sum of w * |difference| ** power, where `power` is a literal 1 or 2.
+    Candidate i of `n_steps` maps the largest weight to high + start + step * i. The error of a
+    candidate is the sum of w * |difference| ** power, where `power` is a literal 1 or 2.
     """
     raise NotImplementedError("for kernels only")
 
@@ -92,8 +92,7 @@ def symmetric_scale(x, w, high):
     """Return the best of 19 candidate scales for a group of 16; it can be negative.
 
     For given codes, the best scale is sum(w x q) / sum(w q q). With this scale, the codes explain
-    sum(w x q)^2 / sum(w q q) of sum(w x x). The candidate that explains the most is chosen. One
-    candidate is tried twice.
+    sum(w x q)^2 / sum(w q q) of sum(w x x). The candidate that explains the most is chosen.
     """
     zero = np.float32(0)
     largest = extreme(x, 16)
@@ -101,7 +100,7 @@ def symmetric_scale(x, w, high):
         return zero
     scale = best = zero
     for i in range(20):
-        j = i - 10 if i > 0 else 0  # start with 0, because the first of equal candidates is chosen
+        j = i - 10 if i > 0 else 0  # 0 is tried first, and again as i = 10, so that it wins ties
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:

@@ -7,7 +7,7 @@ registers.
 
 A code is `clamp(round(inverse * (x - least)), low, high)`, with ties rounded to even. `x` and `w`
 are float32 scratch arrays of at least `n` elements; their sizes are not checked. LLVM chooses the
-order of the additions for the CPU. On a given CPU, the order is always the same for any number of
+order of the additions for the CPU. On a given CPU, the order does not depend on the number of
 threads.
 """
 

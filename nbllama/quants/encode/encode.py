@@ -30,7 +30,7 @@ def quantise(type_id: int, rows: np.ndarray) -> np.ndarray:
     if rows.dtype != np.float32 or rows.ndim not in (1, 2) or rows.size == 0:
         raise ValueError(f"rows must be float32 [n, k], not {rows.dtype} {rows.shape}")
     if rows.shape[-1] % t.block_size:
-        raise ValueError(f"rows of {rows.shape[-1]} do not fill whole {t.name} blocks")
+        raise ValueError(f"rows of {rows.shape[-1]} weights do not fill whole {t.name} blocks")
     x = np.ascontiguousarray(rows).reshape(-1)
     low, high = float(x.min()), float(x.max())  # NaN if any weight is NaN
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -1,25 +1,25 @@
-"""Round the rows of a matrix to given grids, with error feedback that preserves its products.
+"""Round the rows of a matrix to given grids, with error feedback to limit the change in `x Wᵀ`.
 
 A layer computes `y = x Wᵀ`. Rounding W to W' changes y. Over the inputs x of a sample, the sum of
 the squared changes is
 
     tr(E H Eᵀ)        E = W' - W  (R, n)        H = sum of xᵀ x over the inputs  (n, n)
 
-With H = L D Lᵀ (L unit lower triangular, D diagonal), this is the sum over columns j of D_j times
-the squared norm of column j of E L, which is E_j + sum over i > j of E_i L_ij. Therefore, columns
-are rounded from the last to the first. Before a column is rounded, it is shifted to compensate for
-the errors of the later columns:
+With H = L D Lᵀ (L unit lower triangular, D diagonal), this is the sum over j of D_j |c_j|², where
+c_j = E_j + (sum over i > j of E_i L_ij) is column j of E L. Therefore, columns are rounded from the
+last to the first. Before a column is rounded, it is shifted to compensate for the errors of the
+later columns:
 
     W'_j = nearest(W_j - sum over i > j of E_i L_ij)
 
 Source: GPTQ (Frantar et al. 2022), in the inverse-free form from QuIP (Chee et al. 2023).
 
-Columns are processed in pieces. The feedback from later pieces is one matrix product. A kernel
-computes the feedback within a piece, one row at a time. Rows are independent, so the result is the
-same for any number of threads.
+Columns are processed in pieces. The feedback from later pieces is computed as one matrix product.
+A kernel computes the feedback within a piece, one row at a time. Rows are independent, so the
+result is the same for any number of threads.
 
-Column j of E L is W'_j minus the shifted W_j, which is the error of the rounding itself. The
-sum above (`cost`) can therefore be accumulated during rounding.
+Column c_j equals W'_j minus the shifted W_j, which is the error of the rounding itself. The sum
+above (`cost`) can therefore be accumulated during rounding.
 
 The grid of weight (r, j) consists of the values `scale * q - low` for integers q from `first` to
 `last`. Each group of neighbouring columns has its own `scale` and `low` (`nbllama.export.grids`).
@@ -46,7 +46,7 @@ def round_piece_ref(
     first: int,
     last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the codes, the errors and the cost that `round_piece` computes, in plain numpy.
+    """Compute the codes, errors and cost of `round_piece` in plain numpy.
 
     Codes and errors are `[R, m]`, like `wanted`, and the cost is `[R]`. `scale` and `low` are
     `[R, m]`, with one number per weight. `importance` `[m]` is D.
@@ -135,7 +135,7 @@ def round_piece(
             f"0..{groups - 1}"
         )
     if not -128 <= first <= last <= 127:
-        raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
+        raise ValueError(f"round_piece: codes {first} to {last} do not fit in a signed byte")
     given = (weights, factor, importance, scale, low, group)
     readonly = [array.view() for array in given]
     for view in readonly:  # because Numba would compile a second version for writable arrays

@@ -1,13 +1,14 @@
 """Encoders of the K-quants (layouts: `nbllama.quants.kquants`).
 
-Every super-block of 256 weights is encoded in the same steps. A search determines a scale (and a
-low) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the largest
-scale. The codes are then recomputed with the rounded scales to compensate for the rounding. The
-search weights errors in the same way as llama.cpp without an importance matrix: by |x| (Q2_K), x^2
-(Q3_K, Q6_K), or |x| plus the root mean square of the group (Q4_K, Q5_K).
+Every super-block of 256 weights is encoded in the same steps. A search determines a scale (and, in
+affine groups, a low) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits
+relative to the largest scale. The codes are then recomputed with the rounded scales to compensate
+for the rounding. The search weights errors in the same way as llama.cpp without an importance
+matrix: by |x| (Q2_K), x^2 (Q3_K, Q6_K), or |x| plus the root mean square of the group (Q4_K, Q5_K).
 
-llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors agree within a
-fraction of a per cent. The bytes can differ, because sums are computed in a different order.
+llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. The errors agree with
+those of llama.cpp to within a fraction of a per cent. The bytes can differ, because sums are
+computed in a different order.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _take(x, at, n, group):
 
 @kernel(own="quants/encode")
 def _affine_codes(x, at, n, scale, low, high, codes, to):
-    """Set codes[to ...] to the best q in 0..high for `scale * q - low`, or to 0 if scale is 0."""
+    """Set codes[to : to + n] to the best q in 0..high for `scale * q - low`, or 0 if scale is 0."""
     inverse = np.float32(1) / scale if scale > 0 else _0
     for j in range(n):
         q = np.rint((x[np.uint64(at + j)] + low) * inverse)
@@ -49,7 +50,7 @@ def _affine_codes(x, at, n, scale, low, high, codes, to):
 
 @kernel(own="quants/encode")
 def _symmetric_codes(x, at, scale, high, codes, to):
-    """Set codes[to : to + 16] to high + the best q in -high..high-1 for `scale * q`."""
+    """Set codes[to : to + 16] to high + q, where q in -high..high-1 is best for `scale * q`."""
     inverse = np.float32(1) / scale if scale != 0 else _0
     top = high - np.float32(1)
     for j in range(16):
@@ -59,7 +60,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):
 
 @kernel(own="quants/encode")
 def _round_positive(values, n, high, rounded):
-    """Divide n values by d = largest / high; write the rounded quotients to `rounded`, return d."""
+    """Divide n values by d = largest / high and round the quotients into `rounded`; return d."""
     largest = _0
     for g in range(n):
         largest = max(largest, values[g])

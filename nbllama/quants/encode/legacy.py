@@ -2,11 +2,14 @@
 
 | type | d | m | code |
 |---|---|---|---|
-| Q4_0, Q5_0 | weight with the largest absolute value / -8, / -16 | | round(x / d) + 8, + 16 |
-| Q4_1, Q5_1 | (max - min) / 15, / 31 | min | round((x - m) / d) |
-| Q8_0 | largest absolute value / 127 | | round(x / d) |
+| Q4_0 | e / -8 | | round(x / d) + 8 |
+| Q5_0 | e / -16 | | round(x / d) + 16 |
+| Q4_1 | (max - min) / 15 | min | round((x - m) / d) |
+| Q5_1 | (max - min) / 31 | min | round((x - m) / d) |
+| Q8_0 | abs(e) / 127 | | round(x / d) |
 
-Codes are computed with the value of `d` before it is rounded to a half.
+Here, e is the weight with the largest absolute value. Codes are computed with the value of `d`
+before it is rounded to a half.
 
 llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. The bytes are identical.
 """
