@@ -92,8 +92,12 @@ class Optimiser(ABC):
                 f"the names do not match the optimiser's parameters: {', '.join(odd[:3])}"
             )
         for name, x in self.params.items():
-            if values[name].shape != x.shape or values[name].dtype != np.float32:
-                raise ValueError(f"{name}: shape {values[name].shape}, expected {x.shape}")
+            value = values[name]
+            if value.shape != x.shape or value.dtype != np.float32:
+                raise ValueError(
+                    f"{name}: {value.dtype} array of shape {value.shape}, expected float32 of shape "
+                    f"{x.shape}"
+                )
 
     @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:

@@ -1,18 +1,21 @@
-"""TQ1_0 and TQ2_0: blocks of 256 weights -d, 0 or d. A weight is d * (q - 1) with q in 0..2.
+"""TQ1_0 and TQ2_0: blocks of 256 weights, each of which is -d, 0 or d.
+
+A weight is d * (q - 1) with q in 0..2.
 
 | type | bytes | fields (llama.cpp: `block_tq1_0`, `block_tq2_0`) |
 |---|---|---|
 | TQ1_0 | 54 | qs 0..47, qh 48..51, d 52 |
 | TQ2_0 | 66 | qs 0..63, d 64 |
 
-In TQ2_0, a byte contains four two-bit codes: field n of `qs[32h + j]` is weight 128h + 32n + j.
+In TQ2_0, a byte contains four two-bit codes. Code n of `qs[32h + j]` belongs to weight
+128h + 32n + j.
 
-In TQ1_0, a byte contains five base-3 digits (3^5 = 243 <= 256). The byte is the fraction
-digits / 243 in units of 1/256, rounded up. To extract digit n, multiply by 3^n and keep the
-fraction (the byte wraps around), then multiply by 3 and take the integer part. There are three runs
-of bytes. Bytes 0..31 encode weights 0..159, and bytes 32..47 encode weights 160..239, with five
-digits per byte. The four bytes of `qh` encode the last 16 weights, with four digits per byte. In a
-run of m bytes, digit n of byte j is weight n * m + j of the run.
+In TQ1_0, a byte contains five base-3 digits, which form a number below 3^5 = 243. The byte is this
+number divided by 243, in units of 1/256, rounded up. To extract digit n, multiply by 3^n and keep
+the fraction (the byte wraps around), then multiply by 3 and take the integer part. There are three
+runs of bytes. Bytes 0..31 encode weights 0..159, and bytes 32..47 encode weights 160..239, with
+five digits per byte. The four bytes of `qh` encode the last 16 weights, with four digits per byte.
+In a run of m bytes, digit n of byte j belongs to weight n * m + j of the run.
 
 llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. The results are bit-identical.
 """

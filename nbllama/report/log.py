@@ -22,7 +22,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """The work of one worker during one iteration of a run on many machines.
+    """The work of one worker during one iteration of a run on several machines.
 
     `blocks` is the number of blocks that it computed, `tokens_per_s` its throughput while
     computing, and `share` the fraction of the iteration spent computing, 0 to 1.
@@ -38,14 +38,14 @@ class WorkerRow:
 class StepRecord:
     """One iteration, for the display and the metrics file.
 
-    `iter` starts at 1 and continues across resumes, and `n_iter` is the last iteration of the run.
+    `iter` starts at 1 and continues when a run is resumed; `n_iter` is the run's last iteration.
     `loss` is in nats per trained token. `seconds` is the time of the step, excluding compiling and
-    saving. `tokens` is the number of input tokens in the samples of the step, on which
-    `tokens_per_s` is based; `computed_tokens` excludes tokens that a sample shares with an earlier
-    sample in its micro-batch. `skipped` means that the loss or the gradient was not finite, so no
-    parameter was changed. `measures` contains further numbers of the objective, each of which has
-    its own key in a row. `workers` is for runs on many machines; a row without workers omits the
-    key.
+    saving. `tokens` is the number of input tokens in the step's samples, and `tokens_per_s` is
+    based on it; `computed_tokens` excludes tokens that a sample shares with an earlier sample in
+    its micro-batch. `skipped` means that the loss or the gradient was not finite, so no parameter
+    was changed. `measures` contains additional metrics of the objective; each is written to the log
+    under its own key. `workers` is set in runs on several machines; if it is empty, the log omits
+    the key.
     """
 
     iter: int
@@ -66,12 +66,13 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """An evaluation between two iterations, after iteration `iter`.
+    """An evaluation that was run after iteration `iter`.
 
     `val_loss` is in nats per trained token of the validation data, or None without such data, and
-    `perplexity` is derived from `val_loss`. `best` is the lowest `val_loss` so far. `train_loss` is
-    the mean since the last evaluation, or None at the start. `samples` contains prompts with their
-    answers and any reward. `measures` contains the same numbers as in `StepRecord`, computed on the
+    `perplexity` is derived from `val_loss`. `best` says whether `val_loss` is the lowest so far; it
+    is False if the best adapter could not be saved. `train_loss` is the mean since the last
+    evaluation, or None at the start. `samples` contains prompts with their answers and, if any,
+    their rewards. `measures` contains the same metrics as in `StepRecord`, computed on the
     validation data.
     """
 
@@ -89,7 +90,7 @@ class EvaluationRecord:
 class Eta:
     """The remaining time of the run, estimated from the median duration of recent steps.
 
-    A single slow step (because of a save or another program) hardly changes the estimate.
+    A single step that a save or another program slows down hardly changes the estimate.
     """
 
     def __init__(self, window: int = 11) -> None:
@@ -129,7 +130,7 @@ class LossCurve:
             self._per_mean *= 2
 
     def sparkline(self) -> str:
-        """Draw the curve in block characters; the lowest mean becomes the lowest block."""
+        """Draw the curve with block characters; the lowest mean becomes the lowest block."""
         if not self._means:
             return ""
         n = len(self._means)
@@ -162,11 +163,11 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
 
 
 class MetricsLog:
-    """A file with one JSON object per line, which is appended to and can be read during training.
+    """A file with one JSON object per line, which is appended to and may be read during training.
 
     A disk error does not stop training: `on_error` is called once, and the log still tries to write
-    later lines. A truncated line (after a full disk or a killed process) is terminated before the
-    next line is written.
+    later lines. A truncated line (left by a full disk or a killed process) is terminated before
+    the next line is written.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -229,7 +230,7 @@ def _ends_inside_line(path: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration as `0:03:21` (hours first), or from one day as `2 days 3:00:00`."""
+    """Format a duration as `0:03:21` (hours first), or `2 days 3:00:00` for a day or more."""
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"

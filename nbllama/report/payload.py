@@ -126,7 +126,7 @@ def commands(run: Run) -> list[list[str]]:
         merged = ["export-lora", "--model-base", model, "--lora", adapter]
         found = [
             ["talk to the model with the adapter", _command(["chat", *both])],
-            ["check the adapter, also in llama.cpp", _command(["verify", *both])],
+            ["check the adapter in nbllama and llama.cpp", _command(["verify", *both])],
             ["merge it into a model", _command([*merged, "--model-out", "merged.gguf"])],
         ]
     done, all_of_them = run.steps[-1]["iter"] if run.steps else 0, _whole(run.run, "n_iter") or 0
@@ -184,14 +184,14 @@ def _numbers(value: Any, keys: Sequence[str]) -> dict[str, float | None]:
 
 
 def _pairs(value: Any, without: str = "") -> list[list[str]]:
-    """Return an object in a log as (name, value) pairs of strings."""
+    """Return the keys and values of an object in a log as pairs of strings."""
     if not isinstance(value, dict):
         return []
     return [[text(k), text(v)] for k, v in value.items() if k != without]
 
 
 def _lengths(data: Any) -> list[list[Any]]:
-    """Return a histogram as (tokens, samples) pairs."""
+    """Return the histogram of sample lengths as (range in tokens, number of samples) pairs."""
     counts = data.get("lengths") if isinstance(data, dict) else None
     if not isinstance(counts, list):
         return []
@@ -229,7 +229,7 @@ def _verdict(row: Row) -> dict[str, Any] | None:
 
 
 def _norms(value: Any) -> dict[str, list[float | None]]:
-    """Return the norms for each kind of tensor, one per block, by tensor name."""
+    """Return the norms of each kind of tensor as a list with one norm per block."""
     if not isinstance(value, dict):
         return {}
     return {

@@ -20,10 +20,10 @@ MAX_BYTES = 1 << 30
 class Run:
     """Rows of a log in the order of their iterations; if a row is repeated, the last one is kept.
 
-    `run` is the row that was written at the last start. `steps` and `evaluations` contain one row
-    per iteration. `norms`, `texts` and `questions` are measurements and questions of a run with
-    `--live`. `verdict` judges the run, and `end` says how the run last ended; both are {}
-    while it is running.
+    `run` is the row that was written when the run last started. `steps` and `evaluations` contain
+    at most one row per iteration. `norms`, `texts` (the losses of tokens) and `questions` are
+    recorded only with `--live`. `verdict` is the row with the verdict on the run, and `end` is
+    the row that says how the run last ended; both are {} while the run is in progress.
     """
 
     run: Row = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Run:
     verdict: Row = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
-        """Add a row; rows of unknown events are ignored."""
+        """Add a row; rows with unknown events are ignored."""
         event = row.get("event", "step")
         if event == "run":
             # The run was resumed after iteration `iter`; later rows of the earlier run are
@@ -79,7 +79,7 @@ def _put(rows: list[Row], row: Row, *, several: bool) -> None:
 
 
 def read_log(path: str) -> Run:
-    """Read the run in a log; lines that were truncated when a run was killed are skipped.
+    """Read the run from a log; lines that were truncated when a run was killed are skipped.
 
     Raises `DataError` for a file that cannot be read, or that contains neither an iteration nor the
     start of a run.
@@ -122,7 +122,7 @@ def text(value: Any) -> str:
 
 
 def number(row: Row, key: str) -> float | None:
-    """Return a finite number in a row, rounding tiny numbers to 0; None for anything else."""
+    """Return the number at `key`, rounding tiny numbers to 0; None if it is not a finite number."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -132,5 +132,5 @@ def number(row: Row, key: str) -> float | None:
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:
-    """Return (iteration, value) for each row that contains the value."""
+    """Return (iteration, value) for each row that has a number at `key`."""
     return [(float(r["iter"]), v) for r in rows if (v := number(r, key)) is not None]

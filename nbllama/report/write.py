@@ -23,7 +23,9 @@ def write_report(logs: str | Sequence[str], out: str) -> None:
     names = [logs] if isinstance(logs, str) else list(logs)
     for log in names:
         if os.path.exists(out) and os.path.exists(log) and os.path.samefile(log, out):
-            raise UsageError(f"{shown(out, 400)}: the page would replace the log; rename the page")
+            raise UsageError(
+                f"{shown(out, 400)}: the page would replace the log; choose a different name"
+            )
     check_kind(out, PAGE)
     runs = [(label, read_log(log)) for label, log in zip(labels(names), names, strict=True)]
     text = page(payload(runs))

@@ -17,7 +17,7 @@ class Child:
     """A child process that is killed when this object is deleted, unless it ended earlier.
 
     Its standard error is discarded. `most` is the maximum length of a line in bytes. With `group`,
-    a process group is started, so that the child's own children are killed with it.
+    the child runs in its own process group, and its own children are killed with it.
     """
 
     def __init__(
@@ -72,7 +72,11 @@ class Child:
 
 
 def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes], most: int) -> None:
-    """Put each line of `stream` into the queue, followed by an empty line at the end."""
+    """Put the lines of `stream` into the queue, up to the first one without a line feed.
+
+    That line is the rest of the stream, which may be empty, or the start of a line that is longer
+    than `most` bytes.
+    """
     with stream:
         while True:
             line = stream.readline(most)

@@ -36,7 +36,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file for writing, which replaces `path` if the `with` block succeeds.
+    """Open a binary file for writing; it replaces `path` if the `with` block succeeds.
 
     On error, nothing changes. The mode of a replaced file is kept; a symbolic link is replaced, not
     followed. Raises `OutputError` if the file cannot be written (including a full disk or a short

@@ -20,12 +20,12 @@ def mapped(*paths: str | os.PathLike[str]) -> int:
 
 
 def resident() -> int:
-    """Return how many bytes of this process are currently in memory."""
+    """Return the resident size of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident() -> int:
-    """Return the peak number of bytes of this process in memory."""
+    """Return the peak resident size of this process in bytes."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":
@@ -58,8 +58,8 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 def _control_groups() -> Iterator[tuple[int, int]]:
     """Yield (limit, used) in bytes for this process's Linux control groups and their parents.
 
-    Control groups of versions 1 and 2 are read. File pages, which can be dropped, are not included
-    in `used`.
+    Control groups of versions 1 and 2 are supported. `used` does not include file pages, which the
+    kernel can drop.
     """
     for line in read(PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

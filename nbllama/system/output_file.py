@@ -14,8 +14,8 @@ from nbllama.system.replaced import Kind, check_kind
 def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
     """Check that an output is writable and not an input; remove old temporary files.
 
-    An output is also refused if it is in an input folder, or if it would replace a file that is not
-    of the kind `kind`. Raises `UsageError` or `OutputError`.
+    An output is also refused if it is in an input folder, or if it would replace a file of a kind
+    other than `kind`. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
@@ -29,7 +29,7 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
 
 
 def _files(name: str) -> Iterator[str]:
-    """Yield an existing input, and the other parts of the same model or the files in a folder."""
+    """Yield an input and the other parts of its model, or a folder and its files, if they exist."""
     yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:

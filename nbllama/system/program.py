@@ -48,10 +48,10 @@ def called_as(name: str) -> str:
 
 
 def prepare_streams() -> None:
-    """Make standard output and standard error line-buffered UTF-8 that accepts any character.
+    """Make standard output and standard error line-buffered and able to print any character.
 
-    If one of the first three file descriptors is closed, it is opened on the null device;
-    otherwise, the next file that the program opens would receive that descriptor.
+    The encoding is UTF-8. If one of the first three file descriptors is closed, it is opened on the
+    null device; otherwise, the next file that the program opens would receive that descriptor.
     """
     for fd in range(3):
         try:
@@ -95,11 +95,11 @@ def os_error_code(e: OSError) -> int:
 
 
 def _for_want_of_memory(e: BaseException | None) -> bool:
-    """Return whether `e`, or an exception that caused it, says that memory ran out.
+    """Return whether `e`, or an exception that caused it, means that memory ran out.
 
-    An `ImportError` counts if the dynamic linker could not allocate memory. The linker's message
-    about a segment also appears if the file system forbids execution, so that message counts only
-    if there is a memory limit (`ulimit -v`).
+    This includes an `ImportError` if the dynamic linker could not allocate memory. The linker's
+    message about a segment also appears if the file system forbids execution, so this message is
+    considered only if there is a memory limit (`ulimit -v`).
     """
     if e is None:
         return False
@@ -153,7 +153,7 @@ def _stoppable() -> Iterator[Unwinding]:
 def run_program(
     program: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
-    """Run `program` with the words of a command line (by default, of this process).
+    """Run `program` with command-line arguments (by default, those of this process).
 
     Returns the exit code: the return value of `program` (0 for None), or the code for the exception
     that it raised. An exception is printed as one line on standard error, after a traceback if
@@ -198,8 +198,8 @@ def _ended(program: Callable[[list[str]], int | None], words: list[str], handler
 def _exit(code: int) -> None:
     """End the process after a signal, without releasing its objects.
 
-    The signal may have interrupted a finalizer that freed memory of a C library, and Python would
-    run that finalizer again.
+    The signal may have interrupted a finalizer that was freeing memory of a C library, and Python
+    would run that finalizer again.
     """
     _close_stdout()
     atexit._run_exitfuncs()

@@ -9,14 +9,14 @@ from nbllama.system import memory
 
 
 def processor_quota() -> int | None:
-    """Return the smallest quota in processors, at least 1, or None if there is no quota."""
+    """Return the smallest quota as a number of processors (at least 1), or None without a quota."""
     return min((max(1, math.ceil(quota / period)) for quota, period in _quotas()), default=None)
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
-    """Yield (quota, period), in microseconds, for each of this process's Linux control groups.
+    """Yield (quota, period), in microseconds, for this process's Linux control groups and parents.
 
-    Control groups of versions 1 and 2 are read.
+    Groups without a quota are skipped. Control groups of versions 1 and 2 are supported.
     """
     for line in memory.read(memory.PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""Open files safely: only regular files and, for reading, pipes."""
+"""Open files safely; only regular files and, for reading, pipes are accepted."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _mode(name: str) -> int | None:
 def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
     """Read all bytes of a regular file or a pipe.
 
-    Raises `OSError`, and `ValueError` with a reason for a folder or device, more than `at_most`
-    bytes, or a pipe that delivers no data for 10 seconds.
+    Raises `OSError` if the file cannot be read, and `ValueError` with a reason if it is a folder or
+    a device, contains more than `at_most` bytes, or is a pipe that delivers no data for 10 seconds.
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
@@ -68,7 +68,7 @@ def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
 
 def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
     if not pipe and (size := os.fstat(fd).st_size) > at_most:
-        raise ValueError(f"{size} bytes, but at most {at_most} are read")
+        raise ValueError(f"{size} bytes, but the limit is {at_most}")
     parts: list[bytes] = []
     total = 0
     while True:
@@ -86,7 +86,7 @@ def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
 def first_bytes(path: str | os.PathLike[str], n: int) -> bytes:
     """Read the first `n` bytes of a regular file, or fewer if the file is shorter.
 
-    Raises `OSError`, including for anything that is not a regular file.
+    Raises `OSError` if the file cannot be read or is not a regular file.
     """
     if not stat.S_ISREG(mode := os.stat(path).st_mode):
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))

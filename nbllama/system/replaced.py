@@ -33,7 +33,7 @@ LOG = Kind("a run log", (b"{", b"\n{"))
 def check_kind(path: str, kind: Kind) -> None:
     """Raise `OutputError` if an existing file of a different kind would be lost.
 
-    Files that cannot be read or are not regular are left to the writer to check.
+    Files that cannot be read or are not regular are left for the writer to check.
     """
     try:
         start = first_bytes(path, _LOOKED_AT)

@@ -18,9 +18,9 @@ class RunLock:
 
     The lock is a kernel lock (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
     it, and the file that remains is harmless. Over NFS, the lock works between machines only if the
-    server supports locks. Use the lock as a context manager; locking it again raises `OutputError`
-    with the process and host of the holder. A lock file that is a link, is not a regular file, or
-    belongs to a different user is refused, and nothing is written to it.
+    server supports locks. Use the lock as a context manager. If it is already held, `OutputError`
+    is raised with the process and host of the holder. A lock file that is a link, is not a regular
+    file, or belongs to a different user is refused, and nothing is written to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class RunLock:
 
 
 def lock_or_refuse(fd: int, name: str) -> None:
-    """Lock an open file for this process; if it is locked, raise `OutputError` with `name`."""
+    """Lock an open file; raise `OutputError` about `name` if the file is already locked."""
     if not try_lock(fd, strict=True):
         raise OutputError(
             f"{shown(name, 400)}: another run is writing to it ({_holder(fd)}); wait until that "
@@ -89,7 +89,7 @@ def _check_ours(fd: int, name: str) -> None:
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(
-            f"{shown(name, 400)}: the lock file has a second name (a hard link); remove it"
+            f"{shown(name, 400)}: the lock file has a second name (a hard link); remove the file"
         )
     if hasattr(os, "getuid") and os.getuid() not in (0, found.st_uid):
         raise OutputError(f"{shown(name, 400)}: the lock file belongs to another user; remove it")

@@ -68,7 +68,7 @@ def _send_again(stopped: Stopped) -> None:
 def repeated() -> Iterator[None]:
     """Send a signal again if Python ignores the `Stopped` exception raised for it.
 
-    Python does so in finalizers and callbacks: it prints the exception and continues.
+    Python ignores exceptions in finalizers and callbacks; it prints them and continues.
     """
     before = sys.unraisablehook
 
@@ -140,7 +140,7 @@ class Program:
         return code
 
     def start(self) -> int:
-        """Call `main` as the program of this process, with signal handlers."""
+        """Install the signal handlers, and call `main` as the main program of this process."""
         for signum in signals():
             signal.signal(signum, leave)
         Program.started = True

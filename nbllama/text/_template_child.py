@@ -10,10 +10,11 @@ The protocol is one UTF-8 JSON object per line, with requests on stdin and repli
     any failure                                               -> {"error": kind, "message": str}
 
 A cut renders the first n messages, and `texts` contains one string per cut. If the template rejects
-a chat or fails on it, the reply for that chat contains an error instead of texts. `tools` is a
-variable of the chat and, as in llama.cpp's server, undefined if there are none. The kinds of errors
-are syntax, security, raised, memory, recursion, size and failed. This module imports nothing from
-nbllama, so that the child starts quickly and contains none of the program's data.
+a chat or fails on it, the reply for that chat contains an error instead of texts. `tools` is
+one of a chat's variables; as in llama.cpp's server, it is undefined if the chat has no tools. The
+kinds of errors are syntax, security, raised, memory, recursion, size and failed. This module
+imports nothing from nbllama, so that the child starts quickly and contains none of the program's
+data.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str] | dict[str, str]]:
-    """Render every cut of every chat in a request; a chat that fails returns its error."""
+    """Render all cuts of the chats in a request; the result of a chat that fails is its error."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
 
@@ -159,7 +160,7 @@ def limit_memory(extra: int) -> None:
     """Prevent this process from writing files and from growing by more than `extra` bytes.
 
     The memory limit depends on the current size of the process, which only Linux reports. Windows
-    supports neither limit. The time limit works everywhere.
+    supports neither limit. The parent's time limit works on all systems.
     """
     try:
         import resource
@@ -175,7 +176,7 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm() -> Callable[[float], object]:
-    """Return a function that makes this process end after the given seconds; 0 cancels the alarm.
+    """Return a function that ends this process after a number of seconds; 0 cancels the alarm.
 
     The parent kills a child that takes too long; the alarm is for a child whose parent is gone.
     """

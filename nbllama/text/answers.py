@@ -23,10 +23,10 @@ _FEW = 2  # minimum length of a matching tail, in characters
 
 
 class Part(NamedTuple):
-    """An answer as `head + through[at:]`.
+    """An answer, whose text is `head + through[at:]`; `through` is F.
 
-    `head` is a thought and its closer, if the prompt opens a thought that F does not show. The
-    first `n_thought` characters of `head` come from the data.
+    If the prompt opens a thought that F does not show, `head` is the thought and its closer;
+    otherwise, it is empty. The first `n_thought` characters of `head` come from the data.
     """
 
     head: str
@@ -176,7 +176,7 @@ def _rest(prompt: str, through: str) -> str:
 
 
 def words_end(text: str, message: dict[str, Any]) -> int:
-    """Return the position after the words of the message in the text of an answer.
+    """Return the position at which the words of the message end in `text`, the text of an answer.
 
     The words are the thought, content and calls. The answer ends with the first end-of-generation
     token after the words.

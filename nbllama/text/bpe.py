@@ -5,8 +5,9 @@ The tokenizer is built from the tokens and merges in a GGUF file, and from an en
 
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
 exceptions. First, both drop a byte whose character is not in the vocabulary, but only in llama.cpp
-does it keep its neighbours from merging. This module gives the byte an id past the vocabulary and
-drops the id afterwards. Second, a merge that is listed twice keeps its first rank (`vocab`).
+does the dropped byte keep its neighbours from merging. This module gives the byte an id past the
+vocabulary and drops the id afterwards. Second, llama.cpp uses the first rank of a merge that is
+listed twice; `vocab` therefore removes the second one.
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 

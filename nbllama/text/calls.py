@@ -1,8 +1,8 @@
 """Convert tool calls to the form that a chat template accepts, or to text if it accepts none.
 
 Most templates expect the arguments of a call as an object, but some expect a string. If the form is
-wrong, the template raises an error, prints the arguments as Python, or encodes them twice. Some
-templates write calls only in messages whose content is null. The form that a template needs is
+wrong, the template raises an error, prints the arguments as a Python dict, or encodes them twice.
+Some templates write calls only in messages whose content is null. The form that a template needs is
 determined once, by rendering a small chat.
 """
 
@@ -19,7 +19,7 @@ class Form(NamedTuple):
     """The form in which a template accepts tool calls.
 
     `arguments` is "object" or "text", or "none" if the template does not support calls. `null`
-    means that calls are written only if the content is null, so empty content must be null.
+    means that calls are written only if the content is null, so empty content is replaced by null.
     """
 
     arguments: str
@@ -28,7 +28,7 @@ class Form(NamedTuple):
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], Any], str | None]
-"""Renders messages with tools (or None), without a prompt; returns None if the template fails."""
+"""Renders messages and tools (or None) without a generation prompt; returns None on failure."""
 
 _NAME, _KEY, _VALUE = "zqname", "zqkey", "zqvalue"
 
@@ -70,7 +70,7 @@ def form_of_calls(render: Render) -> Form:
 
 
 def _is_whole(text: str | None) -> bool:
-    """Return whether text contains the probe call intact, not as Python or encoded twice."""
+    """Return whether the probe call is in a text, neither as a Python dict nor encoded twice."""
     if text is None:
         return False
     at = text.rfind("zqquestion")
@@ -104,7 +104,7 @@ def _in_form(message: Message, form: Form) -> Message:
 
 
 def hermes(call: Message) -> str:
-    """Return a call in the form that Hermes and Qwen models use: a line of JSON between marks."""
+    """Return a call in the form that Hermes and Qwen models use: JSON between two tags."""
     function = call["function"]
     line = json.dumps(
         {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False

@@ -34,7 +34,7 @@ Cuts = Sequence[tuple[int, bool]]
 class ChatTemplate:
     """A Jinja chat template; use it as a context manager or call `close`.
 
-    `bos_token` and `eos_token` are the values of the template variables of these names, and
+    `bos_token` and `eos_token` are the values of the template variables with these names, and
     `variables` contains additional ones, such as `enable_thinking`. `now` is the time that
     `strftime_now` returns, so that the same data give the same text on any day. Errors are of the
     class `error` and give `where` as the source of the template. `memory_bytes` is the memory that
@@ -95,11 +95,11 @@ class ChatTemplate:
         return texts[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
-        """Render chats (messages, cuts, variables); return, for each, its texts or an error.
+        """Render chats (messages, cuts, variables); return the texts or the error for each chat.
 
-        A cut (n, prompt) is the first n messages, with or without a prompt for an answer. The
-        errors are those that `render` raises. All chats are sent to the child in a single request,
-        which is much faster than one request per chat.
+        For a cut (n, prompt), the first n messages are rendered, with or without a prompt for an
+        answer. The errors are those that `render` raises. All chats are sent to the child in a
+        single request, which is much faster than one request per chat.
         """
         try:
             results = self._sandbox.render(chats, self._variables, self._now)
@@ -140,10 +140,10 @@ def chat_template_for(
     now: datetime | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """Return the template to use with `tokenizer`: `source` if given, else from the model file.
+    """Return the template to use with `tokenizer`: `source` if given, or the one in the file.
 
-    If neither exists, ChatML is used if the vocabulary contains its tokens. For `variables`, see
-    `ChatTemplate`.
+    If neither exists, ChatML is used, provided that the vocabulary contains its tokens. For
+    `variables`, see `ChatTemplate`.
 
     Raises UsageError if there is no template or the given template is invalid, and GGUFError if the
     template in the file is invalid.

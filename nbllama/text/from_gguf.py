@@ -1,4 +1,4 @@
-"""Create the tokenizer for a GGUF file, which depends on the kind of vocabulary."""
+"""Create the tokenizer for the kind of vocabulary in a GGUF file."""
 
 from __future__ import annotations
 

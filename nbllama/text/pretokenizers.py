@@ -28,7 +28,7 @@ class PreTokenizer(NamedTuple):
     has_bos: bool = True  # if `tokenizer.ggml.bos_token_id` is missing
 
     def expressions(self) -> list[str]:
-        """Return `patterns` with the general categories of Unicode 15.1, as in llama.cpp."""
+        """Return `patterns`, with general categories as in Unicode 15.1, which llama.cpp uses."""
         return [_CATEGORY.sub(rf"[\g<0>&&[^{_UNICODE_16}]]", p) for p in self.patterns]
 
 

@@ -1,7 +1,7 @@
 """A child process that renders one untrusted chat template within time and memory limits.
 
 A template is code from the model file. The child runs it in jinja2's immutable sandbox, which
-prevents access to Python. This module also stops endless loops and limits large strings.
+prevents access to Python. This module also stops endless loops and limits the size of strings.
 """
 
 from __future__ import annotations

@@ -15,9 +15,7 @@ from typing import NamedTuple
 _SPACES = " \t\n\v\f\r"
 
 Part = tuple[int, int, int | None]
-"""A part of a text: the positions of its first character and of the character after its last, and
-the id of the special token (None for plain text).
-"""
+"""A part of a text: (start, end, id of the special token or None for plain text)."""
 
 
 class Special(NamedTuple):

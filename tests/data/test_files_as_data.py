@@ -268,7 +268,7 @@ class TestPathsThatAreNoFiles:
 
     def test_the_largest_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(text_file, "MAX_BYTES", 10)
-        assert "bytes, but at most 10 are read" in refusal(tmp_path, LINE.encode())
+        assert "bytes, but the limit is 10" in refusal(tmp_path, LINE.encode())
 
 
 class TestSeveralFiles:

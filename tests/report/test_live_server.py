@@ -257,7 +257,7 @@ def test_the_end_is_told_to_who_waits() -> None:
     reader.join(5)
     assert found[0]["over"] is True
     (question,) = found[0]["run"]["questions"]
-    assert question["done"] and "ended before the answer" in question["answer"]
+    assert question["done"] and "ended before the question was answered" in question["answer"]
     with pytest.raises(OSError):
         request(live, f"/{live.secret}/")
 

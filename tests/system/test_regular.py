@@ -90,7 +90,7 @@ def test_what_is_read_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(regular, "_PIPE_SECONDS", 0.1)
     (tmp_path / "text").write_bytes(b"12345")
     assert read_whole(tmp_path / "text", 5) == b"12345"
-    with pytest.raises(ValueError, match="5 bytes, but at most 4 are read"):
+    with pytest.raises(ValueError, match="5 bytes, but the limit is 4"):
         read_whole(tmp_path / "text", 4)
     for name in ("/dev/zero", "/dev/full", "/dev/null"):
         with pytest.raises(ValueError, match="a character device, not a regular file"):

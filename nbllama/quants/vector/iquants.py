@@ -19,7 +19,8 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
     """Decode IQ2_XXS, which has a code book of 256 rows.
 
-    Each group has a u32 that contains four sets of seven sign bits, and the scale in its top bits.
+    Each group has a u32 that contains seven sign bits for each of four rows, and the scale in its
+    top four bits.
     """
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
@@ -77,7 +78,8 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
     """Decode IQ3_XXS, which has a code book of 256 rows of 4 values.
 
-    Each group has a u32 that contains four sets of seven sign bits, and the scale in its top bits.
+    Each group has a u32 that contains seven sign bits for each of four pairs of rows, and the scale
+    in its top four bits.
     """
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b

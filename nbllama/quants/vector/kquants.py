@@ -45,7 +45,7 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 def decode_q4_k(raw, src, n_blocks, out, dst):
     """Decode w = (d * scale) * q - dmin * min, where q has four bits.
 
-    Groups 2p and 2p + 1 are the low and high halves of the same 32 bytes.
+    Groups 2p and 2p + 1 are in the low and high four bits of the same 32 bytes.
     """
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b

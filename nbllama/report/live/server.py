@@ -1,11 +1,14 @@
 """A small HTTP server for a single page, on the loopback address only.
 
-Reading requires the secret in the address, which is printed once. A page from a different origin
-cannot read the run, even in a browser on this machine: `Host` and `Origin` must name this server
-(which prevents DNS rebinding), and only requests of type application/json can ask a question or
-stop the run. (Browsers send such requests to a different origin only with its consent, which this
-server never gives.) All other requests receive an empty response with status 403 (missing or wrong
-secret, or a different origin) or 404 (any other path).
+A request must contain the secret from the address, which is printed once. A page from a different
+origin cannot access the run, even in a browser on this machine. `Host` and `Origin` must name this
+server, which prevents DNS rebinding. A request that asks a question or stops the run must have the
+content type application/json. Browsers send such a request to a different origin only with its
+consent, which this server never gives.
+
+Invalid requests receive an empty response. The status is 403 for a missing or wrong secret, a
+different origin or a wrong content type; 404 for any other path or method; 413 for a missing length
+or a body that is too large; and 400 for a body that is not a JSON object.
 """
 
 from __future__ import annotations
@@ -42,10 +45,10 @@ _SECRET_PATH = re.compile(r"/([A-Za-z0-9_-]+)/(.*)", re.DOTALL)
 
 
 class LiveServer:
-    """Serve a `LiveState` until `close`; the threads end with the program.
+    """Serve a `LiveState` until `close` is called; the threads end with the program.
 
-    `address` is the address for a browser, including the secret. Raises `OSError` if the port is in
-    use.
+    `address` is the URL to open in a browser, including the secret. Raises `OSError` if the port is
+    in use.
     """
 
     def __init__(self, state: LiveState, port: int = 0) -> None:
@@ -113,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds in which a request must arrive
 
     def handle_one_request(self) -> None:
-        """Handle one request per connection."""
+        """Handle one request, and then close the connection."""
         try:
             line = self.rfile.readline(MOST_LINE + 1)
             self.raw_requestline = line

@@ -104,7 +104,9 @@ class LiveState:
         """End the run; wait up to `patience` seconds until all readers have been informed."""
         with self._changed:
             for row in self._open.values():
-                answer = str(row.get("answer", "")) or "(the run ended before the answer)"
+                answer = (
+                    str(row.get("answer", "")) or "(the run ended before the question was answered)"
+                )
                 self._run.add(row | {"answer": answer, "done": True})
             self._open.clear()
             self._waiting.clear()
@@ -116,7 +118,7 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Add a version that consists of `news`; with None, readers receive the whole run.
+        """Publish `news` as a new version; if it is None, readers receive the whole run.
 
         The caller must hold the lock.
         """
@@ -139,10 +141,11 @@ class LiveState:
         return page(data)
 
     def since(self, version: int, timeout: float) -> dict[str, Any]:
-        """Return the updates after `version`; wait up to `timeout` seconds for updates.
+        """Return the updates after `version`, waiting up to `timeout` seconds for them.
 
         The result contains `version` (the version after the updates), `events` (new rows), `run`
-        (the whole run instead of events, or None) and `over` (whether the run has ended).
+        (the whole run if it replaces the events, otherwise None) and `over` (whether the run has
+        ended).
         """
         with self._changed:
             self._last_read = time.monotonic()
@@ -191,6 +194,6 @@ class LiveState:
         return ""
 
     def _now(self) -> _Now:
-        """Copy everything that the page displays, while holding the lock."""
+        """Copy everything that the page displays; the caller must hold the lock."""
         going = not self._over and not self._run.end
         return _Now(self._run.copy(), list(self._notes), list(self._open.values()), going)

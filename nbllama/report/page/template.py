@@ -59,7 +59,7 @@ def policy(served: bool) -> str:
 
 
 def page(data: dict[str, Any]) -> str:
-    """Return the whole file for `data` from `nbllama.report.payload.payload`."""
+    """Return the page as HTML; `data` is a result of `nbllama.report.payload.payload`."""
     parts = {
         "POLICY": policy(bool(data["live"])),
         "TITLE": safe(data["title"]),
