@@ -1,10 +1,10 @@
-"""Bind each thread to its own core: use `with own_cores():` around a step, a batch or a token.
+"""Bind each thread to its own core during a step, a batch or a token (`with own_cores():`).
 
 When all cores are busy, Linux sometimes puts a newly woken thread on the same core as the thread
-that woke it. The machine seems fully loaded, so Linux does not look for a free core, and both
-threads stay on this core for seconds, at half the speed. To prevent this, each thread is bound to a
-core while the work runs, but only if there is one thread for every core. With fewer threads, the
-operating system is better at choosing free cores.
+that woke it. Because the machine seems fully loaded, Linux does not look for a free core, and the
+two threads share one core for seconds, each at half the speed. To prevent this, each thread is
+bound to a core while the work runs, but only if there are as many threads as cores or processors.
+With fewer threads, the operating system is better at choosing free cores.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Bind each of Numba's threads, including this thread, to a core inside the block.
+    """Bind each of Numba's threads, including this thread, to a core while the `with` block runs.
 
     Programs and threads that this thread starts inside the block run on the same core as this
     thread. Another Python thread that enters such a block waits until this block ends.

@@ -17,7 +17,7 @@ _LARGEST, _SMALLEST = np.float32(88.02), np.float32(-87.0)
 
 @kernel()
 def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """Compute C[i, j] += sum over k of A[i, k] * B[k, j] for ROWS x PANEL numbers of C."""
+    """Compute C[i, j] += sum over k of A[i, k] * B[k, j] for a ROWS x PANEL tile of C."""
     a, b, c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
     for i in range(ROWS):
         for j in range(PANEL):

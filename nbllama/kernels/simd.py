@@ -6,12 +6,13 @@ one small routine, the *micro-kernel*:
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
 `ROWS * NV` vectors of C stay in registers during the loop over k. For each k, the loop loads NV
-vectors of B, broadcasts ROWS numbers of A and performs `ROWS * NV` multiply-adds, so its speed is
+vectors of B, broadcasts ROWS elements of A and performs `ROWS * NV` multiply-adds, so its speed is
 limited by the arithmetic units, not by the loads. A and C are addressed by strides. B is a *panel*,
-which stores `PANEL` neighbouring numbers for each k. `nbllama.kernels.lanes` defines the sizes.
+which stores `PANEL` neighbouring elements for each k. `nbllama.kernels.lanes` defines the sizes.
 
-Each number of C is summed in one lane, in the order of k, so it is bit-identical for any tile size,
-panel size or number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU supports it.
+Each element of C is summed in one lane, in the order of k, so it is bit-identical for any tile
+size, panel size or number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU
+supports it.
 
 `nbllama.kernels.plain` contains the same routines as plain loops; set `NBLLAMA_KERNELS=plain` to
 use the loops instead.
@@ -45,7 +46,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 
 @intrinsic
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """Run the micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], for ROWS x PANEL numbers.
+    """Run the micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], for a ROWS x PANEL tile.
 
     With `fresh`, the sums start from zero instead of the contents of C, so C need not be cleared
     first. `a`, `b` and `c` are float32 arrays of any rank and layout: only the address of the first
@@ -156,8 +157,8 @@ def next_task(typingctx, counter):
     """Increment counter[0] atomically; return the previous value, which no other thread receives.
 
     `counter` is an int64 array that must be 0 when the threads start. Threads that draw their tasks
-    from a counter finish at about the same time, even if one core is slow or busy with a different
-    process. If the work were divided in advance, all threads would wait for that core.
+    from a counter finish at about the same time, even if one core is slow or busy with another
+    process. If the work were divided in advance, all threads would wait for the one on that core.
     """
     sig = types.int64(counter)
 
@@ -211,7 +212,7 @@ def bits_of_float(typingctx, number):
 def row_max(typingctx, row, start, n):
     """Return the largest number in `row[start : start + n]` (float32, n >= 1).
 
-    NaNs are ignored, because LLVM vectorises such a loop only if it can assume that there are none.
+    NaNs are ignored, because LLVM vectorises the loop only if it can assume that there are none.
     To detect a NaN, check a sum instead.
     """
     sig = types.float32(row, types.int64, types.int64)

@@ -24,7 +24,7 @@ def _load_openmp() -> bool:
 
     In GNU's library, an idle thread polls for work about 300,000 times before it sleeps, which
     slows down other processes on the same cores. This function lowers the limit to 10,000 polls
-    (tens of us), which is just as fast for this package (docs/speed.md).
+    (tens of microseconds), which is just as fast for this package (docs/speed.md).
     """
     looks = {"GOMP_SPINCOUNT": "10000"}
     if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
@@ -50,7 +50,10 @@ _launched = False
 
 
 def launch() -> None:
-    """Make Numba launch its threads, on this module's layer unless a layer is already running."""
+    """Make Numba launch its threads.
+
+    They use this module's layer, unless a layer is already running.
+    """
     global _launched
     if _launched:
         return
@@ -97,7 +100,7 @@ BOUND = _Bound()
 
 @contextmanager
 def at_large() -> Iterator[None]:
-    """Unbind this thread from its core inside the block.
+    """Unbind this thread from its core while the `with` block runs.
 
     When Numba compiles, it may count the processors again. If this thread were bound at that time,
     Numba would find only one processor.

@@ -1,4 +1,4 @@
-"""Counters that keep threads in step from phase to phase, and functions that access raw memory.
+"""Counters that synchronise threads between phases, and functions that access raw memory.
 
 A phase ends when all its tasks are *done*, not when all threads have *arrived*. If the system
 starts a thread late or not at all, the other threads draw its tasks and are not delayed.
@@ -36,7 +36,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 def count_more(typingctx, counters, index, more):
     """Add `more` to counters[index] atomically; return the previous value.
 
-    A thread that reads the new value also sees all earlier writes by this thread.
+    A thread that reads the new value also sees everything that the calling thread wrote before.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -57,7 +57,7 @@ def count(counters, index):
 def counted(typingctx, counters, index):
     """Read counters[index] from memory and return it.
 
-    After this, all writes that other threads made before they incremented the counter are visible.
+    All writes that other threads made before they incremented the counter are then visible.
     """
     sig = types.int64(counters, types.int64)
 
@@ -70,7 +70,7 @@ def counted(typingctx, counters, index):
 
 @kernel()
 def wait_for(done, phase, tasks):
-    """Wait until `tasks` tasks in a phase are done."""
+    """Wait until the counter done[phase] reaches `tasks`."""
     looks = 0
     while counted(done, phase) < tasks:
         looks += 1

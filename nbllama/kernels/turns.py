@@ -2,9 +2,9 @@
 
 Kernels write to the package's scratch memory and draw their tasks from shared counters. In
 addition, one of Numba's threading layers aborts the process if two threads start kernels at the
-same time. A single lock prevents such conflicts. Every parallel kernel holds the lock while it runs
-(`nbllama.kernels.jit`), every function that uses scratch memory holds it until the result has been
-copied, and a pass through the model holds it from the first kernel to the last
+same time. A single lock prevents these conflicts. Every parallel kernel holds the lock while the
+kernel runs (`nbllama.kernels.jit`), every function that uses scratch memory holds the lock until
+the result has been copied, and a pass through the model holds it from the first kernel to the last
 (`nbllama.kernels.own_cores`). A thread that holds the lock can acquire it again.
 """
 
@@ -26,8 +26,8 @@ LOCK = threading.RLock()
 _of_objects: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _AFTER_FORK = (
-    "this process was forked after its parent had run kernels, and the parent's threads do not "
-    "exist in it: use the spawn start method, multiprocessing.get_context('spawn')"
+    "this process was forked after its parent had run kernels, so it lacks the parent's threads; "
+    "use the spawn start method, multiprocessing.get_context('spawn')"
 )
 
 
@@ -41,7 +41,7 @@ FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function; only one thread at a time may run the decorated functions."""
+    """Decorate a function so that only one thread at a time runs any decorated function."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,7 +59,7 @@ def new_turn() -> Any:
 
 
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a method; only one thread at a time may run an object's decorated methods.
+    """Decorate a method so that only one thread at a time runs an object's decorated methods.
 
     The decorator also works for functions whose first argument is the object. The object must have
     an attribute `turn`, created with `new_turn`. Methods of other objects are not blocked.
@@ -79,7 +79,10 @@ def refuse() -> NoReturn:
 
 
 def on_fork(threads_are_lost: Callable[[], bool]) -> None:
-    """Make every forked child call `threads_are_lost`, and refuse kernels if it returns True."""
+    """Call `threads_are_lost` in every forked child.
+
+    If the function returns True, the child refuses to run kernels.
+    """
 
     def in_child() -> None:
         FORK.refused = FORK.refused or threads_are_lost()

@@ -59,7 +59,10 @@ class Pair:
             if half.dtype != np.float32 or not half.flags.c_contiguous:
                 raise ValueError("both halves of a pair must be C-contiguous and float32")
             if half.ndim not in (2, 3) or half.shape[:-2] != self.a.shape[:-2]:
-                raise ValueError(f"a {self.a.shape} and b {self.b.shape} are not halves of a pair")
+                raise ValueError(
+                    f"a {self.a.shape} and b {self.b.shape} must both be 2-D, or 3-D with the same "
+                    "first dimension"
+                )
         if self.a.shape[-2] != self.b.shape[-1] or self.rank < 1:
             raise ValueError(f"a {self.a.shape} and b {self.b.shape} do not have the same rank")
 
@@ -70,13 +73,13 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape (n_out, n_in) of the base tensor, or (n_expert, n_out, n_in) with experts."""
+        """The shape (n_out, n_in) of the base tensor, or (n_expert, n_out, n_in) for experts."""
         return (*self.b.shape[:-1], int(self.a.shape[-1]))
 
 
 @dataclass
 class Adapter:
-    """All pairs of an adapter, keyed by base tensor name, in the old tool's order."""
+    """All pairs of an adapter, keyed by base tensor name, in the order of `finetune.cpp`."""
 
     arch: str
     alpha: float
@@ -88,7 +91,7 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """The factor for every pair, alpha / lora_r."""
+        """The scale s = alpha / lora_r, which is the same for all pairs."""
         return self.alpha / self.lora_r
 
     @property
@@ -97,7 +100,7 @@ class Adapter:
         return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Return the trained arrays, not copies, as NAME.lora_a and NAME.lora_b, in order."""
+        """Return the trained arrays (not copies), named NAME.lora_a and NAME.lora_b."""
         out = {}
         for name, pair in self.pairs.items():
             out[f"{name}.lora_a"] = pair.a
@@ -105,7 +108,10 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Describe the first pair that does not match a base model with these tensor shapes."""
+        """Describe the first pair that does not match a base model with these tensor shapes.
+
+        Returns None if all pairs match.
+        """
         for name, pair in self.pairs.items():
             if name not in shapes:
                 return f"{name} has a pair, but the base model has no such tensor"
@@ -155,14 +161,15 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """Create an adapter that has no effect: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Create an adapter with b = 0 and a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
-    The distribution is the same as in `finetune.cpp:randomize_lora`, but the values come from a
-    different random stream: numpy's Philox, keyed by (seed, tensor index). The values for a tensor
-    therefore do not depend on the other pairs.
+    Because b is 0, the adapter has no effect until it is trained. The distribution of a is the same
+    as in `finetune.cpp:randomize_lora`, but the values come from a different random stream: numpy's
+    Philox, keyed by (seed, tensor index). The values for a tensor therefore do not depend on the
+    other pairs.
 
-    `ranks` maps slot names to ranks; a missing rank or 0 means no pair. As in the old tool, a rank
-    above min(n_out, n_in) is allowed, but it costs time and has no benefit over the full rank.
+    `ranks` maps slot names to ranks; a missing rank or 0 means no pair. As in `finetune.cpp`, a
+    rank above min(n_out, n_in) is allowed, but it costs time and has no benefit over the full rank.
     `shapes` contains the numpy shapes of the base tensors, (n_out, n_in) or (n,). `seed` is from 0
     to 2^64 - 1. `layers` lists the blocks that receive pairs; None means all blocks.
 
@@ -192,6 +199,6 @@ def init_adapter(
             tied = " (its output is tied to token_embd)" if asked == "out" else ""
             raise UsageError(
                 f"--rank-{option} {rank}: this model has no "
-                f"{SLOT_BY_NAME[asked].tensor}.weight{tied}; leave it out or pass 0"
+                f"{SLOT_BY_NAME[asked].tensor}.weight{tied}; leave the option out or pass 0"
             )
     return Adapter(hp.arch, alpha, lora_r, pairs)

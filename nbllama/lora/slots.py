@@ -3,14 +3,15 @@
 All code that iterates over the slots (options, ranks, checkpoint keys, initialisation, the linear
 layers of a block) uses this table. A matrix has four names:
 
-| example | name of | |
+| example | name of the | used in |
 |---|---|---|
-| `wq` | slot | `--rank-wq`, as in llama.cpp's old `finetune` |
-| `attn_q` | tensor | in GGUF files: `blk.3.attn_q.weight` |
-| `q` | linear | a block's linear layer, in the code for the passes |
-| `Qcur` | node | the layer's output, in llama.cpp's graph and in `nbllama.peek` |
+| `wq` | slot | options (`--rank-wq`), as in llama.cpp's old `finetune` |
+| `attn_q` | tensor | GGUF files (`blk.3.attn_q.weight`) |
+| `q` | linear layer | the code of the forward and backward passes |
+| `Qcur` | node (the layer's output) | llama.cpp's graph and `nbllama.peek` |
 
-This module imports nothing large, so that the command line can use the table without loading numpy.
+This module imports no large packages, so that the command line can use the table without loading
+numpy.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ FUSED_SLOTS = (
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
 LINEARS = {slot.linear: slot for slot in EVERY_SLOT if slot.linear}
-"""Linear layers of blocks for all tokens, by the names that the forward and backward passes use."""
+"""The slots of the linear layers in blocks, except for routed experts, keyed by `Slot.linear`."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]

@@ -1,14 +1,14 @@
 """Memory for one training step: the activations that the backward pass reads.
 
-The memory is allocated once, as one array. For each block, it stores the input x (`C` floats per
+The memory is allocated once, as one array. For each block, it contains the input x (`C` floats per
 token), q, k and v after RoPE, the attention output and its log-sum-exp (lse), the residual stream
 between attention and feed-forward, gate and up, the small LoRA products h, and the inputs of any
-further norms. Everything else is recomputed elementwise from these arrays.
+further norms. All other activations are recomputed elementwise from these arrays.
 
 Without gradient checkpointing, every block has its own set of arrays. With checkpointing, all
 blocks share one set; only the inputs of the blocks are stored, and the backward pass repeats the
-forward pass of each block. As a compromise, `kept` blocks below the last one can have their own
-sets, which avoids their second forward pass. The last block does not need its own set, because its
+forward pass of each block. As a compromise, the `kept` blocks before the last one can have their
+own sets, so that their forward pass is not repeated. The last block does not need one, because its
 backward pass directly follows its forward pass. The gradient is bit-identical in all cases.
 
 If nothing is trained (`ForwardActivations`), a block's input is not read again once the block has
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """The size of a linear layer's largest input or output gradient, in floats per token."""
+        """The largest size of a linear layer's input or output gradient, in floats per token."""
         hp = self.hp
         heads = map(math.prod, head_shapes(hp))
         return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
@@ -123,7 +123,7 @@ def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
     """Return the shapes of the arrays in `BlockSet.norms`.
 
-    They belong to the norms of q, k and v, and to the norms after attention and feed-forward.
+    These are the norms of q, k and v, and the norms after attention and feed-forward.
     """
     queries, keys = head_shapes(hp)
     shapes: Shapes = norm_shapes_of_values(hp, n)

@@ -13,8 +13,8 @@ their outputs to the stream. `Hparams` specifies how models differ in these step
 | `values` | a norm of the values; whether a block uses the keys and values of an earlier block |
 | `branch` | norm and scale of the output that is added to the stream |
 
-There are three implementations of a block. This module is for training: it processes many tokens,
-forward and backward. `nbllama.generation.token_program`, which uses the kernels in
+There are three implementations of a block. This module is used for training and processes many
+tokens, forward and backward. `nbllama.generation.token_program`, which uses the kernels in
 `nbllama.ops.token`, processes a single token and is optimised for speed. `nbllama.model.reference`
 implements each operation in one line of plain float64 numpy, and tests compare the other two
 implementations with it. If you change one implementation, change all three.
@@ -54,7 +54,7 @@ GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """A function that receives a layer and its new keys and values `[N, G, D]`.
 
-It returns all keys and values of this layer so far.
+It returns all keys and values of the layer, including those of earlier tokens.
 """
 
 
@@ -121,7 +121,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Project x to queries or keys y `[N, heads, D]`, normalise if required, and apply RoPE."""
+        """Compute queries or keys y `[N, heads, D]` from x, with norm (if any) and RoPE."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:

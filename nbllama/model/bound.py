@@ -14,7 +14,7 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
-    """The pairs of an adapter, bound to the tensors of a model, and their gradients.
+    """The pairs of an adapter and their gradients, bound to the tensors of a model.
 
     `dropout` applies to the inputs of the pairs in blocks. It is None except during training.
     """
@@ -94,8 +94,8 @@ class Bound:
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
         """Normalise x `[N, C]` with the norm `name`, write the result to y `[N, C]`, and set rstd.
 
-        rstd, which the gradient requires, is `[N]`. For LayerNorm, it is `[N, 2]` and includes the
-        mean (`activations.norm_numbers`).
+        The gradient requires rstd `[N]`. For LayerNorm, rstd is `[N, 2]` and also contains the mean
+        (`activations.norm_numbers`).
         """
         w, hp = self.norm(name), self._model.hp
         if hp.norm == "layer":
@@ -132,8 +132,9 @@ class Bound:
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
         """Add the gradients of a norm's pair, if the norm has a trained pair.
 
-        dy `[N, C]` is the gradient of the norm's output, x `[N, C]` is its input, and rstd is the
-        result of `normed`. If dw `[C]` is the gradient with respect to the effective weight:
+        dy `[N, C]` is the gradient of the norm's output, x `[N, C]` is its input, and rstd
+        was set by `normed`. The gradients are computed from dw `[C]`, the gradient with respect to
+        the effective weight:
 
             dA += s Bᵀ dw        dB += s dw Aᵀ
         """

@@ -68,9 +68,10 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Return the largest input or output size of these blocks' linear layers, per token.
+    """Return the largest input or output size of the mixers' linear layers, in floats per token.
 
-    Returns 0 if the model has no such blocks.
+    The layers include the projection to queries and gates (`Hparams.attn_gate`). Returns 0 if the
+    model has neither mixers nor these gates.
     """
     widths = [3 * hp.n_embd if "conv" in hp.mixers else 0]
     if of := hp.delta:

@@ -3,7 +3,7 @@
     y = sum over the chosen experts e of W_down[e] (w_e act(W_gate[e] h, W_up[e] h))  (+ shared(h))
 
 Here, h is a token's input. `nbllama.ops.experts.router` chooses the experts of each token and their
-weights w. The tokens of each expert are gathered, so that its matrices are decoded only once.
+weights w. The tokens of each expert are gathered, so that each matrix is decoded only once.
 Experts are processed in ascending order, and the sum for each token is accumulated in this order.
 The result for a token is therefore bit-identical for any number of threads and any batch. Experts
 without tokens are skipped, and their matrices are not read.
@@ -77,7 +77,7 @@ class Mixture:
         return Input(x, self.block.acts.pool("panels"), group)
 
     def project(self, name: str, expert: int, x: Input, y: np.ndarray) -> None:
-        """Compute the layer's output y `[M, n_out]`, without the bias."""
+        """Compute the output y `[M, n_out]` of an expert's layer, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
         # `packed` depends on the number of tokens in the batch, not on the tokens of this expert,
@@ -87,7 +87,7 @@ class Mixture:
     def project_grad(
         self, name: str, expert: int, dy: np.ndarray, x: Input, *, dx: np.ndarray, add: bool = False
     ) -> None:
-        """Set dx `[M, n_in]` to the gradient with respect to x; with `add`, add it to dx.
+        """Set dx `[M, n_in]` to the gradient with respect to x; with `add`, add the gradient to dx.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
@@ -249,7 +249,7 @@ class Mixture:
         return act
 
     def _shared_hidden(self) -> None:
-        """Compute h for the shared expert's last pair, whose gradient requires it."""
+        """Compute the LoRA product h of `down_shexp`, which the gradients of its pair require."""
         block, pair = self.block, self.block.pairs["down_shexp"]
         if pair is not None:
             source = block.input(self.shared_act(), "down_shexp")

@@ -83,13 +83,16 @@ class BlockParts:
         return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return a feed-forward array as `[N, F]`; with experts, the array itself can be larger."""
+        """Return a feed-forward array as `[N, F]`.
+
+        If the model has experts, `array` can be larger.
+        """
         return fitted(array, self.n, (self.sizes.n_ff,))
 
     # Parts of the passes
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """Return the input stream of the feed-forward layer, the name of its norm, and its rstd."""
+        """Return feed-forward's input stream, and the name and rstd of the norm applied to it."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
@@ -122,7 +125,7 @@ class BlockParts:
     def masked(self, *linears: str) -> Masked | None:
         """Return the dropout mask for the input of these linear layers.
 
-        Returns None without dropout, or if none of the layers has a pair.
+        Returns None if there is no dropout or if none of the layers has a pair.
         """
         if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
             return None
@@ -158,7 +161,7 @@ class BlockParts:
     # A branch adds the output of attention or feed-forward to the stream. `name` is its last layer.
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """Add the layer's output to `stream` `[N, C]`, after any norm and scaling."""
+        """Add the output of layer `name`, after any norm and scaling, to `stream` `[N, C]`."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)

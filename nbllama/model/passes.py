@@ -80,7 +80,7 @@ class Model(Weights):
         return cls(gguf, hp, pre)
 
     def embed_tokens(self, bound: Bound, acts: Activations, batch: Batch) -> None:
-        """Write the token embeddings, including their LoRA pair, to acts.x(0)."""
+        """Write the token embeddings, with their LoRA pair applied, to acts.x(0)."""
         x = acts.x(0, len(batch.tokens))
         embed(self.matrix("token_embd"), batch.tokens, x)
         pair = bound.pair("token_embd.weight")
@@ -124,7 +124,9 @@ class Model(Weights):
         if self.watch is not None:
             trunk = None
         if trunk is not None and trunk.layer > self.hp.most_frozen:
-            raise ValueError(f"later blocks use keys of blocks below {trunk.layer}")
+            raise ValueError(
+                f"blocks below {trunk.layer} cannot be skipped: later blocks use their keys"
+            )
         first = 0
         if self.hp.n_per_layer:  # later blocks also read the embeddings
             self.embed_tokens(bound, acts, batch)
@@ -246,7 +248,7 @@ class Model(Weights):
         kept: int = 0,
         dropout: bool = False,
     ) -> Activations:
-        """Allocate memory for micro-batches of up to `n` tokens, with up to `n_trained` trained.
+        """Allocate memory for micro-batches of up to `n` tokens and `n_trained` trained positions.
 
         See `nbllama.model.activations` for `kept`.
         """
@@ -254,7 +256,7 @@ class Model(Weights):
         return Activations(sizes, checkpointing=checkpointing, kept=kept)
 
     def forward_activations(self, adapter: Adapter | None, n: int) -> ForwardActivations:
-        """Allocate memory for forward passes with at most `n` tokens, without backward passes."""
+        """Allocate memory for batches of up to `n` tokens that need no backward pass."""
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:

@@ -54,7 +54,7 @@ def _rows(acts: Activations, hp: Hparams, n: int) -> np.ndarray:
 
 
 def rows_of_token(acts: Activations, hp: Hparams) -> np.ndarray | None:
-    """Return the rows `[L, P]` of a single token, or None if the model has no such embeddings."""
+    """Return the rows `[L, P]` of a single token, or None if there are no per-block embeddings."""
     return _rows(acts, hp, 1)[:, 0] if hp.n_per_layer else None
 
 

@@ -1,10 +1,10 @@
-"""The whole model in one module: forward pass, loss and backward pass in plain float64 numpy.
+"""The whole model in plain float64 numpy: forward pass, loss and backward pass.
 
-Start with `_Pass.forward` and `_Pass.backward`, in which each line is one operation. Every
-operation and its gradient (`nbllama.model.reference_ops`) is a plain-numpy function from a module
-in `nbllama.ops`, which documents the formula and the derivative. This module is exact but slow, and
-is not used in training. The passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are
-tested against this module. Its own gradients are tested against finite differences of its loss
+Start with `_Pass.forward` and `_Pass.backward`, in which each line is one operation. The operations
+and their gradients (`nbllama.model.reference_ops`) use plain-numpy functions from `nbllama.ops`;
+the modules there document the formulas and the derivatives. This module is exact but slow, and is
+not used in training. The passes that use kernels (`nbllama.model.block`, `nbllama.model.passes`)
+are tested against this module. Its own gradients are tested against finite differences of its loss
 (tests/model/test_reference.py).
 
 All sequences are concatenated. In shapes, N is the number of tokens, C is n_embd, H is n_head, G is
@@ -44,8 +44,8 @@ class ReferenceModel(ReferenceTensors):
     ) -> np.ndarray:
         """Compute the logits `[N, V]`.
 
-        `seen` is called for every activation, with llama.cpp's name for it (see
-        `nbllama.peek.names`). `change` contains values to add to activations, by name.
+        `seen` is called with the name and the value of every activation; the names are llama.cpp's
+        (see `nbllama.peek.names`). `change` maps names to values that are added to activations.
         """
         return _Pass(self, batch, params, scale, seen=seen, change=change).forward()
 

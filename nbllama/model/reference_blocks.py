@@ -56,9 +56,9 @@ class Blocks(Mixers):
         return self.linear_grad(dv.reshape(len(h), -1), h, i, "v"), None
 
     def lend(self, dk: np.ndarray, dv: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the gradients of keys and values, summed over block `i` and later blocks.
+        """Return the gradients of the keys and values that block `i` uses.
 
-        The sum includes only blocks that use the same keys and values as block `i`.
+        They are summed over block `i` and all later blocks that use the same keys and values.
         """
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
@@ -79,7 +79,7 @@ class Blocks(Mixers):
             self.kept[f"per_layer_row-{i}"] = e / np.sqrt(2)
 
     def own_rows(self) -> list[slice]:
-        """Return, for each block, the slice of the table's columns that contains its rows."""
+        """Return, for each block, the slice of the table's columns that belongs to the block."""
         size, rows = self.hp.n_per_layer, [self.hp.sizes_at(i).row for i in range(self.hp.n_layer)]
         return [slice(row * size, (row + 1) * size) for row in rows]
 

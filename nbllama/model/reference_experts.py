@@ -49,7 +49,7 @@ class ReferenceMixture:
         return dx
 
     def forward(self, h: np.ndarray) -> np.ndarray:
-        """Compute what the experts add to the stream for the input h `[N, C]`."""
+        """Compute the output of the experts, which is added to the stream, for input h `[N, C]`."""
         i, keep, kept = self.layer, self.run.keep, self.run.kept
         z = h @ self.run.tensors[f"blk.{i}.ffn_gate_inp.weight"].T
         if (bias := self.weight("ffn_gate_inp.bias")) is not None:

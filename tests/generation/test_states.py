@@ -153,5 +153,5 @@ def test_a_sequence_that_goes_on_without_a_state_is_refused(model: Model) -> Non
     rows = [(np.array(TOKENS[i : i + 4], np.int32), np.full(4, -1, np.int32)) for i in (0, 4)]
     batch = Batch.from_rows(rows)
     batch.positions[4:] += 4
-    with pytest.raises(ValueError, match="requires its state"):
+    with pytest.raises(ValueError, match="requires a stored state"):
         model.forward(Bound(model, None), model.forward_activations(None, 8), batch)

@@ -90,7 +90,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "toy.gguf")
     model = nbllama.load_model(tmp_path / "toy.gguf")
     if ARCHS[model.hp.arch].mixer:
-        with pytest.raises(ValueError, match="requires its state"):
+        with pytest.raises(ValueError, match="requires a stored state"):
             loss_and_gradients(
                 model, random_adapter(model, norms=True), share(prompts(model)), False
             )

@@ -18,7 +18,7 @@ __all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
 
 
 class Mixer(NamedTuple):
-    """The two passes through one kind of mixer; see the module docstring."""
+    """The forward and backward pass of one kind of mixer; see the module docstring."""
 
     forward: Callable[[BlockParts, StateExchange | None], None]
     backward: Callable[[BlockParts, bool], None]
@@ -28,4 +28,4 @@ MIXERS: Mapping[str, Mixer] = {
     "conv": Mixer(short_conv.forward, short_conv.backward),
     "delta": Mixer(delta_net.forward, delta_net.backward),
 }
-"""The mixers by kind of block (`Hparams.mixer_at`); attention is in `nbllama.model.block`."""
+"""The mixers, keyed by block kind (`Hparams.mixer_at`); attention is in `nbllama.model.block`."""

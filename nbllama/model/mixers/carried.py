@@ -1,4 +1,4 @@
-"""The states of sequences that generation carries from one batch to the next."""
+"""The states of sequences, which generation carries from one batch to the next."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ StateExchange = Callable[[int], Carried]
 
 
 def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
-    """Return the states of a block, or None if every sequence begins in this batch.
+    """Return the states of a block, or None if there are none.
 
-    Raises ValueError if a sequence continues from an earlier batch but has no state.
+    Raises ValueError if there are none but a sequence does not start at position 0.
     """
     if states is not None:
         return states(block.layer)
     batch = block.batch
     firsts = batch.seq_offsets[:-1][np.diff(batch.seq_offsets) > 0]
     if batch.positions[firsts].any():
-        raise ValueError("a sequence that continues an earlier one requires its state")
+        raise ValueError("a sequence that does not start at position 0 requires a stored state")
     return None

@@ -1,8 +1,12 @@
 """A block with a gated delta net instead of attention (`nbllama.ops.delta_net`).
 
-read -> qkv -> convolution and SiLU -> q, k, v; q and k scaled to length 1
-read -> alpha, beta -> the two gates                            all of them -> o
-read -> z                                            silu(z) norm(o) -> ssm_out
+The block's normalised input is projected to qkv, z, alpha and beta. The output y, which is added to
+the stream, is computed as follows:
+
+    q, k, v = silu(conv(qkv))           (q and k are then scaled to length 1)
+    g, beta = gates(alpha, beta)
+    o       = delta_net(q, k, v, g, beta)
+    y       = ssm_out(silu(z) norm(o))
 """
 
 from __future__ import annotations
