@@ -125,12 +125,12 @@ GLM_KEYS = {
 
 MODELS: dict[str, Thin] = {
     "llama, 7B to 30B": Thin("llama", {}),
-    "llama, 70B (64 heads over 8)": Thin(
+    "llama, 70B (64 heads, 8 KV heads)": Thin(
         "llama",
         {"n_embd": 512, "n_head": 64, "n_head_kv": 8, "n_ff": 128},
         {"n_ff": 256},
     ),
-    "llama, Mistral (its window ignored)": Thin(
+    "llama, Mistral (window ignored)": Thin(
         "llama", {"keys": {"attention.sliding_window": 16}, "rope_freq_base": 1e6}
     ),
     "llama, Chinese-LLaMA-2-16k": Thin(
@@ -180,7 +180,7 @@ MODELS: dict[str, Thin] = {
         },
         WIDE_GEMMA,
     ),
-    "gemma2, without its keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
+    "gemma2, without the optional keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
     "gemma2, 27B": Thin("gemma2", GEMMA | {"n_layer": 46, "n_embd": 40, "n_ff": 48}, WIDE_GEMMA),
     "gemma3, 270M and 1B": Thin(
         "gemma3",
@@ -222,7 +222,9 @@ MODELS: dict[str, Thin] = {
             },
         },
     ),
-    "granite, without its keys": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
+    "granite, without the optional keys": Thin(
+        "granite", {"biases": True, "keys": {"logit_scale": 1.0}}
+    ),
     "smollm3, 3B (no RoPE in every fourth block)": Thin(
         "smollm3", {"n_layer": 5, "tied": True, "rope_freq_base": 5e6, "tokenizer": "bpe"}
     ),
@@ -303,14 +305,14 @@ MODELS: dict[str, Thin] = {
     "stablelm, 3B (partial RoPE)": Thin(
         "stablelm", LAYER_NORM | {"n_rot": 4, "n_head_kv": 4}, WIDE | {"n_rot": 16}
     ),
-    "stablelm, 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
+    "stablelm, StableLM 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
     "phi2, 1, 1.5 and 2": Thin(
         "phi2",
         GELU | {"n_rot": 8, "n_head_kv": 4, "second_norm": "", "output_bias": True},
         WIDE | {"n_rot": 32},
     ),
     "command-r, 35B": Thin("command-r", COHERE | {"keys": {"logit_scale": 0.0625}}),
-    "command-r, without a scale of logits": Thin("command-r", COHERE | {"n_head_kv": 4}),
+    "command-r, without a logit scale": Thin("command-r", COHERE | {"n_head_kv": 4}),
     "cohere2, 7B and 111B": Thin(
         "cohere2",
         COHERE | {"n_layer": 5, "keys": {"logit_scale": 0.25, "attention.sliding_window": 20}},
@@ -320,7 +322,7 @@ MODELS: dict[str, Thin] = {
     "qwen35, 4B to 27B (heads share keys)": Thin(
         "qwen35", {"key_heads": 2, "size": 12, "tied": False, "n_layer": 4}, WIDE_QWEN35
     ),
-    "qwen35, with further predictions": Thin(
+    "qwen35, with extra prediction blocks": Thin(
         "qwen35", {"n_idle": 1, "keys": {"full_attention_interval": 2}, "n_layer": 3}, WIDE_QWEN35
     ),
     "lfm2moe, 8B-A1B": Thin(

@@ -1,4 +1,4 @@
-"""nbllama: LoRA training on quantised GGUF models, on CPUs, with readable kernels.
+"""nbllama: LoRA training of quantised GGUF models on CPUs, with readable kernels.
 
     import nbllama
     model = nbllama.load_model("model.gguf")

@@ -116,9 +116,6 @@ def page(rows: list[dict[str, Any]]) -> str:
     """Return the page with the results."""
     missing = [f for f in FAULTS if (f.name, f.what) not in {key(r) for r in rows}]
     wrong = [f"- {r['fault']}, {r['what']}: {w}" for r in rows for w in r["wrong"]]
-    table = [HEAD[:-5] + "|---|---|", *(f"{line(r)} {r['seconds']} | {r['date']} |" for r in rows)]
-    table[0] = HEAD.replace("passed |\n", "passed | seconds | date |\n") + "---|---|"
-    machines = sorted({r["machine"] for r in rows})
     machines = "".join(f"Machine: {m}.\n" for m in sorted({r["machine"] for r in rows}))
     head = "| fault | what | runs | passed | seconds | date |\n|---|---|---|---|---|---|"
     table = "\n".join([head, *(f"{line(r)} {r['seconds']} | {r['date']} |" for r in rows)])

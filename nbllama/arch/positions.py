@@ -1,4 +1,4 @@
-"""Functions that read the position settings of a file: RoPE and its scaling, windows, ALiBi."""
+"""Read how a model encodes positions: RoPE and its scaling, sliding windows and ALiBi."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
-    """Read the RoPE base; if the file contains alpha, multiply the base by alpha^(D / (D - 2))."""
+    """Read the RoPE base, multiplied by alpha^(D / (D - 2)) if the file specifies an alpha."""
     base = np.float32(positive(f, f"{row.name}.rope.freq_base", default=10000.0))
     key = f"{row.name}.rope.scaling.alpha"
     if row.rope_alpha and f.get(key, "float", 0.0) > 0 and head_dim > 2:
@@ -29,16 +29,16 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
     if row.alibi_by_depth is None:
         return 0.0
     if n_layer not in row.alibi_by_depth:
-        known = ", ".join(str(n) for n in row.alibi_by_depth)
+        known = " or ".join(str(n) for n in row.alibi_by_depth)
         raise f.error(
             f"key '{row.name}.block_count'",
-            f"{n_layer}: the positions of {row.name} are known only for {known} layers",
+            f"{n_layer}, but {row.name} is supported only with {known} layers",
         )
     return row.alibi_by_depth[n_layer]
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
-    """Read how many numbers of a head RoPE rotates (by default, all of them)."""
+    """Read the number of dimensions that RoPE rotates in each head (by default, all of them)."""
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
@@ -58,7 +58,8 @@ def rope_scaling(
     kind = f.get(f"{prefix}.type", "str", "linear")
     if kind not in ("none", "linear", "yarn"):
         raise f.error(
-            f"key '{prefix}.type'", f"'{shown(kind)}' is not supported; none, linear and yarn are"
+            f"key '{prefix}.type'",
+            f"'{shown(kind)}' is not supported; supported: none, linear and yarn",
         )
     key = f"{prefix}.factor"
     if key not in f.metadata:
@@ -71,7 +72,9 @@ def rope_scaling(
         raise f.error(f"key '{key}'", f"{given} is out of range")
     n_ctx_orig = f.count(f"{prefix}.original_context_length", MAX_COUNT, default=n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
-        raise f.error(f"key '{prefix}.original_context_length'", "0, but YaRN requires the length")
+        raise f.error(
+            f"key '{prefix}.original_context_length'", "0, but YaRN requires a positive value"
+        )
     for name in ("fast", "slow"):
         beta_key = f"{prefix}.yarn_beta_{name}"
         if kind == "yarn" and beta_key in f.metadata and not row.yarn_keys:
@@ -99,9 +102,9 @@ def rope_scaling(
 
 
 def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, int, Rope]:
-    """Return the size, period and RoPE of the blocks with a sliding window.
+    """Return the window size, the period, and the RoPE settings of blocks with a sliding window.
 
-    The size is 0 if no block has a window.
+    The window size is 0 if no block has a window.
     """
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope

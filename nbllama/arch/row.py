@@ -26,9 +26,9 @@ class Window(NamedTuple):
     None, the file must specify the size.
 
     `freq_base` is the RoPE base of the blocks with a window, or None if it is the same as in the
-    other blocks. `base_key` says whether the file can specify a different base for them. `yarn`
-    says whether YaRN applies to them. If `depths` is not empty, only models with these numbers of
-    blocks have windows.
+    other blocks. `base_key` says whether the file can specify a different value. `yarn` says
+    whether YaRN applies to the blocks with a window. If `depths` is not empty, only models with
+    these numbers of blocks have windows.
     """
 
     size: int | None
@@ -104,7 +104,7 @@ class ArchRow:
     same_as: str = ""  # a row whose models do the same computation, if both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; empty: no PEFT
     sections: bool = True  # heads can have RoPE sections (vision models); text has one position
-    hf_turned: bool = True  # with interleaved RoPE, Hugging Face uses another row order for q and k
+    hf_turned: bool = True  # with interleaved RoPE, Hugging Face orders rows of q and k differently
     varied: bool = False  # heads and feed-forward layers differ in size between blocks
     values_normed: bool = False  # values are normalised (without a weight)
     per_layer: bool = False  # there can be per-block token embeddings

@@ -8,9 +8,9 @@ from typing import NamedTuple
 class TensorRow(NamedTuple):
     """A tensor of an architecture, and whether the tensor is required.
 
-    `name` is the GGUF name, without `blk.N.` for block tensors. `shape` contains names of sizes.
-    `mixer` is the kind of block that has the tensor (`Hparams.mixer_at`), "per_layer" for models
-    with per-block embeddings, or "" for all blocks.
+    `name` is the GGUF name, without `blk.N.` for block tensors. `shape` lists the dimensions
+    by name, such as "n_embd". `mixer` is the kind of block that has the tensor
+    (`Hparams.mixer_at`), "per_layer" for models with per-block embeddings, or "" for all blocks.
     """
 
     name: str

@@ -11,7 +11,7 @@ from nbllama.errors import shown
 
 
 def environment() -> dict[str, str]:
-    """Return what affects the exact results of a run: the kernels, the packages and the CPU."""
+    """Return the kernel hash, package versions and CPU, which affect the exact results of a run."""
     import llvmlite.binding
     import numba
 
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 def more_of_environment() -> dict[str, str]:
     """Return the LLVM version and a digest of the CPU features.
 
-    Like the result of `environment`, they must match on all machines of a run.
+    Like the values from `environment`, they are compared between the machines of a run.
     """
     import llvmlite.binding
 
@@ -44,7 +44,7 @@ def environment_notes(written: Mapping[str, str]) -> list[str]:
     """Return a line for each changed value that can alter the last digits of a resumed run."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written and is {now} now; "
-        f"the results may differ from an uninterrupted run in the last digits"
+        f"the last digits of the results may differ from those of an uninterrupted run"
         for name, now in environment().items()
         if written.get(name, now) != now
     ]

@@ -132,7 +132,7 @@ def verify(f: GGUFFile) -> None:
 
 
 def _clean(f: GGUFFile) -> bool:
-    """Return whether the padding after every tensor is zero; no digest covers the padding."""
+    """Return whether the padding after every tensor, which no digest covers, is zero."""
     with open(f.path, "rb") as file:
         for t in f.tensors.values():
             file.seek(t.offset + t.nbytes)
@@ -156,7 +156,7 @@ def _read(f: GGUFFile) -> TrainState:
     # sgd and lion have no second moments; the settings contain the name of the optimiser
     kind = f.get("optimizer.type", "str")
     if kind not in ("adam", "first"):
-        raise f.error("key 'optimizer.type'", shown(kind))
+        raise f.error("key 'optimizer.type'", f"'{shown(kind)}', but must be adam or first")
     m = _moments(f, FIRST, adapter)
     v = _moments(f, SECOND, adapter) if kind == "adam" else {}
     for x in v.values():
@@ -169,7 +169,7 @@ def _read(f: GGUFFile) -> TrainState:
 
 
 def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
-    """Read a flat moment vector into arrays by parameter name, in this program's orientation."""
+    """Read a flat moment vector as one array per parameter, in this program's orientation."""
     order = list(f.get("nbllama.moment_order", "strings"))
     if sorted(order) != sorted(adapter.parameters()):
         raise f.error("key 'nbllama.moment_order'", "does not list the tensors in the file")

@@ -39,7 +39,10 @@ MODEL_KEYS = {
     "rope.freq_base": ValueType.FLOAT32,
     "rope.scale_linear": ValueType.FLOAT32,
 }
-"""Hyperparameters of the base model in a checkpoint, by the old tool's names after "ARCH."."""
+"""The base model's hyperparameters in a checkpoint, with the value types.
+
+The names are those of the old tool, without the prefix "ARCH.".
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +139,8 @@ def check_fits(
     """Raise `CheckpointError` listing all differences between the checkpoint's run and this run.
 
     With `force`, return the differences instead of raising an error. Even then, the architecture,
-    the model sizes and the ranks must match, because the checkpoint's tensors would not fit this
-    model otherwise.
+    the model sizes and the ranks must match, because otherwise the checkpoint's tensors would not
+    fit this model.
     """
     different = list(_compare(found, wanted))
     firm = any(f for _, f in different)

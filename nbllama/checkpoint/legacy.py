@@ -95,7 +95,9 @@ def read_old(f: GGUFFile) -> TrainState:
     numbers = _counters(f) | _optimiser(f)
     n = adapter.n_parameters
     if (stated := f.count("optimizer.parameter_count", 1 << 53)) != n:
-        raise f.error("key 'optimizer.parameter_count'", f"{stated}, but its tensors have {n}")
+        raise f.error(
+            "key 'optimizer.parameter_count'", f"{stated}, but the tensors have {n} elements"
+        )
     moments = FlatMoments(vector(f, FIRST, n), vector(f, SECOND, n))
     check_moments(f, moments.second)
     return TrainState(identity, adapter, {}, {}, seed=0, **numbers, moments=moments)
@@ -104,9 +106,10 @@ def read_old(f: GGUFFile) -> TrainState:
 def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> None:
     for name, pair in found.items():
         known = slot_of(name)
-        assert known is not None, "pairs() lets only known names pass"
-        if pair.rank != ranks[known[0].name]:
-            stated = f"rank {pair.rank}, but its key says {ranks[known[0].name]}"
+        assert known is not None, "pairs() accepts only known names"
+        slot = known[0]
+        if pair.rank != ranks[slot.name]:
+            stated = f"rank {pair.rank}, but key '{_RANK}{slot.tensor}' is {ranks[slot.name]}"
             raise f.error(f"tensor '{name}.lora_a'", stated)
 
 

@@ -115,8 +115,8 @@ def place_moments(
         # "not above" instead of "below", so that NaN is also rejected
         if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
-                "the order of the moments in the old checkpoint cannot be determined from its data "
-                f"({best.order} {mine:.2f}, {other.order} {its:.2f}); look for 'evaluation order' "
-                "in the old log and pass --checkpoint-order left or right"
+                "the order of the moments in the old checkpoint cannot be determined from the "
+                f"gradients (mean cosine: {best.order} {mine:.2f}, {other.order} {its:.2f}); look "
+                "for 'evaluation order' in the old log and pass --checkpoint-order left or right"
             )
     return best

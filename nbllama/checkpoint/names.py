@@ -1,4 +1,4 @@
-"""Name numbered checkpoints and adapters, and remove old ones for `--keep-last`."""
+"""The names of numbered checkpoints and adapters, and the removal of old ones (`--keep-last`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
 def prune(
     pattern: str, keep_last: int, iteration: int, *, mark: str = PLACEHOLDER, after: int = -1
 ) -> list[str]:
-    """Remove numbered checkpoints named `pattern`, except the newest `keep_last` (0 keeps all).
+    """Remove checkpoints whose names match `pattern`, except the newest `keep_last` (0 keeps all).
 
     Only numbers above `after` and up to `iteration` are considered; files with higher numbers were
     not written by this run. Only valid checkpoints are counted and removed, and LATEST is never
@@ -47,7 +47,7 @@ def prune(
 def prune_adapters(
     pattern: str, keep_last: int, iteration: int, *, mark: str, after: int, inside: Iterable[str]
 ) -> None:
-    """Remove numbered adapters named `pattern`, except the newest `keep_last` (0 keeps all).
+    """Remove adapters whose names match `pattern`, except the newest `keep_last` (0 keeps all).
 
     Adapters are files or PEFT folders. In a folder, the files named in `inside` are removed. The
     folder itself is then removed if it is empty.

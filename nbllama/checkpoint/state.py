@@ -43,14 +43,14 @@ class FlatMoments(NamedTuple):
 class TrainState:
     """Everything needed to resume a run with bit-identical results.
 
-    Counters include all earlier runs, from the very first one. `m` and `v` contain the moments by
-    parameter name, in the shapes of the parameters. In a state from an old checkpoint, `moments`
-    is used instead. `n_samples` is the number of samples in the data, and `next_sample` is the
-    index of the next sample in the order of `epoch`. `rng_state` is the random state at the start
-    of `epoch` for the old tool's order (`data.feed.OldFeed`). `validation` contains the fields of
-    `train.validation.Validation`, and `past_losses` the most recent losses (`train.convergence`).
-    See `train.run.decay` for `decay_begin` and `decay_last`, and `checkpoint.environment` for
-    `environment`.
+    The counters start at the first run and continue when a run is resumed. `m` and `v` contain the
+    moments by parameter name, in the shapes of the parameters. In a state from an old checkpoint,
+    `moments` is used instead. `n_samples` is the number of samples in the data, and `next_sample`
+    is the index of the next sample in the order of `epoch`. `rng_state` is the random state at the
+    start of `epoch` for the old tool's order (`data.feed.OldFeed`). `validation` contains the
+    fields of `train.validation.Validation`, and `past_losses` contains the most recent losses
+    (`train.convergence`). `decay_begin` and `decay_last` are described in `train.run.decay`, and
+    `environment` in `checkpoint.environment`.
     """
 
     identity: Identity
@@ -118,7 +118,7 @@ def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
 
 
 def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.ndarray]:
-    """Split a moment vector into arrays by parameter name, in this program's orientation and order.
+    """Split a moment vector into one array per parameter, in this program's orientation and order.
 
     `order` lists all parameter names in the order of `flat`.
     """

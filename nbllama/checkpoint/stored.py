@@ -66,7 +66,7 @@ def entries(x: Any) -> Iterator[Entry]:
 
 
 def values(f: GGUFFile, kind: type) -> dict[str, Any]:
-    """Read all stored fields of a dataclass from a file, by field name.
+    """Read all stored fields of a dataclass from a file, as a dict keyed by field name.
 
     Raises `GGUFError` if a field is missing or has the wrong type.
     """

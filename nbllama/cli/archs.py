@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 CHECKS = """\
-Checks for each kind, on narrow random models: logits against llama.cpp (F32, F16, Q8_0, Q4_K,
-Q2_K), every gradient against finite differences, an adapter for every matrix in llama.cpp, and the
-merged adapter. PEFT: whether adapters can be written to and read from Hugging Face PEFT folders."""
+Each kind is tested with narrow random models. The logits are compared with llama.cpp (F32, F16,
+Q8_0, Q4_K, Q2_K), and every gradient with finite differences. An adapter for every matrix is also
+compared with llama.cpp, before and after merging. The PEFT column says whether adapters can be
+written to and read from Hugging Face PEFT folders."""
 
 
 def rows() -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The checks that `python -m nbllama.verify` performs; each check prints one line.
+"""The checks that `python -m nbllama.verify` performs. Each check prints its result.
 
 A failed check raises `NbllamaError`, which sets the exit code to 1.
 """
@@ -132,7 +132,7 @@ class Peer(NamedTuple):
     """A comparison of llama.cpp with nbllama at `places` positions.
 
     `kl` is the mean divergence in nats per token, and `same` is the number of positions at which
-    both predict the same most likely token.
+    both programs predict the same most likely token.
     """
 
     kl: float
@@ -146,7 +146,7 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Compare with llama.cpp, with and without the adapter; return a message if the two disagree.
+    """Compare nbllama with llama.cpp, with and without the adapter; return a message on failure.
 
     Even without the adapter, the results differ because llama.cpp rounds activations. With the
     adapter, up to three times that difference plus a tenth of the adapter's effect is allowed.
@@ -216,7 +216,7 @@ def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
 
 
 def divergence(theirs: Candidates, ours: np.ndarray) -> float:
-    """Compute a lower bound of KL(llama.cpp ‖ us) at one position.
+    """Compute a lower bound on KL(llama.cpp ‖ nbllama) at one position.
 
     All tokens that are not among llama.cpp's candidates are treated as a single token. `ours` is
     log p, float64 `[V]`.

@@ -42,7 +42,7 @@ def usage() -> str:
     name, width = called_as("nbllama"), max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
     head = f"usage: {name} VERB [options], {name} --version\n"
-    head += "\nLoRA training on quantised GGUF models, on CPUs.\n"
+    head += "\nLoRA training of quantised GGUF models on CPUs.\n"
     foot = f"\n`{name} VERB --help` lists the options of a verb."
     return "\n".join([head, *lines, foot])
 

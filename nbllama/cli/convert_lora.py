@@ -23,7 +23,7 @@ PROG = "python -m nbllama.convert_lora"
 ABOUT = """Convert a LoRA adapter. IN is a GGUF adapter, a .bin file of llama.cpp's old finetune, or
 a PEFT folder; its name does not matter. OUT becomes a .bin file if its name ends in .bin, a PEFT
 folder if the name ends in / or OUT is a folder, and otherwise a GGUF adapter. Values that OUT can
-store are not rounded; a note lists what it cannot store."""
+store are not rounded; a note lists what OUT cannot store."""
 EPILOG = """exit codes: 0 success, 1 failure, 2 bad usage or bad base model, 3 output cannot be
 written, 5 adapter is damaged or does not fit the base model"""
 
@@ -32,7 +32,7 @@ _files = partial(option, "Options")
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line, without the two names."""
+    """The parsed options, without the two positional arguments."""
 
     model_base: str = _files(
         Text(),
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
     )  # fmt: skip
     if len(names) != 2:
         found = " ".join(map(repr, names)) or "none"
-        raise UsageError(f"pass two names, IN and OUT, not {shown(found, 400)}; see --help")
+        raise UsageError(f"pass two names, IN and OUT (given: {shown(found, 400)}); see --help")
     return names[0], names[1], options
 
 
@@ -86,7 +86,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
         for file in filter(os.path.exists, files_of(name)):
             if os.path.exists(target) and os.path.samefile(file, target):
                 raise UsageError(
-                    f"{shown(target, 400)}: {what} and OUT are the same file; rename OUT"
+                    f"{shown(target, 400)}: {what} and OUT are the same file; choose another OUT"
                 )
     if (kind := format_of(target)) != "peft":
         check_kind(target, GGLA if kind == "bin" else GGUF)

@@ -75,7 +75,8 @@ def _run(words: list[str]) -> None:
         print(line)
     if rounder is not None and not auto:
         print(
-            f"rows with the base model's scales: {rounder.kept}, with new scales: {rounder.renewed}"
+            f"rows that keep the base model's scales: {rounder.kept}; "
+            f"rows with new scales: {rounder.renewed}"
         )
     if not options.compare:
         return
@@ -87,7 +88,7 @@ def _run(words: list[str]) -> None:
     if change is not None and change.lost > TOO_MUCH and not options.force:
         raise NbllamaError(
             f"{options.model_out} was written, but {change.lost:.0%} of the adapters' effect is "
-            "lost; --force accepts that"
+            "lost; pass --force to accept this"
         )
 
 

@@ -61,7 +61,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
         words = replace_options(words, OPTIONS, [seed])
         return f"{text}; start again with: {program} {shlex.join(words)}"
     if "checkpoint" not in run.paths:
-        return f"{text}; it cannot be continued because --checkpoint-out is empty"
+        return f"{text}; the run cannot be continued because --checkpoint-out is empty"
     left = [("--adam-iter", str(run.last - run.iteration)), ("--epochs", "0")]
     resume = [("--checkpoint-in", run.paths["checkpoint"]), *left, seed]
     words = [word for word in words if word != "--force"]  # the old files are already replaced

@@ -59,8 +59,8 @@ def _run(words: list[str]) -> None:
     if wrong:
         c = max(wrong, key=lambda c: c.error)
         raise NbllamaError(
-            f"{len(wrong)} of {len(found)} gradients are wrong; the largest error is in "
-            f"{c.name}.{c.half}: {c.error:.2g} of its norm"
+            f"{len(wrong)} of {len(found)} gradients are wrong; the largest error, in "
+            f"{c.name}.{c.half}, is {c.error:.2g} of the gradient norm"
         )
 
 
@@ -105,7 +105,7 @@ def _check_memory(model: Model, layers: list[int]) -> None:
 
 
 def _batch(model: Model, o: GradcheckOptions) -> Batch:
-    """Return the first tokens as two sequences that do not attend to each other."""
+    """Return the first tokens of the text as two sequences that do not attend to each other."""
     import numpy as np
 
     from nbllama.data.batch import Batch

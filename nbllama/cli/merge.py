@@ -13,9 +13,10 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """A progress line on standard error; if not a terminal, a new line is printed every 10 %.
+    """A progress line on standard error.
 
-    After the `with` block, `seconds` contains the duration of the block.
+    On a terminal, the line is overwritten; elsewhere, a new line is printed every 10 %. After the
+    `with` block, `seconds` contains the duration of the block.
     """
 
     seconds = 0.0
@@ -26,7 +27,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the name of the tensor; if the output is not a terminal, only every 10 %."""
+        """Show that `done` of `total` tensors are finished; `name` is the next tensor."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:
@@ -47,7 +48,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """Return a table of tensor counts, sizes and encoding errors, one line per pair of types."""
+    """Return a table of tensor counts, sizes and encoding errors, with a line per pair of types."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):

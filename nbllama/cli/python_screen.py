@@ -13,9 +13,10 @@ from nbllama.train.run.screen import Pairs, Screen, Silent
 def screen_for(quiet: bool | None) -> Screen:
     """Return the screen to use for a call from Python.
 
-    If `quiet` is True, the screen shows nothing. Otherwise, it shows a single, continually
-    rewritten line in a notebook, and the same display as the program on a terminal. Elsewhere, it
-    prints the program's plain lines if `quiet` is False, and nothing if `quiet` is None.
+    If `quiet` is True, the screen shows nothing. Otherwise, in a notebook, it shows a single line
+    that is rewritten continually, and on a terminal, it shows the same display as the program.
+    Elsewhere, it prints the program's plain lines if `quiet` is False, and nothing if `quiet` is
+    None.
     """
     if quiet:
         return Silent()

@@ -75,7 +75,7 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
     """Return a sample as an object for `--json`.
 
-    The keys are "line" (the line of the record; null for plain text), "file" (if there are several
+    The keys are "line" (the line number; null for plain text), "file" (if there are several
     files), "text", "side" (chosen or rejected for preferences; good or bad for labelled answers),
     "trained" (ranges [start, end) of characters in the text), "ids", and "trained_ids" (ranges of
     ids).
@@ -192,15 +192,15 @@ def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
     )
     yield f"trained     {s.trained} tokens, {100 * s.trained_share:.1f} %"
     u = utilisation(data, n_ctx, batch)
-    yield "row use     " + ", ".join(
+    yield "row usage   " + ", ".join(
         f"{100 * share:.1f} % {what}"
         for share, what in (
-            (u.to_context, f"in rows padded to {n_ctx}"),
-            (u.to_longest, f"padded to the longest of {batch}"),
-            (u.packed, f"packed into {batch * n_ctx} tokens"),
+            (u.to_context, f"if rows are padded to {n_ctx} tokens"),
+            (u.to_longest, f"if padded to the longest of {batch} samples"),
+            (u.packed, f"if packed into batches of {batch * n_ctx} tokens"),
         )
     )
-    yield "            (nbllama itself never computes padding)"
+    yield "            (nbllama itself never pads rows)"
     yield from _histogram(s)
 
 

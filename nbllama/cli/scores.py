@@ -115,7 +115,7 @@ def print_divergence(asked: Perplexity) -> None:
     other = load_model(o.base_model) if o.base_model else model
     if not _same_tokens(model, other):
         raise UsageError(
-            f"--base-model {shown(o.base_model, 400)}: a different vocabulary; use a model with "
+            f"--base-model {shown(o.base_model, 400)} has a different vocabulary; use a model with "
             "the same vocabulary"
         )
     base, reader = Reader(other, None, o.ctx_size), Reader(model, adapter, o.ctx_size)

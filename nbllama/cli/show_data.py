@@ -1,4 +1,4 @@
-"""`python -m nbllama.show_data`: how the trainer reads a file of training data.
+"""The program `python -m nbllama.show_data`, which shows how the trainer reads a data file.
 
 It prints some samples token by token, marks the tokens that contribute to the loss, and prints
 statistics. The work is done in `nbllama.cli.samples`.

@@ -14,17 +14,18 @@ _MOST = 20_000  # records to examine
 
 
 class Choice(NamedTuple):
-    """The number of a record to show, counted from 0, and the reason for showing it, or ""."""
+    """The index of a record to show, and the reason for showing it ("" for no reason)."""
 
     number: int
     why: str
 
 
 def spread(lengths: np.ndarray, kind: Callable[[int], Kind], n: int) -> list[Choice]:
-    """Choose up to `n` records in ascending order: the first, the longest, and other kinds.
+    """Choose up to `n` records: the first, the longest, and others of different kinds.
 
-    `lengths` contains the length of each record, and `kind` returns the kind of a record. If all
-    records are alike, the first `n` are chosen, without a reason.
+    `lengths` contains the length of each record, and `kind` returns the kind of a record. The
+    result is in ascending order. If all records are alike, the first `n` are chosen, without a
+    reason.
     """
     n = min(n, len(lengths))
     if n < 1:

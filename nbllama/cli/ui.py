@@ -28,7 +28,7 @@ from nbllama.report.log import (
     memory,
 )
 
-# Words that a narrow terminal without cursor movement omits, the least useful ones first.
+# Words to omit on a narrow terminal without cursor movement, the least useful ones first.
 DISPENSABLE = (
     "computed", "lr", "dt", "grad_norm", "mem", "tokens", "train_loss", "epoch", "tokens/s",
 )  # fmt: skip
@@ -104,7 +104,7 @@ def fitted(line: str, columns: int) -> str:
 
 
 def measured(numbers: Mapping[str, float]) -> str:
-    """Return an objective's additional numbers as ` name=value` words."""
+    """Return the measures of an objective as ` name=value` words."""
     return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 

@@ -81,11 +81,11 @@ def load_dataset(
 ) -> Dataset:
     """Load samples of at most `n_ctx` tokens each from a training file.
 
-    `data` is the file, or the result of `open_data`. `data_format` and `skip_bad` are passed to
-    `open_data`. `cutter` and `rules` apply only to raw text (see `load_raw_text`); all other
-    arguments apply only to records (see `load_samples`).
+    `data` is a path or the result of `open_data`. `data_format`, `skip_bad` and `keep_mark` are
+    passed to `open_data`. `cutter` and `rules` apply only to raw text (see `load_raw_text`); the
+    remaining keyword arguments apply only to records (see `load_samples`).
 
-    Raises `DataError` in the same cases as those three functions.
+    Raises `DataError` under the same conditions as these three functions.
     """
     if not isinstance(data, DataFile):
         data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)

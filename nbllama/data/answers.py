@@ -19,9 +19,9 @@ OTHERWISE = "earlier answers are rendered differently in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer and its prompt, both as text and as token ids, and the answer's number in the chat.
+    """An answer and its prompt, both as text and as token ids, and the answer's index in the chat.
 
-    `text` ends where the answer ends, whereas `own.text` can be longer.
+    `text` ends where the answer ends. `own.text` also contains what the template writes after it.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def begins_empty(answer: Answer) -> bool:
-    """Return whether an answer starts with an empty thought or by closing the prompt's thought."""
+    """Return whether an answer starts with an empty thought or with a tag that closes a thought."""
     if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
         return False
     own = opening(answer.text)
@@ -61,7 +61,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
     """Create the sample for an answer.
 
-    If a tokenizer is given, the sample includes its text and character positions.
+    If a tokenizer is given, the sample includes the text and the character range of each token.
     """
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)

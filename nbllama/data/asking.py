@@ -1,4 +1,4 @@
-"""Read a file of prompts (`nbllama.data.formats.prompt`) and encode them."""
+"""Read and encode prompts from a file (see `nbllama.data.formats.prompt`)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class PromptReader:
 
     `columns` contains the names that the file uses for the keys of a prompt. `style` says how an
     instruction and its input are combined into one message. `skip_bad` skips and counts bad records
-    instead of refusing the file. `parse_special` parses control tokens that are spelled out in text
-    without a template. For `system_as_user`, see `ChatReader`.
+    instead of refusing the file. `parse_special` parses the control tokens that are spelled out in
+    prompts without a template. For `system_as_user`, see `ChatReader`.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class PromptReader:
     def open(
         self, path: str | os.PathLike[str], records: Records | None = None
     ) -> tuple[DataFile, list[_Read]]:
-        """Return a `DataFile` with the bad records, and (line, record, prompt) per good record.
+        """Return a `DataFile` with the bad records, and a list of the good records.
 
-        If `records` is given, it is used instead of the file. Raises `DataError` in the same cases
-        as `open_data`.
+        Each entry in the list is (line, record, prompt). If `records` is given, it is used instead
+        of the file. Raises `DataError` under the same conditions as `open_data`.
         """
         name = os.fspath(path)
         asked = Asked(None, self._columns, self._style, self._skip_bad)
@@ -109,8 +109,8 @@ class PromptReader:
     ) -> Prompts:
         """Encode the prompts that leave room for `most` answer tokens within `n_ctx` tokens.
 
-        Longer prompts are skipped and counted, unless `refuse_long` is set, in which case they are
-        refused. Raises `DataError`.
+        Longer prompts are skipped and counted, or refused if `refuse_long` is set. Raises
+        `DataError`.
         """
         questions, n_long = [], 0
         reader = None
@@ -123,7 +123,8 @@ class PromptReader:
                 if refuse_long:
                     raise DataError(
                         f"{data.where(line)}: the prompt ({len(ids)} tokens) and an answer of "
-                        f"{most} tokens do not fit in the context of {n_ctx}; pass a larger --ctx"
+                        f"{most} tokens do not fit in the context of {n_ctx} tokens; pass a larger "
+                        "--ctx"
                     )
                 n_long += 1
                 continue
@@ -143,8 +144,8 @@ class PromptReader:
             )
         if n_long:
             notes.append(
-                f"{n_long} of {len(good)} prompts were skipped because the prompt and an answer of "
-                f"{most} tokens do not fit in the context of {n_ctx} tokens"
+                f"{n_long} of {len(good)} prompts were skipped because they do not fit in the "
+                f"context of {n_ctx} tokens together with an answer of {most} tokens"
             )
         if not questions:
             raise DataError(f"{shown(data.path, 400)} contains no usable prompts"

@@ -21,12 +21,12 @@ class Tree:
     It is created by `nbllama.data.shared`. All arrays are C-contiguous int32. The batch contains N
     computed rows in S sequences, n sample tokens, and P keys.
 
-    samples            the same samples, each complete
+    samples            the batch without sharing, in which every sample is complete
     rows [n]           the row of each sample token
-    paths [P]          sequence s attends to the rows in `paths[k_offsets[s] : k_offsets[s + 1]]`;
-    k_offsets [S+1]    the last of these are the sequence's own rows
-    order [P]          positions of the rows in `paths`; the positions of row r are
-    starts [N+1]       `order[starts[r] : starts[r + 1]]`, in ascending order
+    paths [P]          the rows that each sequence attends to, ending with its own rows
+    k_offsets [S+1]    sequence s attends to `paths[k_offsets[s] : k_offsets[s + 1]]`
+    order [P]          indices into `paths`, grouped by row and ascending within each group
+    starts [N+1]       the indices for row r are `order[starts[r] : starts[r + 1]]`
     """
 
     samples: Batch
@@ -60,8 +60,6 @@ class Batch:
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
         """Concatenate `rows`, which contains a tuple (tokens [n], targets [n]) per sequence.
-
-        Every sequence has at least one token.
 
         Raises `ValueError` if there are no rows, a row is empty, or tokens and targets differ in
         length.
@@ -148,9 +146,9 @@ class Dataset(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return a batch of these samples, in this order.
+        """Return a batch of the samples with these indices, in this order.
 
-        Raises `IndexError` if a sample number is out of range.
+        Raises `IndexError` if an index is out of range.
         """
         ...
 
@@ -180,8 +178,8 @@ def largest_rows(
 ) -> tuple[int, int]:
     """Return the upper bounds for `Dataset.largest`, assuming that every row is one sample.
 
-    The bounds are the total sizes of the longest samples. If `wraps` is set, the same sample can
-    occur more than once.
+    Each bound is the sum of the `n_rows` largest counts. If `wraps` is set, it is `n_rows` times
+    the largest count, because a batch can contain the same sample more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)

@@ -94,7 +94,7 @@ class ChatReader:
         return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
-        """Tokenise, in a single call, all texts that `rows` will use one by one."""
+        """Tokenise all texts that later calls to `rows` will use, in a single call."""
         texts = []
         for chat in rendered:
             if not isinstance(chat, NbllamaError):
@@ -238,7 +238,7 @@ class ChatReader:
         why: Counter[str],
         line: int,
     ) -> None:
-        """Count what must be reported about a chat. Raises `DataError` if a tool call is lost."""
+        """Count the notices for a chat. Raises `DataError` if the template omits a tool call."""
         notices, found = self.notices, Counter(chat.found)
         self._lost.of_chat(chat, texts, found)
         if chat.messages[-1]["role"] != "assistant":

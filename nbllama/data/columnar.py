@@ -52,7 +52,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
                 row += 1
                 yield Entry(row, {key: _plain(value) for key, value in record.items()})
         if row != metadata.num_rows:
-            raise DataError(f"{where} contains {row} rows, but its header says {metadata.num_rows}")
+            raise DataError(f"{where} contains {row} rows, but its footer says {metadata.num_rows}")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as e:
         raise DataError(f"{where} is a damaged Parquet file: {shown(e)}") from e
 
@@ -94,7 +94,7 @@ def _unpacked_size(column: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in JSON form, without NaN and without keys that occur only in other rows."""
+    """Return a value in JSON form: NaN becomes None, and keys without a value are left out."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, list):

@@ -52,9 +52,9 @@ def _key(record: Record, name: str) -> str:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse `--data-columns`: "prompt=question,completion=answer" to {"prompt": "question", ...}.
+    """Parse "prompt=question,completion=answer" (`--data-columns`) to {"prompt": "question", ...}.
 
-    Raises `UsageError` for any other form, and for a key that is not in any format.
+    Raises `UsageError` if `text` has a different form or contains a key that no format has.
     """
     keys = {key for f in FORMATS.values() for key in f.keys} | {"input", "system"}
     out = {}

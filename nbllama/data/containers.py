@@ -22,7 +22,7 @@ _OTHER_DELIMITER = re.compile("[|\uff0c\uff1b\u3001\uff5c]")  # also full-width 
 
 
 class Table(NamedTuple):
-    """The rows of a table as records, and the number of the line that names the columns.
+    """The rows of a table as records, and the line number of its header.
 
     `n_spaced` is the number of cells that begin with a space, not counting the names of columns.
     """
@@ -77,14 +77,14 @@ def _problem(names: list[str]) -> str | None:
     if len(names) == 1 and (found := _OTHER_DELIMITER.search(names[0])) is not None:
         return (
             f"the columns ({shown(names[0], 80)}) are separated by '{found[0]}'; use commas, tabs "
-            "or semicolons in the whole table"
+            "or semicolons instead"
         )
     return None
 
 
 def _row(names: list[str], row: list[str], delimiter: str) -> Record | DataError:
     if len(row) != len(names):
-        line = f"{counted(len(row), 'cell')}, but the header has {len(names)}"
+        line = f"the row has {counted(len(row), 'cell')}, but the header has {len(names)}"
         if len(row) > len(names):
             name = _NAMES[delimiter]
             return DataError(f'{line}; put a text that contains a {name} in quotes ("...")')

@@ -1,4 +1,4 @@
-"""Counts, over all records, of keys that were read, read under different names, or ignored."""
+"""Count the keys that are read, renamed or ignored in the records of a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "reject
 
 
 class Counts(NamedTuple):
-    """Counts of the keys that were read from the records in a file, and of changes to records."""
+    """Counts of the keys that were read from a file, and of the changes made to its records."""
 
     columns: Counter[tuple[str, str]]  # ("question", "instruction")
     roles: Counter[str]  # "human as user"
@@ -101,7 +101,7 @@ def _counted(names: Counter[str]) -> str:
 
 
 def count_keys(record: Record, found: Format, counts: Counts) -> None:
-    """Count the non-empty keys that the format reads and those that it ignores."""
+    """Count the keys that the format reads and those that it ignores, except empty ones."""
     for key, value in record.items():
         if value in (None, "", [], {}):
             continue

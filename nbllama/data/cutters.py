@@ -44,8 +44,8 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
     """Begin a sample at every token, like the old tool without `--sample-start`.
 
     The whole text is tokenised without BOS, and special tokens are treated as plain text. A text of
-    n tokens gives max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 .. n -
-    n_ctx - 1. The window that ends with the last token is not used.
+    n tokens gives max(1, n - n_ctx) samples. Their starts and sizes are (0, min(n_ctx, n)), then
+    (i, n_ctx) for i = 1 .. n - n_ctx - 1. The window that ends with the last token is not used.
     """
     parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
     tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
@@ -63,12 +63,12 @@ class SampleStart:
     """A cutter that begins a sample after each (non-overlapping) occurrence of `start`.
 
     Each sample is tokenised separately. Text before the first occurrence is not used. A sample ends
-    at the next occurrence of `start`, so it can be empty. With `overlapping`, its size in bytes is
-    n_ctx times the size of the longest token, rounded up to a whole character.
+    at the next occurrence of `start`, so it can be empty. With `overlapping`, a sample instead has
+    n_ctx times as many bytes as the longest token, rounded up to a whole character.
 
     With `include`, samples begin with `start` instead of after it. Text without `start` becomes a
-    single sample. As in the old tool, `old` removes as many bytes from the beginning of this sample
-    as `start` has (unless `include` is set).
+    single sample. With `old`, as many bytes as `start` has are removed from the beginning of this
+    sample, as in the old tool (unless `include` is set).
     """
 
     start: str

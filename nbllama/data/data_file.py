@@ -33,11 +33,11 @@ def place_in(parts: Sequence[Part], line: int) -> Part:
 
 
 class DataFile(NamedTuple):
-    """Training data, read and parsed.
+    """Parsed training data.
 
     `kind` is "raw" (`text` is then the whole text, or the first of `texts`) or "chat". `format` is
     the name of the most common record format in `FORMATS`, or "raw". `samples` contains (line,
-    sample) for each good record, and `bad` the bad records, if they are skipped. `notes` contains
+    sample) for each good record. `bad` contains the bad records that were skipped. `notes` contains
     messages to the user. Lines are numbered consecutively across all files; `place` returns the
     file and the line number in it.
     """

@@ -79,9 +79,9 @@ def encoded(
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
-    """Yield each record's number and line, and its rows or the error, in file order.
+    """Yield the number, the line, and the rows or error of each record, in file order.
 
-    While samples are created from some chats, the template process already renders the next ones.
+    The template process renders the next chats while samples are created from the current ones.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} contains chats, but the model has no chat template")
@@ -159,7 +159,9 @@ def _pair(chosen: Found, rejected: Found) -> Found:
             return type(found)(f"{name}: {found}")
         rows += found
     if np.array_equal(rows[0].ids, rows[1].ids):
-        return DataError("chosen and rejected have equal tokens: there is no preference to learn")
+        return DataError(
+            "chosen and rejected have the same tokens: there is no preference to learn"
+        )
     return rows
 
 

@@ -5,8 +5,8 @@ A feed returns the batches of an iteration that starts at a given position, and 
 nbllama normally uses `SeedFeed`: orders are keyed by (seed, epoch), every sample occurs once per
 epoch, and no epoch ends in the middle of an iteration. `OldFeed` reproduces llama.cpp's
 `common/train.cpp` (`train_opt_callback`, `shuffle_samples`): orders come from a single
-`std::mt19937` for all epochs, and batches are always full, wrapping around within the order of the
-old epoch.
+`std::mt19937` for all epochs, and batches are always full. At the end of an epoch, a batch is
+filled with samples from the start of the same epoch's order.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Feed(Protocol):
 
 
 class SeedFeed:
-    """The `Feed` for a seed; at the end of an epoch, batches can be short or missing.
+    """The `Feed` for a seed; the last iteration of an epoch can have fewer or shorter batches.
 
     If `order` is given, it is used instead of the default `Order` for the seed.
     """
@@ -99,7 +99,7 @@ def _place(epoch: int, at: int, n_samples: int) -> Position:
 
 
 class OldFeed:
-    """The `Feed` of the old tool, starting from its generator state at the start of an epoch.
+    """The `Feed` of the old tool, starting with a generator state at the start of an epoch.
 
     `state` is the generator state as text (see `MT19937`). Epochs before `epoch` are not available.
     """
@@ -107,7 +107,7 @@ class OldFeed:
     wraps = True
 
     def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
-        """Start before `epoch` with the generator `state`. Raises `DataError` if it is invalid."""
+        """Start at the beginning of `epoch`. Raises `DataError` if `state` is invalid."""
         self._dataset = dataset
         self._states = {epoch: MT19937.parse(state).text()}
         self._drawn: tuple[int, Shuffled] | None = None
@@ -115,8 +115,8 @@ class OldFeed:
     def epoch(self, epoch: int) -> Shuffled:
         """Return the order of an epoch.
 
-        As in the old tool, `unit` contains random numbers divided by their maximum minus 1, so a
-        number can exceed 1.
+        As in the old tool, `unit` contains random numbers divided by one less than their maximum,
+        so a number can exceed 1.
         """
         while epoch not in self._states:
             self._draw(max(self._states))
@@ -159,7 +159,7 @@ class OldFeed:
 
 
 def iterations(feed: Feed, position: Position, *, epochs: int, batch: int, grad_acc: int) -> int:
-    """Step through `epochs` epochs to count their iterations."""
+    """Count the iterations of `epochs` epochs by stepping through them from `position`."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:
         position = feed.after(position, batch, grad_acc)

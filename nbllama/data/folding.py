@@ -1,4 +1,4 @@
-"""Different spellings of names: case, full-width characters, spaces around them, and Chinese names.
+"""Recognise different spellings of names, including full-width characters, and Chinese names.
 
 `canonical` converts the name of a column or key to the English name with the same meaning, and
 `speaker` does this for the name of a speaker. Names that are not listed are only folded.
@@ -18,7 +18,7 @@ _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s:{_UNSEEN}]+$")
 
 # English name: Chinese names, first in simplified characters, then in traditional ones that differ.
 _COLUMNS = {
-    "question": "问题 问 提问 问句 询问 题目 用户问题 用户提问  問題 問 提問 問句 詢問 題目 用戶問題",
+    "question": "问题 问 提问 问句 询问 题目 用户问题  問題 問 提問 問句 詢問 題目 用戶問題",
     "query": "查询  查詢",
     "instruction": "指令 指示",
     "prompt": "提示 提示词  提示詞",
@@ -56,7 +56,7 @@ CHINESE_SPEAKERS = {word: name for name, words in _SPEAKERS.items() for word in 
 
 
 def fold(name: str) -> str:
-    """Convert a name to lower case, full-width characters to ASCII, and spaces to "_".
+    """Convert a name to lower case, full-width characters to ASCII, and spaces and hyphens to "_".
 
     White space and zero-width characters around the name are removed, as is a final colon.
     """

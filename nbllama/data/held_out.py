@@ -48,13 +48,13 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 def apart(data: Dataset) -> Dataset:
     """Return the data for validation, without overlaps that would count a token twice.
 
-    If samples from a text overlap, only the first is kept.
+    If samples of raw text overlap, only the first is kept.
     """
     return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Return the numbers of non-overlapping windows within low..high, chosen from left to right."""
+    """Return the indices of non-overlapping windows within low..high, chosen from left to right."""
     numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])
@@ -122,7 +122,7 @@ def _content(data: Any, i: int) -> bytes:
 
 
 def _rows(data: Any, numbers: np.ndarray) -> Dataset:
-    """Return the samples with these numbers as a data set of the same kind."""
+    """Return the samples with these indices as a data set of the same kind."""
     lengths = np.diff(data.offsets)[numbers]
     places = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in numbers])
     part: Dataset = replace(

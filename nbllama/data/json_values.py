@@ -1,4 +1,4 @@
-"""Read JSON from record files: a value per line, a multi-line value, or a sequence of values.
+"""Read JSON from record files: one value per line, a multi-line value, or a sequence of values.
 
 Commas after values and trailing commas in lists and objects are ignored. A duplicate key in an
 object is an error, because one of the values would be lost. NaN, which pandas writes for a missing
@@ -147,7 +147,7 @@ def _of_line(number: int, line: str) -> list[Value]:
 
 
 def _all_of(text: str) -> tuple[list[Value], str]:
-    """Return a sequence of values. Raises `DataError`."""
+    """Parse a whole text as a sequence of values. Raises `DataError`."""
     try:
         return list(_sequence(text)), text
     except DataError as e:

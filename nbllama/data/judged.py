@@ -27,7 +27,7 @@ class Judged(NamedTuple):
     weight: np.ndarray
 
     def part(self, numbers: np.ndarray) -> Judged:
-        """Return the judgements of the answers with these numbers."""
+        """Return the judgements of the answers with these indices."""
         return Judged(self.good[numbers], self.weight[numbers])
 
     def content(self) -> tuple[bytes, ...]:
@@ -39,7 +39,7 @@ def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
     """Return the judgements of all samples in `data`; `records` maps samples to record numbers.
 
     A pair consists of two samples, the chosen one first. Returns None for data without judgements.
-    Raises `DataError` if only some records have judgements.
+    Raises `DataError` if the data mix pairs, labelled answers and other records.
     """
     if data.format not in (PAIRS, LABELLED):
         if any(isinstance(s, Pair | Labelled) for _, s in data.samples):

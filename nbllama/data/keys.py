@@ -11,14 +11,14 @@ from nbllama.data.formats import Record
 from nbllama.errors import shown
 
 Keys = dict[str, list[str]]
-"""The keys of a record that have a value, by the English name for each of them."""
+"""The keys of a record that have a value, grouped by English name."""
 
 _LONGEST = 40  # characters of a name in an option; a longer name must be replaced by hand
 _UNSAFE = re.compile(r"[^\w@%+=:,./-]")  # characters that a shell may interpret
 
 
 def keys_by_name(record: Record) -> Keys:
-    """Return those keys of a record that have a value, grouped by English name (`canonical`)."""
+    """Return the keys of a record that have a value, grouped by English name (`canonical`)."""
     out: Keys = {}
     for key, value in record.items():
         if value is not None:
@@ -27,7 +27,7 @@ def keys_by_name(record: Record) -> Keys:
 
 
 def with_renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
-    """Return the record with renamed keys; the old keys become null."""
+    """Return the record with keys renamed as in `names`, and count the changes in `counts`."""
     for old, new in names.items():
         if old != new:
             counts.columns[(shown(old, 40), new)] += 1

@@ -1,4 +1,4 @@
-"""What distinguishes records from each other: their script, turns, tools and thoughts."""
+"""The features that distinguish records from each other: script, turns, tools and thoughts."""
 
 from __future__ import annotations
 

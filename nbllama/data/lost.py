@@ -1,4 +1,4 @@
-"""Find parts of a chat that are in no prompt or answer because the template omits them."""
+"""Find the parts of a chat that the template omits from all prompts and answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TAG = "zqmark"
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
-    """Count the parts of an answer message that are missing from its `text`, adding to `found`.
+    """Update the counts in `found` with the parts of an answer message that `text` lacks.
 
     The keys come from `nbllama.data.notices.READ`.
 
@@ -48,9 +48,9 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 class LostPieces:
     """A checker that finds the messages and tools that a template leaves out.
 
-    For each shape of chat (the roles and parts of its messages), one chat with marks instead
-    of words is rendered, to determine which messages the template writes at all. Afterwards, the
-    rendered texts of each chat are searched for the chat's words.
+    For each structure of chat (the roles and parts of its messages), one chat with placeholders
+    instead of text is rendered to determine which messages the template omits. The rendered texts
+    of each chat are then searched for the text of the other messages.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -58,10 +58,10 @@ class LostPieces:
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
     def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
-        """Count the messages before the last answer that no prompt contains, adding to `found`.
+        """Update the counts in `found` with the messages that no prompt contains.
 
-        The keys are "role:NAME", and "tools" and "changed" from `nbllama.data.notices.READ`. For
-        `texts`, see `Rendered`.
+        Only messages before the last answer are counted. The keys are "role:NAME", and "tools" and
+        "changed" from `nbllama.data.notices.READ`. For `texts`, see `Rendered`.
         """
         lost, lost_tools = self._of_shape(chat)
         if lost_tools:
@@ -99,7 +99,7 @@ class LostPieces:
         return self._shapes[key]
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
-        """Return the messages that no prompt contains, and whether the tools are missing."""
+        """Return the indices of messages that no prompt contains, and whether tools are missing."""
         end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
@@ -127,7 +127,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return the range of `words` in the text, unchanged or escaped as in JSON, or None."""
+    """Return the range of `words` in the text, verbatim or escaped as in JSON, or else None."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

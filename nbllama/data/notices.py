@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 from nbllama.errors import counted, shown
 
+
+class Kind(NamedTuple):
+    """A kind of notice: its words after the number 1, after any other number, and the rest."""
+
+    one: str
+    many: str
+    rest: str
+
+
 READ = {
-    "mask": (
-        'messages that are not answers have a key such as "loss" or "masked"; only answers are '
-        "trained "
-        "on, so the key has no effect"
+    "mask": Kind(
+        "message that is not an answer has",
+        "messages that are not answers have",
+        ' a key such as "loss" or "masked"; only answers are trained on, so the key has no effect',
     ),
-    "developer": (
-        "messages have the role developer, which the chat template does not support: they are "
-        "rendered as system messages"
+    "developer": Kind(
+        "message has",
+        "messages have",
+        " the role developer, which the chat template does not support; the template receives the "
+        "role system instead",
     ),
-    "folded": (
-        "system messages were put in front of the first question, separated by an empty line "
-        "(--system-as-user): write prompts for the trained model in the same way, because "
-        "llama.cpp's server inserts only a line feed"
+    "folded": Kind(
+        "system message was",
+        "system messages were",
+        " put in front of the first question, separated by an empty line (--system-as-user); write "
+        "prompts for the trained model in the same way, because llama.cpp's server inserts only a "
+        "line feed",
     ),
-    "first": (
-        "answers are the first message of their chat and have no prompt: they are used as context "
-        "and are not trained on"
+    "first": Kind(
+        "answer is the first message of its chat and has",
+        "answers are the first message of their chat and have",
+        " no prompt; an answer without a prompt is used as context and not trained on",
     ),
-    "open": "chats end with a message that has no answer: it is not used",
-    "thought": (
-        "answers have a thought (reasoning_content or <think>) that the chat template "
-        "omits: they are trained without it"
+    "open": Kind(
+        "chat ends", "chats end", " with a message that has no answer; this message is not used"
     ),
-    "hermes": (
-        "answers call tools, but the chat template does not support calls: the calls are trained "
-        "as text, a line of JSON in <tool_call> tags (Hermes format)"
+    "thought": Kind(
+        "answer has",
+        "answers have",
+        " a thought (reasoning_content or <think>) that the chat template omits; the thought is "
+        "not trained on",
     ),
-    "null": (
-        "answers call tools and have no text: the chat template receives null as their content, "
-        "because it writes calls only in that case"
+    "hermes": Kind(
+        "answer calls",
+        "answers call",
+        " tools, but the chat template does not support calls; each call is trained on as text, a "
+        "line of JSON in <tool_call> tags (Hermes format)",
     ),
-    "tools": (
-        "records list tools that the chat template omits: as on a server, the prompt "
-        "does not contain them"
+    "null": Kind(
+        "answer calls tools and has",
+        "answers call tools and have",
+        " no text; the chat template receives null as the content, because it writes calls only "
+        "in that case",
     ),
-    "variables": (
-        'records set variables ("chat_template_kwargs") that the chat template does not use'
+    "tools": Kind(
+        "record lists",
+        "records list",
+        " tools that the chat template omits; as on a server, the prompt does not contain them",
     ),
-    "changed": (
-        "messages do not appear verbatim in the rendered text: the chat template changes them"
+    "variables": Kind(
+        "record sets",
+        "records set",
+        ' variables ("chat_template_kwargs") that the chat template does not use',
+    ),
+    "changed": Kind(
+        "message does",
+        "messages do",
+        " not appear verbatim in the rendered text, because the chat template changes the text",
     ),
 }
 """Kinds of notices about records, by short name."""
@@ -88,11 +116,13 @@ class Notices:
             if kind.startswith("role:"):
                 role = shown(kind.removeprefix("role:"), 40)
                 out.append(
-                    f"{count} messages with the role {role} in {self._records[kind]} records are "
-                    f"not in the rendered text: the chat template leaves them out ({where})"
+                    f"{counted(count, 'message')} with the role {role} in "
+                    f"{counted(self._records[kind], 'record')} {'is' if count == 1 else 'are'} not "
+                    f"in the rendered text, because the chat template omits this role ({where})"
                 )
             else:
-                out.append(f"{count} {READ[kind]} ({where})")
+                one, many, rest = READ[kind]
+                out.append(f"{counted(count, one, many)}{rest} ({where})")
         if self.empty_thoughts:
             way = (
                 f"--template-vars {self.switch}=false keeps it in the prompt"
@@ -100,7 +130,8 @@ class Notices:
                 else "the chat template has no switch that keeps it in the prompt"
             )
             out.append(
-                f"{self.empty_thoughts} of {self.answers} answers begin with an empty thought, "
-                f"which is trained on: the model will learn to stop thinking; {way}"
+                f"{self.empty_thoughts} of {counted(self.answers, 'answer')} "
+                f"{'begins' if self.empty_thoughts == 1 else 'begin'} with an empty thought, which "
+                f"is trained on: the model will learn to stop thinking; {way}"
             )
         return out + self.more

@@ -17,6 +17,8 @@ from nbllama.generation.sampling.params import SamplingParams
 _WHOLE = {"seed", "top_k", "repeat_last_n", "mirostat"}
 _LOWEST = {"seed": 0, "repeat_last_n": -1, "mirostat": 0}
 _HIGHEST = {"seed": 2**32 - 1, "mirostat": 2}
+# The other arguments of `Model.generate`, to suggest when a name is misspelt.
+_ARGUMENTS = ("prompt", "adapter", "max_tokens", "temperature", "chat_template", "exact")
 
 
 def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingParams:
@@ -32,7 +34,8 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
         if name == "seed" and value is None:
             continue
         if name not in names:
-            near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, names, 1)
+            every = [*names, *_ARGUMENTS]
+            near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, every, 1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}"
             raise UsageError(f"unknown setting '{shown(name)}'; {hint}")
         values[name] = _number(name, value)

@@ -77,7 +77,7 @@ class Operations:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor, or None without a pair."""
+        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor, or None if it has none."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -159,11 +159,11 @@ class Operations:
         return dx.reshape(x.shape)
 
     def reads(self, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return the stream x, normalised if there is a norm."""
+        """Return the residual stream x, normalised if `norm` is not empty."""
         return self.norm(x, f"blk.{layer}.{norm}") if norm else x
 
     def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return the gradient with respect to the stream x; dy is the gradient of the result."""
+        """Return the gradient of `reads` with respect to the residual stream x."""
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:

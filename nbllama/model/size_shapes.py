@@ -29,7 +29,7 @@ def most_kv_heads(hp: Hparams) -> int:
 
 
 def norm_shapes_of_values(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of the arrays that the norm of the values saves.
+    """Return the shapes of the arrays that the value norm saves for the backward pass.
 
     The result is empty if the model does not normalise values.
     """
@@ -39,7 +39,7 @@ def norm_shapes_of_values(hp: Hparams, n: int) -> Shapes:
 
 
 def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
-    """Return the shapes of the arrays for keys and values that several blocks use."""
+    """Return the shapes of the arrays for keys and values that several blocks share."""
     shapes: Shapes = {}
     for layer in hp.lent:
         of = hp.sizes_at(layer)
@@ -48,7 +48,7 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return the shape of one token in a block's array `name`.
+    """Return the shape of each token's data in a block's array `name`.
 
     Returns None if the shape is the same in all blocks.
     """

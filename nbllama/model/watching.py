@@ -54,8 +54,8 @@ TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float | np.ndarray) -> None:
     """Pass the per-token losses, and the gradient with respect to the logits, to the watcher.
 
-    The logits are `[N, V]`. The gradient is that of the sum of the losses, each multiplied by
-    `weight`, which is one number or one number per trained token.
+    The logits are `[N, V]`. The gradient is that of the weighted sum of the losses; `weight` is
+    either a single number or one number per trained token.
     """
     z, rows = logits.astype(np.float64), batch.targets >= 0
     targets = batch.targets[rows]

@@ -43,7 +43,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return those layers in `LINEARS` that a model has; a tensor can contain several layers."""
+    """Return the subset of `LINEARS` that a model has; a tensor can contain several layers."""
     layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -176,7 +176,7 @@ class Weights:
         return {name: t.shape for name, t in self.gguf.tensors.items() if name not in idle}
 
     def rope_tables(self, n_positions: int, layer: int = 0) -> Tables | None:
-        """Return the tables cos and sin `[n_positions or more, n_rot/2]` of a block.
+        """Return the cos and sin tables of a block, each `[n_positions or more, n_rot/2]`.
 
         The tables are extended when a longer context requires it. Returns None for a block without
         RoPE.

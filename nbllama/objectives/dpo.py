@@ -4,13 +4,13 @@
     loss = -(1 - e) log sigmoid(b h) - e log sigmoid(-b h)
 
 Here w is the chosen answer, l is the rejected answer, and b is `beta`. e is `label_smoothing`, the
-assumed share of pairs whose sides are swapped (0 in the paper; e > 0 gives Mitchell's conservative
-DPO). Since d log sigmoid(x) / dx = sigmoid(-x),
+assumed fraction of pairs in which the two answers are swapped (0 in the paper; e > 0 gives
+Mitchell's conservative DPO). Since d log sigmoid(x) / dx = sigmoid(-x),
 
     d loss / dh = b (e sigmoid(b h) - (1 - e) sigmoid(-b h))
 
-which is d loss / d log pi(w) and, with the opposite sign, d loss / d log pi(l). The reward of an
-answer is b (log pi - log ref).
+which equals both d loss / d log pi(w) and -d loss / d log pi(l). The reward of an answer is
+b (log pi - log ref).
 
 Source: Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
 Model" (2023), equations 7 and 5. Label smoothing is from Mitchell, "A note on DPO with noisy

@@ -20,16 +20,16 @@ where c is `clip` and b is `beta`. Since dq / d log pi = q,
 
 The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases, the token's
 probability has already changed by that much, and the loss does not push it further. If the answers
-are drawn with the same parameters that are then updated, log old = log pi and q is 1.
+are sampled from the model that the step updates, log old = log pi and q is 1.
 
 The loss of a step is the mean over the tokens of all answers. (The paper first averages over each
 answer, which gives less weight to tokens in long answers.)
 
 Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
 Models" (2024), equations 3, 4 and 21. The estimate k is from Schulman, "Approximating KL
-divergence" (2020). The sum over all tokens is from Yu et al., "DAPO: An Open-Source LLM
+divergence" (2020). The mean over all tokens is from Yu et al., "DAPO: An Open-Source LLM
 Reinforcement Learning System at Scale" (2025), equation 8. As in TRL's GRPOTrainer with the loss
-type "dapo", the denominator of the standard deviation is n - 1, and 1e-4 is added to the result.
+type "dapo", the standard deviation has the denominator G - 1, and 1e-4 is added to it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Here w is the chosen answer, l is the rejected answer, and b is `beta` (tau in the paper). The
 target for the margin h is 1 / (2 b) nats, and a margin above the target is pulled back. Unlike in
-DPO, the margin does not grow to infinity if all pairs agree. The reward of an answer is b (log pi -
-log ref), which makes the target 1/2 in terms of rewards.
+DPO, the margin does not grow without bound, even if the preferences are deterministic. The reward
+of an answer is b (log pi - log ref), so the target for the difference in rewards is 1/2.
 
 As in the paper, log pi is the sum over the tokens of an answer. (TRL averages over the tokens
 instead, so its beta has a different meaning.)

@@ -1,4 +1,4 @@
-"""KTO, Kahneman-Tversky optimisation, which uses single good or bad answers instead of pairs.
+"""KTO, Kahneman-Tversky optimisation, for single answers labelled good or bad instead of pairs.
 
     r = log pi(y|x) - log ref(y|x)
     good:  loss = 1 - sigmoid(b (r - z))        d loss / d log pi = -b s (1 - s)
@@ -11,7 +11,7 @@ this mean is negative. No gradient flows through z. (The factors lambda_D and la
 correspond to the record weights.) The reward of an answer is b r.
 
 Source: Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization" (2024),
-equations 7 and 8, and the estimate in section 4.1.
+equations 7 and 8. The estimate of z is from section 4.1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LabelLoss(NamedTuple):
 
 
 def kto_reference_point(policy: np.ndarray, reference: np.ndarray) -> float:
-    """Estimate z from the log-probabilities `[n]` of answers after mismatched prompts."""
+    """Estimate z from the log-probabilities `[n]` of answers that belong to other prompts."""
     return max(0.0, float((policy - reference).mean()))
 
 

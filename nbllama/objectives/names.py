@@ -10,10 +10,10 @@ PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 class Objective(NamedTuple):
     """An objective, with its properties and the defaults of its options.
 
-    `data` is the kind of sample, or "" for answers without a judgement. `beta` and `sft_weight` are
-    default values. `refers` says whether the loss uses a reference, `smooths` whether it supports
-    label smoothing, and `has_margin` whether it has a target margin. The default learning rate is
-    divided by `rate_divisor`.
+    `data` is the kind of training data: `PAIRS`, `LABELS`, `PROMPTS`, or "" for SFT. `beta` and
+    `sft_weight` are default values. `refers` says whether the loss uses a reference, `smooths`
+    whether it supports label smoothing, and `has_margin` whether it has a target margin. The
+    default learning rate is divided by `rate_divisor`.
     """
 
     name: str
@@ -42,5 +42,5 @@ OBJECTIVES = {
 MARGIN = 1.0
 """The default of `--margin` for each loss that uses a margin."""
 GROUP_SIZE, MAX_ANSWER, TEMPERATURE = 8, 128, 1.0
-"""The defaults of the options for rewards."""
+"""The defaults of `--group-size`, `--max-answer` and `--temperature`."""
 NONE, BASE, START = "none", "base", "start"

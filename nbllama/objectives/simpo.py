@@ -4,8 +4,8 @@
     loss = -(1 - e) log sigmoid(r - g) - e log sigmoid(g - r)
 
 Here w is the chosen answer, l is the rejected answer, |y| is the number of tokens in an answer, and
-b is `beta`. g is `margin`, by which the chosen answer should win, and e is `label_smoothing` (0 in
-the paper).
+b is `beta`. g is `margin`, the amount by which the chosen answer should win, and e is
+`label_smoothing` (0 in the paper).
 
     d loss / dr = e sigmoid(r - g) - (1 - e) sigmoid(g - r)
     d loss / d log pi(w) = (d loss / dr) b / |w|       d loss / d log pi(l) = -(d loss / dr) b / |l|

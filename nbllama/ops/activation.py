@@ -9,10 +9,10 @@ Gradient:
 
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
-All arrays are float32 `[N, F]`. The gradient needs gate and up, and it overwrites them with dgate
-and dup, because gate and up are the widest arrays in a layer. The kernel receives each of them as a
-single argument. If the same array were passed both as an input and as an output, LLVM's overlap
-check would fail, and the loop would run 5 times slower because it would not be vectorised.
+All arrays are float32 `[N, F]`. Because gate and up are the widest arrays in a layer, the gradient
+saves memory by overwriting them with dgate and dup. The kernel receives each of them as a single
+argument. If the same array were passed both as an input and as an output, LLVM's overlap check
+would fail, and the loop would run 5 times slower because it would not be vectorised.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`, and `ggml_geglu_split`,
@@ -209,7 +209,7 @@ OPS = (
         name="geglu",
         gelu=True,
         tolerance=4e-6,
-        why="exp turns the absolute error of z into a relative error: 6e-8 of numbers up to 40",
-        ggml="ggml_geglu_split(gate, up), which uses a half-precision table: within 1e-3",
+        why="exp turns the absolute error of z (6e-8 of values up to 40) into a relative error",
+        ggml="ggml_geglu_split(gate, up), which differs by up to 1e-3 (half-precision table)",
     ),
 )

@@ -120,7 +120,7 @@ def cross_entropy(
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
-        raise ValueError(f"cross_entropy: z has shape {np.shape(zp)}, expected panels of {m} rows")
+        raise ValueError(f"cross_entropy: z has shape {np.shape(zp)}, expected panels for {m} rows")
     check_output("cross_entropy", "z", zp, (*zp.shape[:2], PANEL))
     check_array("cross_entropy", "targets", targets, (m,), dtype=np.int32)
     check_output("cross_entropy", "losses", losses, (m,))

@@ -11,12 +11,12 @@ HEAD = """# Every kernel compared with numpy and llama.cpp
 
 `scripts/tools/kernel_tables` generated this page on {date} ({machine}). Every function used
 one thread. The rows come from the test registry in `tests/kernels`. `test_registry.py` also runs
-every row with two other sizes, and fails if a function in `nbllama/ops` or a weight type has no
-row.
+every row with the two sizes that are not timed, and fails if a function in `nbllama/ops` or a
+weight type has no row.
 
 - **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
   largest number in the reference result, over three sizes: one token, odd sizes, and the size that
-  is timed. A gradient row shows the largest difference in any of the returned arrays.
+  is timed. For a gradient, the value is the largest difference in any of the returned arrays.
 - **to llama.cpp**: the largest difference from llama.cpp's own op, called in the same process on
   the same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
   first rounds the activations to 8 bits (to half precision for F16), whereas nbllama does not round
@@ -28,8 +28,8 @@ row.
   machine was not idle, so compare ratios, not absolute speeds.
 
 For an op that works in place, the time includes restoring its input before each call. llama.cpp's
-ops are called one by one. Its programs also use fused ops (flash attention) and, for some types
-and CPUs, repacked weights; both are faster. [Generation](decode.md) compares
+ops are called one at a time. llama.cpp's own programs also use fused ops (flash attention) and, for
+some types and CPUs, repacked weights, both of which are faster. [Generation](decode.md) compares
 whole models with llama.cpp, and [Speed and memory](results/bench.md) compares whole steps with
 other trainers.
 """
@@ -51,7 +51,7 @@ TEXTS = {
         "All results are bit-identical. The numpy reference is gguf-py's own `dequantize`.",
     ),
     "matmul": (
-        "Weight types: the product of training",
+        "Weight types: the forward product in training",
         "The time includes packing the activations. numpy multiplies weights that were"
         " decoded to float32 in advance; llama.cpp multiplies integers.",
     ),
@@ -61,8 +61,8 @@ TEXTS = {
     ),
     "one token": (
         "Weight types: one token",
-        "These are the products computed by `matvec`, which decodes rows. (A token program"
-        " multiplies integers instead: [Generation](decode.md).)",
+        "These are the products computed by `matvec`, which decodes rows. (Generation normally"
+        " uses integer products instead: [Generation](decode.md).)",
     ),
     "quantise": (
         "Weight types: quantising",
@@ -96,7 +96,7 @@ def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
         out.append('<div class="numbers" markdown>\n')
         out += table(cases, rows, cells, [column for column in LAST if column not in common])
         out.append("</div>\n")
-    out.append("## Without a row\n")
+    out.append("## Functions without a row\n")
     out.append("These functions and modules are not compared above, for the reason given:\n")
     out += [f"- `{name.removeprefix('nbllama.')}`: {why}" for name, why in sorted(NO_CASE.items())]
     return "\n".join(out) + "\n"

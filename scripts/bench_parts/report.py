@@ -148,7 +148,7 @@ STEP = {
     "s (forecast)": "{seconds:.2f} ({forecast_seconds:.2f})",
 }
 VECTORS = {
-    "vectors on both sides": "{vectors}",
+    "instruction set": "{vectors}",
     "matmul: median / sgemm": "{matmul_median:.2f}",
     "lowest": "{matmul_lowest:.2f}",
     "step: tokens/s": "{tokens_per_s:.0f}",
@@ -220,7 +220,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
             "Time of the fastest step at ctx 256 x 4, by kernel",
             table(found.get("profile", []), PROFILE),
         ),
-        ("With vectors of one width", table(found.get("vectors", []), VECTORS)),
+        ("With the same vector width on both sides", table(found.get("vectors", []), VECTORS)),
         ("Long contexts, one sequence, checkpointing", table(found.get("context", []), STEP)),
         ("Larger models", table(found.get("models", []), {"model": "{name}"} | STEP)),
         ("PyTorch + PEFT, the same model and tokens", table(peers, PEER)),
@@ -229,7 +229,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
         ("Quantised matmul, 512 tokens", table(many, MATMUL)),
         ("Quantised matmul, few tokens", table(few, FEW)),
         ("Attention", table(found.get("attention", []), ATTENTION)),
-        ("Loss with its output product", table(found.get("loss", []), LOSS)),
+        ("Output product and loss", table(found.get("loss", []), LOSS)),
         ("Start", table(found.get("start", []), START)),
     ]
     text = f"""# Speed and memory

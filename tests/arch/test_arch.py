@@ -212,7 +212,7 @@ class TestRows:
         assert read(model, path).alibi_max_bias == 8.0
         self.row(monkeypatch, alibi_by_depth={32: 0.0, 40: 8.0})
         assert (
-            "'llama.block_count': 2: the positions of llama are known only for 32, 40 layers"
+            "'llama.block_count': 2, but llama is supported only with 32 or 40 layers"
             in refused(model, path)
         )
 

@@ -80,7 +80,7 @@ def check_gradients(model: Model, groups: Grouping) -> None:
 
 
 # Deep only for the scale of their queries, or wide for their heads; `test_logits` covers both.
-SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads over 8)")
+SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads, 8 KV heads)")
 
 
 @pytest.mark.parametrize("name", kinds(also_slow=SLOW))

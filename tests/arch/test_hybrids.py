@@ -22,7 +22,7 @@ from tests.differences import compare
 
 LFM2, QWEN35 = "lfm2, 350M to 2.6B", "qwen35, 0.8B and 2B"
 GEMMA4 = "gemma4, E2B and E4B"
-IDLE, SHARED = "qwen35, with further predictions", "qwen35, 4B to 27B (heads share keys)"
+IDLE, SHARED = "qwen35, with extra prediction blocks", "qwen35, 4B to 27B (heads share keys)"
 
 
 def made(folder: Path, name: str, **keys: Any) -> Hparams:

@@ -259,7 +259,7 @@ def test_a_chat_on_a_terminal(folder: Path, ask: Ask) -> None:
 def test_commands_on_a_terminal(folder: Path, ask: Ask) -> None:
     options = ["-cnv", "-n", "8", "--ignore-eos", "--chat-template", folder / "plain.jinja"]
     terminal = Terminal(["-m", folder / "base.gguf", *GREEDY, *options], folder)
-    assert "or a command: /clear begins" in terminal.wait_for(r"> $")
+    assert "or a command: /clear starts" in terminal.wait_for(r"> $")
 
     def reply(text: str) -> str:
         terminal.type(f"{text}\n")
@@ -267,9 +267,9 @@ def test_commands_on_a_terminal(folder: Path, ask: Ask) -> None:
 
     first = reply("hen")
     assert reply("hat") != first  # the second message of a chat
-    assert reply("/clear") == "a new chat begins\n> "
+    assert reply("/clear") == "started a new chat\n> "
     assert reply("hen") == first
-    assert reply("/help").startswith("/clear begins a new chat; ")
+    assert reply("/help").startswith("/clear starts a new chat; ")
     assert reply("/regen").startswith("error: /regen is not a command (/clear ")
     assert not reply("/usr/bin").startswith("error")  # a path is a message
     terminal.type("/exit\n")

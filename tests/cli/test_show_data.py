@@ -62,7 +62,7 @@ def test_marked_tokens_and_statistics(folder: Path) -> None:
     ):
         assert line in out.replace("\n", " ")
     assert "\nsamples     3\n" in out
-    assert "(nbllama itself never computes padding)" in out
+    assert "(nbllama itself never pads rows)" in out
     bars = [line for line in out.splitlines() if " .. " in line]
     assert sum(int(line.split()[3]) for line in bars) == 3
 

@@ -87,7 +87,7 @@ def test_truth(demo_tokenizer: Tokenizer, case: dict[str, Any]) -> None:
     if FOLDED in case:
         data = once(system_as_user=True)
         assert found(data) == [{k: s[k] for k in ("text", "trained")} for s in case[FOLDED]]
-        assert "were put in front of the first question" in data.notes[0]
+        assert "put in front of the first question" in data.notes[0]
 
 
 def answers(data: Samples) -> list[str]:
@@ -96,7 +96,7 @@ def answers(data: Samples) -> list[str]:
 
 HERMES = '<tool_call>\n{"name": "weigh", "arguments": %s}\n</tool_call><|im_end|>'
 SECOND = ["Second.<|im_end|>"]
-THOUGHT = "answers have a thought (reasoning_content or <think>) that the chat template omits"
+THOUGHT = "1 answer has a thought (reasoning_content or <think>) that the chat template omits"
 RECORDS: list[tuple[str, list[str], str]] = [
     ("answer-begins-with-breaks.jsonl", ["\n\nPage two.<|im_end|>"], ""),
     (
@@ -115,7 +115,7 @@ RECORDS: list[tuple[str, list[str], str]] = [
             "sharegpt-weight", "sharegpt-loss", "sharegpt-trainable",
         )
     ],
-    ("answer-first.jsonl", ["At the window.<|im_end|>"], "context and are not trained"),
+    ("answer-first.jsonl", ["At the window.<|im_end|>"], "context and not trained"),
     ("reasoning-content.jsonl", ["42<|im_end|>"], THOUGHT),
     ("thinking.jsonl", ["42<|im_end|>"], THOUGHT),
 ]  # fmt: skip
@@ -137,17 +137,17 @@ def test_a_key_that_asks_to_train_a_question(demo_tokenizer: Tokenizer) -> None:
 def test_roles_that_a_template_does_not_know(demo_tokenizer: Tokenizer) -> None:
     data = read(demo_tokenizer, "developer-role.jsonl", "drops-unknown-roles.jinja")
     assert data.texts[0].text.startswith("<|im_start|>system\nAnswer in rhyme.<|im_end|>\n")
-    assert "1 messages have the role developer" in data.notes[0]
+    assert "1 message has the role developer" in data.notes[0]
     data = read(demo_tokenizer, "tool-result-dropped.jsonl", "drops-unknown-roles.jinja")
     assert data.notes == (
-        "1 messages with the role tool in 1 records are not in the rendered text: the chat "
-        "template leaves them out (first: line 1)",
+        "1 message with the role tool in 1 record is not in the rendered text, because the chat "
+        "template omits this role (first: line 1)",
     )
 
 
 def test_a_message_without_an_answer_is_reported(demo_tokenizer: Tokenizer) -> None:
     data = read(demo_tokenizer, "three-turns-ends-with-user.jsonl")
-    ends = "chats end with a message that has no answer: it is not used (first: line 1)"
+    ends = "chat ends with a message that has no answer; this message is not used (first: line 1)"
     assert data.notes == (f"1 {ends}",)
     assert read(demo_tokenizer, "two-turns.jsonl").notes == ()
 

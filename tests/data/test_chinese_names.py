@@ -26,6 +26,7 @@ def wide(text: str) -> str:
         ("问题", "回答"), ("问", "答"), ("提问", "答案"), ("指令", "输出"), ("输入", "输出"),
         ("提示", "回复"), ("用户", "助手"), ("問題", "回答"), ("問", "答"), ("提問", "答覆"),
         ("輸入", "輸出"), ("提示詞", "回覆"), ("用戶", "助手"), ("题目", "参考答案"),
+        ("用户问题", "机器人回复"), ("客户", "客服"), ("用户", "客服"),
         ("问题", "Answer"), ("Question", "回答"), ("问题 ", " 回答" + wide(":")),
         ("\ufeff问题", "回答\u200b"), (wide("Q"), wide("A")),
         (wide("Question:"), "ANSWER:"), ("　问题　", "回答"),
@@ -106,7 +107,7 @@ def test_roles_are_reported(tmp_path: Path) -> None:
     found = opened(tmp_path, {"messages": turns})
     assert said(found)[0] == ("旁白", "n")
     assert found.notes == ("unknown roles, passed to the chat template unchanged: 旁白 (1)",)
-    with pytest.raises(DataError, match="'旁白' is not one of system, human"):
+    with pytest.raises(DataError, match="'旁白', not one of system, human"):
         opened(tmp_path, {"conversations": [{"from": "旁白", "value": "n"}]})
 
 

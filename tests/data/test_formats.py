@@ -112,13 +112,13 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         ("text", {}, 'the key "text" is missing'),
         ("text", {"text": 5}, '"text" must be text, not a number'),
         ("text", {"text": " \n"}, "the text is empty"),
-        ("text", {"text": "\ud800"}, '"text" contains half a surrogate pair at character 0'),
+        ("text", {"text": "\ud800"}, '"text" must not contain an unpaired surrogate (character 0)'),
         ("completion", {"prompt": "p"}, 'the key "completion" is missing'),
         ("completion", {"completion": "p"}, 'the key "prompt" is missing'),
         ("completion", {"prompt": "p", "completion": ""}, "the answer (completion) is empty"),
         ("completion", {"prompt": None, "completion": "c"}, '"prompt" must be text, not null'),
         ("completion", {"prompt": [Q], "completion": "c"}, '"completion" must be a list of mess'),
-        ("completion", {"prompt": [Q, A], "completion": [Q]}, "every answer has weight 0"),
+        ("completion", {"prompt": [Q, A], "completion": [Q]}, "every answer is excluded from"),
         ("alpaca", {"instruction": "", "output": "a"}, "the instruction is empty"),
         ("alpaca", {"instruction": "q", "output": "\t"}, "the answer (output) is empty"),
         ("alpaca", {"instruction": "q"}, 'the key "output" is missing'),
@@ -141,7 +141,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         (
             "sharegpt",
             {"conversations": [{"from": "alien", "value": "x"}]},
-            "message 1: 'alien' is not one of system, human, ",
+            "message 1: \"from\" is 'alien', not one of system, human, ",
         ),
         (
             "sharegpt",
@@ -192,7 +192,7 @@ class TestTables:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("prompt,completion\na,b\nc\n", "line 3: 1 cell, but the header has 2"),
+            ("prompt,completion\na,b\nc\n", "line 3: the row has 1 cell, but the header has 2"),
             ("prompt,completion\na,b，c\nc，d\n", "has 2; is '，' meant as a delimiter?"),
             (
                 "prompt\tcompletion\na\tb\tc\n",

@@ -218,7 +218,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ),
         ([Q, {**A, "content": ["a"]}], 'message 2: "content" has a part that is not text'),
         ([Q, {**A, "weight": 2}], 'message 2: "weight" must be 0 or 1'),
-        ([Q, {**A, "weight": 0}], "every answer has weight 0, so there is nothing to train on"),
+        ([Q, {**A, "weight": 0}], "every answer is excluded from training"),
         ([Q, {**A, "tool_calls": {"name": "f"}}], '"tool_calls" must be a list, not an object'),
         (
             [Q, {**A, "tool_calls": [1]}],
@@ -227,7 +227,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {**A, "tool_calls": [{"name": 1}]}], 'a tool call: "name" must be text'),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": "{"}]}],
-            "the arguments of a tool call are not valid JSON",
+            "the arguments of a tool call must be valid JSON",
         ),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": [4]}]}],
@@ -241,7 +241,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "tool_calls": [{"name": "f", "input": {"n": 4}, "arguments": {"n": 5}}]}],
             'has arguments under both "arguments" and "input"',
         ),
-        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls" are not valid JSON'),
+        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls" must be valid JSON'),
         ([Q, {**A, "tool_calls": [{"name": " "}]}], "a tool call has an empty name"),
         (
             [Q, {**A, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}],
@@ -261,7 +261,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([{**Q, "role": " "}, A], 'message 1: "role" is empty'),
         ([Q, {**A, "content": ""}], "message 2: the answer is empty"),
         ([Q, A, Q, {**A, "content": " \n"}], "message 4: the answer is empty"),
-        ([Q, {**A, "content": "ab\ud800"}], 'message 2: "content" contains half a surrogate pair'),
+        ([Q, {**A, "content": "ab\ud800"}], 'message 2: "content" must not contain an unpaired'),
     ],
 )
 def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
@@ -279,7 +279,7 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
         ({"tools": "[{"}, '"tools" is not valid JSON'),
         (
             {"tools": json.loads('[{"name": "f", "x": ' + "[" * 80 + "]" * 80 + "}]")},
-            '"tools" is nested more than 64 levels deep',
+            '"tools" must not be nested more than 64 levels deep',
         ),
         ({"tools": "[" * 100_000}, '"tools" is not valid JSON'),
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),

@@ -83,7 +83,7 @@ def test_a_program_says_what_the_blocks_say(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("window", [0, 300])
 def test_keys_in_several_chunks(tmp_path: Path, window: int) -> None:
     keys = {"attention.sliding_window": window} if window else {}
-    thin = MODELS["gemma2, 2B and 9B" if window else "llama, 70B (64 heads over 8)"]
+    thin = MODELS["gemma2, 2B and 9B" if window else "llama, 70B (64 heads, 8 KV heads)"]
     thin.make(tmp_path / "m.gguf", keys=keys, n_ctx_train=1024)
     model = load_model(tmp_path / "m.gguf")
     tokens = [i % 61 + 3 for i in range(2 * CHUNK - 2)]

@@ -147,7 +147,7 @@ def _add_dropped(size: str) -> Run:
 
 
 @case("pack", "small", pack, bound=0, shape="1024 x 576",
-      llama="none: its products read rows in place")  # fmt: skip
+      llama="none: llama.cpp's products read rows in place")  # fmt: skip
 def _pack(size: str) -> Run:
     x = normal(1, *NORM[size])
     memory = np.empty(panel_floats(*x.shape), np.float32)

@@ -39,12 +39,12 @@ GROUPS = (
 """In the order of the page."""
 
 NO_CASE: dict[str, str] = {
-    "nbllama.ops.op": "checks of arguments, without a kernel",
-    "nbllama.ops.token.tables": "tables that control `walk`",
-    "nbllama.ops.token.run.walk": "one token through a whole model; "
-    "tests/generation/test_token_program.py compares it with the passes above, "
-    "tests/generation/test_generation_vs_llama.py with llama.cpp; "
-    "scripts/tools/bench_generation times it",
+    "nbllama.ops.op": "checks arguments; has no kernel",
+    "nbllama.ops.token.tables": "defines the tables that `walk` reads",
+    "nbllama.ops.token.run.walk": "computes one token through a whole model; "
+    "compared with the ordinary forward pass by tests/generation/test_token_program.py and "
+    "with llama.cpp by tests/generation/test_generation_vs_llama.py; "
+    "timed by scripts/tools/bench_generation",
     "nbllama.ops.token.run.n_threads": "returns the number of threads",
     "nbllama.ops.token.run.row_product": "the only product in `walk`, compared with "
     "llama.cpp for each weight type by tests/quants/test_dot.py",
@@ -53,13 +53,14 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, used only for dumps",
     "nbllama.ops.attention.attention.probabilities": "plain numpy, used by "
     "the reference and for dumps",
-    "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
-    "table; tests/ops/test_registry_sweep.py compares it with its reference",
+    "nbllama.ops.attention.tree": "copies rows for `attention` and sums their gradients; "
+    "compared with its reference by tests/ops/test_registry_sweep.py",
     "nbllama.ops.rope.rope_tables": "plain numpy, covered by the 'rope' rows",
     "nbllama.ops.rope.yarn_range": "plain numpy, called by `rope_tables`",
     "nbllama.ops.ungated.xielu_numbers": "computes two numbers, covered by the 'xielu' rows",
-    "nbllama.ops.short_conv.leave_state": "copies, tested in tests/generation/test_states.py",
-    "nbllama.ops.delta_net.delta_net.fading": "an exponential, covered by the 'delta_net' rows",
+    "nbllama.ops.short_conv.leave_state": "copies rows, tested in tests/generation/test_states.py",
+    "nbllama.ops.delta_net.delta_net.fading": "computes exponentials, covered by "
+    "the 'delta_net' rows",
     "nbllama.ops.dropout.dropout_for": "generates a key, covered by the 'dropout' rows",
     "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
     "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",

@@ -25,7 +25,7 @@ SHAPES = {"one": (1, 64, 256), "odd": (33, 37, 768), "large": (512, 576, 1536)}
 
 # Where ggml rounds activations to less, or not at all.
 PRODUCT_BOUND = {"F32": SUM, "F16": 1e-3, "BF16": 1e-2}
-# ggml's gradient decodes the weights and rounds nothing, but takes no halves.
+# ggml's gradient decodes the weights and rounds nothing, but does not accept 16-bit floats.
 NO_GRADIENT = ("F16", "BF16")
 
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -151,7 +151,8 @@ for _t in QUANTS.values():
          llama_bound=PRODUCT_BOUND.get(_t.name, ROUNDED), shape="512 tokens, 1536 to 576")(
         partial(_matmul, t=_t))  # fmt: skip
     case(f"matmul {_t.name}, gradient", "matmul gradient", matmul_grad, bound=SUM, unit="GF/s",
-         llama="none: ggml_out_prod takes no halves" if _t.name in NO_GRADIENT else "ggml_out_prod",
+         llama="none: ggml_out_prod does not accept 16-bit floats" if _t.name in NO_GRADIENT
+         else "ggml_out_prod",
          shape="512 tokens, 576 to 1536")(
         partial(_matmul_grad, t=_t))  # fmt: skip
     case(f"one token {_t.name}", "one token", matvec, bound=SUM, unit="GF/s", llama="ggml_mul_mat",

@@ -80,7 +80,7 @@ def summation_matters(
     return max(float(np.linalg.norm(g - wanted)) for g in found) / float(np.linalg.norm(wanted))
 
 
-SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads over 8)")
+SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads, 8 KV heads)")
 
 
 @pytest.mark.parametrize("name", kinds(also_slow=SLOW))

@@ -154,7 +154,7 @@ def test_each_of_our_names_is_compared_somewhere(tmp_path: Path) -> None:
         "llama, 7B to 30B",
         "qwen3, all dense sizes",
         "gemma3, without a window",
-        "gemma2, without its keys",
+        "gemma2, without the optional keys",
         "apertus, 8B and 70B",
         "starcoder2, 3B to 15B",
         "olmoe, 1B-7B",

@@ -65,7 +65,7 @@ ROWS = (
         logit_softcap=30.0,
         window=Window(4096, 2, None),
         hf_modules=HF_MODULES,
-        checked=("2B and 9B", "without its keys", "27B"),
+        checked=("2B and 9B", "without the optional keys", "27B"),
     ),
     ArchRow(
         "gemma3",

@@ -95,7 +95,7 @@ ROWS = (
         partial_rope=True,
         next_blocks=True,
         hf_modules=HF_MODULES | _DELTA_MODULES,
-        checked=("0.8B and 2B", "4B to 27B (heads share keys)", "with further predictions"),
+        checked=("0.8B and 2B", "4B to 27B (heads share keys)", "with extra prediction blocks"),
     ),
     ArchRow(
         "lfm2moe",

@@ -53,7 +53,7 @@ ROWS = (
         rope_pairing="halves",
         partial_rope=True,
         hf_modules=HF_MODULES,
-        checked=("3B (partial RoPE)", "2 1.6B (biases)"),
+        checked=("3B (partial RoPE)", "StableLM 2 1.6B (biases)"),
     ),
     ArchRow(
         "phi2",
@@ -79,7 +79,7 @@ ROWS = (
         scale_keys=("logit",),
         hf_modules=HF_MODULES,
         hf_turned=False,
-        checked=("35B", "without a scale of logits"),
+        checked=("35B", "without a logit scale"),
     ),
     ArchRow(
         "cohere2",

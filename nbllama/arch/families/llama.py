@@ -45,8 +45,8 @@ ROWS = (
         hf_modules=HF_MODULES | _MIXTRAL,
         checked=(
             "7B to 30B",
-            "70B (64 heads over 8)",
-            "Mistral (its window ignored)",
+            "70B (64 heads, 8 KV heads)",
+            "Mistral (window ignored)",
             "Chinese-LLaMA-2-16k",
             "Llama 3 1B",
             "Yi",
@@ -86,7 +86,7 @@ ROWS = (
         scale_keys=tuple(SCALE_KEYS),
         fixed_keys={"rope.scaling.finetuned": True},  # if false, the model has no positions
         hf_modules=HF_MODULES,
-        checked=("dense", "without its keys"),
+        checked=("dense", "without the optional keys"),
     ),
     ArchRow(
         "smollm3",

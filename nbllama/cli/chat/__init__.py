@@ -1,1 +1,1 @@
-"""`nbllama chat`, `nbllama generate` and `python -m nbllama.main`: completions and chats."""
+"""The programs `nbllama chat`, `nbllama generate` and `python -m nbllama.main`."""

@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 
 class Console:
-    """The terminal; with `color`, prompts and input have different colours from answers."""
+    """The terminal. If `color` is true, prompts and input are coloured differently from answers."""
 
     def __init__(self, color: bool) -> None:
         self._color = color
@@ -96,7 +96,7 @@ class Console:
 
 
 def _utf8_locale() -> bool:
-    """Return whether the C locale is UTF-8.
+    """Return whether the current locale uses UTF-8.
 
     In any other locale, readline would interpret Chinese characters as commands.
     """

@@ -1,4 +1,4 @@
-"""The program `nbllama chat`, whose options are in `nbllama.options.chat_verbs`."""
+"""The program `nbllama chat`. Its options are in `nbllama.options.chat_verbs`."""
 
 from __future__ import annotations
 

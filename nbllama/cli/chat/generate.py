@@ -1,4 +1,4 @@
-"""The program `nbllama generate`, whose options are in `nbllama.options.chat_verbs`."""
+"""The program `nbllama generate`. Its options are in `nbllama.options.chat_verbs`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from nbllama.system.program import run_program
 
 
 def run(words: list[str], parse: Callable[[Sequence[str]], Main] = parse_main) -> None:
-    """Run the program with command-line arguments, which `parse` reads."""
+    """Parse the command-line arguments with `parse`, and run the program."""
     asked = parse(words)
     threads = use_threads(asked.options.threads)
     from nbllama.cli.chat import run as main_run

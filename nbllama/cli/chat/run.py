@@ -117,8 +117,8 @@ def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) ->
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
     """Return the context length in tokens.
 
-    Prints a warning if the length is unsuitable, such as longer than the trained length; if
-    `strict`, raises `UsageError` instead.
+    Prints a warning if the length is unsuitable, for example because it is longer than the trained
+    length. If `strict`, raises `UsageError` instead.
     """
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
@@ -140,7 +140,7 @@ def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) 
     """
     model.tokenizer  # noqa: B018  # the vocabulary is large once it has been read
     held = resident() - mapped(*model.gguf.paths)
-    file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped, so they are not counted"
+    file = f"{memory(model.gguf.size)}, mapped; not counted because the system can drop its pages"
     rows = [
         ("model file", file),
         ("KV cache", f"{memory(needed.cache)} for {n_ctx} tokens"),
@@ -163,9 +163,9 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
-    """Compile the kernels and read the weights, by processing a few tokens before the text begins.
+    """Compile the kernels and read the weights by processing a few tokens before the text begins.
 
-    A note is printed if the warm-up takes long.
+    A note is printed if the warm-up takes longer than `_QUIET` seconds.
     """
     said = threading.Event()
 

@@ -11,7 +11,10 @@ from nbllama.generation.predictor import ContextFull
 from nbllama.options.chat import read_escapes
 from nbllama.text.chat_template import ChatTemplate
 
-_HELP = "/clear begins a new chat; /exit, or Ctrl-D, ends the program; Ctrl-C ends an answer"
+_HELP = (
+    "/clear starts a new chat; /exit or Ctrl-D ends the program; Ctrl-C stops an answer or, at the "
+    "prompt, the program"
+)
 _EXIT = ("/exit", "/quit", "/bye")
 
 
@@ -75,8 +78,11 @@ def _answer(command: str) -> str:
     if command in ("/help", "/?"):
         return _HELP
     if command == "/clear":
-        return "a new chat begins"
-    return f"error: {command} is not a command ({_HELP}); to send it, put a space before it"
+        return "started a new chat"
+    return (
+        f"error: {command} is not a command ({_HELP}); to send it as a message, put a space "
+        "before it"
+    )
 
 
 def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]]) -> None:

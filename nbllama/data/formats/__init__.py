@@ -52,7 +52,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(records: Iterable[Record]) -> Format | None:
-    """Return the format that most of `records` fit, or None if no record fits a format.
+    """Return the format that the most records fit, or None if no record fits a format.
 
     A null value counts as a missing key, because merged tables contain such values.
     """

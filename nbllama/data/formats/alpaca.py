@@ -1,8 +1,9 @@
 """Instructions in the format of Stanford Alpaca: {"instruction", "input", "output"}.
 
 Records are passed to the chat template as a question and an answer. "input" can be empty or
-missing; otherwise, it follows the instruction as defined by the layout of the template. "system"
-(text) and "history" (a list of [question, answer]) are optional, as in LLaMA-Factory's variant.
+missing; otherwise, it follows the instruction as the layout of the template specifies. "system"
+(text) and "history" (a list of [question, answer] pairs) are optional, as in LLaMA-Factory's
+variant.
 """
 
 from __future__ import annotations

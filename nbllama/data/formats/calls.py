@@ -104,4 +104,4 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{what} are not valid JSON") from e
+        raise DataError(f"{what} must be valid JSON") from e

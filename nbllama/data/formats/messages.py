@@ -44,8 +44,8 @@ def read(record: Record, style: Style) -> Conversation:
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
     """Return the messages under `key`.
 
-    Also returns the numbers (from 0) of the answers that are not trained, and the kinds of notices
-    (see `Conversation`).
+    Also returns the indices of the answers that are not trained, and the kinds of notices (see
+    `Conversation`).
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
@@ -76,8 +76,8 @@ def _message(message: Any, where: str) -> Message:
 def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
     """Return the parts of a message other than its role and content.
 
-    These are its thought, its tool calls, and the id of the call that it answers. Raises
-    `DataError`.
+    These are the thought, the tool calls and, for the result of a tool call, the name of the tool
+    and the id of the call. Raises `DataError`.
     """
     out: Message = {}
     thought = _thought(message, where)
@@ -118,12 +118,12 @@ def _parts(parts: list[Any], where: str) -> str:
 
 
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the numbers of the answers that a key excludes from training, and notices.
+    """Return the indices of the answers that mask keys exclude from training, and notices.
 
     Each notice is represented by its kind (`nbllama.data.notices`).
 
-    Raises `DataError` if the value of such a key means neither yes nor no, if keys contradict each
-    other, or if a key requests training on a message that is not an answer.
+    Raises `DataError` if the value of a mask key is not 0, 1, true or false, if mask keys
+    contradict each other, or if one requests training on a message that is not an answer.
     """
     silent = set()
     notices: tuple[str, ...] = ()

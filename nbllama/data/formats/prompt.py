@@ -30,9 +30,9 @@ _QUESTIONS = ("instruction", "question")
 
 
 def read(record: Record, style: Style) -> Conversation | str:
-    """Read the prompt, which is text, or a chat that ends with a stand-in for the answer.
+    """Read the prompt, which is either text or a chat that ends with a placeholder answer.
 
-    Only the stand-in is treated as a training target. Raises `DataError`.
+    Only the placeholder is treated as a training target. Raises `DataError`.
     """
     if record.get("messages") is not None:
         return _chat(record, "messages")
@@ -64,7 +64,7 @@ def _chat(record: Record, key: str) -> Conversation:
 
 
 def _ended(messages: list[Message], record: Record, notices: tuple[str, ...]) -> Conversation:
-    """Append the stand-in to a chat in which earlier answers are not trained."""
+    """Append the placeholder answer to a chat whose earlier answers are not trained."""
     silent = {i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE}
     whole = [*messages, {"role": ANSWERING_ROLE, "content": STAND_IN}]
     return conversation(whole, frozenset(silent), record, notices)

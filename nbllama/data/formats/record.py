@@ -32,10 +32,10 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 class Conversation(NamedTuple):
     """Messages for a chat template.
 
-    `silent` contains the numbers (from 0) of assistant messages that are read but not trained.
+    `silent` contains the indices of the assistant messages that are read but not trained.
     `tools` are in the form that a server receives. `variables` are template variables for this
-    chat. `notices` says what was not read exactly as written, as keys of
-    `nbllama.data.notices.READ`. `n_first` is the number of messages at the start that do not come
+    chat. `notices` contains keys of `nbllama.data.notices.READ`, which describe what was not read
+    exactly as written. `n_first` is the number of messages at the start that do not come
     from the record's list of messages.
     """
 
@@ -66,7 +66,7 @@ class Pair(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """An answer that is `good` or bad; `weight` scales the loss."""
+    """An answer labelled as good or bad; `weight` scales the loss."""
 
     answer: Plain
     good: bool
@@ -77,7 +77,7 @@ Sample = Plain | Pair | Labelled
 
 
 def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
-    """Yield every prompt with an answer: twice for a pair, and once for any other sample."""
+    """Yield each answer with its prompt: two for a pair, and one for any other sample."""
     for sample in samples:
         if isinstance(sample, Pair):
             yield sample.chosen
@@ -128,7 +128,7 @@ def conversation(
         if not messages[i]["content"].strip() and not messages[i].get("tool_calls"):
             raise DataError(f"message {i + 1 - n_first}: the answer is empty")
     if silent.issuperset(answers):
-        raise DataError("every answer has weight 0, so there is nothing to train on")
+        raise DataError("every answer is excluded from training")
     tools = tools_of(record) if record is not None else None
     variables = variables_of(record) if record is not None else None
     return Conversation(messages, silent, tools, variables, notices, n_first)
@@ -199,7 +199,7 @@ def weight_of(record: Record) -> float:
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
     """Return the text under `key`.
 
-    If the key is missing or its value is null, `default` is returned, if given.
+    Returns `default`, if it is given, for a missing key or a null value.
 
     Raises `DataError` if the key is missing, or if the value is not text or contains an unpaired
     surrogate.
@@ -231,7 +231,9 @@ def check_unicode(value: str, what: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise DataError(f"{what} contains half a surrogate pair at character {e.start}") from e
+        raise DataError(
+            f"{what} must not contain an unpaired surrogate (character {e.start})"
+        ) from e
 
 
 def check_json(value: Any, what: str) -> None:
@@ -247,7 +249,7 @@ def check_json(value: Any, what: str) -> None:
         if not level:
             break
     else:
-        raise DataError(f"{what} is nested more than {_DEEPEST} levels deep")
+        raise DataError(f"{what} must not be nested more than {_DEEPEST} levels deep")
     check_unicode(json.dumps(value, ensure_ascii=False), what)
 
 
@@ -267,5 +269,5 @@ def kind_of(value: object) -> str:
 
 
 def keys_of(record: Record) -> str:
-    """Return a list of the keys of a record, for an error message."""
+    """Return the keys of a record as text for an error message."""
     return shown(", ".join(record) or "none", 80)

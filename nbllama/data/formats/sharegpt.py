@@ -68,7 +68,7 @@ def _turn(turn: Any, where: str) -> Message:
         raise DataError(f"{where}must be an object, not {kind_of(turn)}")
     speaker = text_of(turn, "from", where).lower()
     if speaker not in ROLES:
-        raise DataError(f"{where}'{shown(speaker, 40)}' is not one of {', '.join(ROLES)}")
+        raise DataError(f"{where}\"from\" is '{shown(speaker, 40)}', not one of {', '.join(ROLES)}")
     role, calls = ROLES[speaker], calls_of(turn, where)
     value = text_of(turn, "value", where, default="" if calls else None)
     if speaker == "function_call" and not calls:

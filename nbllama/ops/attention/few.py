@@ -1,4 +1,4 @@
-"""Attention of a few queries over many keys, for generation token by token.
+"""Attention of a few queries over many keys, for token-by-token generation.
 
 The formula is the same as in `nbllama.ops.attention`, but with so few queries, the blocks used in
 that module would be mostly padding. Nothing is packed: keys are read directly from the cache. A

@@ -76,7 +76,7 @@ def copy_block(x, t0, n, head, d, scale, out):
 
 @kernel()
 def scores(rows, d, panels, first, last, past, n, s, ld):
-    """Compute s[i, j - first] = rows[i] . column j of `panels`, from the first visible panel on.
+    """Compute s[i, j - first] = rows[i] . column j of `panels`, for `first` <= j < `last`.
 
     The first visible panel is first//PANEL. Panels that are not visible to a group of ROWS rows are
     skipped.
@@ -162,7 +162,9 @@ def check_streams(
         )
     check_array("attention", "q", q, q.shape)
     if kv[0].shape[2] != q.shape[2] or q.shape[1] % kv[0].shape[1]:
-        raise ValueError(f"attention: keys {kv[0].shape} do not fit queries {q.shape}")
+        raise ValueError(
+            f"attention: keys of shape {kv[0].shape} do not match queries of shape {q.shape}"
+        )
     for x in kv:
         check_array("attention", "k or v", x, kv[0].shape)
     if np.ndim(q_offsets) != 1 or len(q_offsets) < 2:
@@ -173,6 +175,8 @@ def check_streams(
     q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
     for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
         if b - a < 1 or e - c < b - a:
-            raise ValueError("attention: every sequence needs queries and at least as many keys")
+            raise ValueError(
+                "attention: every sequence needs a query, and at least as many keys as queries"
+            )
     if q_ends[0] or k_ends[0] or q_ends[-1] != len(q) or k_ends[-1] != len(kv[0]):
         raise ValueError("attention: offsets must start at 0 and end at the number of rows")

@@ -16,8 +16,8 @@ weight gradients. RoPE is applied before this op, using each row's position in i
 q and o are float32 `[N, H, D]`, k and v are float32 `[N, G, D]`, paths is int32 `[P]`, and
 q_offsets and k_offsets are int32 `[S+1]`. This op uses the kernels in
 `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`, and adds a kernel for the sum.
-Copying the `2 P G D` floats of k' and v' takes less than 1 % of the time for a block of the model.
-`nbllama.data.shared` creates the paths.
+Copying the `2 P G D` floats of k' and v' takes less than 1 % of the time that a transformer
+block takes. `nbllama.data.shared` creates the paths.
 
 Inference servers also compute the keys and values of a common prefix only once (vLLM's prefix
 caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp has no equivalent.
@@ -93,7 +93,7 @@ def _check_keys(op: str, k: np.ndarray, v: np.ndarray, paths: np.ndarray) -> Non
     check_array(op, "v", v, k.shape)
     check_array(op, "paths", paths, np.shape(paths)[:1], dtype=np.int32)
     if not paths.size or paths.min() < 0 or paths.max() >= len(k):
-        raise ValueError(f"{op}: paths lead to rows outside 0..{len(k) - 1}")
+        raise ValueError(f"{op}: paths must contain row indices from 0 to {len(k) - 1}")
 
 
 @in_turn
@@ -139,7 +139,7 @@ def attention_tree_grad(
         or order.min() < 0
         or order.max() >= len(paths)
     ):
-        raise ValueError("attention_tree_grad: order and starts do not cover the rows")
+        raise ValueError("attention_tree_grad: order and starts do not match paths")
     for name, x in (("dk", dk), ("dv", dv)):
         check_output("attention_tree_grad", name, x, k.shape)
     keys, values, dkeys, dvalues = _POOL.arrays(4, (len(paths), *k.shape[1:]))
@@ -270,8 +270,8 @@ def _op(name: str, **kind: float) -> Op:
 
 
 OPS = (
-    _op("attention of shared prompts"),
-    _op("attention of shared prompts with ALiBi", bias=8.0),
-    _op("attention of shared prompts with a window", window=20),
-    _op("attention of shared prompts with a soft-cap", cap=2.0),
+    _op("attention with shared prompts"),
+    _op("attention with shared prompts and ALiBi", bias=8.0),
+    _op("attention with shared prompts and a window", window=20),
+    _op("attention with shared prompts and a soft-cap", cap=2.0),
 )

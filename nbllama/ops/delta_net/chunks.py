@@ -14,7 +14,7 @@ exp(g) because a difference of sums would lose precision when the past fades qui
 starts at a multiple of CHUNK in its sequence. S is stored transposed, `[D, M]`.
 
 All arrays in this module are flat. Their rows are `stride(width)` numbers apart (whole panels plus
-LINE), because rows at a power-of-two distance would compete for a few sets in the L1 cache. The
+LINE), because rows a power of two apart would compete for a few sets in the L1 cache. The
 padding at the end of a row or of a short chunk is 0.
 
 Source: Yang, Wang, Zhang, Shen, Kim, "Parallelizing Linear Transformers with the Delta Rule over
@@ -35,7 +35,7 @@ LINE = 16  # floats in a cache line
 
 @kernel()
 def stride(width):
-    """Return the distance between the starts of two rows of `width` numbers."""
+    """Return the distance between the starts of adjacent rows of `width` numbers."""
     return (width + PANEL - 1) // PANEL * PANEL + LINE
 
 
@@ -168,7 +168,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Compute the module docstring's x[t] in place: on entry, row t of x contains v[t].
+    """Overwrite row t of x, which contains v[t], with x[t] as defined in the module docstring.
 
     `rows` `[C, D]` contains the keys, and `turned` is its transpose.
     """

@@ -199,8 +199,8 @@ def _check(
         raise ValueError(f"{op}: w has shape {np.shape(w)}, expected [K, W] with K at least 2")
     if np.ndim(u) != 2 or np.ndim(y) != 2 or not 0 <= column <= w.shape[1] - y.shape[1]:
         raise ValueError(
-            f"{op}: y of shape {np.shape(y)} does not fit u of shape {np.shape(u)} from column "
-            f"{column} on"
+            f"{op}: y has shape {np.shape(y)} and u has shape {np.shape(u)}, expected [N, M] and "
+            f"[N, W] with M + {column} <= W"
         )
     check_array(op, "u", u, (u.shape[0], w.shape[1]))
     check_array(op, "w", w, w.shape)

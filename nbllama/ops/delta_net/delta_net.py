@@ -4,7 +4,7 @@ For each token t, with a key k and a query q of D numbers and a value v of M num
 
     P = exp(g) S[t-1]                       the past fades, because g <= 0
     d = beta (v - P k)                      the error of P in predicting v, times beta
-    S[t] = P + d kT                         the correction of P
+    S[t] = P + d kT                         P after the correction
     o = scale S[t] q
 
 S is `[M, D]`. At the start of a sequence, it is zero or a given state. There are two
@@ -90,7 +90,7 @@ def dots(s, a, x, at, width):
 
 @kernel(fast=True)
 def step(s, a, e, d0, d1, k, q, at, width):
-    """Update the two rows of s at `a` with one token; return the rows' products with the query."""
+    """Update two rows of s, at a and a + width, with one token; return their products with q."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]

@@ -52,7 +52,7 @@ class EndOptions:
     answers: int | None = _val(
         Whole(0, 100),
         None,
-        "number of training questions, and also of validation questions, to answer before and "
+        "number of questions to answer from each of the training and validation sets, before and "
         "after the run; 0: none",
         shown_default="3 for records, else 0",
     )

@@ -35,7 +35,7 @@ class LoraOptions:
     lora_r: int | None = _lora(
         Whole(1, 65536),
         None,
-        "rank of the adapter, and divisor of its scale alpha / r",
+        "rank of the adapter, and the divisor r in its scale alpha / r",
         shown_default="4 for plain text, 16 for chat",
     )
     lora_alpha: float | None = _lora(
@@ -54,8 +54,8 @@ class LoraOptions:
     rank_w3: int | None = _rank("w3", also=["--rank-ffn-up"])
     rank_wqkv: int | None = _rank(
         "wqkv",
-        ", which some models have instead of attn_q, attn_k and attn_v (and ffn_gate within"
-        " ffn_up)",
+        ", which some models have instead of attn_q, attn_k and attn_v (these may also "
+        "have ffn_gate within ffn_up)",
     )
     rank_conv_in: int | None = _rank("conv_in", ", in blocks with a short convolution")
     rank_conv_out: int | None = _rank("conv_out", ", in blocks with a short convolution")

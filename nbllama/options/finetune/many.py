@@ -20,9 +20,8 @@ class ManyOptions:
         Whole(),
         None,
         "sum the gradients of N micro-batches (a power of two) before adding the sum to the "
-        "step's gradient; 0: all micro-batches. Changes the last digits of the results. Required "
-        "to spread a "
-        "step over several workers",
+        "step's gradient; 0: all micro-batches. This changes the last digits of the results "
+        "and is required to spread a step over several workers",
         shown_default="0",
         saved=Saved(49, taken=True),
         without=0,
@@ -55,7 +54,7 @@ class ManyOptions:
     audit: int = _many(
         Whole(),
         0,
-        "compute one block in N on a second worker as well, and compare the bits; 0: never",
+        "also compute one block in every N on a second worker, and compare the bits; 0: never",
     )
 
 

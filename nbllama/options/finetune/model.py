@@ -9,7 +9,7 @@ from typing import Any
 from nbllama.options.parser import option
 from nbllama.options.values import Dumped, Real, Text
 
-_inside = partial(option, "Looking inside")
+_inside = partial(option, "Dumping intermediate values")
 _model = partial(option, "Model")
 
 

@@ -32,21 +32,21 @@ class RewardOptions:
     group_size: int | None = _rewards(
         Whole(2, 1024),
         None,
-        "number of answers to draw per prompt (grpo only)",
+        "number of answers to generate per prompt (grpo only)",
         shown_default=str(GROUP_SIZE),
         saved=Saved(46),
     )
     max_answer: int | None = _rewards(
         Whole(1, 2**20),
         None,
-        "maximum length of a drawn answer, in tokens",
+        "maximum length of a generated answer, in tokens",
         shown_default=str(MAX_ANSWER),
         saved=Saved(47),
     )
     temperature: float | None = _rewards(
         Real(0, 100, above=True),
         None,
-        "temperature at which answers are drawn; the loss uses temperature 1",
+        "temperature for generating answers; the loss uses temperature 1",
         shown_default=f"{TEMPERATURE:g}",
         saved=Saved(48),
     )

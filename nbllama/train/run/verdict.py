@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbllama.errors import shown
-from nbllama.options.finetune.table import PROG
+from nbllama.options.finetune.table import OPTIONS, PROG
+from nbllama.options.words import replace_options
 from nbllama.report.log import loss_text
 from nbllama.system.program import called_as
 from nbllama.train.run.asked import HELD_OUT, TRAINED, Asked, answer, find_questions
@@ -253,8 +254,10 @@ class Ending:
         """Return options for more iterations and, if the learning rate is low, for raising it."""
         s = self._session
         done = s.trainer.iteration - self._first
-        epochs = max(1, math.ceil(done / self._per_epoch()))
-        text = f"--epochs {3 * epochs}"
+        if s.options.adam_iter is not None:
+            text = f"--adam-iter {3 * max(1, done)}"
+        else:
+            text = f"--epochs {3 * max(1, math.ceil(done / self._per_epoch()))}"
         if s.settings.adam_alpha < 5e-4:
             text += f" or --lr {2.5 * s.settings.adam_alpha:.2g}"
         return text
@@ -276,9 +279,10 @@ class Ending:
             return []
         model = o.model_base
         if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
-            more = ["--checkpoint-in", checkpoint, *self._longer().split(" or ")[0].split()]
-            again = f"{called_as(PROG)} ... {shlex.join(more)}, with all other options unchanged"
-            return [("to continue", again)]
+            name, value = self._longer().split(" or ")[0].split()
+            more = [("--checkpoint-in", checkpoint), (name, value)]
+            words = replace_options(self._session.words, OPTIONS, more)
+            return [("to continue", f"{called_as(PROG)} {shlex.join(words)}")]
         words = ["--model", model, "--lora", adapter]
         out = os.path.basename(model).removesuffix(".gguf")
         merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]

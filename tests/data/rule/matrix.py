@@ -47,8 +47,8 @@ class Cell(NamedTuple):
 
 
 MARKS = {
-    "=": "trained exactly by the rule",
-    "~": "trained by the rule, except for a part that the template omits; a message says so",
+    "=": "trained exactly as the rule requires",
+    "~": "trained as required, except for a part that the template omits; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
     "c": "refused by the rule: the data contain a thought, but the prompt already closes it",
@@ -186,11 +186,12 @@ def page(found: list[Cell]) -> str:
         "regenerates this table",
         "and fails if it differs (`tests/data/test_templates_of_llama_cpp.py`).",
         "",
-        f"The templates render {rendered} of the {len(found)} cells. Of these, "
+        f"Of the {len(found)} combinations of a template and a chat, {rendered} can be rendered. "
+        "Of these, "
         f"**{right} ({100 * right / rendered:.1f} %) follow the rule,",
         f"{counts['R']} are refused with a message, and {counts['D']} are trained differently.**",
         "",
-        "| mark | cells | meaning |",
+        "| mark | count | meaning |",
         "|---|---|---|",
         *[f"| `{m}` | {counts[m]} | {text} |" for m, text in MARKS.items()],
         "",

@@ -177,7 +177,7 @@ def test_a_signal_without_checkpoints(
     done = run(args_in(folder, 20, "--checkpoint-out", ""))
     assert done.code == 130
     assert done.err == (
-        "stopped after iteration 2; it cannot be continued because --checkpoint-out is empty\n"
+        "stopped after iteration 2; the run cannot be continued because --checkpoint-out is empty\n"
     )
     assert {p.name for p in folder.glob("lora*.gguf")} == {"lora-2.gguf", "lora-LATEST.gguf"}
 
