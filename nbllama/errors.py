@@ -61,8 +61,10 @@ class MessageError(DataError):
 
     def counted(self, shift: int) -> str:
         """Return the error text with message numbers increased by `shift`."""
-        names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
-        return f"message {', '.join(names)}{self._reason}"
+        names = (
+            "the list of tools" if n is None else f"message {n + 1 + shift}" for n in self._numbers
+        )
+        return f"{', '.join(names)}{self._reason}"
 
 
 class OutputError(NbllamaError):

@@ -1,4 +1,4 @@
-"""Turns of chats: standard names for their keys and for speakers."""
+"""Convert the keys and speakers of chat turns to standard names."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def is_turn(value: Any) -> bool:
 
 
 def has_roles(turn: Record) -> bool:
-    """Return whether a turn has a role, as in the `chat` format, and not only a speaker."""
+    """Return whether a turn has a role, as in the `chat` format, rather than only a speaker."""
     return any(canonical(key) == "role" for key in turn)
 
 
 def with_numbers(record: Record, counts: Counts) -> Record:
-    """Return the record, converting numbers to text under keys that should contain text."""
+    """Return the record, with numbers converted to text under keys that require text."""
     changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in (int, float)}
     for key in changed:
         counts.numbers[key] += 1
@@ -75,7 +75,7 @@ def by_turns(record: Record) -> Record:
 
 
 def with_system(record: Record, counts: Counts) -> Record:
-    """Return a chat with its "system" (as in Anthropic's API) as the first message."""
+    """Convert the "system" key of a chat (as in Anthropic's API) to a system message."""
     system, turns = record["system"], record["messages"]
     if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
         return record
@@ -112,9 +112,9 @@ def _turn(turn: Record, counts: Counts) -> Record:
 
 
 def _first(keys: Keys, names: tuple[str, ...]) -> str:
-    """Return the message's key for the first of these names that it has, or "".
+    """Return the key of the message that matches the earliest of `names`, or "" if none does.
 
-    Raises `DataError` if several keys have that name.
+    Raises `DataError` if several keys match that name.
     """
     found = next((keys[name] for name in names if name in keys), [""])
     if len(found) > 1:
@@ -138,7 +138,7 @@ def _role(turn: Record, counts: Counts) -> Record:
 
 
 def _speaker(turn: Record, counts: Counts) -> Record:
-    """Return a turn with the English name of its speaker, if `SPEAKERS` contains this name."""
+    """Return a turn with its speaker's name in English, if `SPEAKERS` contains that name."""
     name = turn["from"]
     if type(name) is not str or name.lower() in SPEAKERS or speaker(name) not in SPEAKERS:
         return turn

@@ -1,6 +1,6 @@
-"""Read the contents of a file, either unchanged, decompressed, or as members of a zip archive.
+"""Read the contents of a file, which can be compressed or a zip archive.
 
-Unpacked sizes are tracked during unpacking, so that a small file cannot fill the memory.
+The unpacked size is checked during unpacking, so that a small file cannot exhaust the memory.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
 
 
 def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
-    """Yield the decompressed contents of each frame in a Zstandard file."""
+    """Yield the decompressed contents of all frames in a Zstandard file, in pieces."""
     try:
         from compression.zstd import ZstdError, ZstdFile  # Python 3.14
     except ImportError:

@@ -21,7 +21,7 @@ Known = Callable[[Record], bool]
 
 
 class Entry(NamedTuple):
-    """A record in a file, or an error, and the line on which it begins (from 1)."""
+    """A record in a file, or an error, and the number of its first line (counted from 1)."""
 
     line: int
     record: Record | DataError
@@ -35,11 +35,12 @@ class _Held(NamedTuple):
 
 
 def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
-    """Yield the records in the values of a file; `known` checks for the keys of a known format.
+    """Yield the records in the values of a file.
 
-    `text` is the text that the positions of `values` refer to. `notes` receives a message if the
-    records are under a key. Raises `DataError` ("line N: ...") for an object in which several lists
-    could contain the records.
+    `text` is the text that the positions of `values` refer to. `known` returns whether an object
+    has the keys of a known format. If the records are under a key, a message is added to `notes`.
+    Raises `DataError` ("line N: ...") for an object in which several lists could contain the
+    records.
     """
     single = len(values) == 1
     for value in values:
@@ -139,7 +140,7 @@ def _records(value: Any) -> list[Any] | None:
 
 
 def _split_table(found: Record) -> list[Record] | None:
-    """Return the rows in the output of pandas' `to_json(orient="split")`, or None for others."""
+    """Return the rows of a table written by pandas' `to_json(orient="split")`, or None."""
     names, rows = found.get("columns"), found.get("data")
     if not (isinstance(names, list) and isinstance(rows, list) and rows):
         return None
@@ -151,7 +152,7 @@ def _split_table(found: Record) -> list[Record] | None:
 
 
 def _lines(value: Value, held: _Held, text: str) -> list[int]:
-    """Return the line of each record, or the line of `value` if a record cannot be located."""
+    """Return each record's line number, or that of `value` if the records cannot be located."""
     if value.at < 0 or len(held.keys) != 1:
         return [value.line] * len(held.items)
     at = member_at(text, value.at, held.keys[0])

@@ -1,7 +1,7 @@
-"""The program that `nbllama.evaluate.llama_cpp` starts.
+"""Run llama.cpp in a child process, for `nbllama.evaluate.llama_cpp`.
 
-It reads a JSON request from standard input and writes llama.cpp's results to standard output. This
-module imports nothing from nbllama.
+The process reads a JSON request from standard input and writes llama.cpp's results to standard
+output. This module imports nothing from nbllama.
 """
 
 from __future__ import annotations

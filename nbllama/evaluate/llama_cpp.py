@@ -1,8 +1,8 @@
 """Get predictions from llama.cpp, through the `xllamacpp` package, if it is installed.
 
 llama.cpp aborts the whole process on some files, so it runs in a child process (`_llama_child.py`).
-After each token, its server returns the `CANDIDATES` most likely next tokens, with log p from the
-softmax over the whole vocabulary.
+After each token, its server returns the `CANDIDATES` most likely next tokens with their
+log-probabilities, from the softmax over the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def candidates(
 ) -> list[list[Candidates]]:
     """Return llama.cpp's predictions after each token of each row of token ids.
 
-    `adapters` contains GGUF files and their scales. `letter` is a token that consists of whole
-    characters.
+    `adapters` contains (path of a GGUF file, scale) pairs. `letter` is the id of a token that
+    consists of whole characters. llama.cpp is forced to draw this token, because it returns no
+    probabilities if the drawn token ends inside a character.
 
     Raises `NbllamaError` if llama.cpp fails or aborts the process.
     """
@@ -85,6 +86,6 @@ def candidates(
 
 
 def _last_words(stderr: bytes) -> str:
-    """Return the line that reports a failed assertion, or the last line if there is none."""
+    """Return the line that reports a failed assertion, or the last line if none failed."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
     return next((line for line in lines if "GGML_ASSERT" in line), lines[-1]).strip()

@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """The share of the effect that the merge lost, or 0 if there is hardly any effect."""
+        """The share of the effect that the merge lost, or 0 if the effect is negligible."""
         return float(self.found.kl.mean()) / self.effect if self.effect > HARDLY else 0.0
 
 
@@ -44,15 +44,16 @@ def describe(c: Compared) -> str:
     """Describe a comparison in one line."""
     n_different = int((~c.same_top).sum())
     return (
-        f"KL divergence {c.kl.mean():.3g} nats per token, at most {c.kl.max():.3g}; a different "
-        f"most likely token at {n_different} of {len(c.kl)} positions"
+        f"KL divergence {c.kl.mean():.3g} nats per token (maximum {c.kl.max():.3g}); the most "
+        f"likely token differs at {n_different} of {len(c.kl)} positions"
     )
 
 
 def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split batches into sequences.
+    """Return the sequences in the batches that contain trained tokens.
 
-    Each has tokens (int32 `[n]`) and a mask that says whether each next token is trained on.
+    Each is a pair of its tokens (int32 `[n]`) and a mask of the positions whose next token is
+    trained on (bool `[n]`).
     """
     rows = []
     for batch in held:
@@ -76,7 +77,7 @@ def _compare_trained(
 
 
 def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Batch]) -> Change:
-    """Measure the change on the trained tokens of records; `held` must contain trained tokens."""
+    """Measure the change on the trained tokens in `held`, which must contain at least one."""
     rows = rows_of(held)
     tokens = [row for row, _ in rows]
     unmerged = reader(model, mix(parts), tokens)
@@ -111,12 +112,12 @@ def print_change(
     held: Sequence[Batch] = (),
     advice: str,
 ) -> Change | None:
-    """Print one line that compares the model in the file `merged` with `base` and its adapters.
+    """Compare the model in the file `merged` with `base` and its adapters, and print the result.
 
-    If rounding loses more than `LOST` of the adapters' effect, also print a warning with `advice`.
-    The models are compared on `held` if it contains records and no text is given, otherwise as in
-    `change_on_text`. A model without a tokenizer cannot be compared; in this case, print a line
-    that says so and return None.
+    If rounding loses more than the share `LOST` of the adapters' effect, also print a warning with
+    `advice`. The models are compared on `held` if no text is given and `held` contains trained
+    tokens; otherwise, they are compared as in `change_on_text`. A model without a tokenizer cannot
+    be compared; in this case, print a line that says so and return None.
     """
     model, other = load_model(base), load_model(merged)
     try:
@@ -126,19 +127,21 @@ def print_change(
             change = change_on_text(model, other, parts, text, name=name)
             where = "a short text"
     except GGUFError as e:
-        print(f"merged against unmerged: not compared: {e}")
+        print(f"merged against unmerged: not compared ({e})")
         return None
     print(f"merged against unmerged, on {where}: {describe(change.found)}")
-    print(f"the adapters' own effect: KL divergence {change.effect:.3g}; kept: {kept(change)}")
+    effect = f"KL divergence {change.effect:.3g} nats per token; {kept(change)}"
+    print(f"effect of the adapters: {effect}")
     if change.lost > LOST:
         print(
-            f"warning: these types round away {change.lost:.0%} of the adapters' effect; {advice}"
+            f"warning: rounding to these types loses {change.lost:.0%} of the adapters' effect; "
+            f"{advice}"
         )
     return change
 
 
 def kept(change: Change) -> str:
-    """Return the share of the adapter's effect that is kept, in per cent."""
+    """Return a clause that says how much of the adapters' effect is kept."""
     if change.effect <= HARDLY:
-        return "the effect is too small to compare"
-    return f"{max(0.0, 1 - change.lost):.1%}"
+        return "this effect is too small to compare"
+    return f"{max(0.0, 1 - change.lost):.1%} of this effect is kept"

@@ -48,7 +48,7 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
 def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
     """Split a text into full chunks (int32 `[n_ctx]`); the remainder is dropped.
 
-    If the model adds BOS, it replaces the first token of each chunk.
+    If the model adds BOS, the first token of each chunk is replaced with BOS.
     """
     out = [ids[i : i + n_ctx].copy() for i in range(0, len(ids) - n_ctx + 1, n_ctx)]
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -75,7 +75,7 @@ class Reader:
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
         """Yield the logits float32 `[rows, V]` after positions `first` to `last - 1`.
 
-        `tokens` is int32 `[N]`. Each piece has at most `ROWS` rows. Raises `NbllamaError` if a
+        `tokens` is int32 `[N]`. Each array has at most `ROWS` rows. Raises `NbllamaError` if a
         logit is not finite.
         """
         n = len(tokens)
@@ -165,7 +165,7 @@ def compare_logits(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -> 
 def compare_chunk(
     base: Reader, other: Reader, tokens: np.ndarray, first: int | None = None
 ) -> Compared:
-    """Compare two models on the scored tokens of a chunk; for `first`, see `scored`."""
+    """Compare two models on the scored tokens of a chunk, or on all tokens after index `first`."""
     begin, last = scored(len(tokens))
     first = begin if first is None else first
     parts = []

@@ -1,6 +1,6 @@
 """`--outtype auto`: for each merged matrix, choose the smallest type that keeps the pair's effect.
 
-The effect of a pair is its contribution to the layer's products, squared and summed over the
+The effect of a pair is its contribution to the layer's outputs, squared and summed over the
 sample. The lost effect is the same sum for the rounding error. Both sums are quadratic in small
 changes, like the KL divergence of the model's output.
 """
@@ -25,7 +25,7 @@ from nbllama.quants import decode, nbytes
 
 KEEP = 0.95  # share of the effect to keep
 _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
-"""In ascending order of bits; among types of equal size, the K type comes first."""
+"""Types in ascending order of bits per weight. Of types with equal size, the K type comes first."""
 
 
 class Plan(NamedTuple):
@@ -40,12 +40,12 @@ class Plan(NamedTuple):
         counts = Counter(self.types.values())
         names = ", ".join(f"{n} {TENSOR_TYPES[t].name}" for t, n in sorted(counts.items()))
         size = f"{self.nbytes / 2**20:.2f} MiB"
-        kept = f"{self.kept:.1%} of the effect on the products is kept"
+        kept = f"{self.kept:.1%} of the effect on the layer outputs is kept"
         return f"auto: {names}; {size} in total, {kept}"
 
 
 class Spool:
-    """A `rewrite.Whole` that stores encoded tensors in an unnamed file until they are written."""
+    """A `rewrite.Whole` that stores encoded tensors in a temporary file until they are written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -58,7 +58,7 @@ class Spool:
         self._places[name] = (type_id, place, raw.size)
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether a tensor is stored in the spool."""
+        """Return whether the spool contains the tensor, encoded as this type."""
         return name in self._places and self._places[name][0] == type_id
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:

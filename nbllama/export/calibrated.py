@@ -1,9 +1,9 @@
-"""Round matrices so that their products with a sample of the training data are preserved.
+"""Round matrices so that layer outputs on a sample of the training data are preserved.
 
 Rounding to the nearest code restores the old values of most weights, because an adapter changes
 them by less than half a step. With error feedback (`nbllama.export.feedback`), the codes of a row
 are chosen jointly. Each row is rounded twice, with the scales of the base and with new scales for
-the merged weights, and the result with the smaller error in the products is kept.
+the merged weights, and the result with the smaller error in the outputs is kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
     if not kinds:
         return ""
     return (
-        f"rounded to nearest, without the sample: {', '.join(kinds)}; much of what their pairs "
+        f"rounded to nearest without calibration: {', '.join(kinds)}; much of what their pairs "
         "learnt may be lost (--outtype q8_0 keeps more)"
     )
 
@@ -45,7 +45,7 @@ def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
 class Encoded(NamedTuple):
     """An encoded matrix.
 
-    `raw` contains the blocks, uint8 `[nbytes]`, and `cost` is the squared error of all products.
+    `raw` contains the blocks, uint8 `[nbytes]`, and `cost` is the squared error of all outputs.
     `kept` is the number of rows that use the scales of the base instead of new ones.
     """
 
@@ -57,7 +57,8 @@ class Encoded(NamedTuple):
 class Rounder:
     """An encoder that rounds the matrices of a model, block by block in ascending order.
 
-    `kept` counts the rows for which `round` used the scales of the base; `renewed`, the others.
+    `kept` is the number of rows for which `round` used the scales of the base, and `renewed` is the
+    number of rows with new scales.
     """
 
     def __init__(self, inputs: BlockInputs) -> None:
@@ -80,11 +81,11 @@ class Rounder:
         return made.raw
 
     def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
-        """Round w (float32 `[R, n]`) with one or two sets of scales, and keep the better rows.
+        """Round w (float32 `[R, n]`) with one or two sets of scales, keeping the better per row.
 
         `base` contains the tensor's blocks before the merge, if they are of the same type. Raises
-        ValueError for weights that cannot be encoded, and if the block precedes the block of the
-        previous call.
+        ValueError for weights that cannot be encoded, and for a tensor of an earlier block than in
+        the previous call.
         """
         factor = self.factor(name)
         found, costs = [], []
@@ -99,14 +100,14 @@ class Rounder:
         return Encoded(raw, float(np.minimum(*costs).sum()), int(old.sum()))
 
     def effect(self, name: str, pair: Pair, scale: float) -> float:
-        """Return the squared contribution of a pair to the products, measured like `cost`."""
+        """Return the squared contribution of a pair to the outputs, summed as in `Encoded.cost`."""
         factor = self.factor(name)
         a = np.float32(scale) * (pair.a[:, factor.order] @ factor.lower)  # (r, n)
         gram = pair.b.T @ pair.b
         return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
 
     def lost(self, name: str, error: np.ndarray) -> float:
-        """Return the squared effect of an error `[R, n]` in the weights, measured like `cost`."""
+        """Return the squared effect of a weight error `[R, n]`, summed as in `Encoded.cost`."""
         factor = self.factor(name)
         moved = error[:, factor.order] @ factor.lower
         return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
@@ -118,13 +119,13 @@ class Rounder:
             raise ValueError(f"{name} is not a linear layer of a block")
         layer, source = where
         if layer < self._inputs.layer:
-            raise ValueError(f"{name} comes after block {self._inputs.layer}")
+            raise ValueError(f"{name} precedes the current block, {self._inputs.layer}")
         while self._inputs.layer < layer:
             self._factors.clear()
             self._inputs.advance()
         if source not in self._factors:
             if source not in self._inputs.moments:
-                raise ValueError("the forward pass does not provide its input")
+                raise ValueError("the forward pass does not provide the input of this layer")
             # not used after the factorisation
             self._factors[source] = factorise(self._inputs.moments.pop(source))
         return self._factors[source]

@@ -42,7 +42,7 @@ class Factor(NamedTuple):
 class Rounded(NamedTuple):
     """The codes of a rounded matrix, int8 `[R, n]`, and the cost of each row, float64 `[R]`.
 
-    The cost is the row's part of tr(E (H + damping) Eᵀ), where E is the rounding error.
+    The cost is the row's contribution to tr(E (H + damping) Eᵀ), where E is the rounding error.
     """
 
     codes: np.ndarray
@@ -86,8 +86,8 @@ def _in_order(h: np.ndarray, order: np.ndarray) -> np.ndarray:
 def _cholesky(a: np.ndarray) -> None:
     """Replace a symmetric float64 matrix with its Cholesky factor, in strips of columns.
 
-    Most of the work consists of matrix products, which makes this function three times as fast as
-    LAPACK's factorisation of the whole matrix, and there is no second copy of the matrix.
+    Most of the work is done by matrix products, so this function is three times as fast as LAPACK's
+    factorisation of the whole matrix. It also avoids a second copy of the matrix.
     """
     n = len(a)
     for at in range(0, n, STRIP):

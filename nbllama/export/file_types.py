@@ -11,7 +11,7 @@ without an importance matrix:
   blocks.
 - If rows are not whole blocks of 256, the tensor falls back to the nearest type with blocks of 32.
 
-The numbers are the same as in `enum llama_ftype`.
+The ids of file types are the values of `enum llama_ftype`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAME = re.compile(
 
 
 class FileType(NamedTuple):
-    """A row of the table: a name, its value of `general.file_type`, and the main tensor type."""
+    """A file type: its name, its value in `general.file_type`, and its main tensor type."""
 
     name: str
     id: int
@@ -73,7 +73,10 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row with this name (case-insensitive), or raise `UsageError` listing all names."""
+    """Return the file type with this name, ignoring case.
+
+    Raises `UsageError` with a list of all names if there is none.
+    """
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -143,7 +146,7 @@ def _more_bits(layer: int, n_layer: int) -> bool:
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return a tensor's type in a model with eight experts, where few weights are in attention."""
+    """Return a tensor's type in a model with eight experts, in which attention has few weights."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":

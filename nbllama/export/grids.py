@@ -1,8 +1,8 @@
-"""Read the grids of quantised blocks (the possible values of a weight), and pack codes in blocks.
+"""Read the grids of quantised blocks (the possible values of a weight), and pack codes into blocks.
 
 Every type in this module stores a weight as `scale * q - low` with an integer code q. `scale` and
 `low` are shared by a group of 16 or 32 neighbouring weights. See `nbllama.quants.legacy` and
-`nbllama.quants.kquants` for the layouts; the numbers are bit-identical to the decoders' results.
+`nbllama.quants.kquants` for the layouts; the values are bit-identical to those of the decoders.
 
 The code is plain numpy, because it processes a matrix only twice, and most of the time is spent on
 rounding.
@@ -128,7 +128,7 @@ def _q3_k(blocks: np.ndarray) -> Scales:
 
 
 def _six_bits(blocks: np.ndarray) -> Scales:
-    """Return scales and lows of Q4_K and Q5_K (`nbllama.quants.kquants.scale_and_min`)."""
+    """Return `scale` and `low` of Q4_K and Q5_K blocks (`nbllama.quants.kquants.scale_and_min`)."""
     a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=1)
     low = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=1)
@@ -159,7 +159,7 @@ def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Return a function that packs the fifth bits, starting at byte `at`, and then the others."""
+    """Return a function that packs the fifth bits, from byte `at`, and then the low four bits."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")

@@ -1,8 +1,8 @@
-"""Compute second moments of linear layer inputs while a model with adapters reads a sample.
+"""Compute second moments of the inputs of linear layers while a model with adapters reads a sample.
 
-The moments are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a
-block processes it when the block's tensors are encoded. Only the matrices of one block are
-therefore in memory at a time.
+The moments are computed block by block. The residual stream of all tokens `[T, C]` stays in memory,
+and a block processes it when the block's tensors are encoded. Therefore, the moments of only one
+block are in memory at a time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
 class BlockInputs:
     """Second moments of the inputs of linear layers, one block at a time.
 
-    While a block runs, the object is a `nbllama.model.watching.Watcher`.
+    While a block runs, this object is the model's `nbllama.model.watching.Watcher`.
     """
 
     def __init__(self, model: Model, adapter: Adapter | None, batches: Sequence[Batch]) -> None:
@@ -102,9 +102,10 @@ class BlockInputs:
         return sum(b.n_tokens for b in self._batches)
 
     def advance(self) -> None:
-        """Run the next block and set `moments` (float32 `[n, n]` by input number) for it.
+        """Run the next block, and store the second moments of its inputs in `moments`.
 
-        Raises `RuntimeError` if the model is already being watched.
+        `moments` maps input numbers to float32 `[n, n]`. Raises `RuntimeError` if the model is
+        already being watched.
         """
         if self._model.watch is not None:
             raise RuntimeError("the model already has a watcher")

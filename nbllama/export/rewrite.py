@@ -1,8 +1,8 @@
 """Rewrite a model piece by piece, with different weight types or merged adapters.
 
 Only a few rows of a tensor are in memory at a time, as float32. They are decoded, the deltas of the
-adapters are added, and the sums are encoded, then decoded again to measure the encoding error. The
-bytes of tensors whose type and values do not change are copied.
+adapters are added, and the sums are encoded. The result is decoded again to measure the encoding
+error. Tensors whose type and values do not change are copied byte for byte.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _pieces(
     change: Change,
     whole: Whole | None,
 ) -> Iterator[np.ndarray]:
-    """Yield the tensor's new bytes, and add its sums to `change`."""
+    """Yield the tensor's new bytes, and update the sums in `change`."""
     raw, row = f.data(info.name), info.shape[-1]
     if new == info.type_id and not deltas:
         change.bytes += info.nbytes

@@ -41,14 +41,14 @@ def generate_many(
     """Complete each prompt greedily.
 
     All computation uses float32, as in `generation.Session(exact=True)`. The answers are the same
-    as from a session, except for near ties.
+    as from a session, unless two tokens are nearly equally likely.
 
     Parameters
     ----------
     model : Model
         The base model.
     prompts : sequence of sequences of int
-        Token ids of each prompt, at least one.
+        Token ids, at least one per prompt.
     max_new_tokens : int
         Maximum number of tokens per answer.
     adapter : Adapter, optional
@@ -56,7 +56,7 @@ def generate_many(
     at_once : int
         Number of prompts to process at a time.
     tell : callable, optional
-        Called with (number, tokens) for each answer when its group is complete.
+        Called with (index, tokens) for each answer when its group of `at_once` prompts is complete.
     check : callable, optional
         Called before each token; it may raise.
 
@@ -165,7 +165,7 @@ class Group:
         return self._logits(tokens)
 
     def _read(self) -> np.ndarray:
-        """Read the rest of each prompt into its first row, and copy this row to its other rows.
+        """Read the rest of each prompt into its first row, and copy it to the prompt's other rows.
 
         Returns the logits of all rows.
         """

@@ -1,4 +1,4 @@
-"""Allocate memory for caches of keys and values."""
+"""Allocate key and value caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nbllama.arch import Hparams
 
 
 def cache_floats(hp: Hparams) -> int:
-    """Return the number of floats in a token's keys in all blocks; its values need as many."""
+    """Return the size of one token's keys in all blocks, in floats; its values are as large."""
     sizes = map(hp.sizes_at, hp.attention_layers)
     return sum(of.n_head_kv * of.head_dim for of in sizes)
 

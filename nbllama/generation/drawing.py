@@ -70,7 +70,7 @@ def draw_many(
     model : Model
         The base model.
     prompts : sequence of sequences of int
-        Token ids of each prompt, at least one.
+        Token ids, at least one per prompt.
     streams : sequence of Stream
         One for each answer, beginning with the answers to the first prompt.
     max_new_tokens : int
@@ -86,7 +86,7 @@ def draw_many(
     -------
     list of list of int
         The answers in the order of the streams. An answer includes the end-of-generation token if
-        the model has generated that token.
+        the model generated one.
 
     Raises
     ------
@@ -95,7 +95,9 @@ def draw_many(
     """
     copies = len(streams) // len(prompts)
     if copies * len(prompts) != len(streams) or not copies:
-        raise ValueError(f"{len(streams)} streams cannot be split among {len(prompts)} prompts")
+        raise ValueError(
+            f"{len(streams)} streams cannot be divided equally among {len(prompts)} prompts"
+        )
     at_once, answers = prompts_at_once(copies), list[list[int]]()
     for start in range(0, len(prompts), at_once):
         own = streams[start * copies : (start + at_once) * copies]

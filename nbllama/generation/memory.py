@@ -1,7 +1,7 @@
 """Compute the private memory of a session before the session is created.
 
-Weights are not included: they are in the mapped file, whose pages the system can drop and read
-again, so a model can be larger than memory.
+Weights are not included. They are in the memory-mapped file, whose pages the system can drop and
+read again, so a model can be larger than memory.
 """
 
 from __future__ import annotations

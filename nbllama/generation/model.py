@@ -117,8 +117,9 @@ class Model(passes.Model):
     ) -> list[str]:
         """Answer many prompts greedily, several at a time.
 
-        All computation uses float32, so near ties can be resolved differently than by `generate`
-        without `exact=True`. Parameters that are not listed are the same as for `generate`.
+        All computation uses float32, so the result can differ from that of `generate` without
+        `exact=True` when two tokens are nearly equally likely. Parameters that are not listed are
+        the same as for `generate`.
 
         Parameters
         ----------
@@ -216,7 +217,7 @@ def _messages(prompt: object) -> list[dict[str, Any]]:
 
 
 def _check_adapter(adapter: object) -> None:
-    """Raise `UsageError` for anything but an adapter, such as the name of its file."""
+    """Raise `UsageError` unless `adapter` is an `Adapter` or None."""
     if adapter is not None and not isinstance(adapter, Adapter):
         raise UsageError(
             f"adapter: {shown(adapter)!r} is not an adapter; pass nbllama.load_adapter(path, model)"
@@ -240,7 +241,7 @@ def load_model(
     rms_eps, rope_freq_base, rope_freq_scale : float, optional
         Constants that override those in the file.
     pre : str, optional
-        Name of the pre-tokenizer, in case the file names an unknown one.
+        Name of the pre-tokenizer to use, if the file names an unknown one.
 
     Raises
     ------

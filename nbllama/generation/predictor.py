@@ -25,7 +25,7 @@ class ContextFull(NbllamaError):
 class Predictor:
     """The tokens of a text, and the session that has read some or all of these tokens.
 
-    `n_ctx` is the size of the context, of which one position is never used, as in llama.cpp.
+    `n_ctx` is the size of the context; as in llama.cpp, one of its positions is never used.
     `batch` is the number of prompt tokens to process at a time, and `keep` the number of tokens at
     the start that a shift keeps. For `exact`, see `Session`. `check` is called between the blocks
     of the model and may raise.

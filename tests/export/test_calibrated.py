@@ -203,5 +203,5 @@ def test_experts_that_are_rounded_to_nearest_are_named() -> None:
     }
     merged = list(types)[:-1]  # the last one has no pair
     line = nearest_line(merged, types)
-    assert line.startswith("rounded to nearest, without the sample: ffn_down_shexp, ffn_gate_exps;")
+    assert line.startswith("rounded to nearest without calibration: ffn_down_shexp, ffn_gate_exps;")
     assert nearest_line(merged[:1], types) == ""

@@ -253,7 +253,7 @@ def test_what_merging_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         assert export_lora.main([*words, "--outtype", kind, *sample]) == 0
         line, effect = capsys.readouterr().out.splitlines()[-2:]
         assert line.startswith("merged against unmerged, on a short text: KL divergence "), line
-        assert effect.startswith("the adapters' own effect: KL divergence ")
+        assert effect.startswith("effect of the adapters: KL divergence ")
         found.append(float(line.partition("KL divergence ")[2].split()[0]))
     assert found[0] < 1e-8 < 1e-6 < found[1] < 0.1
 
@@ -266,7 +266,7 @@ def test_a_merge_that_rounds_the_adapter_away_is_told(
         words = ["-m", base, "-o", tmp_path / "m.gguf", "-l", lora, "--outtype", kind, "--force"]
         assert export_lora.main([str(w) for w in words]) == 0
         said = capsys.readouterr().out.splitlines()[-1]
-        assert said.startswith("warning: these types round away ") == warned, said
+        assert said.startswith("warning: rounding to these types loses ") == warned, said
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -1,4 +1,4 @@
-"""All samplers in llama.cpp's order."""
+"""Combine all samplers in llama.cpp's order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Sampler:
 
     Pass every token of the text to `accept`, including the prompt and the tokens from `sample`.
     The order without mirostat is penalties, top_k, typical, top_p, min_p, temperature, and a random
-    draw; with mirostat, it is temperature and mirostat. `banned` tokens are never chosen. `n_ctx`
-    is used for a repeat_last_n of -1.
+    draw; with mirostat, it is temperature and mirostat. `banned` tokens are never chosen. A
+    repeat_last_n of -1 means `n_ctx`.
     """
 
     def __init__(
@@ -48,14 +48,17 @@ class Sampler:
         self._penalties.accept(token)
 
     def reset(self) -> None:
-        """Restore the initial state: forget all tokens, and seed the random numbers again."""
+        """Restore the initial state: forget all tokens and reseed the random number generator."""
         self._penalties.reset()
         if self._mirostat is not None:
             self._mirostat.reset()
         self._random = Random(self._params.seed)
 
     def sample(self, logits: np.ndarray) -> int:
-        """Draw a token from logits float32 `[n_vocab]`. Raises `NbllamaError` for NaN logits."""
+        """Draw a token from logits float32 `[n_vocab]`.
+
+        Raises `NbllamaError` if a logit is NaN or the largest logit is infinite.
+        """
         if logits.shape != self._ids.shape:
             raise ValueError(f"logits have shape {logits.shape}, expected ({len(self._ids)},)")
         if len(self._banned):

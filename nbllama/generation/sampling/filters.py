@@ -1,7 +1,7 @@
 """Samplers that drop candidates or change their logits, independently of earlier tokens.
 
-Sums are computed sequentially and in float32 in the same places as in llama.cpp, because the last
-digit matters at the cutoff of a filter.
+Sums are computed sequentially and in float32 in the same places as in llama.cpp, because a
+rounding difference can change which tokens a filter keeps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def top_k(c: Candidates, k: int) -> Candidates:
 
 
 def top_p(c: Candidates, p: float) -> Candidates:
-    """Keep the most likely tokens whose total probability reaches p.
+    """Keep the smallest set of most likely tokens whose total probability is at least p.
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020).
     """

@@ -19,7 +19,8 @@ class Mirostat:
     """Both versions of mirostat; `choose` draws a token and updates the control value `mu`.
 
     `version` 1 estimates the number k of candidates for a mean surprise of mu; version 2 drops
-    candidates with a surprise above mu. mu starts at 2 tau and changes by eta times the error.
+    candidates with a surprise above mu. mu starts at 2 tau and decreases by eta * (surprise - tau)
+    after each token.
     """
 
     def __init__(self, version: int, tau: float, eta: float, n_vocab: int) -> None:
@@ -29,7 +30,7 @@ class Mirostat:
         self.mu = f32(2) * self._tau
 
     def reset(self) -> None:
-        """Start again with twice the target surprise."""
+        """Reset `mu` to twice the target surprise."""
         self.mu = f32(2) * self._tau
 
     def choose(self, c: Candidates, random: Random) -> int:
@@ -50,8 +51,8 @@ class Mirostat:
     def _count(self, p: np.ndarray) -> int:
         """Return k from Zipf's law p_i ~ i^-s (equation 9 of the paper).
 
-        s is fitted by least squares to the most likely candidates. A k above 2^31, which llama.cpp
-        turns into 1, selects all candidates.
+        s is fitted by least squares to the most likely candidates. If k exceeds 2^31, all
+        candidates are kept, whereas llama.cpp keeps only one.
         """
         n = min(_MOST - 1, len(p) - 1)
         i = np.arange(n, dtype=f32)

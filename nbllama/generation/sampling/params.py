@@ -11,8 +11,8 @@ class SamplingParams:
 
     The values top_k 0, top_p 1, min_p 0 and typical 1 disable these filters. If temp is 0 or less,
     the most likely candidate is always chosen. repeat_last_n is the number of tokens to which the
-    three penalties apply, or -1 for the whole context. mirostat 1 or 2 replaces filters and
-    penalties.
+    three penalties apply, or -1 for the whole context. mirostat is the version to use instead of
+    filters and penalties, or 0.
     """
 
     seed: int = 0

@@ -12,7 +12,7 @@ from nbllama.generation.sampling.filters import Candidates
 class Penalties:
     """Penalties for tokens that occur in the text.
 
-    For a token that occurs n > 0 times among the last `last_n`:
+    The logit l of a token that occurs n > 0 times among the last `last_n` tokens becomes
 
         l' = (l / repeat  if l > 0 else  l * repeat) - n * frequency - presence
 

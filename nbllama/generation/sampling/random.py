@@ -1,4 +1,4 @@
-"""The random numbers of llama.cpp's C++ library, so that the same seed gives the same choices."""
+"""Reproduce llama.cpp's random numbers (from libstdc++), so that a seed gives the same tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Random:
         self._numbers = MT19937.seeded(seed)
 
     def uniform(self) -> float:
-        """Draw a number in [0, 1): `std::generate_canonical<double, 53>` of libstdc++."""
+        """Draw a number in [0, 1), as libstdc++'s `std::generate_canonical<double, 53>` does."""
         low, high = (int(x) for x in self._numbers.draw(2))
         return min((low + high * 2.0**32) / 2.0**64, 1.0 - 2.0**-53)
 
