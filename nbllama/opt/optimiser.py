@@ -95,8 +95,8 @@ class Optimiser(ABC):
             value = values[name]
             if value.shape != x.shape or value.dtype != np.float32:
                 raise ValueError(
-                    f"{name}: {value.dtype} array of shape {value.shape}, expected float32 of shape "
-                    f"{x.shape}"
+                    f"{name}: {value.dtype} array of shape {value.shape}, expected float32 of "
+                    f"shape {x.shape}"
                 )
 
     @in_turn
