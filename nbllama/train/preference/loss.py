@@ -246,5 +246,5 @@ class PreferenceLoss(TakesData):
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference values, or zeros if only the time of a step is being measured."""
+    """Return the reference values, or zeros if the run is only measuring the time per step."""
     return np.zeros(len(rows)) if values is None else values[rows]

@@ -82,7 +82,7 @@ def load_data(
     say: Progress | None = None,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
-    """Load the training samples and, if any, the validation samples.
+    """Load the training samples and any validation samples.
 
     Returns the options, filled in from the plan for the data, and the two data sets.
 

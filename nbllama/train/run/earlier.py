@@ -1,7 +1,7 @@
 """Handle existing files with this run's names: resume the earlier run, or refuse to start.
 
-Files are replaced only on request. The exception is `--compat`, which replaces files silently, like
-the old tool.
+The files of a different run are replaced only on request, except with `--compat`, which replaces
+files silently, like the old tool.
 """
 
 from __future__ import annotations
