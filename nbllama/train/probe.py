@@ -21,7 +21,7 @@ TOKENS = 8  # too many tokens for the few-token path, so the packed kernels are 
 
 @one_at_a_time
 def compile_kernels(trainer: Trainer) -> float:
-    """Compile every kernel that the run needs, using few tokens; return the time in seconds."""
+    """Compile every kernel that the run needs, using a few tokens; return the time in seconds."""
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
@@ -63,9 +63,9 @@ def _one_block(
 ) -> None:
     """Run the forward and backward passes of block `layer`.
 
-    If `first` is given, checkpointing is imitated: block `first` runs forward, and then `layer`
+    If `first` is given, checkpointing is simulated: block `first` runs forward, and then `layer`
     recomputes its forward pass and runs backward. If these are two different blocks, the weights of
-    `layer` are not in the cache, as in a real step.
+    `layer` are not in the CPU cache, as in a real step.
     """
     if first is not None:
         block_forward(trainer.model, first, trainer.bound, acts, batch=batch)
@@ -77,7 +77,7 @@ def _one_block(
 
 
 def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
-    """Group the blocks by everything that affects their duration, such as mixer and sizes."""
+    """Group the blocks by everything that affects their run time, such as the mixer and sizes."""
     hp = trainer.model.hp
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
@@ -98,7 +98,8 @@ def _mean(rounds: list[float]) -> float:
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
     """Return the expected mean seconds per iteration, with and without the frozen blocks.
 
-    Times two blocks of each kind and two losses at the run's sizes, without side effects.
+    Times two blocks of each kind and two loss computations at the run's sizes, without side
+    effects.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer

@@ -198,8 +198,8 @@ def test_the_old_tool_is_followed_also_at_rate_0() -> None:
 def test_iterations_at_rate_0_are_reported() -> None:
     lines = run_of("--adam-iter 18", after("--adam-iter 20", 12))[2]
     assert lines == [
-        "the learning rate is 0 from iteration 20 to 30; --adam-iter 8 ends the run with its "
-        "decay, and later iterations start a new decay"
+        "the learning rate is 0 from iteration 20 to 30; pass --adam-iter 8 to stop at the "
+        "end of the decay; training further then starts a new decay"
     ]
     lines = run_of("--adam-iter 20 --lr-decay-steps 15")[2]
     assert lines == ["the learning rate is 0 from iteration 15 to 20"]

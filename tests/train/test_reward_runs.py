@@ -118,7 +118,7 @@ def test_the_forecast_has_the_drawing(folder: Path, run: Run) -> None:
         ([], "", ("--reward", "the reward is missing")),
         ([], "exakt", ("--reward exakt", "use FILE.py:FUNCTION")),
         ([], "gone.py:f", ("gone.py:f", "No such file")),
-        ([], "rewards.py:nothing", ("it has no function nothing",)),
+        ([], "rewards.py:nothing", ("the file has no function nothing",)),
         (["--val-split", "0.2"], "exact", ("--val-split", "--objective grpo")),
         (["--packing"], "exact", ("--packing", "--objective grpo")),
         (["--sft-weight", "1"], "exact", ("--sft-weight", "does not apply")),

@@ -76,14 +76,14 @@ def test_a_function_of_prompt_answer_and_record(file: Path) -> None:
     ("answer", "words"),
     [
         ("raise", "KeyError: 'no such table'"),
-        ("nan", "it returned nan"),
-        ("inf", "it returned inf"),
-        ("text", "it returned text, not a number"),
-        ("none", "it returned None, not a number"),
-        ("list", "it returned a list, not a number"),
+        ("nan", "the function returned nan"),
+        ("inf", "the function returned inf"),
+        ("text", "the function returned text, not a number"),
+        ("none", "the function returned None, not a number"),
+        ("list", "the function returned a list, not a number"),
         ("huge", "OverflowError"),
         ("exit", "SystemExit: 3"),
-        ("die", "its process ended"),
+        ("die", "the process ended unexpectedly"),
         ("long message", "ValueError: x yx"),
     ],
 )
@@ -98,7 +98,7 @@ def test_what_is_no_reward(by_name: Scorer, answer: str, words: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the size of a process")
 def test_ten_gigabytes(by_name: Scorer) -> None:
     found = by_name.score("", "memory", {})
-    assert found == Failed("it used too much memory")
+    assert found == Failed("the memory limit was exceeded")
     assert by_name.score("", "another", {}) == 0.25
 
 
@@ -106,7 +106,7 @@ def test_ten_gigabytes(by_name: Scorer) -> None:
 def test_a_function_that_does_not_return(file: Path, answer: str) -> None:
     scorer = Scorer(find_reward(f"{file}:by_name"), seconds=0.4)
     start = time.monotonic()
-    assert scorer.score("", answer, {}) == Failed("it took more than 0.4 s")
+    assert scorer.score("", answer, {}) == Failed("the time limit of 0.4 s was exceeded")
     assert time.monotonic() - start < 20
     assert scorer._child is None  # it was ended
     scorer._seconds = 20.0
@@ -159,7 +159,7 @@ def test_what_cannot_be_used(file: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_this_name\n", encoding="utf-8")
     for text, words in (
-        (f"{file}:nothing", "it has no function nothing"),
+        (f"{file}:nothing", "the file has no function nothing"),
         (f"{file}:not_a_function", "not_a_function is not a function"),
         (f"{broken}:f", "ModuleNotFoundError"),
     ):
@@ -233,9 +233,9 @@ def test_built_in_rewards(reward: str, cases: list[tuple[str, dict[str, Any], fl
 def test_records_that_a_built_in_reward_cannot_score() -> None:
     for reward, record, words in (
         ("exact", {"prompt": "a"}, 'requires the correct answer under "answer"'),
-        ("sql", {"answer": "select 1"}, 'under the key "database"'),
-        ("sql", {"answer": "select a", "database": ""}, "its SQL does not run: no such column"),
-        ("sql", {"answer": "select 1", "database": "create x"}, "its SQL does not run"),
+        ("sql", {"answer": "select 1"}, 'requires the key "database"'),
+        ("sql", {"answer": "select a", "database": ""}, "the record's SQL fails: no such column"),
+        ("sql", {"answer": "select 1", "database": "create x"}, "the record's SQL fails"),
     ):
         scorer = Scorer(find_reward(reward))
         assert words in scorer.problem(record)

@@ -72,9 +72,9 @@ def of_samples(
     most: Limits,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield a float64 array per batch with the log-probabilities of the samples in `rows`.
+    """Yield the log-probabilities of the samples in `rows`, as one float64 array per batch.
 
-    `rows` contains sample numbers. The batches are as large as `most` permits. `check` is called
+    `rows` contains sample indices. The batches are as large as `most` permits. `check` is called
     between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
@@ -93,10 +93,10 @@ def of_preferences(
     data: Preferences,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield a float64 array per batch with the log-probabilities of all answers in `data`.
+    """Yield the log-probabilities of all answers in `data`, as one float64 array per batch.
 
-    If sharing is enabled, a prompt with several answers is processed only once. The memory must
-    have room for each individual sample. `check` is called between layers.
+    If sharing is enabled, a prompt with several answers is processed only once. `acts` and
+    `buffers` must be large enough for any single sample. `check` is called between layers.
     """
     most = trainer.limits
     for numbers in batches(data.lengths(), most.tokens, most.trained):

@@ -1,12 +1,12 @@
-"""A preference loss as a trainer's objective.
+"""Preference losses as training objectives.
 
 After the forward pass of a micro-batch, the token log-probabilities of each answer are summed. The
 derivative of the loss with respect to this sum is the weight of the answer's tokens in a second
 pass through the output layer, which computes the gradient. The output layer is therefore computed
-twice, but the blocks only once, and no logits are kept.
+twice, but the blocks only once, and no logits are stored.
 
-The loss of a step is the weighted sum over its pairs (or labelled answers), divided by their
-number.
+The loss of a step is the weighted sum of the losses of all pairs (or labelled answers), divided by
+the number of pairs (or answers).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Answers(NamedTuple):
     """The answers of a micro-batch, one per sequence; all arrays are `[S]`.
 
     `policy` and `reference` are the float64 log-probabilities under the two models, and `n` is the
-    number of tokens. `good` (bool) says whether an answer is good, and `weight` is float64.
+    number of tokens. `good` (bool) says whether an answer is good, and `weight` (float64)
+    scales its loss.
     """
 
     policy: np.ndarray
@@ -115,7 +116,7 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 class SentAnswers(NamedTuple):
     """The values that `PreferenceLoss.loss` needs for the n answers of a batch.
 
-    `judged` contains the judgements on the answers. `reference` is a float64 array `[n]` of
+    `judged` contains the judgements of the answers. `reference` is a float64 array `[n]` of
     log-probabilities, or None.
     """
 
@@ -204,12 +205,15 @@ class PreferenceLoss(TakesData):
         return self._measured.numbers()
 
     def take_part(self) -> Measured:
-        """Return the measures since the last call; see `Objective.take_part`."""
+        """Return the measures accumulated since the last call; see `Objective.take_part`."""
         part, self._measured = self._measured, Measured(self._labels)
         return part
 
     def add_part(self, part: Measured) -> None:
-        """Add measures; adding the micro-batches in order gives the same bits as `loss`."""
+        """Add the measures of micro-batches.
+
+        If they are added in order, the sums are bit-identical to those of `loss`.
+        """
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
@@ -242,5 +246,5 @@ class PreferenceLoss(TakesData):
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference values, or zeros if only the time of a step is being measured."""
+    """Return the reference values, or zeros if the run is only measuring the time per step."""
     return np.zeros(len(rows)) if values is None else values[rows]

@@ -61,7 +61,7 @@ class Measured:
         self._judged += part._judged
 
     def numbers(self) -> dict[str, float]:
-        """Return the means that can be computed; some require chosen answers, others rejected ones.
+        """Return the means, leaving out any for which there are no answers.
 
         - margin: reward of the chosen answers minus reward of the rejected answers
         - accuracy: share of pairs in which the chosen answer has the higher reward; for labelled

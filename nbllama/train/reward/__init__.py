@@ -1,1 +1,1 @@
-"""Training on rewards: drawing answers, scoring them in a separate process, and the loss."""
+"""Training on rewards: draw answers, score them in a separate process, and compute the loss."""

@@ -59,7 +59,7 @@ def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
     loader.exec_module(module)
     found = getattr(module, request["name"], None)
     if found is None:
-        raise AttributeError(f"it has no function {request['name']}")
+        raise AttributeError(f"the file has no function {request['name']}")
     if not callable(found):
         raise TypeError(f"{request['name']} is not a function")
     made: Callable[..., Any] = found
@@ -71,10 +71,10 @@ def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
 def number(value: object) -> float:
     """Convert a reward to a number. Raises `ValueError` unless it is a finite number."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise ValueError(f"it returned {kind_of(value)}, not a number")
+        raise ValueError(f"the function returned {kind_of(value)}, not a number")
     found = float(value)
     if not math.isfinite(found):
-        raise ValueError(f"it returned {found}")
+        raise ValueError(f"the function returned {found}")
     return found
 
 
@@ -88,8 +88,8 @@ def kind_of(value: object) -> str:
 def message(error: BaseException) -> str:
     """Describe an exception in one line."""
     if isinstance(error, MemoryError):
-        return "it used too much memory"
-    if isinstance(error, ValueError) and str(error).startswith("it returned"):
+        return "the memory limit was exceeded"
+    if isinstance(error, ValueError) and str(error).startswith("the function returned"):
         return str(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:MOST] if text else type(error).__name__
@@ -98,8 +98,8 @@ def message(error: BaseException) -> str:
 def limit_memory(extra: int) -> None:
     """Limit the further growth of this process to `extra` bytes.
 
-    The limit is calculated from the current size of the process, which only Linux reports. Windows
-    has no such limit.
+    The limit is relative to the current size of the process, which is read from /proc. On systems
+    without /proc, memory is not limited.
     """
     try:
         import resource
@@ -137,7 +137,11 @@ def streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answer requests until stdin ends; `memory` is in bytes, and `seconds` sets the alarm."""
+    """Answer requests until stdin ends.
+
+    `memory` is passed to `limit_memory` after loading, and `seconds` to `set_alarm` before each
+    request.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     requests, answers = streams()
     score: Callable[..., Any] | None = None

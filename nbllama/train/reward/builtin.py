@@ -34,7 +34,7 @@ def wanted(record: dict[str, Any]) -> str | None:
     """Return the correct answer in a record, or None if there is none.
 
     The correct answer is stored under one of the keys in `WANTED`. In a chat, it can also be the
-    last message, if that message is an answer.
+    last message, if that message is from the assistant.
     """
     for key in WANTED:
         value = record.get(key)
@@ -58,11 +58,11 @@ def problem(name: str, record: dict[str, Any]) -> str:
         return f'the reward {name} requires the correct answer under "answer"'
     if name == "sql":
         if not isinstance(record.get("database"), str):
-            return 'the reward sql requires SQL that creates the tables, under the key "database"'
+            return 'the reward sql requires the key "database" with SQL that creates the tables'
         try:
             _rows(_database(record["database"]), str(wanted(record)))
         except (sqlite3.Error, sqlite3.Warning, ValueError) as e:
-            return f"its SQL does not run: {e}"
+            return f"the record's SQL fails: {e}"
     return ""
 
 

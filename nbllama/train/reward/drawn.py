@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """A drawn answer: its ids, text and reward.
+    """A drawn answer: its token ids, text and reward.
 
     If `cut` is true, drawing stopped before the model ended the answer.
     """
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Return the text for display; a cut text ends with a whole character and "…"."""
+        """Return the text for display; a truncated text ends in a complete character and "…"."""
         if not self.cut:
             return self.text
         return self.text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip() + "\N{HORIZONTAL ELLIPSIS}"
@@ -56,7 +56,7 @@ class GroupOf(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Return whether all rewards are equal, in which case the group contributes nothing."""
+        """Return whether all rewards are equal, in which case all advantages are 0."""
         return not self.advantages.any()
 
 
@@ -114,7 +114,7 @@ def draw_of(trainer: Drawing, batch: PromptBatch, temperature: float) -> Draw:
     """Return a task that draws the answers to the prompts in a batch.
 
     Each answer has its own stream of random numbers, derived from the seed, the iteration, the
-    prompt, and the answer's number in its group.
+    prompt, and the answer's index in its group.
     """
     source = batch.source
     keys: list[tuple[int, ...]] = [
@@ -153,7 +153,7 @@ def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
     """Return the answers that have a reward as a batch, or None if there are none.
 
     If `every` is true, answers with an advantage of 0 are included. Their gradient comes only from
-    the reference.
+    the KL term.
     """
     rows, values = [], []
     for group in groups:

@@ -1,4 +1,4 @@
-"""GRPO as a trainer's objective.
+"""GRPO as a training objective.
 
 A step draws answers for all its micro-batches with the current adapter, scores the answers, and
 then performs one update. The probability ratio in the loss is therefore 1
@@ -119,7 +119,7 @@ class RewardLoss:
     @property
     def _scores(self) -> Scorer:
         if self._scorer is None:
-            raise ValueError("a copy of the objective does not score answers")
+            raise ValueError("a copy of the objective cannot score answers")
         return self._scorer
 
     def _note_failures(self, group: GroupOf) -> None:
@@ -171,7 +171,7 @@ class RewardLoss:
             return token_log_probabilities(model, bound, acts, buffers, batch=batch)
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Return the number of tokens in all answers that have a reward, but at least 1."""
+        """Return the number of tokens in all answers that have a reward, or 1 if there are none."""
         return max(1, self._n_tokens)
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -200,7 +200,7 @@ class RewardLoss:
         return self._measured.numbers()
 
     def take_part(self) -> KL:
-        """Return the KL since the last call; see `Objective.take_part`."""
+        """Return the KL accumulated since the last call; see `Objective.take_part`."""
         return self._measured.take_kl()
 
     def add_part(self, part: KL) -> None:
@@ -232,7 +232,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the bytes needed for drawing answers and for a reference with different ranks."""
+        """Return the bytes needed to draw answers, and to run a reference with different ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(

@@ -35,7 +35,7 @@ Check = Callable[[], None] | None
 class Source(NamedTuple):
     """The file and name of a reward function, and the argument for creating it, if any.
 
-    `text` contains the contents of the file. `builtin` is the name of a built-in reward, or "" for
+    `text` is the content of the file. `builtin` is the name of a built-in reward, or "" for
     a user's function. `identity` is the value that a checkpoint stores; it depends on the contents
     of the user's file, but not on the path of the file.
     """
@@ -55,7 +55,10 @@ class Failed(NamedTuple):
 
 
 def find_reward(text: str) -> Source:
-    """Find the reward that `--reward` names. Raises `UsageError` if that is not possible."""
+    """Find the reward that `--reward` names.
+
+    Raises `UsageError` if `text` is not a valid value or the file cannot be read.
+    """
     if text in builtin.NAMES:
         return Source(_BUILTIN, _own_text(), _FUNCTIONS[text], None, text, text)
     kind, colon, pattern = text.partition(":")
@@ -137,7 +140,7 @@ class Scorer:
             if self._child is None or not self._child.running:
                 found = self._start()
                 if isinstance(found, Failed):
-                    return Failed(f"its process cannot start: {found.reason}")
+                    return Failed(f"the process cannot start: {found.reason}")
             return self._ask(request, self._seconds, check)
 
     def _start(self) -> Any:
@@ -167,7 +170,7 @@ class Scorer:
         while (line := self._child.receive(min(_POLL, end - time.monotonic()))) is None:
             if time.monotonic() >= end:
                 self.close()
-                return Failed(f"it took more than {seconds:g} s")
+                return Failed(f"the time limit of {seconds:g} s was exceeded")
             if check is not None:
                 try:
                     check()
@@ -176,6 +179,6 @@ class Scorer:
                     raise
         if not line.endswith(b"\n"):
             self.close()
-            return Failed("its process ended")
+            return Failed("the process ended unexpectedly")
         answer = json.loads(line)
         return Failed(answer["error"]) if "error" in answer else answer["ok"]

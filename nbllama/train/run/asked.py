@@ -1,4 +1,4 @@
-"""Questions from the data, which the model answers before and after a run.
+"""Questions from the data that the model answers before and after a run.
 
 The answers do not affect the training.
 """

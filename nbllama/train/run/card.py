@@ -1,7 +1,7 @@
 """`--card`: a model card and an Ollama Modelfile, written next to a run's adapter.
 
-Each file begins with a marker. An existing file without the marker is the user's and is never
-replaced.
+Each file begins with a marker. An existing file without the marker belongs to the user and is
+never replaced.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def card(
     """Return the model card in Markdown.
 
     `run` is the first row of the log (`nbllama.train.run.story.begun`), and `results` contains
-    lines about iterations and losses.
+    (name, value) pairs about iterations and losses.
 
     Untrusted text, such as file names, is escaped so that it is not interpreted as Markdown or
     HTML.
@@ -141,7 +141,7 @@ def card(
         f"<!-- {_MARK} -->\n# {_cell(os.path.basename(_bare(files.adapter)))}\n",
         "A LoRA adapter.\n",
         "## Base\n",
-        _table([("file", run["model"]), ("sha256 of a sample of its weights", fingerprint)]),
+        _table([("file", run["model"]), ("sha256 of a sample of the weights", fingerprint)]),
         "## Data\n",
         _table([(k, str(v)) for k, v in data.items()]),
         "## Results\n",
@@ -196,7 +196,7 @@ def write_cards(
 
 
 def _template(session: RunSession) -> tuple[str, str]:
-    """Return the template and system text of a chat run, or the model's own template and ""."""
+    """Return the template and system text for chat data, or the model's own template and ""."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""

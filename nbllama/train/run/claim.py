@@ -1,4 +1,4 @@
-"""Check and lock outputs, so that runs neither destroy files nor write to the same files.
+"""Check and lock outputs, so that no run destroys files or writes to the files of another run.
 
 Locks are acquired before any slow work, and released when the run ends.
 """
@@ -91,7 +91,7 @@ def contents(path: str) -> str:
 
 
 def _left_over(names: Names) -> Iterator[str]:
-    """Yield the files in `names` for which a temporary file is left over."""
+    """Yield the files in `names` for which a temporary file may remain from an earlier run."""
     folder = os.path.dirname(names.pattern) or os.curdir
     if names.folder:
         for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:

@@ -26,7 +26,7 @@ class Clock:
 
     @contextmanager
     def watching_compilation(self) -> Iterator[None]:
-        """Measure how long Numba compiles kernels; loading them from the cache does not count."""
+        """Measure the time that Numba spends compiling kernels, excluding loads from the cache."""
         with install_listener("numba:compile", self._compilation):
             yield
 
@@ -41,7 +41,7 @@ class Clock:
         return self._compilation.duration if self._compilation.done else 0.0
 
     def iteration_done(self, seconds: float) -> None:
-        """Record that an iteration of `seconds` has just ended; only the first one counts."""
+        """Record the end of an iteration that took `seconds`; only the first call has an effect."""
         if self._first is None:
             self._first = max(0.0, self.seconds - seconds)
 

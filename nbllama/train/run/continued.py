@@ -1,8 +1,8 @@
 """Choose the checkpoint to resume from: the given file, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run resumes from the last numbered checkpoint and says
-so. The damaged file is kept under a different name. If a folder is given, the run resumes from the
-newest valid checkpoint in the folder.
+If the newest file (LATEST) is damaged, the run prints a warning and resumes from the last valid
+numbered checkpoint. The damaged file is kept under a different name. If a folder is given, the run
+resumes from the newest valid checkpoint in the folder.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Continued:
                 with atomic_write(self.damaged) as target:
                     shutil.copyfileobj(source, target)
         except (OSError, OutputError) as e:
-            say(f"warning: {shown(self.damaged, 400)} is still damaged: {e}")
+            say(f"warning: the damaged file {shown(self.damaged, 400)} was not replaced: {e}")
             return
         say(f"the damaged file is kept as {shown(kept, 400)}")
 

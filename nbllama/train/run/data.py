@@ -62,7 +62,7 @@ def old_order(options: Options, state: TrainState | None) -> bool:
 
 
 def _shared(options: Options, model: Model) -> Options:
-    """Disable the sharing of prompts if any block has a state, because states are never shared."""
+    """Disable prompt sharing if any block has a state, because states are never shared."""
     if not model.hp.mixers:
         return options
     if options.share_prompts:
@@ -82,7 +82,7 @@ def load_data(
     say: Progress | None = None,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
-    """Load the training samples and, if any, the validation samples.
+    """Load the training samples and any validation samples.
 
     Returns the options, filled in from the plan for the data, and the two data sets.
 
@@ -135,9 +135,9 @@ def _load(
 ) -> Dataset:
     """Load the samples from a file.
 
-    The old tool could only read plain text. With `--compat`, or when resuming from its checkpoint,
-    every file is therefore read as plain text. Raises `DataError` if the data cannot be used, and
-    `UsageError` if options for plain text are combined with records or vice versa.
+    The old tool could only read plain text. With `--compat`, or when resuming from one of its
+    checkpoints, every file is therefore read as plain text. Raises `DataError` if the data cannot
+    be used, and `UsageError` if options for plain text are combined with records or vice versa.
     """
     if draws(options):
         return load_prompts(path, options, model.tokenizer, records)
@@ -287,10 +287,10 @@ def rest_of(
 ) -> Options:
     """Return options that limit a run resumed from `state` to the remaining iterations.
 
-    If no length is given, a run on records completes its planned length. If the run found the
-    checkpoint under its own output name, it completes the length that its options specify. If there
-    is nothing left to do, `outputs.complete_at` is set and the length is one iteration. Such a run
-    is refused later, once it is known that the checkpoint is from the same run.
+    If no length is given, a run on records ends where it was originally planned to end. Otherwise,
+    if the run found the checkpoint under its own output name, it ends where its options specify. If
+    no iterations remain, `outputs.complete_at` is set and the length is one iteration. The run is
+    then refused later, once it is known that the checkpoint is from the same run.
     """
     if state is None:
         return options

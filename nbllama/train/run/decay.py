@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
-    """The current decay of a run, with iterations counted from the very first.
+    """The current decay of a run, with iterations counted from the start of training.
 
     The decay starts after iteration `begin`, and the learning rate reaches its minimum at iteration
     `end`. `last` is the last iteration planned when the decay started, or `end` if the decay has
-    its own length. `first` is the first iteration that `check_rates` checks. This is the first one
-    of the decay if the decay is in progress, and the first one of this run otherwise. `new` says
-    whether the decay starts with this run. `renews` says whether training beyond the end starts a
-    new decay. `given` says whether `--lr-decay-steps` was given.
+    its own length. `first` is the first iteration that `check_rates` checks. It is the first
+    iteration of the decay if the decay is in progress, and the first of this run otherwise. `new`
+    says whether the decay starts with this run. `renews` says whether training beyond the end
+    starts a new decay. `given` says whether `--lr-decay-steps` was given.
     """
 
     begin: int
@@ -80,7 +80,7 @@ def plan(
         if asked in (None, new) or again:
             notes.append(
                 "the learning rate decay has ended; a new decay without warm-up covers iterations "
-                f"{done + 1} to {total} ({n_iter} more)"
+                f"{done + 1} to {total} ({n_iter} more iterations)"
             )
             return Decay(
                 begin=done, end=new, last=total, first=done + 1, new=True, notes=tuple(notes)
@@ -103,8 +103,8 @@ def plan(
 def schedule(settings: Settings, decay: Decay) -> Schedule:
     """Return the learning-rate schedule of a run.
 
-    A new decay has no warm-up. Warm-up is meant for a new adapter and empty moments, whereas a
-    resumed run reads the adapter and the moments from its checkpoint.
+    A new decay has no warm-up. Warm-up is meant for a new adapter and moments that are still 0,
+    whereas a resumed run reads the adapter and the moments from its checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -150,8 +150,8 @@ def check_rates(
     line = f"the learning rate is 0 from iteration {zero} to {total}"
     if decay.renews and done < decay.last < total:
         line += (
-            f"; --adam-iter {decay.last - done} ends the run with its decay, and later iterations "
-            "start a new decay"
+            f"; pass --adam-iter {decay.last - done} to stop at the end of the decay; training "
+            "further then starts a new decay"
         )
     return [line]
 

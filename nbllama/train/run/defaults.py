@@ -76,8 +76,8 @@ def iterations(
     """Return the number of iterations from `--adam-iter`, `--epochs` and the defaults.
 
     `options` must already include the plan. If both limits are given, the lower one applies. A pass
-    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations, the last of which may
-    have fewer samples. If this formula does not hold, `walk` converts passes to iterations. With
+    over the data takes `ceil(n_samples / (batch * grad_acc))` iterations; the last one may have
+    fewer samples. If this formula does not hold, `walk` converts passes to iterations. With
     `--compat`, the default of `--adam-iter` also limits `--epochs`.
     """
     adam_iter = options.adam_iter

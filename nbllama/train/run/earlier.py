@@ -1,7 +1,7 @@
 """Handle existing files with this run's names: resume the earlier run, or refuse to start.
 
-No file is replaced by accident. The exception is `--compat`, which replaces files silently, like
-the old tool.
+The files of a different run are replaced only on request, except with `--compat`, which replaces
+files silently, like the old tool.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
         more = f"continue that run with: {_command(again)}"
     elif outputs.latest_adapter and os.path.exists(outputs.latest_adapter):
         again = [*_renamed(words, options), "--lora-in", outputs.latest_adapter]
-        more = f"train its adapter further with: {_command(again)}"
+        more = f"train the existing adapter further with: {_command(again)}"
         return f"{shown(found, 400)} already exists; {more}; or replace it with --force"
     else:
         more = "an earlier run wrote it"
@@ -105,7 +105,7 @@ def complete(checkpoint: str, iteration: int) -> UsageError:
 
 
 def _without(words: Sequence[str], name: str) -> list[str]:
-    """Return the words without the option `name` and its value."""
+    """Return the command-line words without the option `name` and its value."""
     found: list[str] = []
     skip = False
     for word in words:
@@ -119,7 +119,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the words with output names that are not yet in use."""
+    """Return the command-line words with output names that are not yet in use."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

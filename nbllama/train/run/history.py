@@ -12,7 +12,7 @@ class Recording(Protocol):
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
-        """One mapping from names to numbers per iteration."""
+        """The recorded numbers by name, one mapping per iteration."""
 
 
 class FirstAndLast:

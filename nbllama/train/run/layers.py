@@ -11,7 +11,7 @@ _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
 
 
 def blocks(text: str, n_layer: int) -> tuple[int, ...]:
-    """Return the block numbers in `all`, `first:N`, `last:N` or a list such as `4-11,20`.
+    """Return the block numbers selected by `all`, `first:N`, `last:N` or a list such as `4-11,20`.
 
     Raises `UsageError` for anything else, and for a block that is not in the model.
     """
@@ -45,9 +45,9 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
 
 def as_text(numbers: Collection[int], n_layer: int) -> str:
-    """Return the shortest string that `blocks` parses to these numbers.
+    """Return a string that `blocks` parses to these numbers.
 
-    Each set of numbers has exactly one such string.
+    The result is the same for equal sets of numbers.
     """
     if len(numbers) == n_layer:
         return "all"

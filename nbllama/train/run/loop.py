@@ -61,7 +61,7 @@ class Loop:
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, expected: Forecast) -> Run:
-        """Run all iterations, with saves and reports. Raises `Diverged` and `SaveFailed`."""
+        """Run all iterations, including saves and reports. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
         self._begun = begun(self.session, expected, options, self.session.words)
@@ -163,7 +163,7 @@ class Loop:
             self.ui.note(
                 f"warning: since iteration {watch.best_at}, the training loss has fallen but the "
                 "validation loss has risen: the adapter is memorising the training data; "
-                "--early-stop ends such runs, and the best adapter is kept"
+                "use --early-stop to end a run when this happens; the best adapter is kept"
             )
         self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 
@@ -214,7 +214,9 @@ class Loop:
         grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
         old = place_moments(state.moments, trainer.adapter, grads, n_layer, direction=order)
         trainer.opt.restore(old.m, old.v, state.iteration)
-        self.ui.note(f"moments of the old checkpoint: order {old.order}, cosine {old.cosine:.2f}")
+        self.ui.note(
+            f"moments of the old checkpoint: order {old.order}, gradient cosine {old.cosine:.2f}"
+        )
 
     def _epochs_done(self) -> bool:
         epochs = self.session.options.epochs or 0
@@ -270,7 +272,7 @@ class Loop:
         self._saved = self.trainer.iteration
         self._save_config()
         if problem := self.outputs.prune(self._saved):
-            self.ui.note(f"{problem}; --keep-last does not apply to it")
+            self.ui.note(f"{problem}; the file is kept despite --keep-last")
 
     def _save_config(self) -> None:
         """Save the run's options next to its adapter; a failure does not stop training."""
@@ -288,9 +290,7 @@ class Loop:
             try:
                 self._save()
             except OutputError as e:
-                self.ui.note(
-                    f"not saved: {e}; training continues, and the next save will try again"
-                )
+                self.ui.note(f"not saved: {e}; training continues, and saving will be retried")
 
     def _save_at_end(self) -> None:
         if self.trainer.iteration == self._saved:
