@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Return the adapter, and options filled in with its rank, alpha and per-tensor ranks.
+    """Read the adapter, and fill in the options with its rank, alpha and per-tensor ranks.
 
     Raises `UsageError` if the file does not exist or the command line specifies different ranks,
     and `CheckpointError` if the adapter does not match the model.
