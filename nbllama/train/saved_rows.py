@@ -1,4 +1,4 @@
-"""Measure how many rows of an epoch are saved by sharing beginnings (`nbllama.data.shared`)."""
+"""Count the rows that an epoch saves by sharing common beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def saved_line(trainer: Trainer) -> str:
         return "none shared"
     percent = f"{100 * found.share:.1f} %"
     if not found.whole:
-        return f"about {percent} computed, shared prefixes only once"
-    return f"{found.computed} ({percent}) computed, shared prefixes only once"
+        return f"about {percent} computed, each shared prefix only once"
+    return f"{found.computed} ({percent}) computed, each shared prefix only once"
 
 
 def counted(trainer: Trainer) -> Counted:

@@ -45,7 +45,7 @@ class StopRequested(Exception):
 
 
 class Evaluation(NamedTuple):
-    """The loss and sizes of one iteration's samples; see `Trainer.gradients` for the gradient.
+    """The loss and token counts of one iteration; `Trainer.gradients` contains the gradient.
 
     `trained` is the number of trained tokens or answers over which the loss is averaged
     (`Objective.before`). `after` is the position in the data after these samples.
@@ -213,7 +213,7 @@ class Trainer:
         )
 
     def _make_room(self, data: Dataset) -> None:
-        """Raise the limits, if necessary, so that there is room for any single sample in `data`."""
+        """Raise the limits, if necessary, so that any single sample in `data` fits."""
         own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),

@@ -184,7 +184,7 @@ class TrunkCache:
             self._end = place.offset + len(raw)
 
     def _values(self, place: _Place, n: int) -> np.ndarray | None:
-        """Read the vectors `[n, C]` of a sample; if they are damaged, say so and return None."""
+        """Read the vectors `[n, C]` of a sample; report damaged vectors and return None."""
         try:
             raw = self._read(place.offset, 4 * self.width * place.n)
             reason = "is damaged"

@@ -1,4 +1,4 @@
-"""The validation state of a run: the lowest loss, its age, and signs of overfitting."""
+"""The validation state of a run: the lowest loss, when it was reached, and signs of overfitting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OVERFITTING = 2  # consecutive evaluations in which training loss falls and vali
 
 @dataclass
 class Validation:
-    """The state between evaluations; a checkpoint can store it, because all fields are numbers."""
+    """The state between evaluations; all fields are numbers, so a checkpoint can store them."""
 
     last: int = -1  # iteration of the last evaluation, or -1 before the first
     best: float = 0.0  # lowest validation loss
@@ -86,7 +86,7 @@ def perplexity(loss: float) -> float:
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Return the sample numbers in order, in the largest groups that both bounds allow."""
+    """Group the sample indices, in order, into the largest batches that both bounds allow."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

@@ -206,7 +206,7 @@ def test_what_is_chosen_is_shown() -> None:
     assert shown["seed"] == "99"
     shown = dict(settings("--enable-restart", "chat").pairs())
     assert shown["adapter"] == "r 16, alpha 32, on wq wk wv wo w1 w2 w3"
-    assert shown["rate"].endswith("at iteration 250, each restart 1.1 x as long")
+    assert shown["rate"].endswith("at iteration 250, each restart multiplies the length by 1.1")
 
 
 def test_context_is_known_before_the_samples() -> None:

@@ -118,7 +118,7 @@ def test_runs_log_resume_and_switch(folder: Path, run: Run) -> None:
     more = [*records(folder), "--log", "log.jsonl", "--adam-iter", "4", "--cos-decay-steps", "4"]
     there = copy_of(folder, "parts")
     done = run(words(folder, *more, ctx=99))
-    assert done.code == 0 and "computed, shared prefixes only once" in done.out, done
+    assert done.code == 0 and "computed, each shared prefix only once" in done.out, done
     rows = log_rows(folder / "log.jsonl")
     assert all(0 < row["computed_tokens"] < 0.7 * row["tokens"] for row in rows)
 

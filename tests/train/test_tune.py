@@ -235,7 +235,7 @@ def test_bad_models(folder: Path) -> None:
 
     with pytest.raises(GGUFError, match="missing"):
         nbllama.tune("missing.gguf", "text.txt", **SHORT)
-    with pytest.raises(UsageError, match=r"load it with nbllama\.load_model"):
+    with pytest.raises(UsageError, match=r"load the model with nbllama\.load_model"):
         nbllama.tune(passes.load_model("toy.gguf"), "text.txt", **SHORT)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="pass rms_eps to load_model"):
         nbllama.tune(nbllama.load_model("toy.gguf"), "text.txt", **SHORT, norm_rms_eps=1e-5)

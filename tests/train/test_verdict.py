@@ -96,7 +96,8 @@ def test_learned_says_if_no_new_question_was_asked() -> None:
     new = [asked(True), asked(False, HELD_OUT)]
     assert nothing_new(new, 100, 10) == ""
     nothing = "no new questions were asked: "
-    assert nothing_new(new[:1], 49, 0) == f"{nothing}nothing is held out below 50 records"
+    few = "records are only held out if there are at least 50"
+    assert nothing_new(new[:1], 49, 0) == f"{nothing}{few}"
     assert nothing_new([], 50, 0).startswith(f"{nothing}nothing is held out; --val-split 0.1")
     assert nothing_new(new[:1], 100, 10) == (f"{nothing}no held-out record was asked as a question")
 
@@ -205,7 +206,7 @@ def test_python_gets_the_same(folder: Path) -> None:
     )
     word = got.verdict.partition(":")[0]
     assert word in (LEARNED, HARDLY)
-    remark = "(no new questions were asked: nothing is held out below 50 records)"
+    remark = "(no new questions were asked: records are only held out if there are at least 50)"
     assert got.verdict.endswith(remark) == (word == LEARNED)
     # the toy has no token for the end of a turn
     assert [a["wanted"][:7] for a in got.answers] == ["the hen"] * 3

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Return the adapter, and options filled in with its rank, alpha and per-tensor ranks.
+    """Read the adapter, and fill in the options with its ranks, alpha and layers.
 
-    Raises `UsageError` if the file does not exist or the command line specifies different ranks,
+    Raises `UsageError` if the file does not exist or the command line specifies different values,
     and `CheckpointError` if the adapter does not match the model.
     """
     try:

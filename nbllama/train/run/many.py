@@ -34,10 +34,10 @@ def plan_of(
     trunk: tuple[str, int] | None = None,
     alone: bool = True,
 ) -> Plan:
-    """Return the plan that the workers of a run need; `own` is the `facts` of this machine.
+    """Return the plan that the workers of a run need; `own` contains the `facts` of this machine.
 
-    `alone` says whether all workers run on this machine, in which case no file has to be found by
-    its sha256. `trunk` is the key and layer of the cache of frozen blocks.
+    `alone` says whether all workers run on this machine, in which case they do not search for the
+    base model by its sha256. `trunk` contains the key and the layer of the `TrunkCache`, if any.
     """
     gguf, adapter = trainer.model.gguf, trainer.adapter
     path = os.path.abspath(gguf.path)
@@ -65,7 +65,7 @@ def plan_of(
 
 
 def traffic(n_bytes: int, blocks: int, workers: int) -> int:
-    """Return the bytes sent per step: a gradient per block, and all parameters per worker."""
+    """Return the bytes sent per step: one gradient per block, and all parameters to each worker."""
     return (blocks + workers) * n_bytes
 
 
@@ -88,8 +88,8 @@ def forecast_line(
         words.append(f"{counted(n, 'worker')} {seconds / step:.1f} x and {memory(sent)}")
     how = "in memory" if local else "on a network of 1 Gbit/s"
     return (
-        f"{counted(blocks, 'block')} per step, gradient {memory(n_bytes)}; speed-up over one "
-        f"process on one machine and traffic per step {how}: {', '.join(words)}"
+        f"{counted(blocks, 'block')} per step, gradient {memory(n_bytes)}; speed-up over a "
+        f"single process, and traffic per step {how}: {', '.join(words)}"
     )
 
 
@@ -120,7 +120,7 @@ def forecast_of(session: RunSession) -> Forecast:
 
 @contextmanager
 def many_machines(session: RunSession) -> Iterator[None]:
-    """Compute the steps of a run on the `--ray` workers if the option is given."""
+    """Compute the steps of a run on Ray workers if `--ray` is given."""
     o, trainer, ui = session.options, session.trainer, session.ui
     if not o.ray:
         yield

@@ -58,9 +58,9 @@ class Names:
         return _parent(self.pattern)
 
     def existing(self) -> Iterator[str]:
-        """Yield the existing names.
+        """Yield the existing files and folders with these names.
 
-        The comparison ignores case because the file system may be case-insensitive.
+        Names that differ only in case also match, because the file system may be case-insensitive.
         """
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
@@ -75,8 +75,8 @@ class Names:
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
     """Raise `UsageError` if an output is also an input, or if two outputs are the same file.
 
-    `outputs` maps options to all the files that the run writes. Inputs are all files that the
-    options read, including files inside folders.
+    `outputs` maps options to all the files that the run writes. The inputs are all files that
+    the run reads, including files inside folders.
     """
     for option, own in outputs.items():
         for names in own:
@@ -95,7 +95,7 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
 
 
 def _inputs(options: Options) -> Iterator[tuple[str, str]]:
-    """Yield (option, file) for all input files."""
+    """Yield an (option, file) pair for each input file."""
     if ".py:" in options.reward:
         yield "--reward", options.reward.rpartition(":")[0]
     for o in OPTIONS:

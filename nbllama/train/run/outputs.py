@@ -99,15 +99,15 @@ class Outputs:
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter and the checkpoint, both under the iteration number and as LATEST.
+        """Save the adapter and the checkpoint, each under the iteration number and as LATEST.
 
         The adapter is saved first. If the run is killed between the two saves, it can resume from
         the older checkpoint and will write the same adapter again. In the opposite order, the last
         checkpoint could exist without its adapter: the run would be complete but have no result.
 
-        Raises `OutputError` if a file cannot be written. If a file would replace one of a different
-        kind, the others are written before `OutputError` is raised. Raises `Diverged` if the state
-        is not finite.
+        Raises `OutputError` if a file cannot be written. If a file would replace a file of a
+        different kind, the other files are still written before `OutputError` is raised. Raises
+        `Diverged` if the state is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
@@ -188,8 +188,8 @@ class Outputs:
     def keep(self, options: Options, state: TrainState | None) -> Options:
         """Set how many numbered files to keep, and return `options` unchanged.
 
-        If the number was not given explicitly, files from before this run (those of the checkpoint
-        `state` and older ones) are not removed.
+        If the number was not given explicitly, files from before this run (up to the iteration
+        of the checkpoint `state`) are not removed.
         """
         self.keep_last = options.keep_last or 0
         if state is not None and not self._keep_is_given:
@@ -231,7 +231,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Return whether `path` matches `--checkpoint-out` or is the folder for such files."""
+        """Return whether `path` matches `--checkpoint-out` or is its parent folder."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)

@@ -67,10 +67,10 @@ def row_of(n_records: int) -> Row:
 
 
 def rate_of(n_embd: int) -> float:
-    """Return the learning rate for a model of this width, rounded to two digits.
+    """Return the learning rate for a model of this width, rounded to two significant digits.
 
-    The learning rate is a power of the width, fitted to the learning rates at two known widths.
-    Models narrower than the smaller known width use the learning rate for that width.
+    The learning rate follows a power law in the width, fitted to the learning rates at two known
+    widths. Models narrower than the smaller known width use the learning rate for that width.
     """
     from math import floor, log, log10
 
@@ -97,10 +97,10 @@ def with_plan(
 ) -> Options:
     """Fill in the options that were not given with values from the plan.
 
-    `data_kind` is "raw" or "chat" (for all records). `n_embd` is the width of the model. `state` is
-    the checkpoint to resume from, whose plan is kept and whose values are already in `options`.
-    `validated` says whether validation data already exist. If the length of the run is given, no
-    records are held out.
+    `data_kind` is "raw" (plain text) or "chat" (records of any kind). `n_embd` is the width of the
+    model. `state` is the checkpoint to resume from, if any; its plan is kept, and its values are
+    already in `options`. `validated` says whether validation data already exist. If the length of
+    the run is given, no records are held out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
     draws = OBJECTIVES[options.objective].data == PROMPTS

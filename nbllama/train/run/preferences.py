@@ -56,8 +56,8 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         kind = "labelled" if row.data == LABELS else "preference"
         raise DataError(
             f"{name} contains no {'labels' if row.data == LABELS else 'pairs'}: --objective "
-            f"{row.name} requires records with {form} (--data-format {kind} if they also have "
-            "other keys)"
+            f"{row.name} requires records with {form} (pass --data-format {kind} if they also "
+            "have other keys)"
         )
     if row.data == LABELS:
         return Preferences(data, 1)

@@ -87,7 +87,7 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """A task that computes the greedy answer to a prompt as token ids, at most `most` of them."""
+    """A task that computes the greedy answer to a prompt, as at most `most` token ids."""
 
     prompt: list[int]
     most: int

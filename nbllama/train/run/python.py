@@ -110,7 +110,7 @@ def _read(
 
 def _path(name: str, value: object) -> str:
     if isinstance(value, passes.Model):
-        raise UsageError(f"{name}: load it with nbllama.load_model")
+        raise UsageError(f"{name}: load the model with nbllama.load_model")
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
     raise UsageError(f"{name}: a {type(value).__name__} is not allowed; pass the name of a file")

@@ -39,10 +39,10 @@ class Live(Protocol):
         """Show a message to the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Measure the iteration that has ended, and answer the waiting questions."""
+        """Take measurements after an iteration, and answer the pending questions."""
 
     def answer(self, iteration: int) -> None:
-        """Answer the waiting questions."""
+        """Answer the pending questions."""
 
     def close(self) -> None:
         """Stop serving the page."""

@@ -19,7 +19,7 @@ class Best(NamedTuple):
     iteration: int
     val_loss: float
     adapter: Adapter | None
-    """The adapter at this evaluation; None if it precedes the checkpoint that was continued."""
+    """The adapter at this evaluation; None if the run resumed from a later checkpoint."""
 
 
 @dataclass

@@ -36,9 +36,9 @@ def draws(options: Options) -> bool:
 def load_prompts(
     path: str, options: Options, tokenizer: Tokenizer, records: Records | None = None
 ) -> Prompts:
-    """Load prompts from a file, or from records in memory that are named `path` in messages.
+    """Load prompts from the file `path`, or from `records` if given.
 
-    Raises `DataError` if the prompts cannot be used.
+    Messages refer to the records as `path`. Raises `DataError` if the prompts cannot be used.
     """
     o = with_objective(options)
     layout = find_layout(o.chat_template) if o.chat_template else None

@@ -220,7 +220,7 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """Describe how many tokens an epoch has, and how many are trained and computed."""
+        """Describe how many tokens an epoch has, and how many of them are trained and computed."""
         if isinstance(self.data, Prompts):
             return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
@@ -248,7 +248,7 @@ class RunSession:
     def _later(self, expected: Forecast) -> str:
         if self.trunk is None:
             return ""
-        return f", {expected.stored_seconds:.2f} s once the frozen blocks are stored"
+        return f", {expected.stored_seconds:.2f} s once the output of the frozen blocks is stored"
 
     def forecast(self) -> Forecast:
         """Print the settings and the forecast.

@@ -94,7 +94,9 @@ class Settings:
         else:
             ranks = " ".join(f"{slot}:{rank}" for slot, rank in on.items())
         low = o.adam_min_alpha + self.cos_decay_min * (self.adam_alpha - o.adam_min_alpha)
-        restart = f", each restart {o.cos_decay_restart:g} x as long" if o.enable_restart else ""
+        restart = ""
+        if o.enable_restart:
+            restart = f", each restart multiplies the length by {o.cos_decay_restart:g}"
         fall = f"{o.lr_schedule} to {low:g} at iteration {self.cos_decay_steps}{restart}"
         if o.lr_schedule == "constant":
             fall = "constant"
@@ -154,8 +156,8 @@ def _check_old(options: Options) -> None:
         # checkpoints of such runs store "all" for the layers, although the default is None
         if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
             raise UsageError(
-                f"{o.names[0]}: the old finetune had no such option; leave it out with --compat "
-                "and when continuing one of its checkpoints"
+                f"{o.names[0]}: the old finetune did not have this option; leave it out with "
+                "--compat, and when resuming from a checkpoint of the old finetune"
             )
 
 
@@ -192,7 +194,7 @@ def resolve(
     new_seed : int
         Seed to use for `--seed -1`.
     done : int
-        Number of iterations in the checkpoint, after which the schedule continues.
+        Number of iterations completed in the checkpoint; the schedule continues after them.
     unscaled : bool
         Whether the run resumes from an old checkpoint, whose scale is 1 (as with `--compat`).
     n_layer, n_embd : int
@@ -229,7 +231,9 @@ def resolve(
         alpha = scaled = lora_r
     ranks = slot_ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
-        raise UsageError("every --rank-... is 0: nothing to train; set one above 0")
+        raise UsageError(
+            "all --rank-... options are 0, so there is nothing to train; set at least one above 0"
+        )
     notes += _check_experts(options, ranks, missing)
     rate = options.adam_alpha or 0.0  # filled in by the plan
     optimiser = OPTIMISERS[options.optimizer]
@@ -237,7 +241,7 @@ def resolve(
     if options.adam_min_alpha > rate:
         raise UsageError(
             f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}; use a "
-            "lower one"
+            "lower value"
         )
     total = done + n_iter
     warmup = options.warmup
@@ -249,10 +253,12 @@ def resolve(
     if floor is None:
         floor = d.cos_decay_min if cosine else 0.0
     if options.enable_restart and not cosine:
-        raise UsageError(f"--enable-restart is for cosine, not for {options.lr_schedule}")
+        raise UsageError(
+            f"--enable-restart requires --lr-schedule cosine, not {options.lr_schedule}"
+        )
     if options.use_flash is not None:
         notes.append(
-            "--use-flash and --no-flash have no effect: there is only one kind of attention"
+            "--use-flash and --no-flash have no effect: there is only one attention implementation"
         )
     if warmup > total and not begin:
         notes.append(

@@ -27,7 +27,7 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """Stop the run as Ctrl-C does, at the page's request; can be called from any thread."""
+        """Stop the run from the live page, as Ctrl-C would; safe to call from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 

@@ -58,7 +58,7 @@ def plan_trunk(
 ) -> TrunkPlan | None:
     """Plan to store the output of the frozen blocks.
 
-    Returns None if `--trunk-cache` is 0, or if storing is impossible or not worthwhile.
+    Returns None if `--trunk-cache` is 0, or if the output cannot be stored or is not worth storing.
 
     `size` is the value of `--trunk-cache` in bytes, or None if the option is not given. `n_iter` is
     the number of iterations in this run. If the option cannot be applied, `say` receives a message.
@@ -110,7 +110,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of all that the blocks' output depends on, except the tokens."""
+    """Return the hex sha256 of everything except the tokens that affects the blocks' output."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
@@ -135,7 +135,7 @@ def stored_trunk(
     try:
         cache = TrunkCache(plan.path, plan.key, layer=plan.layer, width=width, say=say)
     except OutputError as e:
-        say(f"the frozen blocks are computed in every epoch: {e}")
+        say(f"the output of the frozen blocks cannot be stored: {e}")
         yield
         return
     if cache.n_samples:

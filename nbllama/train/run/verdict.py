@@ -129,7 +129,7 @@ def nothing_new(questions: Sequence[Asked], n_records: int, n_held_out: int) -> 
     if n_held_out:
         why = "no held-out record was asked as a question"
     elif n_records < HELD_OUT_FROM:
-        why = f"nothing is held out below {HELD_OUT_FROM} records"
+        why = f"records are only held out if there are at least {HELD_OUT_FROM}"
     else:
         why = "nothing is held out; --val-split 0.1 holds out a tenth"
     return f"no new questions were asked: {why}"
@@ -144,7 +144,7 @@ def verdict_on_preferences(
 ) -> Verdict:
     """Return the verdict on a run on preferences.
 
-    `first` and `last` contain the mean measures for the first and the last iterations.
+    `first` and `last` contain the mean of each metric over the first and the last iterations.
     """
     names = ("accuracy", "margin")
     numbers = ", ".join(
@@ -251,7 +251,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Return options for more iterations and, if the learning rate is low, for raising it."""
+        """Return options for longer training and, if the learning rate is low, for a higher one."""
         s = self._session
         done = s.trainer.iteration - self._first
         if s.options.adam_iter is not None:
@@ -294,6 +294,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command for a different verb, in the form in which this program was called."""
+    """Return a command line for another verb, written the way this program was called."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"
