@@ -1,9 +1,9 @@
 """Tokens that llama.cpp identifies by their text, and the roles that it assigns to them.
 
-Source: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary contains several
-names for a role, and no key specifies the id, llama.cpp uses the first match in its hash table, but
-this module uses the first match in the list. For the end of a turn, this affects only `eot_id`,
-because every name with that role ends generation anyway.
+Source: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If several tokens in a
+vocabulary match a role, and no key specifies the id, llama.cpp uses the first match in its hash
+table, whereas this module uses the first match in `ROLES`. For the end of a turn, this affects only
+`eot_id`, because all of these tokens end generation anyway.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> dict[str, int]:
     """Return the id for each role, either from `given` (the ids from keys) or by the token's text.
 
-    Tokens that are found by their text become control tokens in `attrs`.
+    Tokens that are found by their text are marked as control tokens in `attrs`.
     """
     roles = dict(given)
     for role, (_, texts) in ROLES.items():

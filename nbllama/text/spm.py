@@ -6,7 +6,7 @@ llama.cpp (best score, leftmost on ties), but distinguishes kinds of tokens, whe
 merges all kinds in the same way. Every token is therefore declared as a normal piece, except for
 
 - the 256 byte tokens, which must have type BYTE and are therefore never merged;
-- an additional unknown token, past the vocabulary.
+- an additional unknown token, after the tokens of the vocabulary.
 
 If merges could produce the text of a byte token, such as "<0x0A>" from "<0x0A" and ">",
 `merge_pieces` is used instead, which follows llama.cpp's rules but is about 15 times slower.
@@ -71,8 +71,9 @@ class SpmTokenizer(Tokenizer):
         for i in ids:
             if i >= self.n_vocab:
                 raise GGUFError(
-                    f"{shown(self.path, 400)}: tokenizer.ggml.tokens: no token for a character "
-                    f"of '{shown(text, 40)}': <0x{i - self.n_vocab - 1:02X}> is missing"
+                    f"{shown(self.path, 400)}: tokenizer.ggml.tokens: '{shown(text, 40)}' contains "
+                    "a character that has no token, and the byte token "
+                    f"<0x{i - self.n_vocab - 1:02X}> is missing"
                 )
         return ids
 
@@ -121,7 +122,7 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
     """Merge `text` into the tokens in `ids`.
 
     Each step merges the adjacent pair whose combined text has the best score, choosing the leftmost
-    on ties. Characters that are in no token remain as they are.
+    on ties. Unmerged characters remain separate pieces, even if they are not in `ids`.
     """
     pieces: list[str] = list(text)  # "" once merged into the left neighbour
     left = list(range(-1, len(pieces) - 1))
@@ -154,8 +155,8 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
 def model_proto(texts: list[str], scores: list[float]) -> bytes:
     """Return a serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
 
-    In addition, id len(texts) is the unknown token, and len(texts) + 1 + b is byte b, if its token
-    is not in `texts`. Source of the field numbers: sentencepiece,
+    Id len(texts) is an additional unknown token. If `texts` contains no token for byte b, id
+    len(texts) + 1 + b is a token for it. Source of the field numbers: sentencepiece,
     src/sentencepiece_model.proto.
     """
     out = bytearray()

@@ -45,13 +45,13 @@ class StreamDecoder:
 
 
 def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Return the text of `ids` without a last character whose bytes are incomplete."""
+    """Return the text of `ids`, omitting an incomplete character at the end."""
     decoder = StreamDecoder(tokenizer, at_start=True)
     return "".join(map(decoder.push, ids))
 
 
 def beginning(tokenizer: Tokenizer, ids: Sequence[int], most: int) -> str:
-    """Return the text of at most `most` ids for display; if there are more, it ends with "…"."""
+    """Return the text of the first `most` ids for display, followed by "…" if there are more."""
     if len(ids) <= most:
         return tokenizer.decode(ids)
     return whole_characters(tokenizer, ids[:most]).rstrip() + "\N{HORIZONTAL ELLIPSIS}"

@@ -18,8 +18,8 @@ from nbllama.text.sandbox import MAX_SOURCE_BYTES
 class Layout(NamedTuple):
     """A chat template, and how to combine an instruction and an input (Alpaca data).
 
-    The input follows the instruction, separated by `joint`. `with_input` is the system message that
-    is added to a chat with an input but without a system message, or "" for none.
+    The input follows the instruction, separated by `joint`. `with_input` is the system message
+    to add to a chat that has an input but no system message, or "" for none.
     """
 
     source: str
@@ -102,7 +102,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str) -> Layout:
-    """Return the layout called `name` in `LAYOUTS` (hyphens are optional), or from a template file.
+    """Return the layout `name` from `LAYOUTS` (hyphens are optional) or from a template file.
 
     Raises `UsageError` if there is no such layout or file, or if the file cannot be read, is not
     UTF-8 or is too large for a template.
@@ -112,7 +112,7 @@ def find_layout(name: str) -> Layout:
             return layout
     what = f"--chat-template {shown(name)}"
     if not os.path.exists(name):
-        raise UsageError(f"{what}: no such file, and not one of {', '.join(LAYOUTS)}")
+        raise UsageError(f"{what}: neither a file nor one of {', '.join(LAYOUTS)}")
     try:
         content = read_whole(name, MAX_SOURCE_BYTES)
         return Layout(content.decode("utf-8").removeprefix("\ufeff"))

@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 KEYS = ("reasoning_content", "reasoning", "thinking")
-"""The keys that can hold a message's thinking; a template receives it under all of them."""
+"""The keys that can hold a message's thinking; templates receive it under all of these keys."""
 
 _WORD = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|rationale)[\w:.-]*"
 _OPENERS = (
@@ -66,7 +66,7 @@ def _may_hold_marks(text: str) -> bool:
 
 
 def opening(text: str, at: int = 0) -> Thought | None:
-    """Return the thought at the start of `text[at:]`, ignoring white space, or None."""
+    """Return the thought at the start of `text[at:]`, ignoring leading white space, or None."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
     return None if match is None else _thought(text, match)
 
@@ -85,7 +85,7 @@ def first_thought(text: str) -> Thought | None:
 
 
 def at_end(prompt: str) -> Thought | None:
-    """Return the open or closed thought at the end of a prompt, with any trailing white space.
+    """Return the open or closed thought at the end of a prompt, including trailing white space.
 
     Returns None if the prompt does not end with a thought. A closing mark without an opening mark
     counts as a closed thought.
@@ -123,7 +123,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return the thought under a key of the message or between marks in its content, or ""."""
+    """Return the thought in a message, from one of `KEYS` or from its content, or "" for none."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()

@@ -32,8 +32,9 @@ character, the id of the special token (None for plain text), and the ids.
 class Tokenizer(ABC):
     """The tokenizer for one GGUF file, created by `from_gguf.tokenizer_from_gguf`.
 
-    `path` is the model file. An id is None if the file has no such token. `eog_ids` are the ids
-    that end an answer, and `special_ids` are the ids of tokens at which text is split.
+    `path` is the model file. `bos_id`, `eos_id`, `eot_id` and `pad_id` are None if the file has no
+    such token. `eog_ids` are the ids that end an answer, and `special_ids` are the ids of tokens at
+    which text is split.
     """
 
     CHUNK = 1 << 18
@@ -73,11 +74,12 @@ class Tokenizer(ABC):
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> list[int]:
-        """Return the ids of `text`, the same as from `llama_tokenize`.
+        """Return the ids of `text`, which are the same as those from `llama_tokenize`.
 
-        `add_special` adds bos before and eos after the ids if the model requires them, and
-        `parse_special` parses the text of control tokens (user-defined tokens are always parsed).
-        Raises DataError if `text` contains lone surrogates, which are not valid UTF-8.
+        `add_special` adds bos before and eos after the ids if the model requires them. With
+        `parse_special`, the text of a control token is converted to that token; this is always
+        done for user-defined tokens. Raises DataError if `text` contains lone surrogates, which are
+        not valid UTF-8.
         """
         ids = [i for part in self.encode_parts(text, parse_special=parse_special) for i in part]
         return self._with_bos_eos(ids) if add_special else ids
@@ -146,7 +148,7 @@ class Tokenizer(ABC):
         """Return the ids of `text`, parsing special tokens and splitting at them.
 
         For `continues`, see `encode_with_starts`. Ids of recent texts are cached, because later
-        prompts repeat the texts.
+        prompts often contain the same texts.
         """
         if not (continues and self._prefix) and (found := self._warm.get(text)) is not None:
             return found
@@ -154,7 +156,7 @@ class Tokenizer(ABC):
         return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise the texts for the next calls of `encode_pieces` in one batch.
+        """Tokenise texts in one batch, so that later calls of `encode_pieces` return quickly.
 
         A single call for all texts is faster than one call per text.
         """
@@ -219,8 +221,8 @@ class Tokenizer(ABC):
     def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
         """Return the bytes of one token, like `llama_token_to_piece`.
 
-        Control and unknown tokens are empty unless `special` is set. Raises ValueError for an id
-        outside the vocabulary.
+        The result is empty for control and unknown tokens unless `special` is set. Raises
+        ValueError for an id outside the vocabulary.
         """
         piece = self._pieces.get(token_id)
         if piece is None:
@@ -241,17 +243,17 @@ class Tokenizer(ABC):
 
     @cached_property
     def _on_request(self) -> re.Pattern[str]:
-        """The pattern of all tokens that are parsed only on request."""
+        """A pattern that matches all tokens that are parsed only on request."""
         kinds = CONTROL | UNKNOWN
         texts = (re.escape(text) for i, text in self._special if self._attrs[i] & kinds)
         return re.compile("|".join(filter(None, texts)) or r"(?!)")
 
     def may_hold_special(self, text: str) -> bool:
-        """Return False only if `parse_special` has no effect on the ids of `text`."""
+        """Return whether `parse_special` may affect the ids of `text`."""
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
-        """Return the first text of a control or unknown token in `text`, or None."""
+        """Return the text of the first control or unknown token in `text`, or None."""
         found = self._on_request.search(text)
         return None if found is None else found[0]
 
@@ -261,7 +263,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Return the first position from `at` where a split does not change the ids, or the end."""
+        """Return the first position >= `at` where a split does not change the ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:

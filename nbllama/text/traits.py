@@ -32,7 +32,7 @@ class Traits:
         """Return `messages` with roles that the template supports, and counts of the changes.
 
         As in llama.cpp's server, `developer` becomes `system` if the template does not support it.
-        With `system_as_user`, a system message is put before the first question if the template
+        With `system_as_user`, a system message is prepended to the first question if the template
         does not support the system role.
         """
         found: Counter[str] = Counter()
@@ -52,7 +52,7 @@ class Traits:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All words in the template source; a variable that is not among them is not used."""
+        """All words in the template source, including every variable that the template uses."""
         return frozenset(re.findall(r"\w+", self._template.source))
 
     @cached_property
@@ -88,7 +88,7 @@ class Traits:
 
     @cached_property
     def asks_to_think(self) -> bool:
-        """Whether `enable_thinking=true` changes how the prompt begins the thought of the answer.
+        """Whether `enable_thinking=true` changes the thought at the end of the prompt.
 
         llama.cpp's server sets the variable for such templates.
         """

@@ -160,8 +160,8 @@ def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
     wrong = np.flatnonzero((types < 0) | (types >= len(ATTR_OF_TYPE)))
     if wrong.size:
         raise GGUFError(
-            f"tokenizer.ggml.token_type[{wrong[0]}]: {types[wrong[0]]}, supported types are "
-            f"0..{len(ATTR_OF_TYPE) - 1}"
+            f"tokenizer.ggml.token_type[{wrong[0]}]: {types[wrong[0]]} is not a supported "
+            f"type (0..{len(ATTR_OF_TYPE) - 1})"
         )
     attrs = [ATTR_OF_TYPE[t] for t in types.tolist()]
     for i, attr in enumerate(attrs):
@@ -186,7 +186,7 @@ def _scores(f: GGUFFile, n: int) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
         score = scores[wrong[0]]
-        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {score}, but must be finite")
+        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {score} is not finite")
     return scores
 
 
@@ -209,7 +209,7 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _check_bytes(ids: dict[str, int]) -> None:
-    """Check that every byte has a token; characters without a token are encoded as bytes."""
+    """Check that each byte has a token, because characters without a token are encoded as bytes."""
     missing = [text for text in (f"<0x{b:02X}>" for b in range(256)) if text not in ids]
     if missing:
         raise GGUFError(f"tokenizer.ggml.tokens: '{missing[0]}' is missing, but gemma4 requires it")

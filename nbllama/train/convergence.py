@@ -23,8 +23,9 @@ import numpy as np
 class Convergence:
     """The convergence tests and their state.
 
-    `past_losses` is a ring buffer. The loss of evaluation e, counted from 0 since the very first
-    run, is stored at index e % past, as in files written by the old tool.
+    `past_losses` is a ring buffer. The loss of evaluation e is stored at index (e - 1) % past, or
+    at e % past if there is no previous loss, as in files written by the old tool. Evaluations are
+    counted from 0, and the count continues when a run is resumed.
     """
 
     past: int = 0
@@ -63,7 +64,10 @@ class Convergence:
         if 0 < self.past <= evaluation - 1:
             before = self.past_losses[(evaluation - 1) % self.past]
             if abs(before - f) < self.delta * abs(f):
-                return f"the loss is the same as {self.past} iterations ago (--opt-past)"
+                return (
+                    f"the relative change in the loss over {self.past} iterations is below "
+                    f"{self.delta:g} (--opt-past)"
+                )
         if self.max_no_improvement > 0:
             if f < self.best:
                 self.best, self.no_improvement = f, 0

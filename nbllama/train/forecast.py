@@ -2,8 +2,9 @@
 
 The memory figure is exact. It is the sum of three parts: the memory that the process uses once its
 kernels are compiled, all arrays that the trainer has allocated but not yet touched, and the model
-file. The system maps the pages of the file as they are read, and can drop them again because they
-are not private. The time is estimated by timing individual blocks and losses at the run's sizes.
+file. The system maps the pages of the file as they are read, and can drop them, because they can
+be read from the file again. The time is estimated by timing individual blocks and losses at the
+sizes that the run uses.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from nbllama.train.trainer import Trainer
 
 
 class Forecast(NamedTuple):
-    """The memory of a run in bytes, and its seconds per iteration."""
+    """The memory of a run in bytes, and the time of an iteration in seconds."""
 
     held: int  # already resident, excluding the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)

@@ -72,9 +72,9 @@ class Drawing(Passes, Protocol):
 class Objective(Protocol):
     """A loss that is computed for each micro-batch after its forward pass.
 
-    `data` contains additional data sets; the run's memory must have room for each of their samples.
-    `work` is the time that a step takes, relative to its forward and backward passes alone. `point`
-    is a number that `before` sets for all micro-batches of a step.
+    `data` contains additional data sets; the run's memory must have room for any of their samples.
+    `work` is the ratio of a step's time to the time of its forward and backward passes. `point` is
+    a number that `before` sets for all micro-batches of a step.
     """
 
     data: Sequence[Dataset]
@@ -92,7 +92,7 @@ class Objective(Protocol):
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of losses of a micro-batch after its forward pass.
 
-        If `gradient` is true, also writes the gradient of `weight` times this sum to the
+        If `gradient` is true, the gradient of `weight` times this sum is also written to the
         activations.
         """
         ...

@@ -245,7 +245,7 @@ def w7(folder: Path) -> list[str]:
         line = next((x for x in text.splitlines() if "cannot join" in x), "")
         rows.append(
             f"W7 | a machine with version 0.0.1: `{line}` | {found} | "
-            f"{refused(text, 'it was refused: nbllama is 0.0.1 on the worker')}, the bits are "
+            f"{refused(text, 'cannot join: nbllama is 0.0.1 on the worker')}, the bits are "
             f"{compared([found], wanted)}"
         )
         machines.stop(2)

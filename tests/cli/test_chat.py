@@ -369,7 +369,7 @@ def test_bad_inputs_end_in_one_line(folder: Path, capsys: pytest.CaptureFixture[
         ([*good, "-f", latin], 2, "latin.txt is not UTF-8"),
         ([*good, "-p", "x" * 600], 2, "the prompt has 602 tokens"),
         ([*good, "-p", "x", "-c", "300", "--strict"], 2, "longer than the 256"),
-        ([*good, "-cnv", "--chat-template", "nonsense"], 2, "no such file, and not one of"),
+        ([*good, "-cnv", "--chat-template", "nonsense"], 2, "neither a file nor one of"),
         ([*good, "-cnv", "--chat-template", utf16], 2, "not UTF-8"),
         ([*good, "-cnv", "--chat-template", folder / "loop.jinja"], 2, "too slow"),
         ([*good, "-cnv", "--chat-template", folder / "import.jinja"], 2, "not allowed to do"),

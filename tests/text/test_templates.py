@@ -91,7 +91,7 @@ def test_names_and_files(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text("\ufeff天{{ messages }}", encoding="utf-8")
     assert find_layout(str(path)).source == "天{{ messages }}"
-    with pytest.raises(UsageError, match=r"--chat-template nix: no such file, and not one of alpa"):
+    with pytest.raises(UsageError, match=r"--chat-template nix: neither a file nor one of alpa"):
         find_layout("nix")
     with pytest.raises(UsageError, match="a folder, not a regular file"):
         find_layout(str(tmp_path))

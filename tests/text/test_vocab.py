@@ -43,7 +43,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("score inf", SPM, {"scores": [0.0, 0.0, 0.0, 0.0, float("inf")]}, r"scores\[4\]: inf"),
     ("types short", SPM, {"types": [1] * 4}, "token_type: 4 elements for 5 tokens"),
     ("types floats", SPM, {"types": None, "keys": {"token_type": [1.0] * 5}}, "token_type"),
-    ("type unknown", SPM, {"types": [1, 1, 9, 1, 1]}, r"token_type\[2\]: 9, supported types"),
+    ("type unknown", SPM, {"types": [1, 1, 9, 1, 1]}, r"token_type\[2\]: 9 is not a supported"),
     ("type negative", BPE, {"types": [1, -1, 1, 1, 1]}, r"token_type\[1\]: -1"),
     ("byte of no byte", SPM, {"types": [2, 3, 3, 6, 1]}, r"tokens\[3\]: 'a' has type byte"),
     ("tokens ints", SPM, {"tokens": [1, 2, 3, 4, 5]}, "tokens"),

@@ -33,14 +33,14 @@ def parse_address(text: str) -> Address:
         count = text.partition(":")[2]
         if not count.isdecimal() or not 1 <= int(count) <= 1024:
             raise UsageError(
-                f"--ray {shown(text)}: the number of workers is missing; pass, for example, local:2"
+                f"--ray {shown(text)}: pass a number of workers from 1 to 1024, for example local:2"
             )
         return Address(text, int(count))
     found = _HOST.fullmatch(text)
     if found is None or not 1 <= int(found["port"]) <= 65535:
         raise UsageError(
-            f"--ray {shown(text)}: pass auto, local:N for N workers on this machine, or HOST:PORT "
-            "of a cluster"
+            f"--ray {shown(text)}: pass auto, local:N for N workers on this machine, or the "
+            "HOST:PORT of a cluster"
         )
     return Address(text)
 
@@ -74,9 +74,9 @@ def protect_local(env: MutableMapping[str, str] = os.environ) -> str:
         return ""
     if "ray" in sys.modules:
         return (
-            "warning: Ray was imported before this run, so its ports on this machine are open "
-            "without a token: anybody who can reach them can run code; set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN before Python starts"
+            "warning: Ray was imported before this run, so no token protects its ports on this "
+            "machine, and anyone who can reach them can run code; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN before Python starts"
         )
     env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     return ""

@@ -128,8 +128,9 @@ def compute(
 ) -> list[float]:
     """Compute a block, leaving its gradient in `work.bound.grads`.
 
-    Returns each micro-batch's sum of losses. If a gradient is computed, stops after the first sum
-    that is not finite. `check` runs between layers, and `after` runs after each micro-batch.
+    Returns the sum of losses of each micro-batch. If the gradient is computed, the function stops
+    at the first sum that is not finite. `check` runs between layers, and `after` runs after each
+    micro-batch.
     """
     if block.gradient:
         work.bound.zero_grads()

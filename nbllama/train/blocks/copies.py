@@ -50,7 +50,7 @@ class Copy:
         """
         if self._sum.hexdigest() != self._wanted:
             self._remove()
-            raise NbllamaError("the copy of the base model is damaged: its sha256 differs")
+            raise NbllamaError("the copy of the base model is damaged: its sha256 does not match")
         try:
             self._file.flush()
             os.fsync(self._file.fileno())

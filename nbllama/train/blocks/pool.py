@@ -14,7 +14,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass(frozen=True)
 class Event:
-    """A worker's answer for its unit or, if the worker was lost, None and the reason."""
+    """A worker's answer for its unit, or None and a reason if the worker was lost."""
 
     worker: str
     answer: Answer | None

@@ -23,11 +23,11 @@ class Running:
 
 @dataclass
 class Progress:
-    """The units to compute, their answers, and the workers that computed them, by unit number.
+    """The units to compute, their answers, and the workers that gave the answers.
 
-    `todo` contains the queued units, each with a flag that is True for an audit. `wanted` contains
-    the numbers of the units to audit. If an audit found different bits, `again` is true, and the
-    whole step must be computed again.
+    The dicts are keyed by unit number. `todo` contains the queued units, each with a flag that is
+    True for an audit. `wanted` contains the numbers of the units to audit. If the two answers in an
+    audit differ, `again` is true, and the whole step must be computed again.
     """
 
     todo: deque[tuple[Unit, bool]]

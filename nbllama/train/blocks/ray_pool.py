@@ -1,9 +1,9 @@
 """Workers on other machines, via Ray. Ray is imported only here, and only with `--ray`.
 
-Each worker is a Ray actor. There is one actor per machine in the cluster, or N on this machine with
-`local:N`. The parameters are put into the object store once per step, and each machine fetches them
-once. A block is passed as the argument of a remote call, which returns the answer. An actor keeps
-the model in memory, but no state that the run depends on.
+Each worker is a Ray actor. With `local:N`, there are N actors on this machine; otherwise, there is
+one actor per machine in the cluster. The parameters are put into the object store once per step,
+and each machine fetches them once. A block is passed as the argument of a remote call, which
+returns the answer. An actor keeps the model in memory, but no state that the run depends on.
 
 A new actor is checked in a separate thread so that training does not have to wait. The actor must
 have the same packages, kernels and CPU as this machine. It opens the base model at the same path,
@@ -106,7 +106,7 @@ class RayPool:
             return list(self._members.values())
 
     def _start_missing(self) -> None:
-        """Start an actor on each machine that has none, or up to N actors on this machine."""
+        """Start an actor on each machine without one, or the missing actors of `local:N`."""
         alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
         running = [m.node for m in self._all() if not m.gone]
         wanted: list[str] = []
@@ -152,11 +152,11 @@ class RayPool:
                 if other_cpu(plan.facts, theirs):
                     self.others.add(member.name)
                     self._lines.append(
-                        f"warning: worker {member.name} has a different CPU: results may not be "
+                        f"warning: worker {member.name} has a different CPU, so results may not be "
                         "bit-identical to those of a single machine"
                     )
         except ray.exceptions.RayActorError as e:
-            self._leave(member, f"it exited while joining: {_reason(e)}")
+            self._leave(member, f"exited while joining: {_reason(e)}")
         except (ray.exceptions.RayError, OSError) as e:
             self._refuse(member, _reason(e))
 
@@ -170,12 +170,12 @@ class RayPool:
 
     def _refuse(self, member: _Member, reason: str) -> None:
         self._refused.add(member.node)
-        self._leave(member, f"it was refused: {reason}")
+        self._leave(member, f"cannot join: {reason}")
 
-    def _leave(self, member: _Member, reason: str) -> None:
+    def _leave(self, member: _Member, what: str) -> None:
         with self._lock:
             member.ready, member.gone = False, True
-            self._lines.append(f"worker {member.name} cannot join: {reason}")
+            self._lines.append(f"worker {member.name} {what}")
         ray.kill(member.handle)
 
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
@@ -256,7 +256,10 @@ def _connect(address: Address) -> None:
 
 
 def _reason(e: BaseException) -> str:
-    """Return the first line of an error's message, or of its cause's message if it has a cause."""
+    """Return the first line of an error's message.
+
+    If `e` has a cause, the cause's message is used; otherwise, the type of `e` precedes the line.
+    """
     cause = getattr(e, "cause", None)
     text = str(cause if isinstance(cause, Exception) else e).strip()
     lines = text.splitlines() or [type(e).__name__]

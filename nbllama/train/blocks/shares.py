@@ -1,4 +1,4 @@
-"""The work that each worker does in a run: units, tokens per second, and share of the time."""
+"""The work that each worker does in a run: units, tokens per second, and fraction of time busy."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ class Shares:
         share.seconds += seconds
 
     def rows(self) -> Sequence[WorkerRow]:
-        """Return a row for each worker that has computed something."""
+        """Return a row for each worker that has computed at least one unit."""
         return [share.row(name, self.wall) for name, share in sorted(self._of.items())]

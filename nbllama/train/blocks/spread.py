@@ -1,19 +1,19 @@
 """Training steps whose blocks are computed by a `Pool` of workers.
 
-The workers also compute validation batches, answers to sample prompts, and the answers and
-reference values of a run on rewards.
+The workers also compute validation batches, answers to sample prompts and, for GRPO, sampled
+answers and their reference log-probabilities.
 
-The driver adds up the blocks in ascending order, regardless of which worker computed them and when
-they arrived. The results are therefore bit-identical to the results from `compute.Here`. If no
-worker is left, the driver computes the blocks itself.
+The driver adds up the blocks in ascending order, regardless of which worker computed them or when
+they arrived. The results are therefore bit-identical to those from `compute.Here`. If no worker is
+left, the driver computes the blocks itself.
 
 | event | what happens |
 |---|---|
 | a worker is lost | another worker computes its block |
 | no answer within max(60 s, 5 x the median time of a block) | another worker also receives the block; the first answer counts, and later answers, recognised by (step, block, attempt), are dropped |
-| no worker is left | this process computes the blocks, or waits for `worker_timeout` and raises `NoWorkers` |
+| no worker is left | this process computes the blocks; if `worker_timeout` is set, it waits that long for a worker instead, and raises `NoWorkers` if none joins |
 | a loss or gradient is not finite | the step is skipped, as on a single machine |
-| an audit finds different bits | this process computes the block; the machine whose bits are wrong is no longer used, and the step starts again |
+| the answers in an audit differ | this process computes the block; the machine that gave the wrong answer is no longer used, and the step starts again |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Spread:
     ) -> None:
         """Use the workers of `pool`, with `size` micro-batches per block (0 for a whole step).
 
-        If `audit` is N, one block in N is also computed by a second worker. `worker_timeout` is how
-        many seconds to wait for a worker if none are left; if it is 0, this process computes the
-        blocks immediately.
+        If `audit` is N, one block in N is also computed by a second worker. `worker_timeout` is the
+        number of seconds to wait for a worker if none are left; if it is 0, this process computes
+        the blocks immediately.
         """
         self.pool, self.size, self.say = pool, size, say
         self.audit, self.worker_timeout, self.least_wait = audit, worker_timeout, least_wait
@@ -190,7 +190,7 @@ class Spread:
     def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
         """Compute a unit in this process, or wait for a worker."""
         if self.worker_timeout:
-            self.say(f"no workers left; waiting {self.worker_timeout:g} s for one to connect")
+            self.say(f"no workers left; waiting {self.worker_timeout:g} s for a worker to join")
             end = self.clock() + self.worker_timeout
             while not self.pool.workers():
                 if self.clock() > end:
@@ -205,7 +205,7 @@ class Spread:
             return
         if not self._alone:
             self._alone = True
-            self.say("no workers left: this process computes the steps until one joins")
+            self.say("no workers left; this process computes the steps until one joins")
         self._compute_here(work, step, check)
 
     def _compute_here(self, work: StepWork, step: Progress, check: Check) -> None:
@@ -263,7 +263,7 @@ class Spread:
             self._compare(work, step, unit)
 
     def _compare(self, work: StepWork, step: Progress, unit: Unit) -> None:
-        """Compare the two answers of an audit; if they differ, ban the worker that is wrong."""
+        """Compare the two answers of an audit, and ban the worker whose answer is wrong, if any."""
         n = unit.number
         pair = ((step.by[n], step.done[n]), (step.audited_by[n], step.audits[n]))
         digests = {name: answer.digest() for name, answer in pair}
@@ -274,7 +274,7 @@ class Spread:
             if digest == right:
                 continue
             self.say(
-                f"warning: audit: worker {name} computed different bits for block {n} of step "
+                f"warning: audit: worker {name} gave a wrong result for block {n} of step "
                 f"{unit.step + 1}; its machine is no longer used (check its memory), and the step "
                 "is recomputed"
             )

@@ -48,9 +48,9 @@ class Answer:
 
     `losses` is the list that `compute` returns, and `parts` contains the objective's sums for each
     micro-batch. `grads` contains the float32 gradient with respect to each parameter and is empty
-    for validation. `load` is int64 `[n_layer, E]`, the number of tokens per expert, or None without
-    experts or gradient. `seconds` is the computing time on the worker. `value` is the result of a
-    task.
+    for validation. `load` is int64 `[n_layer, E]`, the number of tokens per expert, or None if
+    there are no experts or no gradient. `seconds` is the computing time on the worker. `value` is
+    the result of a task.
     """
 
     key: Key
@@ -105,7 +105,7 @@ class Plan:
 
 
 def mixed_line(name: str, here: Answer, there: Answer) -> str:
-    """Return a message that compares an answer from another CPU, `there`, with our own, `here`."""
+    """Return a message that compares `there`, an answer from another CPU, with ours, `here`."""
     loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
     ours, theirs = (
         np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)
@@ -113,13 +113,16 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
     )
     gradient = float(np.linalg.norm(theirs - ours)) / max(float(np.linalg.norm(ours)), 1e-30)
     same = (
-        "the bits are the same"
+        "the results are bit-identical"
         if here.digest() == there.digest()
         else (
             f"the relative difference is {loss:.1e} in the loss and {gradient:.1e} in the gradient"
         )
     )
-    return f"worker {name} has a different CPU; this machine recomputed its first block: {same}"
+    return (
+        f"worker {name} has a different CPU; this machine recomputed the worker's first block: "
+        f"{same}"
+    )
 
 
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
@@ -212,7 +215,7 @@ class Worker:
 
 
 def facts() -> dict[str, str]:
-    """Return the properties that must match for all machines to compute the same bits."""
+    """Return the properties that must match so that all machines get bit-identical results."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"nbllama": __version__, "python": python, **environment(), **more_of_environment()}
 

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Questions:
-    """Answer the questions in a `LiveState` by greedy decoding, in separate memory.
+    """Answer the questions in a `LiveState` by greedy decoding, without the trainer's buffers.
 
     `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
     the run should stop, in which case the current answer ends as well. `keep` is called with the

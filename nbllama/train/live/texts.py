@@ -45,8 +45,8 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 class Texts:
     """The sequences shown on the page, for which `tokens` rows are created in the log.
 
-    The first sequence of each of the first steps is followed, which means that a row is created
-    whenever the sequence occurs again.
+    The first sequence of each of the first few steps is followed, which means that a row is created
+    each time the sequence occurs, at most `MOST_VISITS` times.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -121,7 +121,7 @@ def test_every_worker_is_too_slow(model: Model) -> None:
 def test_without_workers_this_process_computes(model: Model) -> None:
     pool, lines = same_run(model, lambda pool, w, b: "die", 2)
     assert pool.workers() == []
-    assert lines[-1] == "no workers left: this process computes the steps until one joins"
+    assert lines[-1] == "no workers left; this process computes the steps until one joins"
 
 
 def test_without_workers_a_run_can_wait_and_stop(model: Model) -> None:
@@ -279,7 +279,7 @@ def test_another_cpu_is_compared_once(model: Model) -> None:
     assert len(lines) == 2 and not pool.others
     (wrong,) = [line for line in lines if line.startswith("worker w1 has a different CPU")]
     (right,) = [line for line in lines if line.startswith("worker w2 has a different CPU")]
-    assert "the bits are the same" in right
+    assert "the results are bit-identical" in right
     found = re.search(r"difference is 0.0e\+00 in the loss and (\S+) in the gradient", wrong)
     assert found is not None and 1e-4 < float(found[1]) < 1e3
 
