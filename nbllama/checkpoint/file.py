@@ -123,7 +123,7 @@ def verify(f: GGUFFile) -> None:
         raise f.error("file", "not a checkpoint of a LoRA run")
     if (version := f.count("nbllama.checkpoint_version", 1 << 31)) > VERSION:
         raise f.error(
-            "file", f"format {version} was written by a newer nbllama; this version reads {VERSION}"
+            "file", f"written by a newer nbllama in format {version}; this version reads {VERSION}"
         )
     entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
     tensors = ((t.name, t.shape, f.data(t.name)) for t in f.tensors.values())

@@ -176,7 +176,7 @@ def load_samples(
             if n_tokens > n_ctx and on_long == "refuse":
                 raise DataError(
                     f"{data.where(line)}: {n_tokens} tokens exceed the context of {n_ctx}; "
-                    "pass a larger --ctx, or --on-long cut or skip"
+                    "pass a larger --ctx, --on-long cut or --on-long skip"
                 )
             if n_tokens > n_ctx and on_long == "skip":
                 n_long += 1

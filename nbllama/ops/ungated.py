@@ -263,5 +263,5 @@ OPS = (
         "two products",
         "ggml_relu, then ggml_sqr; for the gradient, ggml_mul by twice ggml_relu",
     ),
-    _op("xielu", 1e-6, "exp_f32 is accurate to 2.7e-7, and three sums follow", "ggml_xielu"),
+    _op("xielu", 1e-6, "exp_f32 is accurate to 2.7e-7, and three additions follow", "ggml_xielu"),
 )

@@ -130,7 +130,7 @@ memory, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """The options for `quantize`, without IN, OUT and TYPE."""
+    """The options for `quantize`, except for IN, OUT and TYPE."""
 
     pure: bool = _run(None, False, "use one type for all matrices instead of a mix")
     allow_requantize: bool = _run(

@@ -1,4 +1,4 @@
-"""Complete text, either once or in turns with a user."""
+"""Complete text, either once or taking turns with a user."""
 
 from __future__ import annotations
 

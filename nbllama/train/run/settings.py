@@ -25,7 +25,7 @@ MOST_OFTEN = 5  # minimum number of iterations between two evaluations
 
 @dataclass(frozen=True)
 class Settings:
-    """The given options of a run, and all values derived from them.
+    """The options given for a run, and all values derived from them.
 
     Each derived value is named after its option. The options are described in docs/options.md.
     """
