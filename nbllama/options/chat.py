@@ -74,7 +74,7 @@ class MainOptions:
     )  # fmt: skip
     ctx_size: int | None = _run(
         Whole(0, 2**24), None, "context length in tokens; 0: the length the model was trained with",
-        also=["-c"], shown_default="the trained length, at most 4096",
+        also=["-c"], shown_default="the length the model was trained with, at most 4096",
     )  # fmt: skip
     batch_size: int = _run(Whole(1, 65536), 512, "prompt tokens per forward pass", also=["-b"])
     context_shift: bool = _run(
@@ -89,7 +89,7 @@ class MainOptions:
     ignore_eos: bool = _run(
         None, False, "ignore EOS, so that answers end only at the maximum length"
     )
-    strict: bool = _run(None, False, "refuse a context longer than the model's trained length")
+    strict: bool = _run(None, False, "refuse a context longer than the model was trained with")
 
     conversation: bool | None = _talk(
         None, None, "chat using the chat template", also=["-cnv"],
