@@ -45,7 +45,7 @@ class MT19937:
         if len(words) != _N + 1:
             raise DataError(f"a random number generator's state has 625 numbers, not {len(words)}")
         if not all(w.isascii() and w.isdigit() for w in words):
-            raise DataError("a random number generator's state contains a word that is not a number")
+            raise DataError("a random number generator's state must consist of numbers")
         numbers = [int(w) for w in words]
         if max(numbers) > MOST or numbers[-1] > _N:
             raise DataError("a random number generator's state contains a number that is too large")
