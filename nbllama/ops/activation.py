@@ -10,9 +10,9 @@ Gradient:
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
 All arrays are float32 `[N, F]`. Because gate and up are the widest arrays in a layer, the gradient
-saves memory by overwriting them with dgate and dup. The kernel receives each of them as a single
-argument. If the same array were passed both as an input and as an output, LLVM's overlap check
-would fail, and the loop would run 5 times slower because it would not be vectorised.
+saves memory by overwriting them with dgate and dup. The kernel receives each of these arrays as a
+single argument. If the same array were passed both as an input and as an output, LLVM's overlap
+check would fail, and the loop would run 5 times slower because it would not be vectorised.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`, and `ggml_geglu_split`,
@@ -202,14 +202,14 @@ OPS = (
         name="swiglu",
         gelu=False,
         tolerance=1e-6,
-        why="exp_f32 is accurate to 2.7e-7, and five roundings follow",
+        why="exp_f32 is accurate to 2.7e-7, and five more operations are rounded",
         ggml="ggml_swiglu_split(gate, up); ggml_silu_back(dout * up, gate)",
     ),
     _op(
         name="geglu",
         gelu=True,
         tolerance=4e-6,
-        why="exp turns the absolute error of z (6e-8 of values up to 40) into a relative error",
+        why="exp turns the absolute error of z (6e-8 |z|, with |z| up to 40) into a relative error",
         ggml="ggml_geglu_split(gate, up), which differs by up to 1e-3 (half-precision table)",
     ),
 )

@@ -4,15 +4,15 @@
 
 Logits are stored as panels (`ops.linear.panels`) `zp[p, v, j]`: the output product
 (`matmul_packed`) writes this layout, and the product for the gradient reads it. A task processes a
-block of `BLOCK` logits per token in one panel. Before it takes exponentials, it subtracts each
+block of `BLOCK` logits per token in one panel. Before it computes exponentials, it subtracts each
 token's largest logit in the block, m_b. The blocks are then combined using
 exp(z - m) = exp(z - m_b) exp(m_b - m).
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp calls the loss t36. In 2023 and 2024,
 `ggml_cross_entropy_loss` applied a floor f = 1e-9 to the probabilities, p' = p (1 - f) + f, in the
-loss and the gradient. In this module, the floor is optional: it is 0 (off) except when reproducing
-an old run. The block-wise sum is from Milakov and Gimelshein, "Online normalizer calculation for
-softmax" (2018).
+loss and the gradient. In this module, the floor is 0 (off) unless an old run is being reproduced.
+The block-wise sum is from Milakov and Gimelshein, "Online normalizer calculation for softmax"
+(2018).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ OPS = (
         forward=_losses,
         grad=_gradients,
         tolerance=2e-6,
-        why="float32 sums of 1024 exponentials, each within 2.7e-7",
+        why="float32 sums of 1024 exponentials, each accurate to 2.7e-7",
         ggml="ggml_cross_entropy_loss, ggml_cross_entropy_loss_back (both averaged over the rows)",
     ),
 )

@@ -102,7 +102,7 @@ def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
     raw = as_readonly(w.raw)
     if raw.size != n_vocab * row_bytes:
         raise ValueError(
-            f"{w.name}: has {raw.size} bytes, expected {n_vocab} rows of {row_bytes} bytes"
+            f"{w.name} has {raw.size} bytes, expected {n_vocab} rows of {row_bytes} bytes"
         )
     _check_tokens("embed", tokens, n_vocab)
     check_output("embed", "x", x, (len(tokens), width))

@@ -17,7 +17,7 @@ Inputs = dict[str, Any]  # keyword arguments by name
 Gradients = dict[str, np.ndarray]  # one gradient per input name
 
 SERIAL = 65536
-"""Up to this many numbers, one thread is fastest, because waking others takes about 50 us."""
+"""Up to this many elements, one thread is fastest, because waking the others takes about 50 us."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ tables reproduce ggml step by step: theta is multiplied repeatedly by freq_base^
 float32. At position 8191, the result differs from the exact angle by up to 1.3e-3 radians (n_rot
 128, base 10000), but it is the angle that llama.cpp will use with the adapter. Compared with
 `ggml_rope_ext` in an x86-64 build, 1 % of the numbers differ by one unit in the last place. With
-YaRN, numbers differ by up to 1e-5, because the compiler of that build fuses some of the operations
+YaRN, numbers differ by up to 1e-5, because in that build the compiler fused some of the operations
 that mix the angles.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,

@@ -148,7 +148,7 @@ def load32(typingctx, raw, i):
 
 @intrinsic
 def nibbles8(typingctx, raw, i):
-    """Read 8 bytes at byte i of `raw` as 16 codes: the low halves, then the high halves."""
+    """Read bytes i .. i+7 of `raw` as 16 codes: the low halves, then the high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data

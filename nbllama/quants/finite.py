@@ -6,10 +6,10 @@ plain formats, every number is checked.
 
 An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all exponent bits
 are set. One kernel therefore handles all three: it reads a 16-bit field every `stride` bytes and
-applies a mask. The plain formats are first checked one four-byte word at a time, which runs at
-memory speed. Three types are special. In NVFP4, every scale is finite (llama.cpp reads its NaN as
-0). In IQ1_M, the scale is distributed over four fields. In MXFP4, the scale is an exponent: 255 is
-NaN in the specification, and with 253 and 254 the largest codes overflow float32.
+applies a mask. The plain formats are first checked one four-byte word at a time, at a speed limited
+only by memory bandwidth. Three types are special. In NVFP4, every scale is finite (llama.cpp reads
+NaN as 0). In IQ1_M, the scale is distributed over four fields. In MXFP4, the scale is an exponent:
+255 is NaN in the specification, and with 253 and 254 the largest codes overflow float32.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _special_in_words(raw, n_words, mask, step):
 def _first_special_iq1_m(raw, n):
     """Return the index of the first of n IQ1_M blocks whose scale is infinite or NaN, else -1.
 
-    The sign and the exponent of a half are bits 15 .. 10: its top nibble and half of the next one.
+    The sign and the exponent of a half are bits 15 .. 10, which are the top nibble and the upper
+    half of the next nibble.
     """
     for i in range(n):
         at = 56 * i + 48

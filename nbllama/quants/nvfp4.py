@@ -1,9 +1,9 @@
 """NVFP4: blocks of 64 four-bit floats with four eight-bit scales.
 
 A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales in bytes 0..3 and codes in bytes 4..35.
-A code has a sign bit, two exponent bits and one mantissa bit. Each group s of 16 weights has eight
-bytes of codes. Byte j of these contains weight 16 s + j in its low half and weight 16 s + 8 + j in
-its high half.
+A code has a sign bit, two exponent bits and one mantissa bit. For each group s of 16 weights,
+there are eight bytes of codes. Byte j of the group contains weight 16 s + j in its low half and
+weight 16 s + 8 + j in its high half.
 
     w = scale(c) / 2 * value[q]
     scale(c) = (1 + m / 8) 2^(e - 7)  for e > 0,  m / 8 * 2^-6  for e = 0

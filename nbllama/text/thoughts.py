@@ -1,7 +1,8 @@
 """Find thoughts (reasoning) in chats by the marks that templates put around them.
 
-Templates use different marks, but in only a few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
-`<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of gpt-oss and Gemma 4.
+The marks differ between templates, but they have only a few forms: `<think>...</think>`,
+`[THINK]...[/THINK]`, `<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of
+gpt-oss and Gemma 4.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return the thought in a message, from one of `KEYS` or from its content, or "" for none."""
+    """Return the thought in a message, from `KEYS` or from the content, or "" if there is none."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
@@ -132,7 +133,7 @@ def thought_of(message: dict[str, Any]) -> str:
 
 
 def visible(message: dict[str, Any]) -> str:
-    """Return the content of a message without its thought or the white space around it."""
+    """Return the content of a message without the thought and without outer white space."""
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]

@@ -24,8 +24,10 @@ _KEPT = 1_000_000  # characters in texts whose ids are cached
 
 
 Piece = tuple[int, int | None, list[int]]
-"""A special token in a text, or the plain text between two special tokens: the index of its first
-character, the id of the special token (None for plain text), and the ids.
+"""A special token in a text, or the plain text between two special tokens.
+
+The elements are the index of its first character, the id of the special token (None for plain
+text), and the list of token ids.
 """
 
 
@@ -77,17 +79,17 @@ class Tokenizer(ABC):
         """Return the ids of `text`, which are the same as those from `llama_tokenize`.
 
         `add_special` adds bos before and eos after the ids if the model requires them. With
-        `parse_special`, the text of a control token is converted to that token; this is always
-        done for user-defined tokens. Raises DataError if `text` contains lone surrogates, which are
-        not valid UTF-8.
+        `parse_special`, the text of a control token is converted to that token. The text of a
+        user-defined token is always converted. Raises DataError if `text` contains lone surrogates,
+        which are not valid UTF-8.
         """
         ids = [i for part in self.encode_parts(text, parse_special=parse_special) for i in part]
         return self._with_bos_eos(ids) if add_special else ids
 
     def encode_parts(self, text: str, *, parse_special: bool = False) -> Iterator[list[int]]:
-        """Yield the ids from `encode`, without bos and eos, in parts.
+        """Yield the ids from `encode` in parts, without bos and eos.
 
-        Each part covers at most about `CHUNK` characters, to limit the working memory of the
+        Each part covers about `CHUNK` characters at most, to limit the working memory of the
         libraries (about 100 bytes per character).
         """
         for token_id, prefix, start, end in self._fragments(text, parse_special):

@@ -1,4 +1,4 @@
-"""The features of a chat template, determined by rendering small chats once."""
+"""Determine the features of a chat template by rendering small test chats."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Traits:
     def asks_to_think(self) -> bool:
         """Whether `enable_thinking=true` changes the thought at the end of the prompt.
 
-        llama.cpp's server sets the variable for such templates.
+        llama.cpp's server sets the variable for these templates.
         """
         if "enable_thinking" not in self._template.source or (
             "enable_thinking" in self._template.variables

@@ -139,7 +139,7 @@ def _texts(f: GGUFFile) -> list[str]:
     # Strings in llama.cpp end at a zero byte.
     texts = [t.partition("\0")[0] for t in f.get("tokenizer.ggml.tokens", "strings")]
     if not texts:
-        raise GGUFError("tokenizer.ggml.tokens: contains no tokens")
+        raise GGUFError("tokenizer.ggml.tokens: the list is empty")
     return [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
 
 

@@ -33,7 +33,8 @@ def _copy(x, y):
 def _convolve(w, state, n, taps, lo, hi, new, out):
     """Convolve columns lo to hi - 1 of the state and the new values, and write the result to `out`.
 
-    In these columns, `state` `[K - 1, n]` drops its oldest row, and `new` becomes its last row.
+    In these columns, the oldest row of `state` `[K - 1, n]` is dropped, and `new` becomes the
+    last row.
     """
     out[:] = np.float32(0.0)
     for j in range(taps - 1):
@@ -100,7 +101,7 @@ def delta_task(p, task):
 
 @kernel()
 def delta_out_task(p, task, step):
-    """Normalise `part` heads of a delta net's output; multiply them by the SiLU of their gates."""
+    """Normalise `part` heads of a delta net's output, and multiply by the SiLU of the gates."""
     n = p.heads * p.size
     out, w = floats(p.out, n), floats(p.w, p.size)
     first, last = task * p.part, min((task + 1) * p.part, p.heads)

@@ -69,10 +69,11 @@ DELTA_ROW, DELTA_OUT_ROW = kinds.DELTA_ROW, kinds.DELTA_OUT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
-    """Return the dot product of a row of W and the input, inside a kernel and without checks.
+    """Return the dot product of a row of W and the input.
 
-    The row begins at byte `src` of `raw`. `p` is a row of the `PRODUCT_ROW` table, and `row` is
-    scratch memory.
+    This function can be called only from kernels, and it does not check its arguments. The row
+    begins at byte `src` of `raw`. `p` is a row of the `PRODUCT_ROW` table, and `row` is scratch
+    memory.
     """
     raise NotImplementedError("row_product can be called only from kernels")
 

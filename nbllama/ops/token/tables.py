@@ -2,7 +2,7 @@
 
 `PHASE` is the program itself. For each phase, it contains the kind, the first row in the table for
 that kind, the number of rows, and the number of tasks. A field that is named after an array
-contains the address of this array. The code that builds the program
+contains the address of that array. The code that builds the program
 (`nbllama.generation.token_program`) checks sizes and keeps the arrays alive. All arrays are float32
 unless stated otherwise.
 """

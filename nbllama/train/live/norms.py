@@ -19,7 +19,7 @@ def _square(x: np.ndarray) -> float:
 
 
 class Norms:
-    """The norms of the gradients and updates of the adapter's pairs.
+    """Gradient and update norms for the pairs of an adapter.
 
     `take_before` copies the parameters, always into the same memory, and `row` compares the current
     parameters with these copies.
@@ -40,9 +40,9 @@ class Norms:
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Build the `norms` row of an iteration; call `take_before` before the iteration.
 
-        For each kind of tensor, the row contains a list of L2 norms, one per block. Each norm is
-        taken over both A and B of a pair. The entry at index `blocks` is for tensors outside the
-        blocks. Gradient norms are measured before clipping.
+        For each kind of tensor, the row contains two lists of L2 norms, one for the gradients
+        (before clipping) and one for the updates. Each list has one norm per block, taken over both
+        A and B of a pair. The norm at index `blocks` is for a tensor outside the blocks.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}

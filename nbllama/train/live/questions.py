@@ -25,11 +25,11 @@ Row = dict[str, Any]
 
 
 class Questions:
-    """Answer the questions in a `LiveState` by greedy decoding, without the trainer's buffers.
+    """Answer the questions in a `LiveState` by greedy decoding.
 
-    `encode` converts a question to token ids, as for `--sample-prompts`. `stopped` returns whether
-    the run should stop, in which case the current answer ends as well. `keep` is called with the
-    `question` row of each finished answer.
+    The trainer's buffers are not used. `encode` converts a question to token ids, as for
+    `--sample-prompts`. `stopped` returns whether the run should stop; if it should, the current
+    answer ends early. `keep` is called with the `question` row of each finished answer.
     """
 
     def __init__(

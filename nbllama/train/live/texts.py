@@ -30,8 +30,9 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
     Raises `ValueError` if the number of losses differs from the number of trained tokens.
     """
-    if len(losses) != sum(batch.n_trained for batch in batches):
-        raise ValueError(f"{len(losses)} losses do not match the trained tokens of this step")
+    n_trained = sum(batch.n_trained for batch in batches)
+    if len(losses) != n_trained:
+        raise ValueError(f"this step has {n_trained} trained tokens, but {len(losses)} losses")
     at = 0
     for batch in batches:
         rows = np.flatnonzero(batch.targets != NOT_TRAINED)
@@ -45,8 +46,8 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 class Texts:
     """The sequences shown on the page, for which `tokens` rows are created in the log.
 
-    The first sequence of each of the first few steps is followed, which means that a row is created
-    each time the sequence occurs, at most `MOST_VISITS` times.
+    In each of the first few steps, the first sequence is selected to be followed. From then on, a
+    row is created each time it occurs, up to `MOST_VISITS` times.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

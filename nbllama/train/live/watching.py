@@ -1,4 +1,4 @@
-"""The web page of a run, served as long as the run lasts and updated by the run's `Recorder`."""
+"""The web page of a run, served during the run and updated by its `Recorder`."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Watching:
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
     """Serve the `--live` page, and show its address once.
 
-    Returns None if `--live` is not given, or if the page cannot be served. In the second case, the
-    run continues without the page.
+    Returns None if `--live` is not given or if the page cannot be served. In either case, the run
+    continues without the page.
     """
     if options.live is None:
         return None
