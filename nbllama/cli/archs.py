@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 CHECKS = """\
-Each kind is tested with narrow random models. The logits are compared with llama.cpp (F32, F16,
-Q8_0, Q4_K, Q2_K), and every gradient with finite differences. An adapter for every matrix is also
-compared with llama.cpp, before and after merging. The PEFT column says whether adapters can be
+Each kind of model is tested with narrow random models. The logits are compared with llama.cpp (F32,
+F16, Q8_0, Q4_K, Q2_K), and every gradient with finite differences. An adapter for every matrix is
+also compared with llama.cpp, before and after merging. The PEFT column says whether adapters can be
 written to and read from Hugging Face PEFT folders."""
 
 
@@ -29,7 +29,7 @@ def table() -> str:
 
 def markdown() -> str:
     """Return the table for docs/architectures.md."""
-    lines = ["| architecture | checked kinds | PEFT folders |", "|---|---|---|"]
+    lines = ["| architecture | kinds of models checked | PEFT folders |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]
     )
