@@ -67,9 +67,9 @@ INTRODUCTION = """# Runs with injected faults
 `scripts/faults --full` generates this page. Each run trains a tiny model in a separate process.
 A run passes if all of the following are true:
 
-- no file under its final name is incomplete;
+- every file that exists under its final name is complete;
 - the resumed run is bit-identical to a run without the fault;
-- the work of at most one save interval is lost;
+- at most one save interval of work is lost;
 - every failure ends with a one-line message and the right exit code.
 
 [What can go wrong](../faults.md) describes how nbllama behaves.

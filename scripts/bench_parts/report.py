@@ -235,7 +235,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     text = f"""# Speed and memory
 
 `scripts/bench` generated this page on {about["date"]} ({about["machine"]}).
-Ratios are medians over rounds in which the variants alternate; GF/s is that of the fastest run.
+Ratios are medians over rounds of alternating variants; GF/s values are from the fastest run.
 Only the first start includes compile time. `share` is (4 x parameters x tokens + attention) / time,
 divided by the throughput of numpy's float32 matmul (1024 x 576 x 1536), measured before and after
 each step. `share` does not count recomputed blocks (checkpointing) as work; the next column does.

@@ -33,7 +33,7 @@ def _grow(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
 
 
-@fault("F05", "disk full during a save, at every 64 KB")
+@fault("F05", "disk full during a save (free space from 64 KB, in steps of 64 KB)")
 def full(box: Box) -> Iterator[str]:
     """Expect exit 6 if the last save fails, no torn file, and a good run once there is space."""
     base = sum(p.stat().st_size for p in box.base.iterdir()) // 1024
@@ -53,7 +53,7 @@ def full(box: Box) -> Iterator[str]:
             yield wrong or box.resumed(folder, 6)
 
 
-@fault("F19", "the reader of the output exits, or output or log cannot be written")
+@fault("F19", "the program that reads the output exits, or the output or the log cannot be written")
 def readers(box: Box) -> Iterator[str]:
     """Expect the training to finish normally."""
     for what in ("pipe", "closed", "/dev/full", "log on a full disk"):

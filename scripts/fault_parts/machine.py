@@ -53,7 +53,7 @@ def outputs(box: Box) -> Iterator[str]:
                 break
 
 
-@fault("F13", "two runs with the same outputs, whose paths are spelled differently")
+@fault("F13", "two runs that write to the same files through differently spelled paths")
 def two_runs(box: Box) -> Iterator[str]:
     """Expect the second run to be refused with the first one's process; a kill leaves no lock."""
     folder = box.copy()

@@ -134,12 +134,13 @@ def main() -> None:
         PAGE.write_text(
             "# Speed of the dense architectures\n\n"
             f"`scripts/tools/bench_families --write` generated this page on {date.today()} "
-            f"({machine()}, {threads} threads).\n\nThe models are random, and any attention "
-            f"windows are wider than the context. A training step processes {TOKENS} tokens. The "
-            "GF/s column counts only the operations that a step requires; the next column divides "
-            "this figure by that of a llama model of the same size. In generation, tokens are "
-            f"processed one at a time after a prompt of {LEAD} tokens, and nbllama and llama.cpp "
-            f"run alternately. Speeds are the fastest of {ROUNDS} rounds; ratios are medians.\n\n"
+            f"({machine()}, {threads} threads).\n\nThe models have random weights, and any "
+            f"attention windows are wider than the context. A training step processes {TOKENS} "
+            "tokens. The GF/s column counts only the operations that a step requires; the next "
+            "column divides this figure by that of a llama model of the same size. In generation, "
+            f"tokens are processed one at a time after a prompt of {LEAD} tokens, and nbllama and "
+            f"llama.cpp run alternately. Speeds are the fastest of {ROUNDS} rounds; ratios are "
+            "medians.\n\n"
             f"- Sizes for the training step: {small}\n- Sizes for generation: {large}\n\n"
             + "\n".join(lines) + "\n",
             encoding="utf-8",

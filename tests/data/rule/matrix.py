@@ -51,8 +51,8 @@ MARKS = {
     "~": "trained as required, except for a part that the template omits; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
-    "c": "refused by the rule: the data contain a thought, but the prompt already closes it",
-    "R": "refused although the template renders it",
+    "c": "refused by the rule: the answer has a thought, but the prompt already closes the thought",
+    "R": "refused, although the template renders the chat",
     "D": "trained differently",
 }
 RIGHT = "=~rc"
@@ -63,7 +63,7 @@ ABOUT = {
     "system, one turn": "a system message, a question and an answer",
     "system, two turns": "a system message and two questions with answers",
     "tools, object": "a list of tools, and a tool call whose arguments are a JSON object",
-    "tools, text": "a list of tools, and a tool call whose arguments are a string of JSON",
+    "tools, text": "a list of tools, and a tool call whose arguments are a JSON string",
     "calls without tools": "a tool call, but no list of tools",
     "thought in a key": 'an answer with a thought under "reasoning_content"',
     "thoughts in a key": 'two answers with thoughts under "reasoning_content"',
