@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.train.run.outputs import Outputs
 
+_WORDS = {"raw": "plain text", "text": "plain text", "chat": "records", "records": "records"}
 _MUCH = 4_000_000  # characters; tokenising a longer text takes a noticeable time
 
 
@@ -79,24 +80,21 @@ def load_data(
     state: TrainState | None,
     *,
     seed: int,
-    say: Progress | None = None,
+    say: Progress,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the training samples and any validation samples.
 
-    Returns the options, filled in from the plan for the data, and the two data sets.
+    Returns the options, filled in from the plan for the data, and the two data sets. The validation
+    data come from `--val-data`, `--val-split`, or the folder with the training data.
 
-    `--train-data` is a file, or a folder that contains one. The validation data come from
-    `--val-data`, `--val-split`, or the same folder.
-
-    `say` receives progress messages while a long text is tokenised. `given` may contain records in
+    `say` receives messages about files and about long texts. `given` may contain records in
     memory, which are used instead of the files. Raises the same errors as `_load`, and `UsageError`
     if validation data are missing or of a different kind.
     """
-    files = Splits(options.train_data)
-    if given.train_data is None:
-        files = find_splits(options.train_data)
-    if say is not None and files.note:
+    path = options.train_data
+    files = find_splits(path) if given.train_data is None else Splits(path)
+    if files.note:
         say(files.note)
     data: Dataset = _load(files.train, options, model, state, say, given.train_data)
     validation: Dataset | None = None
@@ -110,14 +108,12 @@ def load_data(
     elif other:
         validation = apart(_load(other, options, model, state, say, given.val_data))
         if validation.kind != data.kind:
-            words = {"raw": "plain text", "chat": "records"}
             raise UsageError(
-                f"--val-data {shown(other)} contains {words[validation.kind]}, but the training "
-                f"data contain {words[data.kind]}"
+                f"--val-data {shown(other)} contains {_WORDS[validation.kind]}, but the training "
+                f"data contain {_WORDS[data.kind]}"
             )
-        for note in validation.notes:
-            if say is not None and note not in data.notes:
-                say(f"validation data: {note}")
+        for note in [note for note in validation.notes if note not in data.notes]:
+            say(f"validation data: {note}")
     elif options.early_stop:
         raise UsageError("--early-stop requires validation data: pass --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
@@ -222,12 +218,11 @@ def load_file(
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
     """Raise `UsageError` if an option does not apply to this kind of data."""
-    words = {"text": "plain text", "records": "records"}
     holds = "text" if kind == "raw" else "records"
     for o in OPTIONS:
         if o.only not in ("", holds) and getattr(options, o.dest) != o.default:
             raise UsageError(
-                f"{o.names[0]} is for {words[o.only]}, but {shown(path)} contains {words[holds]}"
+                f"{o.names[0]} is for {_WORDS[o.only]}, but {shown(path)} contains {_WORDS[holds]}"
             )
 
 
