@@ -48,7 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
     )
     if len(words) != 3 or not all(words):
         raise UsageError(
-            f"{len(words)} arguments instead of three; pass CONVERSION IN OUT; see --help"
+            f"expected three arguments (CONVERSION IN OUT), got {len(words)}; see --help"
         )
     return words[0], words[1], words[2], options
 

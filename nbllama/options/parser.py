@@ -84,7 +84,7 @@ def option(
     `shown_default` is the default as shown in the help; None shows the value itself. With `many`,
     the field is a tuple of all given values instead of the last value.
 
-    `only` is "text" or "records" if the option applies to only this kind of training data. `file`
+    `only` is "text" or "records" if the option applies only to this kind of training data. `file`
     is "reads" or "writes" if the value names a file or folder; an output must not also be an input.
     `saved` says how a checkpoint stores the option; it is None if the option does not affect the
     computation. `without` is for options that are missing from the old llama.cpp `finetune` or from
@@ -246,8 +246,8 @@ def parse_into(
 
     `prog` is the program's name in the help, unless the program was started as `nbllama VERB`.
     `familiar` maps names from other programs to hints (see `nbllama.options.unknown`). `forms`
-    lists the positional words, such as "IN OUT", for the usage line. Raises `UsageError`. `--help`
-    and `--version` print their text and raise `SystemExit(0)`.
+    lists the positional arguments, such as "IN OUT", for the usage line. Raises `UsageError`.
+    `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})
