@@ -39,7 +39,7 @@ class Options:
         "",
         "the adapter's base model (GGUF); required if IN lacks data that OUT needs (a .bin does "
         "not contain the architecture, and only nbllama's files contain the head size, which "
-        "determines the order of rows in PEFT); if given, every pair is checked",
+        "determines the order of rows in PEFT); if given, every pair is checked against it",
         also=["-m"],
         shown_default="none",
     )
