@@ -1,4 +1,4 @@
-"""Read the settings of a mixture of experts from its architecture's row and from the file."""
+"""Read the settings of a mixture of experts from the architecture's row and the file."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ MODEL_KEYS = {
     "rope.freq_base": ValueType.FLOAT32,
     "rope.scale_linear": ValueType.FLOAT32,
 }
-"""The base model's hyperparameters in a checkpoint, with the value types.
+"""The base model's hyperparameters in a checkpoint, with their value types.
 
 The names are those of the old tool, without the prefix "ARCH.".
 """

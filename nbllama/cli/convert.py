@@ -32,7 +32,7 @@ cannot be written, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """The parsed options, without the three positional arguments."""
+    """The parsed options, except for the three positional arguments."""
 
     debug: bool = debug_option("Options")
 

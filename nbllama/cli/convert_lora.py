@@ -32,7 +32,7 @@ _files = partial(option, "Options")
 
 @dataclass(frozen=True)
 class Options:
-    """The parsed options, without the two positional arguments."""
+    """The parsed options, except for the two positional arguments."""
 
     model_base: str = _files(
         Text(),
