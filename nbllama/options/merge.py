@@ -162,7 +162,7 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
         familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
     )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
-        raise UsageError(f"expected three arguments (IN OUT TYPE), got {len(words)}; see --help")
+        raise UsageError("expected three arguments: IN OUT TYPE; see --help")
     threads = options.threads
     if len(words) == 4:
         try:
