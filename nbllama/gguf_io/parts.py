@@ -31,7 +31,7 @@ class PartsFile(GGUFFile):
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """Join `parts`, which must be checked and in order. `close` also closes all of them."""
+        """Join `parts`, which must be checked and in order; `close` closes them."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}

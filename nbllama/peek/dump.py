@@ -72,7 +72,7 @@ class Dump(Mapping[str, np.ndarray]):
 
 
 def is_dump(path: Path) -> bool:
-    """Return whether a file begins with the signature of a zip archive, which `.npz` files are."""
+    """Return whether a file begins with the signature of a zip archive, as `.npz` files do."""
     try:
         return first_bytes(path, 4) == b"PK\x03\x04"
     except OSError:
@@ -80,7 +80,7 @@ def is_dump(path: Path) -> bool:
 
 
 def load(path: Path) -> Dump:
-    """Read an `.npz` file, written by nbllama or not, that contains only arrays of numbers.
+    """Read an `.npz` file of numeric arrays, which need not have been written by nbllama.
 
     Raises `GGUFError` if the file is damaged or compressed or contains Python objects, or if
     the total size that it specifies for its arrays exceeds the file size or `MOST_BYTES`.
@@ -93,7 +93,7 @@ def load(path: Path) -> Dump:
                     raise GGUFError(f"{name}: {shown(member.filename)} is compressed; use np.savez")
             total = sum(member.file_size for member in archive.infolist())
         if total > min(MOST_BYTES, os.path.getsize(path)):
-            raise GGUFError(f"{name}: its arrays exceed the file size or the limit ({total} bytes)")
+            raise GGUFError(f"{name}: its {total} bytes of arrays exceed the file size or limit")
         with np.load(path, allow_pickle=False) as npz:
             arrays = {key: npz[key] for key in npz.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as e:

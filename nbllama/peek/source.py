@@ -23,7 +23,7 @@ MOST_BYTES = 8 << 30  # limit for the total size of one file's decoded tensors
 
 
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
-    """Read the tensors in a file whose names match a pattern, and decode them to float32.
+    """Read the tensors that match a pattern from the file `path`, and decode them to float32.
 
     For a checkpoint, the moments are also available, as `NAME.m` and `NAME.v`. Raises `UsageError`
     if the file does not exist or no name matches, `GGUFError` or `CheckpointError` for a file that
