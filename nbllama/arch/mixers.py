@@ -59,7 +59,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
             f"key '{key}'", "differs between attention blocks; such models are not supported"
         )
     if not 1 <= int(some[0]) <= MAX_COUNT:
-        raise f.error(f"key '{key}'", f"{int(some[0])}, allowed 1..{MAX_COUNT}")
+        raise f.error(f"key '{key}'", f"{int(some[0])}, but must be from 1 to {MAX_COUNT}")
     return int(some[0])
 
 
