@@ -46,10 +46,14 @@ def has_roles(turn: Record) -> bool:
 
 def with_numbers(record: Record, counts: Counts) -> Record:
     """Return the record, with numbers converted to text under keys that require text."""
-    changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in (int, float)}
+    changed = {k: str(record[k]) for k in _NUMBERS if _is_number(record.get(k))}
     for key in changed:
         counts.numbers[key] += 1
     return record | changed if changed else record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def with_roles(record: Record, counts: Counts) -> Record:
@@ -105,7 +109,7 @@ def _turn(turn: Record, counts: Counts) -> Record:
         turn = (_role if chat else _speaker)(turn, counts)
     else:
         return turn
-    if type(turn.get(words)) in (int, float):
+    if _is_number(turn.get(words)):
         counts.numbers[words] += 1
         return turn | {words: str(turn[words])}
     return turn

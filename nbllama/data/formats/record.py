@@ -266,7 +266,8 @@ def kind_of(value: object) -> str:
         int: "a number",
         float: "a number",
     }
-    return names.get(type(value), f"a value of type {type(value).__name__}")
+    known = (name for kind, name in names.items() if isinstance(value, kind))
+    return next(known, f"a value of type {type(value).__name__}")
 
 
 def keys_of(record: Record) -> str:
