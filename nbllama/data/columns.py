@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from nbllama.data.containers import DELIMITERS
 from nbllama.data.folding import canonical, fold
 from nbllama.data.formats import FORMATS, Record
-from nbllama.data.names import ANSWERS, QUESTIONS
+from nbllama.data.keys import ANSWERS, QUESTIONS
 from nbllama.errors import DataError, UsageError, shown
 
 _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "history", "id", ""}

@@ -6,8 +6,7 @@ from collections.abc import Collection
 
 from nbllama.data.folding import CHINESE_COLUMNS, fold
 from nbllama.data.formats import Record
-from nbllama.data.keys import columns_option, pair_options
-from nbllama.data.names import ANSWERS, QUESTIONS
+from nbllama.data.keys import ANSWERS, QUESTIONS, columns_option, pair_options
 from nbllama.data.turns import is_turn
 from nbllama.errors import DataError, shown
 
