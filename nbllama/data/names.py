@@ -27,6 +27,7 @@ from nbllama.data.turns import (
     with_roles,
     with_system,
 )
+from nbllama.data.wrapped import COLUMN, is_column
 from nbllama.errors import DataError, shown
 
 _PROMPTS = ("prompt", "instruction", "question")  # of preferences
@@ -56,6 +57,7 @@ def known_names(
         if not _has(record, wanted):
             record = _guessed(record, wanted, counts)
         record = _with_more(record, counts)
+    _refuse_table_by_columns(record)
     record = by_turns(record)
     record = with_roles(with_numbers(record, counts), counts)
     return with_system(record, counts) if "messages" in record and "system" in record else record
@@ -91,6 +93,13 @@ def _has(record: Record, wanted: Format | None) -> bool:
     if found.name == "text":
         _refuse_text_and_pair("text", keys_by_name(record))
     return True
+
+
+def _refuse_table_by_columns(record: Record) -> None:
+    """Raise `DataError` if a key contains a column of a table instead of one text."""
+    for key in ("prompt", "instruction", "text"):
+        if not isinstance(record.get(key), str) and is_column(record.get(key)):
+            raise DataError(f'"{key}" {COLUMN}')
 
 
 def _refuse_text_and_pair(text: str, keys: Keys) -> None:
