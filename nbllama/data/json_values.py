@@ -265,7 +265,7 @@ def _reason(e: Exception, column: bool) -> str:
     if isinstance(e, RecursionError):
         return "invalid JSON: nested too deeply"
     if "set_int_max_str_digits" in str(e):
-        return f"a number has too many digits; {QUOTE}"
+        return f"invalid JSON: a number has too many digits; {QUOTE}"
     return f"invalid JSON: {shown(e)}"
 
 

@@ -98,7 +98,8 @@ def _has(record: Record, wanted: Format | None) -> bool:
 def _refuse_table_by_columns(record: Record) -> None:
     """Raise `DataError` if a key contains a column of a table instead of one text."""
     for key in ("prompt", "instruction", "text"):
-        if not isinstance(record.get(key), str) and is_column(record.get(key)):
+        value = record.get(key)
+        if isinstance(value, list | dict) and is_column(value):
             raise DataError(f'"{key}" {COLUMN}')
 
 

@@ -40,9 +40,9 @@ def from_other_layout(record: Record, wanted: Format | None, counts: Counts) -> 
     if _KEYS.isdisjoint(record):
         return record
     if wanted is None or wanted.name == "chat":
-        key = next((key for key in _ROUNDS if _begins_with_round(record.get(key))), None)
-        if key is not None:
-            return _with_rounds(record, key, counts)
+        for key in _ROUNDS:
+            if key in record and _begins_with_round(record[key]):
+                return _with_rounds(record, key, counts)
         if _has_parts(record.get("contents")):
             return _with_contents(record, counts)
     if (wanted is None or wanted.name == "preference") and record.keys() >= _SIDES.keys():
