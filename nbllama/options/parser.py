@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
 from nbllama.options.unknown import unknown
-from nbllama.options.values import LARGEST, SMALLEST, NotInFloat32, Port, Value
+from nbllama.options.values import LARGEST, SMALLEST, BadValue, NotInFloat32, Port, Value
 from nbllama.system.program import called_as
 
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
@@ -210,6 +210,8 @@ def read(
                     f"{name}: '{shown(value)}' is not allowed, because the program computes in "
                     f"float32; use a number between {SMALLEST:.1e} and {LARGEST:.1e}"
                 ) from None
+            except BadValue as e:
+                raise UsageError(f"{name}: {e}") from None
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; use {found.value.allowed()}"
