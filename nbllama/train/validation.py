@@ -54,10 +54,7 @@ class Validation:
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Add an evaluation, and return whether the run is overfitting.
-
-        `best` says whether the adapter of this evaluation was kept.
-        """
+        """Add an evaluation, kept as the best one if `best`; return whether the run overfits."""
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0
@@ -65,11 +62,14 @@ class Validation:
             self.since += 1
         worse = not first and loss > self.previous and mean < self.previous_trained
         self.rises = self.rises + 1 if worse else 0
-        self.last = iteration
         self.previous = loss if math.isfinite(loss) else 0.0
         self.previous_trained = mean if math.isfinite(mean) else 0.0
-        self.sum, self.tokens = 0.0, 0
+        self.restart(iteration)
         return self.rises == OVERFITTING
+
+    def restart(self, iteration: int) -> None:
+        """Start a new mean of the training loss after an evaluation."""
+        self.last, self.sum, self.tokens = iteration, 0.0, 0
 
     def ended(self, patience: int) -> str:
         """Return why the run should end, or "" if it should continue."""

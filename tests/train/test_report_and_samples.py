@@ -11,7 +11,7 @@ from nbllama.adapter.file import load_adapter
 from nbllama.model.passes import load_model
 from tests.report.test_report import data_of
 from tests.train.runs import Run, copy_of, logged
-from tests.train.toy_runs import events, file_bits, words
+from tests.train.toy_runs import events, file_bits, log_rows, words
 
 
 def test_a_report_with_samples_and_event_files(folder: Path, run: Run) -> None:
@@ -88,6 +88,19 @@ def test_answers_are_those_of_the_adapter_as_it_is(folder: Path, run: Run) -> No
     said = [model.tokenizer.decode(nbllama.generate(model, ids, 8, a)) + "…" for a in adapters]
     told = [row["samples"][0]["answer"] for row in events(folder / "log.jsonl", "evaluation")]
     assert told == said and said[0] != said[1]
+
+
+def test_the_training_loss_counts_from_the_last_evaluation(folder: Path, run: Run) -> None:
+    (folder / "prompts.txt").write_text("the hen and\n", encoding="utf-8")
+    more = ["--sample-prompts", "prompts.txt", "--sample-tokens", "1", "--eval-every", "2"]
+    assert run(logged(folder, 4, *more)).code == 0
+    steps = [(row["loss"], row["tokens"]) for row in log_rows(folder / "log.jsonl")]
+    means = [
+        sum(loss * n for loss, n in part) / sum(n for _, n in part)
+        for part in (steps[:2], steps[2:])
+    ]
+    told = [row["train_loss"] for row in events(folder / "log.jsonl", "evaluation")]
+    assert told[0] is None and told[1:] == pytest.approx(means, rel=1e-6)
 
 
 def test_a_stopped_run_says_so_in_its_report(

@@ -147,7 +147,7 @@ class Loop:
             best = watch.improves(loss) and self._save_best()
             overfits = watch.evaluated(now, loss, best)
             self._keep(now, loss, best)
-        watch.last = now
+        watch.restart(now)
         if self._saved == self._last:
             self._saved = -1  # save again, because the last save does not include this evaluation
         record = EvaluationRecord(
