@@ -1,4 +1,4 @@
-"""The delta rule, computed for a chunk of tokens at a time as products of small matrices.
+"""The delta rule, computed one chunk of tokens at a time with products of small matrices.
 
 `nbllama.ops.delta_net.delta_net` contains the formula for one token. For a chunk of C tokens, let
 S be the state before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... +
@@ -10,11 +10,12 @@ g[t]):
 
 x is the solution of a triangular system and is computed six rows at a time. The sums over j include
 no token after t, so later tokens do not change a token's result. G is computed as a product of
-exp(g) because a difference of sums would lose precision when the past fades quickly. Each chunk
-starts at a multiple of CHUNK in its sequence. S is stored transposed, `[D, M]`.
+factors exp(g), because the difference between two cumulative sums of g would lose precision when
+the past fades quickly. Each chunk starts at a multiple of CHUNK in its sequence. S is stored
+transposed, `[D, M]`.
 
 All arrays in this module are flat. Their rows are `stride(width)` numbers apart (whole panels plus
-LINE), because rows a power of two apart would compete for a few sets in the L1 cache. The
+LINE), because rows a power of two apart would compete for a few sets of the L1 cache. The
 padding at the end of a row or of a short chunk is 0.
 
 Source: Yang, Wang, Zhang, Shen, Kim, "Parallelizing Linear Transformers with the Delta Rule over
@@ -29,7 +30,7 @@ from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, transpose_tile
 
-CHUNK = 5 * ROWS  # tokens per chunk: a multiple of ROWS, and almost a multiple of PANEL
+CHUNK = 5 * ROWS  # tokens per chunk: a multiple of ROWS, just below a multiple of PANEL
 LINE = 16  # floats in a cache line
 
 
@@ -81,7 +82,7 @@ def multiply_upper(a, ld, b, b_ld, n, c, c_ld, columns):
 
 @kernel()
 def transpose(x, x_ld, rows, columns, y, y_ld):
-    """Write y[i, j] = x[j, i], rounding the rows and columns of x up to whole vectors."""
+    """Write y[i, j] = x[j, i]; `rows` and `columns` are rounded up to multiples of VL."""
     for i in range(0, columns, VL):
         for j in range(0, rows, VL):
             transpose_tile(x, j * x_ld + i, x_ld, y, i * y_ld + j, y_ld)
@@ -124,8 +125,8 @@ def load(x, first, n, head, scale, y):
 def load_gates(e, beta, first, n, h, b, fade, until):
     """Write beta to b `[C]`, G to `fade` `[C, C]`, and a to `until` `[C]`; e is exp(g).
 
-    In the padding after the n tokens, nothing fades and beta is 0, so the last row of G also
-    describes the end of a short chunk.
+    The padding after the n tokens is filled as if exp(g) were 1 and beta were 0, so the last row of
+    G is also correct at the end of a short chunk.
     """
     ld = stride(CHUNK)
     past = np.float32(1.0)
@@ -194,7 +195,7 @@ def advance(rows, fade, until, b, n, d, m, x, state):
 
 @kernel()
 def through_chunks(q, k, v, e, beta, scale, first, last, of, h, o):
-    """Write o for tokens first to last - 1 and head h, which uses the keys of key head `of`."""
+    """Write o for tokens first to last - 1 and head h, given the queries and keys of head `of`."""
     d, m = k.shape[2], v.shape[2]
     ld, c = stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

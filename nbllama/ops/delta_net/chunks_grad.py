@@ -1,9 +1,10 @@
 """The gradient of the delta rule, computed from the last chunk of a sequence to the first.
 
 `remember` repeats the forward pass and stores S before each chunk and x for the chunk's tokens.
-`chunks_back` then computes the gradient, also with products of small matrices. G, a, x, d and the
-layout of the arrays are defined in `nbllama.ops.delta_net.chunks`. The formulas for one chunk, with
-dS after the chunk and u = -beta y, are:
+`chunks_back` then computes the gradient, again with products of small matrices. G, a, x, d and the
+layout of the arrays are defined in `nbllama.ops.delta_net.chunks`. In the formulas for one chunk, y
+is the gradient with respect to d, u is -beta y, and dS on the right-hand side is the gradient with
+respect to S after the chunk:
 
     y[j]  = G[C, j] dS k[j] + sum over t >= j of G[t, j] scale (q[t] . k[j]) do[t]
                             + sum over t > j of G[t, j] (k[t] . k[j]) u[t]
@@ -92,8 +93,8 @@ def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
 
     Three arguments are partial sums of these terms: `own[t]` covers the terms of o[t] and x[t] that
     contain S, `ends[j]` covers the term of the new S that contains d[j], and `whole` covers the
-    term that contains the old S. `qk` and `kk` contain G[t, j] scale (q[t] . k[j]) and
-    G[t, j] (k[t] . k[j]), and `dqk` and `dkk` are the gradients with respect to these numbers.
+    term that contains the old S. `qk` contains G[t, j] scale (q[t] . k[j]), `kk` contains
+    G[t, j] (k[t] . k[j]), and `dqk` and `dkk` are the gradients with respect to `qk` and `kk`.
     """
     ld = stride(CHUNK)
     later, crossing, before = 0.0, 0.0, 0.0
@@ -143,7 +144,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         mask(fade, ones, n, one, 0, kk)  # G[t, j] (k[t] . k[j])
         multiply(queries, kd, 1, turned, c, d, qk, c, n, CHUNK, True)
         mask(fade, ones, n, one, 1, qk)
-        # the gradient with respect to d: through S after the chunk, through o, and through later x
+        # the gradient with respect to d, via S after the chunk, via o, and via x of later tokens
         multiply(keys, kd, 1, dstate, ld, d, y, ld, n, m, True)
         for t in range(n):
             row, of_t = y[t * ld : t * ld + m], learnt[t * ld : t * ld + m]
@@ -155,7 +156,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         for t in range(n):
             scaled(-one, u[t * ld : t * ld + m], dv[at + t, h])
             db[at + t, h] = dot(y[t * ld : t * ld + m], x[t * ld : t * ld + m])
-        # the gradients of products of two tokens
+        # the gradients with respect to qk and kk
         transpose(learnt, ld, CHUNK, m, turned_learnt, c)
         multiply(u, ld, 1, turned_learnt, c, m, dkk, c, n, CHUNK, True)
         multiply(douts, ld, 1, turned_learnt, c, m, dqk, c, n, CHUNK, True)

@@ -1,13 +1,13 @@
 """The causal convolution before a delta net, followed by SiLU.
 
-Each output combines the last few tokens in its channel:
+Each output depends on a token and the K - 1 tokens before it, in the same channel:
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
-where w contains K taps. For positions before the first token of a sequence, u is 0 or is read from
-the state, which contains the last K - 1 values of u from an earlier part of the sequence.
+where w contains the K taps of the channel. Before the first token of a sequence, u is 0 or is read
+from the state, which contains the last K - 1 values of u from an earlier part of the sequence.
 
-Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
+Gradient, where e[t] = dy[t] silu'(p[t]), and e is 0 after the last token of the sequence:
 
     du[t] = sum over j of w[j] e[t + K - 1 - j]
 

@@ -4,17 +4,17 @@ For each token t, with a key k and a query q of D numbers and a value v of M num
 
     P = exp(g) S[t-1]                       the past fades, because g <= 0
     d = beta (v - P k)                      the error of P in predicting v, times beta
-    S[t] = P + d kT                         P after the correction
+    S[t] = P + d kT                         P, corrected by d
     o = scale S[t] q
 
 S is `[M, D]`. At the start of a sequence, it is zero or a given state. There are two
 implementations:
 
-- Sequences without states, as in training, are processed in chunks with a few matrix products per
-  30 tokens (`nbllama.ops.delta_net.chunks`).
-- Sequences with states, as in generation, are processed token by token, and row m of S depends only
-  on v[m], not on other rows. A token's result is therefore bit-identical no matter how a sequence
-  is divided into steps.
+- Sequences without states, as in training, are processed in chunks of 30 tokens, with a few matrix
+  products per chunk (`nbllama.ops.delta_net.chunks`).
+- Sequences with states, as in generation, are processed token by token, and each row of S is
+  updated independently of the others. A token's result is therefore bit-identical no matter how a
+  sequence is divided into steps.
 
 In both implementations, a token's result is bit-identical regardless of the rest of the batch, of
 later tokens, and of the number of threads.
@@ -76,10 +76,10 @@ def delta_net_ref(
 
 
 # Flat arrays and unsigned indices are used because slicing for each token would take longer than
-# the product.
+# the dot product.
 @kernel(fast=True)
 def dots(s, a, x, at, width):
-    """Return the dot products of two rows of s, at a and a + width, with the row of x at `at`."""
+    """Return the dot products of the row of x at `at` with the rows of s at a and a + width."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         number = x[np.uint64(at + i)]
@@ -90,7 +90,7 @@ def dots(s, a, x, at, width):
 
 @kernel(fast=True)
 def step(s, a, e, d0, d1, k, q, at, width):
-    """Update two rows of s, at a and a + width, with one token; return their products with q."""
+    """Update the rows of s at a and a + width with one token; return their dot products with q."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]

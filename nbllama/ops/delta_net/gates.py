@@ -25,7 +25,7 @@ _ONE = np.float32(1.0)
 
 
 def gates_ref(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -> np.ndarray:
-    """Return g and beta as one array `[2, N, H]`, in plain numpy, in the dtype of the inputs."""
+    """Compute g and beta, stacked as `[2, N, H]`, in plain numpy, in the dtype of the inputs."""
     x = alpha + dt
     soft = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
     return np.stack([a * soft, 1 / (1 + np.exp(-b))])
@@ -166,7 +166,7 @@ OPS = (
         forward=_forward_op,
         grad=_gradients,
         tolerance=1e-6,
-        why="float32 exp and log1p, and a few roundings",
+        why="rounding in float32 exp, log1p and a few products",
         ggml="ggml_softplus(alpha + dt) * a; ggml_sigmoid(b)",
     ),
 )

@@ -1,8 +1,8 @@
 """The gradient of the gated delta rule (see `nbllama.ops.delta_net.delta_net` for the formulas).
 
 A task processes one sequence and one key head, chunk by chunk
-(`nbllama.ops.delta_net.chunks_grad`). It stores `[N / CHUNK, M, D]` numbers, so memory use grows
-linearly with the sequence length, not quadratically.
+(`nbllama.ops.delta_net.chunks_grad`). It stores S and x for each chunk, so its memory use grows
+linearly with the sequence length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def delta_net_grad_ref(
     offsets: np.ndarray,
     scale: float,
 ) -> dict[str, np.ndarray]:
-    """Compute the gradients with respect to q, k, v, g and beta in numpy, in the inputs' dtype."""
+    """Compute the gradients for q, k, v, g and beta in plain numpy, in the dtype of the inputs."""
     inputs = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
     out = {name: np.zeros_like(a) for name, a in inputs.items()}
     for first, last in pairwise(offsets):
@@ -110,7 +110,7 @@ def delta_net_grad(
 
 
 def gradient_floats(longest: int, size: int, width: int) -> int:
-    """Return how many floats of memory a task uses.
+    """Return the amount of memory that a task uses, in floats.
 
     `longest` is the number of tokens in the longest sequence, and S is `[size, width]`.
     """
@@ -169,7 +169,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=4e-6,
-        why="up to 70 rounded updates of the float32 state",
+        why="up to 70 successive updates of the state in float32",
         ggml="ggml_gated_delta_net with a zero state; scale 1 / sqrt(D)",
     ),
 )
