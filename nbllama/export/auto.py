@@ -1,8 +1,8 @@
-"""`--outtype auto`: for each merged matrix, choose the smallest type that keeps the pair's effect.
+"""`--outtype auto`: choose the smallest weight types that keep the effect of each pair.
 
 The effect of a pair is its contribution to the layer's outputs, squared and summed over the
-sample. The lost effect is the same sum for the rounding error. Both sums are quadratic in small
-changes, like the KL divergence of the model's output.
+sample. The lost effect is the same sum for the rounding error. Both sums are quadratic in the
+change of the weights, as is the KL divergence of the model's output for small changes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from nbllama.quants import decode, nbytes
 
 KEEP = 0.95  # share of the effect to keep
 _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
-"""Types in ascending order of bits per weight. Of types with equal size, the K type comes first."""
+"""Types in ascending order of bits per weight. K types come first in a tie."""
 
 
 class Plan(NamedTuple):
-    """The type id of each tensor, the total size in bytes, and how much of the effect is kept."""
+    """The chosen types.
+
+    `types` contains the type id of each matrix with a pair, `nbytes` is the size of all tensors of
+    the model, and `kept` is the share of the effect that is not lost.
+    """
 
     types: dict[str, int]
     nbytes: int
@@ -40,8 +44,8 @@ class Plan(NamedTuple):
         counts = Counter(self.types.values())
         names = ", ".join(f"{n} {TENSOR_TYPES[t].name}" for t, n in sorted(counts.items()))
         size = f"{self.nbytes / 2**20:.2f} MiB"
-        kept = f"{self.kept:.1%} of the effect on the layer outputs is kept"
-        return f"auto: {names}; {size} in total, {kept}"
+        kept = f"{self.kept:.1%} of the effect on layer outputs is kept"
+        return f"auto: {names}; {size} in total; {kept}"
 
 
 class Spool:
@@ -83,7 +87,7 @@ def plan(
     *,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Plan:
-    """Choose a type for every block matrix with a pair, and store the encoded matrix in `spool`.
+    """Choose a type for every block matrix with a pair, and store the encoded matrices in `spool`.
 
     Raises GGUFError for weights that cannot be encoded.
     """
@@ -118,7 +122,10 @@ def plan(
 
 
 def _candidates(own: int, row: int) -> list[int]:
-    """Return type ids for rows of `row` weights, fewest bits first, with `own` first in a tie."""
+    """Return the ids of types for rows of `row` weights, in ascending order of bits per weight.
+
+    Among types of equal size, `own` comes first.
+    """
     known = [TENSOR_TYPES[IDS[name]] for name in _LADDER]
     fit = [t for t in known if row % t.block_size == 0]
     return [t.id for t in sorted(fit, key=lambda t: (t.type_size / t.block_size, t.id != own))]

@@ -2,8 +2,8 @@
 
 Rounding to the nearest code restores the old values of most weights, because an adapter changes
 them by less than half a step. With error feedback (`nbllama.export.feedback`), the codes of a row
-are chosen jointly. Each row is rounded twice, with the scales of the base and with new scales for
-the merged weights, and the result with the smaller error in the outputs is kept.
+are chosen jointly. Each row is rounded once with the scales of the base and once with new scales
+for the merged weights, and the result with the smaller error in the outputs is kept.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
     if not kinds:
         return ""
     return (
-        f"rounded to nearest without calibration: {', '.join(kinds)}; much of what their pairs "
-        "learnt may be lost (--outtype q8_0 keeps more)"
+        f"rounded to nearest without calibration: {', '.join(kinds)}; much of what the "
+        "adapter learnt for these tensors may be lost (--outtype q8_0 keeps more)"
     )
 
 
 class Encoded(NamedTuple):
     """An encoded matrix.
 
-    `raw` contains the blocks, uint8 `[nbytes]`, and `cost` is the squared error of all outputs.
+    `raw` contains the blocks, uint8 `[nbytes]`, and `cost` is the sum of squared output errors.
     `kept` is the number of rows that use the scales of the base instead of new ones.
     """
 
@@ -67,7 +67,7 @@ class Rounder:
         self.kept = self.renewed = 0
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether this object rounds the tensor to this type."""
+        """Return whether this encoder can round the tensor to this type."""
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
@@ -81,11 +81,11 @@ class Rounder:
         return made.raw
 
     def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
-        """Round w (float32 `[R, n]`) with one or two sets of scales, keeping the better per row.
+        """Round w (float32 `[R, n]`), choosing the better set of scales for each row.
 
-        `base` contains the tensor's blocks before the merge, if they are of the same type. Raises
-        ValueError for weights that cannot be encoded, and for a tensor of an earlier block than in
-        the previous call.
+        `base` contains the tensor's blocks before the merge, or is None if their type differs. In
+        this case, only new scales are used. Raises ValueError for weights that cannot be
+        encoded, and for a tensor in an earlier block than that of the previous call.
         """
         factor = self.factor(name)
         found, costs = [], []

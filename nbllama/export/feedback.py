@@ -1,9 +1,9 @@
 """Round a whole matrix with error feedback, as described in `nbllama.quants.encode.feedback`.
 
-The second moments H of the inputs are factorised as L D Lᵀ by a Cholesky factorisation in float64,
-in strips. Columns are sorted so that columns with large inputs are rounded first, while all other
-columns can still compensate for their errors. Sorting is possible because all scales are known in
-advance.
+The second moments H of the inputs are factorised as L D Lᵀ by a Cholesky factorisation in float64
+that processes strips of columns. Columns are sorted so that columns with large inputs are rounded
+first, while all other columns can still compensate for their errors. Sorting is possible because
+all scales are known in advance.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _in_order(h: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _cholesky(a: np.ndarray) -> None:
-    """Replace a symmetric float64 matrix with its Cholesky factor, in strips of columns.
+    """Replace a symmetric float64 matrix with its Cholesky factor, one strip of columns at a time.
 
     Most of the work is done by matrix products, so this function is three times as fast as LAPACK's
     factorisation of the whole matrix. It also avoids a second copy of the matrix.
@@ -108,8 +108,8 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     rows, n = w.shape
     if len(factor.order) != n or grid.scale.shape != (rows, n // grid.group):
         raise ValueError(
-            f"weights {w.shape}, a grid {grid.scale.shape} and a factor of {len(factor.order)} "
-            f"columns do not match"
+            f"the shapes of the weights {w.shape}, the grid {grid.scale.shape} and a factor of "
+            f"{len(factor.order)} columns do not match"
         )
     weights = np.ascontiguousarray(w[:, factor.order])
     group = (factor.order // grid.group).astype(np.int32)

@@ -1,15 +1,17 @@
-"""The weight type of each tensor in a model, for the file types of llama.cpp's `llama-quantize`.
+"""Choose the weight type of each tensor for the file types of llama.cpp's `llama-quantize`.
 
 The rules and fallbacks are taken from `src/llama-quant.cpp` (`tensor_allows_quantization`,
-`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models with llama's tensor names and
+`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models that use Llama's tensor names,
 without an importance matrix:
 
-- Only matrices that are named `*.weight` and are not norms change type.
-- `output`, or `token_embd` if it is also the output, becomes Q6_K (Q8_0 in a Q8_0 file, or if a row
-  is not a whole number of blocks of the file's main type).
-- In K mixes, `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` use more bits in some or all
-  blocks.
-- If rows are not whole blocks of 256, the tensor falls back to the nearest type with blocks of 32.
+- Only matrices that are named `*.weight` change type, except for norms, routers (`ffn_gate_inp`)
+  and a few others (`_KEPT`).
+- `output`, or `token_embd` if the model has no `output`, becomes Q6_K (Q8_0 in a Q8_0 file, or if a
+  row is not a whole number of blocks of the file's main type).
+- In mixtures of K types (such as Q4_K_M), `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` use
+  more bits in some or all transformer blocks.
+- A K type is replaced with a similar type with blocks of 32 if the row length is not a multiple of
+  256.
 
 The ids of file types are the values of `enum llama_ftype`.
 """
@@ -75,7 +77,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 def file_type(name: str) -> FileType:
     """Return the file type with this name, ignoring case.
 
-    Raises `UsageError` with a list of all names if there is none.
+    Raises `UsageError` with a list of all names if the name is unknown.
     """
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
@@ -89,12 +91,12 @@ def file_type(name: str) -> FileType:
 
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor with this numpy shape can change to the file's type."""
+    """Return whether a tensor with this numpy shape may be converted to the file's type."""
     return len(shape) >= 2 and name.endswith("weight") and not name.endswith(_KEPT)
 
 
 def fitting(kind: str, row: int) -> str:
-    """Return `kind`, or llama.cpp's replacement if rows are not whole blocks of this type."""
+    """Return `kind`, or llama.cpp's replacement if a row is not a whole number of blocks."""
     if kind in BLOCK_OF_256 and row % 256:
         kind = _FALLBACK[kind]
     return "F16" if kind not in (*_PLAIN, *BLOCK_OF_256) and row % 32 else kind
@@ -111,8 +113,8 @@ def tensor_types(
 ) -> dict[str, str]:
     """Return the weight types of all tensors that may change (see `may_change`), by name.
 
-    Shapes are in numpy order. With `pure`, the main type is used for all tensors. Tensors whose
-    rows are not even whole blocks of 32 become F16.
+    Shapes are in numpy order. With `pure`, the main type is used for all tensors. Quantised types
+    are replaced with F16 for tensors with a row length that is not a multiple of 32.
     """
     mixed = not pure and kind.main not in _PLAIN
     tied = "output.weight" not in shapes
@@ -146,7 +148,7 @@ def _more_bits(layer: int, n_layer: int) -> bool:
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return a tensor's type in a model with eight experts, in which attention has few weights."""
+    """Return a tensor's type in a model with eight experts, where few weights are in attention."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":
@@ -157,7 +159,7 @@ def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
 def _in_block(
     mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
 ) -> str | None:
-    """Return the type of a tensor that has a special rule in a mix, or None for the main type."""
+    """Return the type of a tensor in a mixture of types, or None for the main type."""
     more = _more_bits(layer, n_layer)
     if tensor == "attn_k":
         return None

@@ -1,11 +1,10 @@
 """Read the grids of quantised blocks (the possible values of a weight), and pack codes into blocks.
 
-Every type in this module stores a weight as `scale * q - low` with an integer code q. `scale` and
+Every type supported here stores a weight as `scale * q - low` with an integer code q. `scale` and
 `low` are shared by a group of 16 or 32 neighbouring weights. See `nbllama.quants.legacy` and
-`nbllama.quants.kquants` for the layouts; the values are bit-identical to those of the decoders.
+`nbllama.quants.kquants` for the layouts. The values are bit-identical to those of the decoders.
 
-The code is plain numpy, because it processes a matrix only twice, and most of the time is spent on
-rounding.
+Plain numpy is fast enough here, because most of the time is spent on rounding.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ class Grid(NamedTuple):
 class _Kind(NamedTuple):
     """Functions that read and write the blocks of a type.
 
-    `scales(blocks)` returns `scale` and `low`, each `[blocks, groups]`; `low` is None if it is 0.
+    `scales(blocks)` returns `scale` and `low` (None for types without an offset), each
+    `[blocks, groups]`.
     `pack(blocks, codes)` writes codes, uint8 `[blocks, block_size]`, as offsets from `first`.
     """
 
@@ -99,7 +99,7 @@ def _blocks(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:
-    """Read the IEEE half at byte `at` of every block, as float32 `[blocks, 1]`."""
+    """Read the half-precision number at byte `at` of every block, as float32 `[blocks, 1]`."""
     found: np.ndarray = blocks[:, at : at + 2].copy().view("<f2").astype(np.float32)
     return found
 
@@ -159,7 +159,7 @@ def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Return a function that packs the fifth bits, from byte `at`, and then the low four bits."""
+    """Return a function that packs 32 fifth bits at byte `at`, followed by the low four bits."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")
@@ -169,7 +169,7 @@ def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _across(bits: np.ndarray) -> np.ndarray:
-    """Pack `bits` `[blocks, 256]`, which are 0 or 1, into 32 bytes per block.
+    """Pack `bits` (0 or 1, `[blocks, 256]`) into 32 bytes per block.
 
     Element 32 k + j becomes bit k of byte j.
     """
@@ -178,7 +178,7 @@ def _across(bits: np.ndarray) -> np.ndarray:
 
 
 def _two_bits(codes: np.ndarray) -> np.ndarray:
-    """Pack the two low bits of 256 codes into 64 bytes."""
+    """Pack the low two bits of 256 codes into 64 bytes."""
     q = (codes & 3).reshape(-1, 2, 4, 32)
     made = q[:, :, 0] | (q[:, :, 1] << 2) | (q[:, :, 2] << 4) | (q[:, :, 3] << 6)
     packed: np.ndarray = made.reshape(-1, 64)
@@ -186,7 +186,7 @@ def _two_bits(codes: np.ndarray) -> np.ndarray:
 
 
 def _four_bits(codes: np.ndarray) -> np.ndarray:
-    """Pack the four low bits of 256 codes into 128 bytes."""
+    """Pack the low four bits of 256 codes into 128 bytes."""
     q = (codes & 15).reshape(-1, 4, 2, 32)
     made: np.ndarray = (q[:, :, 0] | (q[:, :, 1] << 4)).reshape(-1, 128)
     return made

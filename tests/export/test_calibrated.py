@@ -129,7 +129,7 @@ def test_auto_takes_few_bits_where_they_are_enough(
     said = capsys.readouterr().out
     plan = next(line for line in said.splitlines() if line.startswith("auto: "))
     assert said.index(plan) < said.index("from     to")
-    kept = float(plan.split("MiB in total, ")[1].partition("%")[0])
+    kept = float(plan.split("MiB in total; ")[1].partition("%")[0])
     assert 95 <= kept < 100
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").stat().st_size < 0.6 * base.stat().st_size
