@@ -62,7 +62,8 @@ def test_token_ids_in_other_types(model: Model) -> None:
         np.array([1, 2, 3], object),
     ):
         np.testing.assert_array_equal(nbllama.logits(model, ids), wanted)
-    many = nbllama.generate_many(model, np.array([[1, 2], [3, 4]]), 2)
+    rows: Any = np.array([[1, 2], [3, 4]])
+    many = nbllama.generate_many(model, rows, 2)
     assert many == nbllama.generate_many(model, [[1, 2], [3, 4]], 2)
 
 
@@ -94,7 +95,8 @@ def test_settings_of_a_new_adapter(model: Model, options: dict[str, Any], messag
 
 
 def test_settings_of_numpy(model: Model) -> None:
-    adapter = nbllama.init_adapter(model, np.int64(2), np.float32(8), seed=np.uint64(3))
+    options: dict[str, Any] = {"rank": np.int64(2), "alpha": np.float32(8), "seed": np.uint64(3)}
+    adapter = nbllama.init_adapter(model, **options)
     assert (adapter.lora_r, adapter.alpha, adapter.scale) == (2, 8.0, 4.0)
     assert type(adapter.lora_r) is int and type(adapter.alpha) is float
 

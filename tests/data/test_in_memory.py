@@ -91,7 +91,8 @@ def test_keys_that_are_not_text() -> None:
     assert data.samples == read({"text": "x"}).samples
     assert data.notes == ("keys not used for training: 0 (1)",)
     columns = {"prompt": "0", "completion": "1"}
-    numbered = open_records([{0: "q", np.int64(1): "a"}], "it", columns=columns)
+    keyed: Any = {0: "q", np.int64(1): "a"}
+    numbered = open_records([keyed], "it", columns=columns)
     assert numbered.samples == [(1, Continuation("q", "a"))]
     assert read({"messages": [{1: "x", **CHAT[0]}, CHAT[1]]}).samples == [
         (1, read({"messages": CHAT}).samples[0][1])

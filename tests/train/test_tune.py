@@ -132,8 +132,8 @@ def test_a_callback_can_end_the_run(folder: Path) -> None:
     # numpy's True is what comparing arrays gives
     ended = nbllama.tune("toy.gguf", "text.txt", **SHORT, on_step=lambda r: np.bool_(r.iter == 2))
     assert (ended.iteration, ended.reason) == (2, "on_step returned True")
-    on_eval = {"on_eval": lambda r: np.mean([r.val_loss]) < 1e9}
-    ended = nbllama.tune("toy.gguf", "text.txt", **SHORT, **more, **on_eval)
+    more["on_eval"] = lambda r: np.mean([r.val_loss]) < 1e9
+    ended = nbllama.tune("toy.gguf", "text.txt", **SHORT, **more)
     assert ended.reason == "on_eval returned True"
     # only True counts, so that any function can be a callback, but a warning says so, once
     with pytest.warns(UserWarning, match="on_step returned '1', which does not end the run") as w:
