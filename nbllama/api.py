@@ -13,11 +13,21 @@ import numpy as np
 
 from nbllama.adapter import file as adapter_file
 from nbllama.adapter.savable import Adapter
+from nbllama.arguments import (
+    described,
+    enough_memory,
+    file_name,
+    instance,
+    positive,
+    token_ids,
+    whole,
+)
 from nbllama.data.batch import NOT_TRAINED, Batch
-from nbllama.errors import UsageError
+from nbllama.errors import ArgumentError, UnknownSlot, UsageError
+from nbllama.generation.arguments import check_adapter, check_model
 from nbllama.lora import pairs
 from nbllama.lora.pairs import init_adapter as new_adapter
-from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.lora.slots import EVERY_SLOT, SLOT_BY_NAME, without_tensor
 from nbllama.model import gradients
 from nbllama.model.bound import Bound
 from nbllama.model.parts import BlockParts
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from nbllama.train.run.screen import Screen
 
 Tokens = Sequence[int] | np.ndarray
+MOST_RANK = 65536  # as for the options --lora-r and --rank-...
 
 
 def tune(
@@ -124,22 +135,31 @@ def tune(
     return python.tune(model, data, options, shown, on_step=on_step, on_eval=on_eval)
 
 
-def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
-    """Return a batch of one sequence; by default, the target of each token is the next token."""
-    ids = _ids(model, tokens, "token", 0)
+def _batch(
+    model: Model, adapter: pairs.Adapter | None, tokens: Tokens, targets: Tokens | None = None
+) -> Batch:
+    """Check the arguments, and return a batch of one sequence.
+
+    By default, the target of each token is the next token.
+    """
+    check_model(model)
+    check_adapter(adapter)
+    ids = _ids(model, "tokens", tokens, 0)
+    if not len(ids):
+        raise ArgumentError("tokens: the list is empty; pass at least one token id")
     if targets is None:
         after = np.append(ids[1:], np.int32(NOT_TRAINED))
     else:
-        after = _ids(model, targets, "target", NOT_TRAINED)
+        after = _ids(model, "targets", targets, NOT_TRAINED)
     return Batch.from_rows([(ids, after)])
 
 
-def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
-    """Return the ids as int32 `[N]`. Raises `ValueError` for ids that are not in the vocabulary."""
-    wide = np.array(ids, np.int64)
+def _ids(model: Model, name: str, ids: Tokens, lowest: int) -> np.ndarray:
+    """Return ids as int32 `[N]`. Raises `ArgumentError` for ids that are not in the vocabulary."""
+    wide = token_ids(name, ids)
     last = model.hp.n_vocab - 1
     if wide.min(initial=0) < lowest or wide.max(initial=0) > last:
-        raise ValueError(f"a {what} is outside {lowest}..{last}")
+        raise ArgumentError(f"a {name.removesuffix('s')} is outside {lowest}..{last}")
     return wide.astype(np.int32)
 
 
@@ -162,13 +182,14 @@ def logits(model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None) -
 
     Raises
     ------
-    ValueError
-        A token is not in the vocabulary.
+    ArgumentError
+        A token is not a whole number or not in the vocabulary.
     """
-    batch, bound = _batch(model, tokens), Bound(model, adapter)
-    acts = model.forward_activations(adapter, len(tokens))
+    batch = _batch(model, adapter, tokens)
+    bound, n = Bound(model, adapter), len(batch.tokens)
+    acts = model.forward_activations(adapter, n)
     model.forward(bound, acts, batch)
-    return model.logits(bound, acts.x(model.hp.n_layer, len(tokens)))
+    return model.logits(bound, acts.x(model.hp.n_layer, n))
 
 
 def loss_and_gradients(
@@ -204,12 +225,15 @@ def loss_and_gradients(
 
     Raises
     ------
-    ValueError
-        A token is not in the vocabulary, or no position has a target.
+    ArgumentError
+        A token is not a whole number or not in the vocabulary, or no position has a target.
     """
-    batch = _batch(model, tokens, targets)
+    instance(
+        "adapter", adapter, pairs.Adapter, "pass an adapter, such as nbllama.init_adapter(model)"
+    )
+    batch = _batch(model, adapter, tokens, targets)
     if not batch.n_trained:
-        raise ValueError("no position has a target")
+        raise ArgumentError("no position has a target")
     return gradients.loss_and_gradients(model, adapter, batch, checkpointing)
 
 
@@ -237,11 +261,11 @@ def trace(
 
     Raises
     ------
-    ValueError
-        A token is not in the vocabulary.
+    ArgumentError
+        A token is not a whole number or not in the vocabulary.
     """
-    n = len(tokens)
-    batch, bound = _batch(model, tokens), Bound(model, adapter, trained=adapter is not None)
+    batch = _batch(model, adapter, tokens)
+    n, bound = len(batch.tokens), Bound(model, adapter, trained=adapter is not None)
     acts = model.activations(adapter, n, max(1, batch.n_trained), checkpointing=False)
     model.forward(bound, acts, batch)
     out = {}
@@ -286,19 +310,36 @@ def init_adapter(
     Raises
     ------
     UsageError
-        The model has no tensor for a slot.
+        The model has no tensor for a slot, or an argument is invalid.
     KeyError
         A name in `ranks` is not a slot.
+    NotEnoughMemory
+        The pairs do not fit in memory.
     """
+    check_model(model)
+    r = whole("rank", rank, 1, MOST_RANK)
+    scale = float(r) if alpha is None else positive("alpha", alpha)
+    seed = whole("seed", seed, 0, 2**64 - 1)
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
     for slot in EVERY_SLOT:
         if slot.kind == "linear" and slot.in_block and slot.name not in missing:
-            wanted[slot.name] = rank
-    wanted |= ranks or {}
-    scale = float(rank if alpha is None else alpha)
-    made = new_adapter(model.hp, wanted, alpha=scale, lora_r=rank, seed=seed, shapes=model.shapes)
+            wanted[slot.name] = r
+    wanted |= _ranks(ranks or {})
+    with enough_memory("the pairs", "use a smaller rank"):
+        made = new_adapter(model.hp, wanted, alpha=scale, lora_r=r, seed=seed, shapes=model.shapes)
     return Adapter.of(made, model.hp)
+
+
+def _ranks(ranks: Mapping[str, int]) -> dict[str, int]:
+    """Check the ranks by slot."""
+    instance("ranks", ranks, Mapping, 'use a dict of ranks by slot, such as {"wq": 8}')
+    for name in ranks:
+        if name not in SLOT_BY_NAME:
+            raise UnknownSlot(
+                f"ranks: {described(name)} is not a slot; use {', '.join(SLOT_BY_NAME)}"
+            )
+    return {name: whole(f"ranks, {name}", r, 0, MOST_RANK) for name, r in ranks.items()}
 
 
 def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
@@ -320,11 +361,12 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     CheckpointError
         The file is damaged, or does not match the model.
     UsageError
-        The second argument is not a model.
+        An argument is not a path or not a model.
     """
     if not isinstance(model, Model):
         raise UsageError("load_adapter(path, model): the second argument must be a model")
-    return Adapter.of(adapter_file.load_adapter(path, model.hp, model.shapes), model.hp)
+    name = file_name("path", path)
+    return Adapter.of(adapter_file.load_adapter(name, model.hp, model.shapes), model.hp)
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Model) -> list[str]:
@@ -352,4 +394,8 @@ def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Mo
     UsageError
         The format cannot store this adapter.
     """
-    return adapter_file.save_adapter(path, adapter, model.hp)
+    check_model(model)
+    instance(
+        "adapter", adapter, pairs.Adapter, "pass an adapter, such as nbllama.init_adapter(model)"
+    )
+    return adapter_file.save_adapter(file_name("path", path), adapter, model.hp)

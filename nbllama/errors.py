@@ -37,6 +37,16 @@ class UsageError(NbllamaError):
     exit_code = 2
 
 
+class ArgumentError(UsageError, ValueError):
+    """An invalid argument of a Python function; also a `ValueError`, as Python programs expect."""
+
+
+class UnknownSlot(UsageError, KeyError):
+    """The name of a slot that does not exist; also a `KeyError`."""
+
+    __str__ = Exception.__str__  # KeyError would print the message in quotes
+
+
 class GGUFError(NbllamaError):
     """A GGUF file that is damaged or not supported."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nbllama.adapter.file import save_adapter
+from nbllama.arguments import file_name
 from nbllama.errors import UsageError
 from nbllama.lora import pairs
 
@@ -70,4 +71,4 @@ class Adapter(pairs.Adapter):
                 "the base model of this adapter is unknown; use nbllama.save_adapter(path, adapter,"
                 " model)"
             )
-        return save_adapter(path, self, self.hp)
+        return save_adapter(file_name("path", path), self, self.hp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+from nbllama.arguments import instance
 from nbllama.cli.ui import Display
 from nbllama.report.log import Eta, StepRecord, duration, loss_text
 from nbllama.train.run.screen import Pairs, Screen, Silent
@@ -18,6 +19,7 @@ def screen_for(quiet: bool | None) -> Screen:
     Elsewhere, it prints the program's plain lines if `quiet` is False, and nothing if `quiet` is
     None.
     """
+    instance("quiet", quiet, (bool, type(None)), "use True, False or None")
     if quiet:
         return Silent()
     if in_notebook(sys.stdout):

@@ -14,10 +14,11 @@ from nbllama.data.counts import Counts, count_message_keys
 from nbllama.data.data_file import Bad, DataFile, Part
 from nbllama.data.formats import Conversation, Style
 from nbllama.data.formats.prompt import read
+from nbllama.data.in_memory import entries_in_memory
 from nbllama.data.names import prompt_names
 from nbllama.data.parsed import Asked
 from nbllama.data.prompts import Prompts, Question
-from nbllama.data.records import entries_in_memory, read_files
+from nbllama.data.records import read_files
 from nbllama.data.spans import encode_parsed, encode_plain
 from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, NbllamaError, shown

@@ -148,6 +148,8 @@ class ChatReader:
         Raises the same errors as `rows`.
         """
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
+        if any(m.get("tool_calls") for m in prepared):
+            prepared = with_arguments(prepared, self._traits.form_of_calls)
         text = self._template.render(prepared, True)
         try:
             return text, encode_rendered(

@@ -17,6 +17,7 @@ from nbllama.data.containers import read_table
 from nbllama.data.counts import Counts
 from nbllama.data.data_file import RAW, DataFile
 from nbllama.data.formats import FORMATS, Record, Style
+from nbllama.data.in_memory import entries_in_memory
 from nbllama.data.json_values import json_values, looks_like_json
 from nbllama.data.magic import binary_kind
 from nbllama.data.names import format_by_keys
@@ -25,7 +26,7 @@ from nbllama.data.splits import data_files, ending, says_records
 from nbllama.data.text_checks import not_nfc_notes
 from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
 from nbllama.data.unpack import Content, read_contents
-from nbllama.data.wrapped import Entry, as_record, entries_of
+from nbllama.data.wrapped import Entry, entries_of
 from nbllama.errors import DataError, UsageError, shown
 from nbllama.system.garbage import without_collection
 
@@ -98,17 +99,6 @@ def read_files(
     if not found:
         raise DataError(f"training data {shown(path, 400)} is empty")
     return found, notes
-
-
-def entries_in_memory(records: Sequence[Mapping[str, Any] | str]) -> list[Entry]:
-    """Return records in memory as entries, numbered like the lines of a file."""
-    entries = []
-    for number, record in enumerate(records, 1):
-        value: Any = {"text": record} if isinstance(record, str) else record
-        if isinstance(value, Mapping):
-            value = dict(value)
-        entries.append(Entry(number, as_record(value)))
-    return entries
 
 
 def open_records(

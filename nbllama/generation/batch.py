@@ -8,12 +8,14 @@ beginning of all prompts, such as a system message, is computed once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from nbllama.arguments import described, token_ids, whole
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.arguments import check_adapter, check_model, memory_for, number_of_tokens
 from nbllama.generation.cache import new_cache
 from nbllama.generation.states import States, state_floats
 from nbllama.kernels.own_cores import own_cores
@@ -68,10 +70,15 @@ def generate_many(
     Raises
     ------
     UsageError
-        A prompt is empty, or a token is outside the vocabulary.
+        An argument is invalid, a prompt is empty, or a token is outside the vocabulary.
+    NotEnoughMemory
+        The prompts and their answers do not fit in memory.
     """
-    if at_once < 1 or max_new_tokens < 0:
-        raise ValueError("at_once must be at least 1, and max_new_tokens at least 0")
+    check_model(model)
+    check_adapter(adapter)
+    at_once = whole("at_once", at_once, 1)
+    max_new_tokens = number_of_tokens("max_new_tokens", max_new_tokens)
+    prompts = _token_ids_of(prompts)
     for prompt in prompts:
         if not prompt:
             raise UsageError("nothing to complete: a prompt has no tokens")
@@ -79,12 +86,25 @@ def generate_many(
             raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab} tokens")
     answers: list[list[int]] = []
     for start in range(0, len(prompts), at_once):
-        group = Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check=check)
+        with memory_for(max_new_tokens):
+            group = Group(
+                model, adapter, prompts[start : start + at_once], max_new_tokens, check=check
+            )
         for found in group.run(_greedy):
             answers.append(found)
             if tell is not None:
                 tell(len(answers) - 1, found)
     return answers
+
+
+def _token_ids_of(prompts: object) -> list[list[int]]:
+    """Return the token ids of each prompt. Raises `UsageError` if a prompt has another type."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise UsageError(
+            f"prompts: {described(prompts)} is not allowed; pass a list with the token ids of each "
+            "prompt"
+        )
+    return [token_ids(f"prompt {i}", prompt).tolist() for i, prompt in enumerate(prompts, 1)]
 
 
 def _greedy(rows: Sequence[int], logits: np.ndarray) -> list[int]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from nbllama.arguments import described, file_name, instance, positive, whole
 from nbllama.data.chat import prompt_ids
-from nbllama.data.counts import Counts
-from nbllama.data.turns import with_roles
-from nbllama.errors import UsageError, shown
+from nbllama.errors import UsageError
+from nbllama.generation.arguments import check_adapter, memory_for, number_of_tokens
 from nbllama.generation.batch import AT_ONCE, generate_many
+from nbllama.generation.messages import messages_of_prompt
 from nbllama.generation.predictor import Predictor
 from nbllama.generation.sampling.chain import Sampler
 from nbllama.generation.settings import sampling_params
@@ -53,7 +54,7 @@ class Model(passes.Model):
             With 0, always choose the most likely token (greedy); above 0, sample tokens.
         chat_template : str
             Name of a template ("chatml", "llama-3", ...) or a file that contains one, to use
-            instead of the model's own.
+            for messages instead of the model's own. A string is completed without a template.
         exact : bool
             For single tokens, keep activations in float32 instead of rounding them to 8 bits.
         **sampling
@@ -72,7 +73,9 @@ class Model(passes.Model):
         UsageError
             A setting is unknown or invalid, the prompt is empty, or there is no chat template.
         DataError
-            The template rejects the messages.
+            The template rejects the messages, or training would.
+        NotEnoughMemory
+            The prompt and `max_tokens` tokens do not fit in memory.
         """
         stream = self.generate_stream(
             prompt, adapter, max_tokens, temperature,
@@ -96,13 +99,15 @@ class Model(passes.Model):
         The parameters are the same as for `generate`, and are checked immediately. Each piece
         consists of one or more whole characters.
         """
-        _check_adapter(adapter)
+        check_adapter(adapter)
+        max_tokens = number_of_tokens("max_tokens", max_tokens)
         params = sampling_params(temperature, sampling)
         (ids,) = self._prompts([prompt], chat_template)
         n_ctx = self._context([ids], max_tokens)
         # the sampler can use n_ctx tokens; the predictor never uses the last position
-        sampler = Sampler(params, self.hp.n_vocab, n_ctx)
-        predictor = Predictor(self, adapter, sampler, n_ctx + 1, exact=exact)
+        with memory_for(max_tokens):
+            sampler = Sampler(params, self.hp.n_vocab, n_ctx)
+            predictor = Predictor(self, adapter, sampler, n_ctx + 1, exact=exact)
         predictor.append(ids)
         return self._pieces(predictor, max_tokens, not isinstance(prompt, str))
 
@@ -133,9 +138,17 @@ class Model(passes.Model):
         list of str
             One answer per prompt, in the same order.
         """
-        _check_adapter(adapter)
-        if at_once < 1:
-            raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; use 1 or more")
+        check_adapter(adapter)
+        at_once = whole("at_once", at_once, 1)
+        max_tokens = number_of_tokens("max_tokens", max_tokens)
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise UsageError(
+                f"prompts: {described(prompts)} is not allowed; pass a list of prompts, such as "
+                "[prompt]"
+            )
+        prompts = list(prompts)
+        if any(isinstance(prompt, Mapping) for prompt in prompts):
+            raise UsageError("prompts: a single chat is not allowed; pass a list of chats: [chat]")
         ids = self._prompts(prompts, chat_template)
         self._context(ids, max_tokens)
         found = generate_many(self, ids, max_tokens, adapter, at_once=at_once)
@@ -149,7 +162,13 @@ class Model(passes.Model):
         """Return the token ids of each prompt."""
         found: list[list[int]] = []
         template: ChatTemplate | None = None
-        read = [p if isinstance(p, str) else _messages(p) for p in prompts]
+        chat_template = file_name("chat_template", chat_template or "")
+        read = [p if isinstance(p, str) else messages_of_prompt(p) for p in prompts]
+        if chat_template and read and all(isinstance(p, str) for p in read):
+            raise UsageError(
+                "chat_template: a prompt that is a string is completed without a template; pass "
+                'messages, such as [{"role": "user", "content": "..."}]'
+            )
         with ExitStack() as stack:
             for prompt in read:
                 if isinstance(prompt, str):
@@ -167,10 +186,6 @@ class Model(passes.Model):
 
     def _context(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
         """Return the maximum length of a text; warn if a prompt exceeds the trained context."""
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
-            raise UsageError(
-                f"max_tokens: '{shown(max_tokens)}' is not allowed; use a whole number, 0 or more"
-            )
         longest, trained = max(map(len, prompts), default=0), self.hp.n_ctx_train
         if 0 < trained < longest:
             warnings.warn(
@@ -189,39 +204,6 @@ class Model(passes.Model):
                 yield piece
         if rest := decoder.flush():
             yield rest
-
-
-def _messages(prompt: object) -> list[dict[str, Any]]:
-    """Return the messages of a chat, with their roles renamed as in training data.
-
-    Warns about unknown roles. Raises `UsageError` for anything but a list of messages.
-    """
-    if (
-        not isinstance(prompt, Sequence)
-        or isinstance(prompt, bytes)
-        or not all(isinstance(m, Mapping) for m in prompt)
-    ):
-        raise UsageError("a prompt must be a string, or a list of messages with role and content")
-    counts = Counts.empty()
-    record = with_roles({"messages": [dict(m) for m in prompt]}, counts)
-    messages: list[dict[str, Any]] = record["messages"]
-    for i, message in enumerate(messages, 1):
-        says = "content" in message or bool(message.get("tool_calls"))
-        if not isinstance(message.get("role"), str) or not says:
-            keys = shown(", ".join(map(str, message)), 80)
-            raise UsageError(f"message {i} of the prompt has no role or no content (keys: {keys})")
-    if counts.other_roles:
-        listed = ", ".join(counts.other_roles)
-        warnings.warn(f"the chat template receives unknown roles: {listed}", stacklevel=5)
-    return messages
-
-
-def _check_adapter(adapter: object) -> None:
-    """Raise `UsageError` unless `adapter` is an `Adapter` or None."""
-    if adapter is not None and not isinstance(adapter, Adapter):
-        raise UsageError(
-            f"adapter: {shown(adapter)!r} is not an adapter; pass nbllama.load_adapter(path, model)"
-        )
 
 
 def load_model(
@@ -247,8 +229,17 @@ def load_model(
     ------
     GGUFError
         The file is damaged or not supported.
+    UsageError
+        An argument is invalid.
     """
+    for name, value in (
+        ("rms_eps", rms_eps), ("rope_freq_base", rope_freq_base),
+        ("rope_freq_scale", rope_freq_scale),
+    ):  # fmt: skip
+        if value is not None:
+            positive(name, value)
+    instance("pre", pre, (str, type(None)), "pass the name of a pre-tokenizer")
     return Model.load(
-        path, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale,
-        pre=pre,
+        file_name("path", path), rms_eps=rms_eps, rope_freq_base=rope_freq_base,
+        rope_freq_scale=rope_freq_scale, pre=pre,
     )  # fmt: skip

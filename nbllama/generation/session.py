@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.arguments import token_ids
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.arguments import check_adapter, check_model, memory_for, number_of_tokens
 from nbllama.generation.cache import new_cache
 from nbllama.generation.states import States, state_floats
 from nbllama.generation.token_program import TokenProgram, has_program
@@ -263,8 +265,20 @@ def generate(
     -------
     list of int
         The new token ids.
+
+    Raises
+    ------
+    UsageError
+        An argument is invalid, the prompt is empty, or a token is not in the vocabulary.
+    NotEnoughMemory
+        The prompt and `max_new_tokens` tokens do not fit in memory.
     """
-    return list(stream(model, prompt, max_new_tokens, adapter, exact=exact))
+    check_model(model)
+    check_adapter(adapter)
+    ids = token_ids("prompt", prompt).tolist()
+    n = number_of_tokens("max_new_tokens", max_new_tokens)
+    with memory_for(n):
+        return list(stream(model, ids, n, adapter, exact=exact))
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:

@@ -6,6 +6,7 @@ command-line words.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from nbllama.errors import UsageError, shown
 from nbllama.options.parser import Option, read
-from nbllama.options.values import Text
+from nbllama.options.values import Text, Variables
 
 
 def keyword_words(
@@ -24,7 +25,8 @@ def keyword_words(
 
     A key is any long name of an option, without the leading dashes and with `_` instead of `-`.
     None means "not given". Switches accept True or False. Options that can be repeated, and options
-    whose value is a comma-separated list, also accept a Python list.
+    whose value is a comma-separated list, also accept a Python list. Pairs of names and values can
+    also be a dict.
 
     Raises `UsageError` for an unknown name (with a suggestion), for two names that refer to the
     same option, and for a value whose type has no command-line form. The values themselves are
@@ -53,12 +55,25 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
         return [option.names[0]] if value else [*option.off[:1]]
     if option.many and isinstance(value, list | tuple):
         return [f"{option.names[0]}={_text(name, each)}" for each in value]
+    if isinstance(option.value, Variables) and isinstance(value, Mapping):
+        value = _variables(name, value)
     if isinstance(option.value, Text) and option.value.metavar.endswith(",..."):
         if isinstance(value, Mapping):
             value = [f"{_text(name, k)}={_text(name, v)}" for k, v in value.items()]
         if isinstance(value, list | tuple):
             value = ",".join(_text(name, each) for each in value)
     return [f"{option.names[0]}={_text(name, value)}"]
+
+
+def _variables(name: str, values: Mapping[str, Any]) -> str:
+    """Return template variables as a user would type them, with values in JSON."""
+    try:
+        return ",".join(
+            f"{_text(name, key)}={json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            for key, value in values.items()
+        )
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"{name}: the values must be JSON, such as False or 'high': {e}") from None
 
 
 def _text(name: str, value: Any) -> str:

@@ -11,8 +11,9 @@ import pytest
 
 import nbllama
 from nbllama.adapter.savable import Adapter
-from nbllama.data import prompt_ids
-from nbllama.errors import DataError, UsageError
+from nbllama.data import Conversation, open_records, prompt_ids
+from nbllama.data.chat import ChatReader
+from nbllama.errors import DataError, NotEnoughMemory, UsageError
 from nbllama.generation.model import Model
 from nbllama.text import chat_template_for, find_layout
 from tests.train.toy_runs import toy_adapter, toy_model
@@ -78,7 +79,11 @@ def test_many_prompts_are_answered_as_each_alone(model: Model, adapter: Adapter)
     prompts: list[Any] = [PROMPT, CHAT, "eat", [{"role": "user", "content": "x"}], PROMPT]
     for at_once in (1, 2, 16):
         found = model.generate_many(prompts, adapter, 8, chat_template="chatml", at_once=at_once)
-        alone = [model.generate(p, adapter, 8, chat_template="chatml", exact=True) for p in prompts]
+        names = ["" if isinstance(p, str) else "chatml" for p in prompts]
+        alone = [
+            model.generate(p, adapter, 8, chat_template=name, exact=True)
+            for p, name in zip(prompts, names, strict=True)
+        ]
         assert found == alone
     assert model.generate_many([]) == []
     ids = [ids_of(model, p) for p in prompts[:2]]
@@ -138,6 +143,86 @@ def test_bad_prompts(model: Model, tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text("{{ raise_exception('not this') }}")
     with pytest.raises(DataError, match="not this"):
         model.generate(CHAT, chat_template=str(tmp_path / "t.jinja"))
+
+
+def test_a_list_of_prompts_is_no_single_prompt(model: Model) -> None:
+    bad: Any
+    for bad in ("hello", None, 5, {"role": "user", "content": "x"}):
+        with pytest.raises(UsageError, match=r"prompts: .* pass a list of prompts"):
+            model.generate_many(bad)
+    with pytest.raises(UsageError, match=r"prompts: a single chat .* pass a list of chats"):
+        model.generate_many(CHAT)  # type: ignore[arg-type]
+    one: Any = iter([PROMPT])  # any iterable
+    assert model.generate_many(one, max_tokens=2) == model.generate_many([PROMPT], max_tokens=2)
+    with pytest.raises(UsageError, match="at_once: the text '2' is not allowed"):
+        model.generate_many([PROMPT], at_once="2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["chatml", "nope"])
+def test_a_template_is_for_messages(model: Model, name: str) -> None:
+    for call in (model.generate, model.generate_stream):
+        with pytest.raises(UsageError, match="chat_template: a prompt that is a string"):
+            call(PROMPT, chat_template=name)
+    with pytest.raises(UsageError, match="chat_template: a prompt that is a string"):
+        model.generate_many([PROMPT, PROMPT], chat_template=name)
+    bad: Any = 5
+    with pytest.raises(UsageError, match="chat_template: '5'"):
+        model.generate(CHAT, chat_template=bad)
+
+
+def test_more_tokens_than_fit_in_memory(model: Model) -> None:
+    with pytest.raises(UsageError, match="max_tokens: '1000000000000' is not allowed"):
+        model.generate(PROMPT, max_tokens=10**12)
+    most = 2**31 - 1
+    for call in (
+        lambda: model.generate(PROMPT, max_tokens=most),
+        lambda: model.generate_many([PROMPT] * 16, max_tokens=most),
+        lambda: nbllama.generate(model, [1], most),
+        lambda: nbllama.generate_many(model, [[1]] * 16, most),
+    ):
+        with pytest.raises(NotEnoughMemory, match=f"a prompt and {most} new tokens: not enough"):
+            call()
+    two: Any = np.int64(2)
+    assert model.generate(PROMPT, max_tokens=two) == model.generate(PROMPT, max_tokens=2)
+
+
+CALL = {"function": {"name": "weigh", "arguments": '{"n": 4}'}}
+USED = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "function", "name": "weigh", "content": "3 kg"}]  # fmt: skip
+# accepts calls only as objects, and only in messages whose content is null
+CALLS = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.content is none %}{% for c in m.tool_calls %}"
+    "{{ c.function.name }}{% for k, v in c.function.arguments.items() %} {{ k }} {{ v }}"
+    "{% endfor %}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["chatml", CALLS], ids=["without calls", "with calls"])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "user", "content": [{"type": "text", "text": t} for t in ("say ", "it")]}],
+        USED,
+        [{"role": "user", "content": 4}, {"role": "gpt", "content": "x", "weight": 0}, *CHAT],
+        np.array(CHAT, dtype=object),
+    ],
+    ids=["parts", "calls", "names", "an array"],
+)  # fmt: skip
+def test_the_prompt_is_that_of_training(
+    model: Model, tmp_path: Path, template: str, turns: Any
+) -> None:
+    if template == CALLS:
+        (tmp_path / "t.jinja").write_text(CALLS)
+        template = str(tmp_path / "t.jinja")
+    record = {"messages": [*turns, {"role": "assistant", "content": "yes"}]}
+    with chat_template_for(model.tokenizer, find_layout(template).source) as rendering:
+        ((_, chat),) = open_records([record], "records").samples
+        assert isinstance(chat, Conversation)
+        reader = ChatReader(model.tokenizer, rendering)
+        row = reader.rows(reader.render([chat])[0])[-1]
+    (*_, begin) = np.flatnonzero(np.diff(row.trained.astype(int)) == 1) + 1  # the last answer
+    assert model._prompts([turns], template) == [row.ids[:begin].tolist()]
 
 
 def test_roles_have_the_names_of_training(model: Model) -> None:

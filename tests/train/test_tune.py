@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nbllama
@@ -127,8 +129,16 @@ def test_a_callback_can_end_the_run(folder: Path) -> None:
     more: dict[str, Any] = dict(val_split=0.2, eval_every=3)
     ended = nbllama.tune("toy.gguf", "text.txt", **SHORT, **more, on_eval=lambda r: r.iter == 3)
     assert (ended.iteration, ended.reason) == (3, "on_eval returned True")
-    # only True itself counts, so that any function can be a callback
-    assert nbllama.tune("toy.gguf", "text.txt", **SHORT, on_step=lambda r: r.iter).iteration == 4
+    # numpy's True is what comparing arrays gives
+    ended = nbllama.tune("toy.gguf", "text.txt", **SHORT, on_step=lambda r: np.bool_(r.iter == 2))
+    assert (ended.iteration, ended.reason) == (2, "on_step returned True")
+    more["on_eval"] = lambda r: np.mean([r.val_loss]) < 1e9
+    ended = nbllama.tune("toy.gguf", "text.txt", **SHORT, **more)
+    assert ended.reason == "on_eval returned True"
+    # only True counts, so that any function can be a callback, but a warning says so, once
+    with pytest.warns(UserWarning, match="on_step returned '1', which does not end the run") as w:
+        run = nbllama.tune("toy.gguf", "text.txt", **SHORT, on_step=lambda r: r.iter)
+    assert run.iteration == 4 and len(w) == 1
 
     def fail(record: StepRecord) -> None:
         raise KeyError("mine")
@@ -168,6 +178,9 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
         ({"packing": 1}, "packing: '1' is not allowed; use True or False"),
         ({"optimizer": "adam"}, "--optimizer: 'adam' is not allowed; use adamw, sgd or lion"),
         ({"lora_out": object()}, "lora_out: a value of type object is not allowed"),
+        ({"template_vars": {"a": {1}}}, "template_vars: the values must be JSON"),
+        ({"on_step": 5}, "on_step: '5' is not allowed; pass a function"),
+        ({"on_eval": "stop"}, "on_eval: the text 'stop' is not allowed; pass a function"),
         ({"train_data": "x"}, "train_data is the second argument"),
         ({"list_archs": True}, "list_archs is only available on the command line"),
         ({"val_split": 0.1, "val_data": "text.txt"}, "--val-data and --val-split"),
@@ -190,6 +203,7 @@ def test_every_option_of_the_program_is_a_keyword() -> None:
     """Each default given as a keyword reads back as itself."""
     from nbllama.options.finetune.table import FAMILIAR, parse
     from nbllama.options.keywords import keyword_words
+    from nbllama.options.values import parse_variables
 
     for o in OPTIONS:
         if o.dest == "model_base":
@@ -201,6 +215,9 @@ def test_every_option_of_the_program_is_a_keyword() -> None:
     options = parse(["--model-base=m", *keyword_words(OPTIONS, given, FAMILIAR)])
     assert options.data_columns == "prompt=question" and options.adam_alpha == 1e-5 / 3
     assert options.dump == ("1:loss", "2:loss")
+    values: dict[str, Any] = {"enable_thinking": False, "effort": "a=b, c", "n": [1, "x"]}
+    words = keyword_words(OPTIONS, {"template_vars": values}, FAMILIAR)
+    assert parse_variables(parse(["--model-base=m", *words]).template_vars) == values
 
 
 class Table:
@@ -216,6 +233,9 @@ class Table:
         (None, UsageError, "the training data are missing"),
         (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
+        (io.StringIO("x"), UsageError, "data: pass the name of the file instead of an open file"),
+        (["toy.gguf"], DataError, "toy.gguf is the name of a file"),
+        (['{"text": "x"}'], DataError, "a string that contains JSON"),
         (7, UsageError, "a list of records"),
         ([], DataError, "a list of 0 records contains nothing to train on: it has no records"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record must be an object"),
@@ -241,6 +261,16 @@ def test_bad_models(folder: Path) -> None:
         nbllama.tune(nbllama.load_model("toy.gguf"), "text.txt", **SHORT, norm_rms_eps=1e-5)
     with pytest.raises(OutputError, match="nowhere"):
         nbllama.tune("toy.gguf", "text.txt", **SHORT, lora_out="nowhere/x.gguf")
+
+
+def test_a_screen_has_the_methods_of_a_screen(folder: Path) -> None:
+    with open(folder / "screen.txt", "w", encoding="utf-8") as file:
+        with pytest.raises(UsageError, match=r"screen: .* pass an object with the methods .*note"):
+            nbllama.tune("toy.gguf", "text.txt", **SHORT, screen=file)  # type: ignore[arg-type]
+        assert not file.closed
+    options: dict[str, Any] = SHORT | {"quiet": "no"}
+    with pytest.raises(UsageError, match="quiet: the text 'no' is not allowed; use True, False"):
+        nbllama.tune("toy.gguf", "text.txt", **options)
 
 
 def test_texts_in_memory_are_records(folder: Path) -> None:

@@ -17,6 +17,7 @@ from nbllama.options.config import config_words
 from nbllama.options.finetune.table import FAMILIAR, OPTIONS, Options, parse
 from nbllama.options.keywords import keyword_words
 from nbllama.report.log import EvaluationRecord, StepRecord
+from nbllama.train.run.callbacks import callback, check_screen
 from nbllama.train.run.given import Given, Records
 from nbllama.train.run.result import Run
 from nbllama.train.run.run import train
@@ -39,6 +40,8 @@ def tune(
     on_eval: Callable[[EvaluationRecord], object] | None = None,
 ) -> Run:
     """Run `nbllama.tune`, reporting to `screen`."""
+    check_screen(screen)
+    on_step, on_eval = callback("on_step", on_step), callback("on_eval", on_eval)
     options, words, given = _read(model, data, dict(keywords), on_step, on_eval)
     stop = StopFlag("SIGINT")
     main = threading.current_thread() is threading.main_thread()
@@ -122,6 +125,8 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):
         raise UsageError(f"{name}: pass the rows of a table: {name}.to_dict('records')")
+    if hasattr(value, "read"):
+        raise UsageError(f"{name}: pass the name of the file instead of an open file")
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise UsageError(f"{name}: pass the name of a file, or a list of records")
     records = list(value)
