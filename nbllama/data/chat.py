@@ -19,7 +19,7 @@ import numpy as np
 from nbllama.data.answers import Answer, begins_empty, row_of, why_apart
 from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
-from nbllama.data.lost import LostPieces, lost_of_answer
+from nbllama.data.lost import LEFT_OUT, LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
 from nbllama.data.prepared import Prepared, Rendered
 from nbllama.data.row import Row
@@ -205,7 +205,7 @@ class ChatReader:
         part = split_answer(prompt, through, chat.messages, number, closer=closer)
         text = part.text(through)
         if not text.strip():
-            raise MessageError([number], ": the chat template leaves this answer out")
+            raise MessageError([number], LEFT_OUT)
         plain: list[tuple[int, int]] = []
         if marked:
             shift = len(part.head) - part.at

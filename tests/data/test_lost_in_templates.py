@@ -1,0 +1,95 @@
+"""What a template cuts, drops or changes in a chat is refused or reported, never trained silently."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbllama.data import Conversation
+from nbllama.data.chat import ChatReader
+from nbllama.errors import DataError
+from nbllama.text import CHATML, Tokenizer, chat_template_for
+
+TEMPLATES = Path(__file__).parent / "cases" / "chats" / "templates"
+OPENS, CLOSED, STRIPS = (
+    (TEMPLATES / f"{name}.jinja").read_text("utf-8")
+    for name in ("prompt-opens-a-thought", "prompt-holds-a-closed-thought", "strips-earlier-thoughts")
+)
+Q = {"role": "user", "content": "q"}
+END = "<|im_end|>"
+SENTENCE, QUOTED = "use </think> to close. 56", "Write `</think>` to close a thought."
+CUT = "message 2: it contains '</think>', at which the chat template cuts the text"
+CLOSES = "message 2: it contains a thought, but the chat template closes the thought before"
+
+
+def a(content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def read(
+    tokenizer: Tokenizer, source: str, *messages: dict[str, Any], **more: Any
+) -> tuple[list[list[str]], list[str]]:
+    """The trained texts of each sample, and the notices."""
+    with chat_template_for(tokenizer, source) as template:
+        reader = ChatReader(tokenizer, template, **more)
+        rows = reader.rows(reader.render([Conversation(list(messages))])[0])
+        texts = [[row.text[start:end] for start, end in row.characters()] for row in rows]
+        return texts, reader.notes(1, len(rows))
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        (OPENS, "seven\n</think>\n\n56", "seven\n</think>\n\n56"),
+        (OPENS, "seven</think>56", "seven\n</think>\n\n56"),
+        (OPENS, "seven.</think> 56", "seven.\n</think>\n\n 56"),
+        (OPENS, "seven </think>\n\n56", "seven\n</think>\n\n56"),
+        (STRIPS, "seven\n</think>\n\n56", "<think>\nseven\n</think>\n\n56"),
+        (CHATML, "seven\n</think>\n\n56", "seven\n</think>\n\n56"),
+        (CHATML, SENTENCE, SENTENCE),
+        (CHATML, QUOTED, QUOTED),
+        (CLOSED, SENTENCE, SENTENCE),
+        (CHATML, "I see. <think>seven</think>56", "I see. <think>seven</think>56"),
+    ],
+)
+def test_a_thought_without_an_opening_mark(
+    demo_tokenizer: Tokenizer, source: str, content: str, expected: str
+) -> None:
+    """As R1's output is logged, because the prompt contains the opening mark."""
+    assert read(demo_tokenizer, source, Q, a(content)) == ([[expected + END]], [])
+
+
+def test_thoughts_without_opening_marks_in_two_turns(demo_tokenizer: Tokenizer) -> None:
+    chat = [Q, a("seven\n</think>\n\n56"), Q, a("six\n</think>\n\n50")]
+    texts, _ = read(demo_tokenizer, OPENS, *chat)
+    assert texts == [[f"seven\n</think>\n\n56{END}"], [f"six\n</think>\n\n50{END}"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "reason"),
+    [
+        (CLOSED, "seven\n</think>\n\n56", CLOSES),
+        (OPENS, SENTENCE, CUT),
+        (OPENS, QUOTED, CUT),
+        (STRIPS, SENTENCE, CUT),
+        (STRIPS, QUOTED, CUT),
+        (OPENS, "I see. <think>seven</think>56", CUT),
+        (OPENS, "<think>a</think>b<think>c</think>56", CUT),
+    ],
+)
+def test_a_mark_that_cuts_an_answer(
+    demo_tokenizer: Tokenizer, source: str, content: str, reason: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(reason)):
+        read(demo_tokenizer, source, Q, a(content))
+
+
+def test_a_second_thought_that_is_lost(demo_tokenizer: Tokenizer) -> None:
+    chat = [Q, a("<think>seven</think>56", reasoning_content="eight")]
+    _, (note,) = read(demo_tokenizer, OPENS, *chat)
+    assert note.startswith("1 answer has a thought (reasoning_content or <think>) that the chat")
+    chat = [Q, a("<think>seven</think>56", reasoning_content="seven")]
+    assert read(demo_tokenizer, OPENS, *chat)[1] == []
