@@ -93,3 +93,41 @@ def test_a_second_thought_that_is_lost(demo_tokenizer: Tokenizer) -> None:
     assert note.startswith("1 answer has a thought (reasoning_content or <think>) that the chat")
     chat = [Q, a("<think>seven</think>56", reasoning_content="seven")]
     assert read(demo_tokenizer, OPENS, *chat)[1] == []
+
+
+TYPED = (  # SmolVLM
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SELECTS = (  # LLaVA
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FIRST_PART = CHATML.replace("message['content']", "message['content'][0]['text']")
+EITHER = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.content is string %}"
+    "{{ m.content }}{% else %}{{ m.content[0].text + '!' }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("source", [TYPED, SELECTS, FIRST_PART, EITHER])
+def test_templates_that_take_parts(demo_tokenizer: Tokenizer, source: str) -> None:
+    """They receive each content as one part, as from llama.cpp's server; others receive text."""
+    chat = [{"role": "system", "content": "s"}, Q, a("56"), Q, a("<|im_end|> is 50")]
+    expected = read(demo_tokenizer, CHATML, *chat)
+    assert expected == ([[f"56{END}", f"<|im_end|> is 50{END}"]], [])
+    assert read(demo_tokenizer, source, *chat) == expected
+
+
+@pytest.mark.parametrize("answer", ["I", "56", "...", "Yes, both."])
+def test_an_answer_without_its_words(demo_tokenizer: Tokenizer, answer: str) -> None:
+    """The end token alone would be trained."""
+    source = CHATML.replace(
+        "message['content']", "(message['content'] if message['role'] == 'user' else '')"
+    )
+    with pytest.raises(DataError, match="message 2: the chat template leaves this answer out"):
+        read(demo_tokenizer, source, Q, a(answer))
