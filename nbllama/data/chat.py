@@ -87,11 +87,18 @@ class ChatReader:
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
         """Return the template error, with a hint if the template rejects system messages."""
-        system = chat.messages[0]["role"] == "system" and not self._system_as_user
-        if not system or self._traits.knows_system:
+        roles = [m["role"] for m in chat.messages]
+        if "system" not in roles or self._traits.knows_system:
             return error
-        line = f"{error}; --system-as-user puts a system message in front of the first question"
-        return type(error)(line)
+        hint = "--system-as-user puts a system message in front of the first question"
+        if self._system_as_user:
+            hint = (
+                "--system-as-user applies only to a system message that is the first message and "
+                "is followed by a question"
+            )
+        elif roles[0] != "system":
+            return error
+        return type(error)(f"{error}; {hint}")
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
         """Tokenise all texts that later calls to `rows` will use, in a single call."""

@@ -16,7 +16,7 @@ from nbllama.text.thoughts import mark_in_words, thought_in, thought_of, visible
 
 if TYPE_CHECKING:
     from nbllama.data.prepared import Prepared
-    from nbllama.text.chat_template import ChatTemplate
+    from nbllama.text.chat_template import ChatTemplate, Cuts
 
 LEFT_OUT = ": the chat template leaves this answer out"
 
@@ -122,10 +122,9 @@ class LostPieces:
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
         """Return the indices of messages that no prompt contains, and whether tools are missing."""
-        end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
-            for i, m in enumerate(chat.messages[:end])
+            for i, m in enumerate(chat.messages[: chat.numbers[-1]])
         ]
         cuts = [(i, True) for i in chat.numbers]
         full = chat_variables(chat.tools, chat.variables)
@@ -139,9 +138,22 @@ class LostPieces:
         lost = frozenset(
             i for i, m in enumerate(marked)
             if _words(m).startswith(_TAG) and m["content"] not in everything
+            and self._same_with(marked, i, cuts, full, with_tools)
         )  # fmt: skip
         same = not isinstance(without, NbllamaError) and without[0] == with_tools[0]
         return lost, bool(chat.tools) and same
+
+    def _same_with(
+        self, messages: list[Message], i: int, cuts: Cuts, variables: Any, texts: list[str]
+    ) -> bool:
+        """Return whether the texts stay the same with other content in message i.
+
+        If they change, the template does not omit the content, but changes it or cuts it.
+        """
+        other = {**messages[i], "content": f"7{_TAG}7"}
+        chat = [*messages[:i], other, *messages[i + 1 :]]
+        (found,) = self._template.render_chats([(chat, cuts, variables)])
+        return found == texts
 
 
 def _words(message: Message) -> str:

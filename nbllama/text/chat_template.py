@@ -179,7 +179,7 @@ def chat_template_for(
     `variables`, see `ChatTemplate`.
 
     Raises UsageError if there is no template or the given template is invalid, and GGUFError if the
-    template in the file is invalid.
+    template in the file is invalid. A template that does not use `messages` is invalid.
     """
 
     def text(token_id: int | None) -> str:
@@ -197,7 +197,7 @@ def chat_template_for(
                 f"<|im_end|> tokens for ChatML are missing; pass a template"
             )
         source, where = CHATML, "ChatML"
-    return ChatTemplate(
+    template = ChatTemplate(
         source,
         text(tokenizer.bos_id),
         text(tokenizer.eos_id),
@@ -206,3 +206,7 @@ def chat_template_for(
         where=where,
         error=error,
     )
+    if "messages" not in source:
+        template.close()
+        raise error(f"{where}: does not use `messages`, so it cannot write a chat; pass another")
+    return template

@@ -16,7 +16,11 @@ from nbllama.text import CHATML, Tokenizer, chat_template_for
 TEMPLATES = Path(__file__).parent / "cases" / "chats" / "templates"
 OPENS, CLOSED, STRIPS = (
     (TEMPLATES / f"{name}.jinja").read_text("utf-8")
-    for name in ("prompt-opens-a-thought", "prompt-holds-a-closed-thought", "strips-earlier-thoughts")
+    for name in (
+        "prompt-opens-a-thought",
+        "prompt-holds-a-closed-thought",
+        "strips-earlier-thoughts",
+    )
 )
 Q = {"role": "user", "content": "q"}
 END = "<|im_end|>"
@@ -131,3 +135,49 @@ def test_an_answer_without_its_words(demo_tokenizer: Tokenizer, answer: str) -> 
     )
     with pytest.raises(DataError, match="message 2: the chat template leaves this answer out"):
         read(demo_tokenizer, source, Q, a(answer))
+
+
+S = {"role": "system", "content": "be brief"}
+FIRST_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' or loop.first %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SYSTEM = "(message['content']{} if message['role'] == 'system' else message['content'])"
+CHANGED = "1 message does not appear verbatim in the rendered text, because the chat template"
+
+
+def test_a_later_system_message_that_is_left_out(demo_tokenizer: Tokenizer) -> None:
+    _, (note,) = read(demo_tokenizer, FIRST_SYSTEM, S, Q, a("56"), S, Q, a("50"))
+    assert note == (
+        "1 message with the role system in 1 record is not in the rendered text, because the chat "
+        "template leaves it out (first: line 1)"
+    )
+
+
+@pytest.mark.parametrize("change", [".upper()", "[:1]", "[-2:]"])
+def test_a_system_message_that_is_changed(demo_tokenizer: Tokenizer, change: str) -> None:
+    source = CHATML.replace("message['content']", SYSTEM.format(change))
+    _, (note,) = read(demo_tokenizer, source, S, Q, a("56"))
+    assert note.startswith(CHANGED)
+
+
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}"
+NO_SYSTEM += "{% endif %}{% endfor %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("chat", "as_user", "hint"),
+    [
+        ([S, Q], False, "none; --system-as-user puts a system message in front of the first ques"),
+        ([S, S, Q], True, "none; --system-as-user applies only to a system message that is the"),
+        ([S, a("hello"), Q], True, "none; --system-as-user applies only to a system message that"),
+        ([Q, S], True, "none; --system-as-user applies only to a system message that is the first"),
+        ([Q, S], False, "none$"),
+    ],
+)
+def test_system_messages_that_are_not_folded(
+    demo_tokenizer: Tokenizer, chat: list[Any], as_user: bool, hint: str
+) -> None:
+    with pytest.raises(DataError, match=hint):
+        read(demo_tokenizer, NO_SYSTEM, *chat, a("56"), system_as_user=as_user)

@@ -225,7 +225,10 @@ def test_train_on_prompt_contradicts_a_mask(cases: dict[str, Case], tmp_path: Pa
     with pytest.raises(DataError, match="line 2: message 2: it is excluded from training, but"):
         load(path, cases["chatml"], 99, train_on_prompt=True)
     assert load(path, cases["chatml"], 99, train_on_prompt=True, skip_bad=True).n_bad == 1
-    prompt = {"prompt": chat(["q", "a", "r"]), "completion": [{"role": "assistant", "content": "b"}]}
+    prompt = {
+        "prompt": chat(["q", "a", "r"]),
+        "completion": [{"role": "assistant", "content": "b"}],
+    }
     path = lines(tmp_path / "y", prompt)  # only the format excludes an answer, so all is trained
     every = load(path, cases["chatml"], 99, train_on_prompt=True)
     assert every.n_trained(0) == every.n_tokens(0)
