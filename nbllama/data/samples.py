@@ -243,14 +243,12 @@ def load_samples(
 def _mask_error(data: DataFile, number: int) -> DataError | None:
     """Return an error if a key in a record excludes an answer from training."""
     sample = data.samples[number][1]
-    if data.format not in ("chat", "sharegpt"):  # other formats exclude answers without keys
+    by_key = data.format in ("chat", "sharegpt")  # other formats exclude answers without keys
+    if not (by_key and isinstance(sample, Conversation) and sample.silent):
         return None
-    if not isinstance(sample, Conversation) or not sample.silent:
-        return None
-    place = min(sample.silent) + 1 - sample.n_first
     return DataError(
-        f"message {place}: it is excluded from training, but --train-on-prompt trains on every "
-        'token; leave out this option or the key ("weight", "loss", "masked", ...)'
+        f"message {min(sample.silent) + 1 - sample.n_first}: it is excluded from training, but "
+        '--train-on-prompt trains on every token; leave out this option or the key ("loss", ...)'
     )
 
 

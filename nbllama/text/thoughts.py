@@ -127,7 +127,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 def _closer_of_bare_thought(content: str) -> re.Match[str] | None:
     """Return the match for the mark that ends a thought whose opening mark is in the prompt.
 
-    Models whose prompt opens the thought generate `seven\n</think>\n\n56`. Returns None if the
+    Models whose prompt opens the thought generate only `</think>` after it. Returns None if the
     content has no closing mark, or if its first one appears to be quoted or part of a sentence.
     """
     closer = closer_in(content)
@@ -138,8 +138,10 @@ def _closer_of_bare_thought(content: str) -> re.Match[str] | None:
     return None if in_sentence or before in _QUOTES else closer
 
 
-def thought_in(content: str) -> str:
+def thought_in(content: str | None) -> str:
     """Return the thought in the content of a message, or "" if there is none."""
+    if not content:
+        return ""
     if (found := first_thought(content)) is not None:
         return found.inner.strip()
     closer = _closer_of_bare_thought(content)
@@ -151,7 +153,7 @@ def thought_of(message: dict[str, Any]) -> str:
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
-    return thought_in(str(message.get("content") or ""))
+    return thought_in(message.get("content"))
 
 
 def visible(message: dict[str, Any]) -> str:

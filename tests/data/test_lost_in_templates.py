@@ -1,4 +1,4 @@
-"""What a template cuts, drops or changes in a chat is refused or reported, never trained silently."""
+"""What a template cuts, drops or changes in a chat is refused or reported, never silent."""
 
 from __future__ import annotations
 
@@ -99,6 +99,16 @@ def test_a_second_thought_that_is_lost(demo_tokenizer: Tokenizer) -> None:
     assert read(demo_tokenizer, OPENS, *chat)[1] == []
 
 
+@pytest.mark.parametrize("content", ["<think>\nseven\n</think>\n\n56", "seven\n</think>\n\n56"])
+def test_a_thought_after_an_empty_thought(demo_tokenizer: Tokenizer, content: str) -> None:
+    """The template takes thoughts only from a key (Kimi-K2-Thinking), so the text has two."""
+    thought = "('<think></think>' if message['role'] == 'assistant' else '')"
+    source = CHATML.replace("message['content']", f"{thought} + message['content']")
+    texts, (note,) = read(demo_tokenizer, source, Q, a(content))
+    assert texts == [[f"<think></think>{content}{END}"]]
+    assert note.startswith("1 of 1 answer begins with an empty thought, which is trained on")
+
+
 TYPED = (  # SmolVLM
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}"
@@ -113,7 +123,8 @@ SELECTS = (  # LLaVA
 FIRST_PART = CHATML.replace("message['content']", "message['content'][0]['text']")
 EITHER = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.content is string %}"
-    "{{ m.content }}{% else %}{{ m.content[0].text + '!' }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{{ m.content }}{% else %}{{ m.content[0].text + '!' }}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
