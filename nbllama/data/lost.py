@@ -63,8 +63,14 @@ def _refuse_lost_words(text: str, content: str, words: str, number: int) -> None
         )
     plain = _MARK.sub("", text).casefold()
     parts = _PART.findall(words.casefold())
-    if not plain.strip() or (parts and not any(part in plain for part in parts)):
+    if not plain.strip():
         raise MessageError([number], LEFT_OUT)
+    if parts and not any(part in plain for part in parts):
+        raise MessageError(
+            [number],
+            ": no word of this answer is in the rendered text: the chat template leaves it out or "
+            "changes it",
+        )
 
 
 class LostPieces:

@@ -148,6 +148,12 @@ def test_an_answer_without_its_words(demo_tokenizer: Tokenizer, answer: str) -> 
         read(demo_tokenizer, source, Q, a(answer))
 
 
+def test_an_answer_of_which_one_character_is_left(demo_tokenizer: Tokenizer) -> None:
+    source = CHATML.replace("message['content']", "message['content'][:1]")
+    with pytest.raises(DataError, match="message 2: no word of this answer is in the rendered te"):
+        read(demo_tokenizer, source, Q, a("Yes, both."))
+
+
 S = {"role": "system", "content": "be brief"}
 FIRST_SYSTEM = (
     "{% for m in messages %}{% if m.role != 'system' or loop.first %}"

@@ -218,7 +218,7 @@ def test_train_on_prompt(cases: dict[str, Case], tmp_path: Path) -> None:
 
 
 def test_train_on_prompt_contradicts_a_mask(cases: dict[str, Case], tmp_path: Path) -> None:
-    masked = chat(["q", "a", "r", "b"])
+    masked: list[dict[str, Any]] = [*chat(["q", "a", "r", "b"])]
     masked[1]["loss"] = False
     path = lines(tmp_path / "x", {"messages": chat(["q", "a"])}, {"messages": masked})
     assert load(path, cases["chatml"], 99).n_trained(1) == 2
