@@ -132,6 +132,6 @@ class Notices:
             out.append(
                 f"{self.empty_thoughts} of {counted(self.answers, 'answer')} "
                 f"{'begins' if self.empty_thoughts == 1 else 'begin'} with an empty thought, which "
-                f"is trained on: the model will learn to stop thinking; {way}"
+                f"is trained on: the model will learn not to think; {way}"
             )
         return out + self.more

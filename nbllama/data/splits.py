@@ -57,7 +57,7 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
     for folder in (name, os.path.join(name, "data")):
         found = {split: _split(folder, split) for split in _SPLITS}
         if found["train"] is not None:
-            return Splits(*found.values(), _left_out(folder))
+            return Splits(found["train"], found["valid"], found["test"], _left_out(folder))
         if other := found["valid"] or found["test"]:
             raise DataError(
                 f"the folder {shown(name)} contains {shown(os.path.basename(other))}, but no "

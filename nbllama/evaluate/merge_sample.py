@@ -19,7 +19,7 @@ from nbllama.export.merge import Parts
 from nbllama.lora.mix import mix
 from nbllama.model.passes import Model, load_model
 
-LOST = 0.1  # share of the effect that a merge may lose, or by which llama.cpp's effect may differ
+LOST = 0.1  # share of the effect that a merge may lose; also limits the difference from llama.cpp
 HARDLY = 1e-6  # nats per token; float32 rounding can have the same effect
 TOO_MUCH = 0.5  # lost share of the effect above which a merge fails
 
@@ -50,10 +50,10 @@ def describe(c: Compared) -> str:
 
 
 def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the sequences in the batches that contain trained tokens.
+    """Return every sequence in `held` with at least one trained token.
 
-    Each is a pair of its tokens (int32 `[n]`) and a mask of the positions whose next token is
-    trained on (bool `[n]`).
+    The sequence is returned as its tokens (int32 `[n]`) and a mask of the positions whose next
+    token is trained on (bool `[n]`).
     """
     rows = []
     for batch in held:
@@ -68,7 +68,7 @@ def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
 def _compare_trained(
     one: Reader, other: Reader, rows: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Compared:
-    """Compare both models at the positions that predict trained tokens."""
+    """Compare both models' predictions of the trained tokens."""
     parts = []
     for tokens, trained in rows:
         c, mask = compare_chunk(one, other, tokens, first=0), trained[:-1]

@@ -1,7 +1,7 @@
 """A short text for comparing two models, or a model with and without its adapter.
 
-If the user provides no text, a model completes a few openings greedily, so that the text suits the
-model, regardless of its language or training.
+If the user provides no text, the model completes a few openings greedily. The text therefore suits
+the model, regardless of the languages and data that it was trained on.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ ROWS = 128  # positions whose logits are in memory at the same time
 
 
 def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
-    """Return the int32 token ids of a text for `chunks`, with the model's BOS and EOS.
+    """Return the int32 token ids of a text for `chunks`, with BOS and EOS if the model adds them.
 
     `name` is the name of the file with the text. Raises `DataError` for fewer than two chunks, as
     in llama.cpp, because the perplexity of a shorter text is meaningless.

@@ -41,7 +41,7 @@ def generate_many(
     """Complete each prompt greedily.
 
     All computation uses float32, as in `generation.Session(exact=True)`. The answers are the same
-    as from a session, unless two tokens are nearly equally likely.
+    as those of a session, unless two tokens are nearly equally likely.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class Group:
         self._max_new = max_new_tokens
         self._prompts, self._copies = [list(p) for p in prompts], copies
         longest, n = max(map(len, prompts)), len(prompts) * copies
-        # at least one token of each prompt remains, because reading it yields the next logits
+        # exclude every prompt's last token, because reading it yields the next logits
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}

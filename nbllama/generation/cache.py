@@ -8,7 +8,7 @@ from nbllama.arch import Hparams
 
 
 def cache_floats(hp: Hparams) -> int:
-    """Return the size of one token's keys in all blocks, in floats; its values are as large."""
+    """Return how many floats the keys of a token take in all blocks; the values take as many."""
     sizes = map(hp.sizes_at, hp.attention_layers)
     return sum(of.n_head_kv * of.head_dim for of in sizes)
 

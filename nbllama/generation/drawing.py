@@ -27,7 +27,7 @@ class Stream:
 
     def __init__(self, *key: int) -> None:
         digest = hashlib.sha256(repr(tuple(map(int, key))).encode()).digest()
-        # numpy guarantees the raw numbers of a bit generator across versions
+        # numpy guarantees that a bit generator's raw numbers are the same in all versions
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], "<u8").astype(np.uint64))
 
     def draw(self) -> float:

@@ -38,7 +38,7 @@ class SessionMemory(NamedTuple):
 
     @property
     def private(self) -> int:
-        """The memory of the session that the system cannot drop."""
+        """The part of the session's memory that the system cannot drop."""
         return self.cache + self.arena
 
 

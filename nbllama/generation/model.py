@@ -232,7 +232,7 @@ def load_model(
     rope_freq_scale: float | None = None,
     pre: str | None = None,
 ) -> Model:
-    """Open a GGUF model. Weights stay memory-mapped, in the types of the file.
+    """Open a GGUF model. Weights stay memory-mapped and keep the types that they have in the file.
 
     Parameters
     ----------

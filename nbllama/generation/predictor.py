@@ -149,9 +149,9 @@ class Times:
             self.answer = (self.answer[0] + 1, self.answer[1] + seconds)
 
     def line(self) -> str:
-        """Return a line with tokens and tokens per second, for reading and for generation."""
+        """Return a line with token counts and tokens per second, for reading and generation."""
         parts = []
-        for name, (n, seconds) in (("read", self.prompt), ("written", self.answer)):
+        for name, (n, seconds) in (("read", self.prompt), ("generated", self.answer)):
             if n:
                 parts.append(f"{name} {n} tokens, {n / max(seconds, 1e-9):.1f} tokens/s")
         return "; ".join(parts)

@@ -53,7 +53,7 @@ class KVCache:
         return self.k[at][:end], self.v[at][:end]
 
     def cut(self, start: int, end: int) -> None:
-        """Remove tokens `start` to `end - 1`; the entries of later tokens move forward unchanged.
+        """Remove tokens `start` to `end - 1`; the entries of later tokens fill the gap unchanged.
 
         States cannot be rewound, so if there are states and the last token is removed, all tokens
         are removed.
@@ -120,7 +120,7 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
-            # a program does not report its nodes to a watcher
+            # a program does not report intermediate results to a watcher
             if len(part) == 1 and self.model.watch is None and self._has_program:
                 logits = self._run_single(part)
                 continue
@@ -268,10 +268,10 @@ def generate(
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
-    """Rotate y `[N, heads, D]`, to which RoPE was applied, back by `count` positions, in place."""
+    """Rotate y `[N, heads, D]`, the output of RoPE, back by `count` positions, in place."""
     if tables := model.rope_tables(count + 1, layer):
         cos, sin = (table[count : count + 1] for table in tables)
-        size = np.hypot(cos, sin)  # y includes the magnitude of YaRN
+        size = np.hypot(cos, sin)  # y already includes YaRN's magnitude factor
         none = np.zeros(len(y), np.int32)
         halves = model.hp.rope_pairing == "halves"
         rope(y, none, cos / size, sin / size, halves=halves, inverse=True)

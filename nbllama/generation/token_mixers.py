@@ -43,7 +43,7 @@ class TokenMixers:
         kinds_of[self._parts.hp.mixer_at(layer)](layer)
 
     def renew(self, tables: dict[str, np.ndarray]) -> None:
-        """Write the addresses of the states to the tables if they have changed.
+        """If the addresses of the states have changed, write them to the tables.
 
         Raises ValueError for states of a different model, or of several sequences.
         """

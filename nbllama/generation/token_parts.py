@@ -42,7 +42,7 @@ class ProgramParts:
     def layers(
         self, layer: int, outputs: Mapping[str, np.ndarray], add: bool = False
     ) -> list[Layer]:
-        """Return the linear layers of a block for the keys of `outputs`, names in `LINEARS`."""
+        """Return a block's linear layers for the keys of `outputs` (names in `LINEARS`)."""
         found = []
         for slot, y in outputs.items():
             w, bias = self.model.linear(layer, slot), self.model.bias(layer, slot)

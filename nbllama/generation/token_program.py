@@ -143,7 +143,7 @@ class TokenProgram(ProgramParts):
 
     @property
     def nbytes(self) -> int:
-        """Size of the work space in bytes, without weights, adapter and cache."""
+        """Size of the work space in bytes, excluding the weights, the adapter and the cache."""
         arrays = (*self._memory.values(), *self._tables.values(), self.logits)
         return sum(a.nbytes for a in arrays)
 

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
 
 
 class Writer:
-    """A builder for a program's tables, which also keeps the arrays that the rows point to."""
+    """A builder for a program's tables; it also keeps alive the arrays that the rows point to."""
 
     def __init__(self, codes: dict[int, int], exact: bool) -> None:
         self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}

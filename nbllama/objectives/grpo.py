@@ -18,9 +18,9 @@ where c is `clip` and b is `beta`. Since dq / d log pi = q,
 
     d loss / d log pi = -q A  (0 where the clip applies)  + b (1 - exp(d))
 
-The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases, the token's
-probability has already changed by that much, and the loss does not push it further. If the answers
-are sampled from the model that the step updates, log old = log pi and q is 1.
+The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c. In these cases, q is already
+beyond the limit, and the loss does not push it further. If the answers are sampled from the model
+that the step updates, log old = log pi and q is 1.
 
 The loss of a step is the mean over the tokens of all answers. (The paper first averages over each
 answer, which gives less weight to tokens in long answers.)
@@ -29,7 +29,7 @@ Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning
 Models" (2024), equations 3, 4 and 21. The estimate k is from Schulman, "Approximating KL
 divergence" (2020). The mean over all tokens is from Yu et al., "DAPO: An Open-Source LLM
 Reinforcement Learning System at Scale" (2025), equation 8. As in TRL's GRPOTrainer with the loss
-type "dapo", the standard deviation has the denominator G - 1, and 1e-4 is added to it.
+type "dapo", std(r) is computed with the denominator G - 1, and 1e-4 is added to the result.
 """
 
 from __future__ import annotations

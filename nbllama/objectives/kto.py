@@ -1,4 +1,4 @@
-"""KTO, Kahneman-Tversky optimisation, for single answers labelled good or bad instead of pairs.
+"""KTO, Kahneman-Tversky optimisation, which uses answers labelled good or bad instead of pairs.
 
     r = log pi(y|x) - log ref(y|x)
     good:  loss = 1 - sigmoid(b (r - z))        d loss / d log pi = -b s (1 - s)
@@ -24,7 +24,7 @@ from nbllama.objectives.sides import sigmoid
 
 
 class LabelLoss(NamedTuple):
-    """The loss of n answers, its derivative with respect to log pi, and the rewards.
+    """The losses of n answers, their derivatives with respect to log pi, and the rewards.
 
     All arrays are float64 `[n]`.
     """

@@ -9,9 +9,9 @@ b is `beta` (lambda in the paper). With m = log pi(y) / |y|,
     d log odds / dm = 1 / (1 - p)       d loss / dr = -b sigmoid(-r)
     d loss / d log pi(w) = -b sigmoid(-r) / ((1 - p(w)) |w|)
 
-and d loss / d log pi(l) is the same with l for w and the opposite sign. The loss in the paper also
-contains the negative log-likelihood of the chosen answer, which is the `supervised` term with
-weight 1. The reward of an answer is b log pi / |y|.
+and d loss / d log pi(l) is the same with l instead of w and the opposite sign. The loss in the
+paper also contains the negative log-likelihood of the chosen answer, which is the `supervised` term
+with weight 1. The reward of an answer is b log pi / |y|.
 
 Source: Hong, Lee and Thorne, "ORPO: Monolithic Preference Optimization without Reference Model"
 (2024), equations 4 to 7.

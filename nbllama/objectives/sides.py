@@ -24,7 +24,7 @@ class Sides(NamedTuple):
 
 
 class PairLoss(NamedTuple):
-    """The loss of n pairs and its derivatives, each float64 `[n]`.
+    """The losses of n pairs and their derivatives, each float64 `[n]`.
 
     `d_chosen` and `d_rejected` are the derivatives with respect to each answer's log pi.
     `reward_chosen` and `reward_rejected` are the rewards as the method defines them. Their

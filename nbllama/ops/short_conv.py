@@ -189,7 +189,7 @@ def short_conv(
 def leave_state(
     u: np.ndarray, offsets: np.ndarray, before: np.ndarray | None, after: np.ndarray
 ) -> None:
-    """Write the last K - 1 rows of u `[N, C]` of each sequence to `after` `[S, K - 1, C]`."""
+    """Write the last K - 1 rows of u `[N, C]` for each sequence to `after` `[S, K - 1, C]`."""
     kept = after.shape[1]
     for s, (first, last) in enumerate(pairwise(offsets.tolist())):
         own = min(kept, last - first)

@@ -121,7 +121,7 @@ OPS = (
         forward=_forward,
         grad=_gradients,
         tolerance=2e-6,
-        why="a float32 exponential accurate to 2.7e-7; near the cap, 1 - (y / cap)^2 loses digits",
+        why="exp_f32 is accurate to 2.7e-7; near the cap, 1 - (y / cap)^2 loses precision",
         ggml="ggml_scale, ggml_tanh, ggml_scale; ggml has no gradient for ggml_tanh",
     ),
 )

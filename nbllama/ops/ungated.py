@@ -254,8 +254,8 @@ OPS = (
     _op(
         "gelu",
         4e-6,
-        "exp turns the absolute error of z (6e-8 of values up to 40) into a relative error",
-        "ggml_gelu, which uses a half-precision table (differs by up to 1e-3); no gradient",
+        "exp turns the absolute error of z (up to 40 x 6e-8) into a relative error",
+        "ggml_gelu, which differs by up to 1e-3 (half-precision table); no gradient",
     ),
     _op(
         "relu2",
@@ -263,5 +263,10 @@ OPS = (
         "two products",
         "ggml_relu, then ggml_sqr; for the gradient, ggml_mul by twice ggml_relu",
     ),
-    _op("xielu", 1e-6, "exp_f32 is accurate to 2.7e-7, and three additions follow", "ggml_xielu"),
+    _op(
+        "xielu",
+        1e-6,
+        "exp_f32 is accurate to 2.7e-7; three additions add rounding errors",
+        "ggml_xielu",
+    ),
 )

@@ -94,10 +94,7 @@ class Optimiser(ABC):
         for name, x in self.params.items():
             value = values[name]
             if value.shape != x.shape or value.dtype != np.float32:
-                raise ValueError(
-                    f"{name}: {value.dtype} array of shape {value.shape}, expected float32 of "
-                    f"shape {x.shape}"
-                )
+                raise ValueError(f"{name}: {value.dtype} {value.shape}, not float32 {x.shape}")
 
     @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:

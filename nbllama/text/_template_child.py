@@ -9,12 +9,12 @@ The protocol is one UTF-8 JSON object per line, with requests on stdin and repli
      "variables": {...}, "now": str|null}                     -> {"ok": [texts or error...]}
     any failure                                               -> {"error": kind, "message": str}
 
-A cut renders the first n messages, and `texts` contains one string per cut. If the template rejects
-a chat or fails on it, the reply for that chat contains an error instead of texts. `tools` is
-one of a chat's variables; as in llama.cpp's server, it is undefined if the chat has no tools. The
-kinds of errors are syntax, security, raised, memory, recursion, size and failed. This module
-imports nothing from nbllama, so that the child starts quickly and contains none of the program's
-data.
+For each cut, the first n messages are rendered, and `texts` contains one string per cut. If the
+template rejects a chat or fails on it, the reply for that chat contains an error instead of texts.
+`tools` is one of a chat's variables; as in llama.cpp's server, it is undefined if the chat has no
+tools. The kinds of errors are syntax, security, raised, memory, recursion, size and failed. This
+module imports nothing from nbllama, so that the child starts quickly and contains none of the
+program's data.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Part(NamedTuple):
 def split_answer(
     prompt: str, through: str, messages: list[dict[str, Any]], number: int, *, closer: str = ""
 ) -> Part:
-    """Return the answer (message `number`, from 0) and the text that the template adds after it.
+    """Return the answer (`messages[number]`) and the text that the template adds after it.
 
     `prompt` is P, and `through` is F. `closer` is the text that the template writes between a
     thought and the following words, if known. Raises `MessageError` if it is unclear which part of

@@ -42,8 +42,9 @@ _ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the vocabula
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
 
 # Words with their preceding characters. Every pre-tokenizer splits between an ASCII letter or digit
-# and a space or line feed, before a space that follows no white space and precedes such a letter,
-# and at a line feed as above. Text without such positions, such as Chinese, is one word.
+# and a space or line feed, before a space that follows a non-white-space character and precedes an
+# ASCII letter, and at a line feed as above. Text without these positions, such as Chinese, is one
+# word.
 _WORDS = re.compile(
     r"""
     (?s: . ) [^ \t\r\n]*

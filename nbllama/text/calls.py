@@ -74,7 +74,7 @@ def form_of_calls(render: Render) -> Form:
 
 
 def _is_whole(text: str | None) -> bool:
-    """Return whether the probe call is in a text, neither as a Python dict nor encoded twice."""
+    """Return whether a text contains the probe call, but not as a Python dict or encoded twice."""
     if text is None:
         return False
     at = text.rfind("zqquestion")

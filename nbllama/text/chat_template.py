@@ -38,10 +38,10 @@ class ChatTemplate:
 
     `bos_token` and `eos_token` are the values of the template variables with these names, and
     `variables` contains additional ones, such as `enable_thinking`. `now` is the time that
-    `strftime_now` returns, so that the same data give the same text on any day. Errors are of the
-    class `error` and give `where` as the source of the template. `memory_bytes` is the memory that
-    the child may use in addition to its initial memory. Raises `error` if the template is larger
-    than 256 KB or cannot be compiled within `compile_seconds`.
+    `strftime_now` returns, so that the same data give the same text on any day. Errors are
+    raised as `error` and give `where` as the source of the template. `memory_bytes` is the memory
+    that the child may use in addition to its initial memory. Raises `error` if the template is
+    larger than 256 KB or cannot be compiled within `compile_seconds`.
     """
 
     def __init__(

@@ -203,8 +203,8 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     row = PRE_TOKENIZERS.get(name)
     if row is None:
         raise GGUFError(
-            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it splits "
-            f"text like one of the supported pre-tokenizers, pass that name with --pre: "
+            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if one of "
+            f"the following splits text in the same way, pass its name with --pre: "
             f"{', '.join(sorted(PRE_TOKENIZERS))}"
         )
     return row

@@ -17,7 +17,7 @@ from nbllama.text.sandbox import MAX_SOURCE_BYTES
 
 
 class Layout(NamedTuple):
-    """A chat template, and how to combine an instruction and an input (Alpaca data).
+    """A chat template, with rules for combining an instruction and an input (Alpaca data).
 
     The input follows the instruction, separated by `joint`. `with_input` is the system message
     to add to a chat that has an input but no system message, or "" for none.

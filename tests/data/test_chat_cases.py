@@ -157,7 +157,7 @@ def test_an_empty_thought_is_said_with_the_switch(demo_tokenizer: Tokenizer) -> 
     data = read(demo_tokenizer, name, template)
     assert data.notes[1] == (
         "2 of 2 answers begin with an empty thought, which is trained on: the model will learn "
-        "to stop thinking; --template-vars enable_thinking=false keeps the thought in the prompt"
+        "not to think; --template-vars enable_thinking=false keeps the thought in the prompt"
     )
     data = read(demo_tokenizer, name, template, {"enable_thinking": False})
     assert not any("empty thought" in note for note in data.notes)

@@ -146,4 +146,4 @@ def test_times_count_tokens(model: Model) -> None:
     p.append(PROMPT)
     drawn(p, 5)
     line = p.times.line()
-    assert line.startswith("read 7 tokens, ") and "; written 4 tokens, " in line
+    assert line.startswith("read 7 tokens, ") and "; generated 4 tokens, " in line

@@ -232,7 +232,7 @@ def test_built_in_rewards(reward: str, cases: list[tuple[str, dict[str, Any], fl
 
 def test_records_that_a_built_in_reward_cannot_score() -> None:
     for reward, record, words in (
-        ("exact", {"prompt": "a"}, 'requires the correct answer under "answer"'),
+        ("exact", {"prompt": "a"}, 'requires the correct answer under the key "answer"'),
         ("sql", {"answer": "select 1"}, 'requires the key "database"'),
         ("sql", {"answer": "select a", "database": ""}, "the record's SQL fails: no such column"),
         ("sql", {"answer": "select 1", "database": "create x"}, "the record's SQL fails"),

@@ -1,8 +1,8 @@
 """The entry functions of the encoders, one per type, which encode chunks of blocks in parallel.
 
 Chunks are independent and are written to separate bytes, so the result is the same for any number
-of threads. Each entry function calls its encoder by name, because in every process, Numba would
-recompile a kernel that receives another kernel as an argument.
+of threads. Each entry function calls its encoder by name. If an entry function received its
+encoder as an argument, Numba would recompile the entry function in every process.
 """
 
 from __future__ import annotations

@@ -149,7 +149,5 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> 
     The kernel does not check bounds, so it would misread such an array.
     """
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        wanted = f"{np.dtype(dtype)} {shape}"
-        raise ValueError(
-            f"round_piece: {name} is {array.dtype} {array.shape}, expected {wanted}, contiguous"
-        )
+        wanted = f"contiguous {np.dtype(dtype)} {shape}"
+        raise ValueError(f"round_piece: {name} is {array.dtype} {array.shape}, expected {wanted}")

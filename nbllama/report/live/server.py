@@ -1,10 +1,10 @@
 """A small HTTP server for a single page, on the loopback address only.
 
-A request must contain the secret from the address, which is printed once. A page from a different
+A request must contain the secret that is part of the printed address. A page from a different
 origin cannot access the run, even in a browser on this machine. `Host` and `Origin` must name this
 server, which prevents DNS rebinding. A request that asks a question or stops the run must have the
-content type application/json. Browsers send such a request to a different origin only with its
-consent, which this server never gives.
+content type application/json. Browsers send such a request to a different origin only if that
+origin allows it, which this server never does.
 
 Invalid requests receive an empty response. The status is 403 for a missing or wrong secret, a
 different origin or a wrong content type; 404 for any other path or method; 413 for a missing length
@@ -83,7 +83,7 @@ class _Server(ThreadingHTTPServer):
         self.hosts = {f"{name}:{own}" for name in (HOST, "localhost")}
 
     def server_bind(self) -> None:
-        """Bind without looking up the name of this machine."""
+        """Bind the socket without looking up the host name of this machine."""
         if os.name == "posix":  # elsewhere, another program could listen on the same port
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
@@ -113,7 +113,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # seconds in which a request must arrive
+    timeout = 10  # seconds within which a request must arrive
 
     def handle_one_request(self) -> None:
         """Handle one request, and then close the connection."""

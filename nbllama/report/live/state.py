@@ -76,7 +76,7 @@ class LiveState:
             self._publish(None)
 
     def add(self, row: Row, *, keep: bool = True) -> None:
-        """Show a row; without `keep`, show it only to the current readers."""
+        """Show a row; if `keep` is false, show it only to the current readers."""
         with self._changed:
             unanswered = row.get("event") == "question" and row.get("done") is False
             if unanswered:
@@ -101,7 +101,7 @@ class LiveState:
             return self._waiting.popleft() if self._waiting else None
 
     def end(self, patience: float = 2.0) -> None:
-        """End the run; wait up to `patience` seconds until all readers have been informed."""
+        """Mark the run as ended; wait up to `patience` seconds for all readers to be informed."""
         with self._changed:
             for row in self._open.values():
                 answer = (

@@ -12,7 +12,7 @@ from nbllama.train.blocks.worker import Answer
 
 @dataclass
 class Running:
-    """A unit assigned to a worker; `late` says whether it was also queued for another worker."""
+    """A unit assigned to a worker; `late` says whether the unit has been queued again."""
 
     unit: Unit
     attempt: int
@@ -75,7 +75,7 @@ class Progress:
         return None
 
     def next_here(self) -> tuple[Unit, bool] | None:
-        """Take the next unit for this process to compute; it may audit any worker."""
+        """Take the next unit for this process, which may audit any worker."""
         while self.todo:
             unit, audit = self.todo.popleft()
             if self.needs(unit, audit):

@@ -1,4 +1,4 @@
-"""Workers on other machines, via Ray. Ray is imported only here, and only with `--ray`.
+"""Workers on other machines, via Ray. Ray is imported only here, and only if `--ray` is given.
 
 Each worker is a Ray actor. With `local:N`, there are N actors on this machine; otherwise, there is
 one actor per machine in the cluster. The parameters are put into the object store once per step,

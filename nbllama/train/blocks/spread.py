@@ -190,7 +190,7 @@ class Spread:
     def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
         """Compute a unit in this process, or wait for a worker."""
         if self.worker_timeout:
-            self.say(f"no workers left; waiting {self.worker_timeout:g} s for a worker to join")
+            self.say(f"no workers left; waiting up to {self.worker_timeout:g} s for one to join")
             end = self.clock() + self.worker_timeout
             while not self.pool.workers():
                 if self.clock() > end:

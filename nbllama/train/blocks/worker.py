@@ -1,4 +1,4 @@
-"""A worker: a model and the memory for its passes, but no state that a run depends on.
+"""A worker, which holds a model and memory for its passes but no state that a run depends on.
 
 A worker receives a `Plan` once, the parameters once per step, and blocks to compute. It returns the
 gradients of each block (`Answer`). This module does not depend on how these objects are sent.
@@ -105,7 +105,7 @@ class Plan:
 
 
 def mixed_line(name: str, here: Answer, there: Answer) -> str:
-    """Return a message that compares `there`, an answer from another CPU, with ours, `here`."""
+    """Return a message that compares `here`, our answer, with `there`, from another CPU."""
     loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
     ours, theirs = (
         np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)

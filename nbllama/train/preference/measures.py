@@ -115,13 +115,13 @@ class Seen:
             self._warned.add("fallen")
             lines.append(
                 "warning: chosen and rejected answers are both becoming less likely (by "
-                f"{-change[0]:.2f} and {-change[1]:.2f} nats per token): the model is moving away "
-                "from both; try --sft-weight 1, a lower --lr or a higher --beta"
+                f"{-change[0]:.2f} and {-change[1]:.2f} nats per token), so the model is moving "
+                "away from both; try --sft-weight 1, a lower --lr or a higher --beta"
             )
         if margin > RUNAWAY and "runaway" not in self._warned:
             self._warned.add("runaway")
             lines.append(
-                f"warning: the margin is very large ({margin:.1f}): the pairs are already "
+                f"warning: the margin is very large ({margin:.1f}), so the pairs are already "
                 "separated, and further training changes the model without benefit; try fewer "
                 "epochs, a lower --lr or --objective ipo"
             )

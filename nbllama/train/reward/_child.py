@@ -96,7 +96,7 @@ def message(error: BaseException) -> str:
 
 
 def limit_memory(extra: int) -> None:
-    """Limit the further growth of this process to `extra` bytes.
+    """Allow this process to grow by at most `extra` bytes.
 
     The limit is relative to the current size of the process, which is read from /proc. On systems
     without /proc, memory is not limited.
@@ -117,7 +117,7 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm(seconds: float) -> None:
-    """End this process after a number of seconds; 0 means never.
+    """End this process after `seconds`; 0 means never.
 
     The parent kills a child that takes too long. The alarm ends a child whose parent no longer
     exists.

@@ -55,7 +55,7 @@ def wanted(record: dict[str, Any]) -> str | None:
 def problem(name: str, record: dict[str, Any]) -> str:
     """Return why a reward cannot score answers for a record, or "" if it can."""
     if name in ("exact", "sql") and wanted(record) is None:
-        return f'the reward {name} requires the correct answer under "answer"'
+        return f'the reward {name} requires the correct answer under the key "answer"'
     if name == "sql":
         if not isinstance(record.get("database"), str):
             return 'the reward sql requires the key "database" with SQL that creates the tables'

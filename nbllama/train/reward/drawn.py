@@ -1,4 +1,4 @@
-"""Draw and score the answers of a step, and build micro-batches with their advantages."""
+"""Draw and score the answers for a step, and build micro-batches with advantages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Return the text for display; a truncated text ends in a complete character and "…"."""
+        """Return the text for display; a truncated text ends with a complete character and "…"."""
         if not self.cut:
             return self.text
         return self.text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip() + "\N{HORIZONTAL ELLIPSIS}"
@@ -74,7 +74,7 @@ class DrawnBatch(Batch):
 
 @contextmanager
 def unwatched(model: Model) -> Iterator[None]:
-    """Hide passes from watchers, which should observe training passes only."""
+    """Hide passes from `model.watch`, which should observe only training passes."""
     watch, model.watch = model.watch, None
     try:
         yield
@@ -86,8 +86,8 @@ def unwatched(model: Model) -> Iterator[None]:
 class Draw:
     """A task that draws the answers to the prompts of a batch, group by group.
 
-    `keys` contains the seeds of each answer's random numbers, and `most` is the maximum number of
-    tokens per answer.
+    `keys` contains the random seeds for each answer, and `most` is the maximum number of tokens per
+    answer.
     """
 
     prompts: list[list[int]]

@@ -35,7 +35,7 @@ Check = Callable[[], None] | None
 class Source(NamedTuple):
     """The file and name of a reward function, and the argument for creating it, if any.
 
-    `text` is the content of the file. `builtin` is the name of a built-in reward, or "" for
+    `text` contains the text of the file. `builtin` is the name of a built-in reward, or "" for
     a user's function. `identity` is the value that a checkpoint stores; it depends on the contents
     of the user's file, but not on the path of the file.
     """

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.train.run.outputs import Outputs
 
-_MUCH = 4_000_000  # characters; tokenising a longer text takes a noticeable time
+_WORDS = {"raw": "plain text", "text": "plain text", "chat": "records", "records": "records"}
+_MUCH = 4_000_000  # characters; tokenising a longer text takes noticeably long
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -79,24 +80,21 @@ def load_data(
     state: TrainState | None,
     *,
     seed: int,
-    say: Progress | None = None,
+    say: Progress,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the training samples and any validation samples.
 
-    Returns the options, filled in from the plan for the data, and the two data sets.
+    Returns the options, filled in from the plan for the data, and the two data sets. The validation
+    data come from `--val-data`, `--val-split`, or the folder with the training data.
 
-    `--train-data` is a file, or a folder that contains one. The validation data come from
-    `--val-data`, `--val-split`, or the same folder.
-
-    `say` receives progress messages while a long text is tokenised. `given` may contain records in
+    `say` receives messages about files and about long texts. `given` may contain records in
     memory, which are used instead of the files. Raises the same errors as `_load`, and `UsageError`
     if validation data are missing or of a different kind.
     """
-    files = Splits(options.train_data)
-    if given.train_data is None:
-        files = find_splits(options.train_data)
-    if say is not None and files.note:
+    path = options.train_data
+    files = find_splits(path) if given.train_data is None else Splits(path)
+    if files.note:
         say(files.note)
     data: Dataset = _load(files.train, options, model, state, say, given.train_data)
     validation: Dataset | None = None
@@ -110,14 +108,12 @@ def load_data(
     elif other:
         validation = apart(_load(other, options, model, state, say, given.val_data))
         if validation.kind != data.kind:
-            words = {"raw": "plain text", "chat": "records"}
             raise UsageError(
-                f"--val-data {shown(other)} contains {words[validation.kind]}, but the training "
-                f"data contain {words[data.kind]}"
+                f"--val-data {shown(other)} contains {_WORDS[validation.kind]}, but the training "
+                f"data contain {_WORDS[data.kind]}"
             )
-        for note in validation.notes:
-            if say is not None and note not in data.notes:
-                say(f"validation data: {note}")
+        for note in [note for note in validation.notes if note not in data.notes]:
+            say(f"validation data: {note}")
     elif options.early_stop:
         raise UsageError("--early-stop requires validation data: pass --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
@@ -179,8 +175,8 @@ def load_file(
     """Load samples from any file, applying the options for `--train-data`.
 
     If `records` is given, it is used instead of the file, and messages refer to it as `path`. For
-    `keep_texts`, see `load_samples`. `opened` is called with the file. Raises the same errors as
-    `load_data`.
+    `keep_texts`, see `load_samples`. `opened` is called with the open file. Raises the same errors
+    as `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -222,12 +218,11 @@ def load_file(
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
     """Raise `UsageError` if an option does not apply to this kind of data."""
-    words = {"text": "plain text", "records": "records"}
     holds = "text" if kind == "raw" else "records"
     for o in OPTIONS:
         if o.only not in ("", holds) and getattr(options, o.dest) != o.default:
             raise UsageError(
-                f"{o.names[0]} is for {words[o.only]}, but {shown(path)} contains {words[holds]}"
+                f"{o.names[0]} is for {_WORDS[o.only]}, but {shown(path)} contains {_WORDS[holds]}"
             )
 
 
@@ -290,7 +285,7 @@ def rest_of(
     If no length is given, a run on records ends where it was originally planned to end. Otherwise,
     if the run found the checkpoint under its own output name, it ends where its options specify. If
     no iterations remain, `outputs.complete_at` is set and the length is one iteration. The run is
-    then refused later, once it is known that the checkpoint is from the same run.
+    refused later, once it is known that the checkpoint is from the same run.
     """
     if state is None:
         return options
