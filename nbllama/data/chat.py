@@ -19,7 +19,7 @@ import numpy as np
 from nbllama.data.answers import Answer, begins_empty, row_of, why_apart
 from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
-from nbllama.data.lost import LostPieces, lost_of_answer
+from nbllama.data.lost import LEFT_OUT, LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
 from nbllama.data.prepared import Prepared, Rendered
 from nbllama.data.row import Row
@@ -34,7 +34,7 @@ from nbllama.data.tokens import ChatTokens
 from nbllama.errors import DataError, MessageError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
-from nbllama.text.thoughts import thought_of
+from nbllama.text.thoughts import thought_in, thought_of
 from nbllama.text.traits import Traits
 
 if TYPE_CHECKING:
@@ -87,11 +87,18 @@ class ChatReader:
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
         """Return the template error, with a hint if the template rejects system messages."""
-        system = chat.messages[0]["role"] == "system" and not self._system_as_user
-        if not system or self._traits.knows_system:
+        roles = [m["role"] for m in chat.messages]
+        if "system" not in roles or self._traits.knows_system:
             return error
-        line = f"{error}; --system-as-user puts a system message in front of the first question"
-        return type(error)(line)
+        hint = "--system-as-user puts a system message in front of the first question"
+        if self._system_as_user:
+            hint = (
+                "--system-as-user applies only to a system message that is the first message and "
+                "is followed by a question"
+            )
+        elif roles[0] != "system":
+            return error
+        return type(error)(f"{error}; {hint}")
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
         """Tokenise all texts that later calls to `rows` will use, in a single call."""
@@ -207,7 +214,7 @@ class ChatReader:
         part = split_answer(prompt, through, chat.messages, number, closer=closer)
         text = part.text(through)
         if not text.strip():
-            raise MessageError([number], ": the chat template leaves this answer out")
+            raise MessageError([number], LEFT_OUT)
         plain: list[tuple[int, int]] = []
         if marked:
             shift = len(part.head) - part.at
@@ -252,7 +259,8 @@ class ChatReader:
                 lost_of_answer(answer.text, message, answer.number, found)
             except MessageError as e:
                 raise DataError(e.counted(chat.shift)) from None
-            if begins_empty(answer) and not thought_of(message):
+            # If the template leaves out a thought under a key, `lost_of_answer` has counted it.
+            if begins_empty(answer) and (thought_in(message["content"]) or not thought_of(message)):
                 empty += 1
                 notices.switch = notices.switch or self._traits.switch
         notices.answers += len(answers)

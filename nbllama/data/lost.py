@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,17 @@ from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.errors import MessageError, NbllamaError, shown
 from nbllama.text.calls import missing_in
 from nbllama.text.chat_template import chat_variables
-from nbllama.text.thoughts import thought_of, visible
+from nbllama.text.thoughts import mark_in_words, thought_in, thought_of, visible
 
 if TYPE_CHECKING:
     from nbllama.data.prepared import Prepared
-    from nbllama.text.chat_template import ChatTemplate
+    from nbllama.text.chat_template import ChatTemplate, Cuts
+
+LEFT_OUT = ": the chat template leaves this answer out"
 
 _TAG = "zqmark"
+_MARK = re.compile(r"<[^<>]*>")
+_PART = re.compile(r"\w+")
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
@@ -25,8 +30,8 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 
     The keys come from `nbllama.data.notices.READ`.
 
-    Raises `MessageError` if a call is missing, because the model would learn to give an empty
-    answer.
+    Raises `MessageError` if a call or all words are missing, because the model would learn to give
+    an empty answer, and if the template removes words up to a mark that ends thoughts.
     """
     name = missing_in(text, message)
     if name:
@@ -35,14 +40,37 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
             f": the call to '{shown(name, 40)}' is not in the rendered text: "
             "the chat template leaves it out or changes it",
         )
-    thought, words = thought_of(message), visible(message)
+    content, words = _words(message), visible(message)
     place = _place(text, words, text.rfind(words)) if words else None
-    if words and place is None:
+    if words and place is None and _place(text, content) is None:
+        if not message.get("tool_calls"):
+            _refuse_lost_words(text, content, words, number)
         found["changed"] += 1
-    if thought:
-        start, end = place or (len(text), len(text))
-        if _place(text[:start], thought) is None and _place(text[end:], thought) is None:
-            found["thought"] += 1
+    thoughts = {thought_of(message), thought_in(content)} - {""}
+    start, end = place or (len(text), len(text))
+    if any(not _place(text[:start], t) and not _place(text[end:], t) for t in thoughts):
+        found["thought"] += 1
+
+
+def _refuse_lost_words(text: str, content: str, words: str, number: int) -> None:
+    """Raise `MessageError` if a mark cuts an answer, or if `text` contains none of its words."""
+    mark = mark_in_words(content)
+    if mark:
+        raise MessageError(
+            [number],
+            f": it contains '{shown(mark, 40)}', at which the chat template cuts the text; put a "
+            'thought under "reasoning_content", and spell the mark differently in other text',
+        )
+    plain = _MARK.sub("", text).casefold()
+    parts = _PART.findall(words.casefold())
+    if not plain.strip():
+        raise MessageError([number], LEFT_OUT)
+    if parts and not any(part in plain for part in parts):
+        raise MessageError(
+            [number],
+            ": no word of this answer is in the rendered text: the chat template leaves it out or "
+            "changes it",
+        )
 
 
 class LostPieces:
@@ -80,7 +108,7 @@ class LostPieces:
             place = _place(last, words, at) or _place(last, words)
             if place is not None:
                 at = place[1]
-            elif not any(_place(text, words) for text in texts):
+            elif not any(_place(t, words) or _place(t, _words(message)) for t in texts):
                 found["changed"] += 1
 
     def _of_shape(self, chat: Prepared) -> tuple[frozenset[int], bool]:
@@ -100,10 +128,9 @@ class LostPieces:
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
         """Return the indices of messages that no prompt contains, and whether tools are missing."""
-        end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
-            for i, m in enumerate(chat.messages[:end])
+            for i, m in enumerate(chat.messages[: chat.numbers[-1]])
         ]
         cuts = [(i, True) for i in chat.numbers]
         full = chat_variables(chat.tools, chat.variables)
@@ -117,9 +144,22 @@ class LostPieces:
         lost = frozenset(
             i for i, m in enumerate(marked)
             if _words(m).startswith(_TAG) and m["content"] not in everything
+            and self._same_with(marked, i, cuts, full, with_tools)
         )  # fmt: skip
         same = not isinstance(without, NbllamaError) and without[0] == with_tools[0]
         return lost, bool(chat.tools) and same
+
+    def _same_with(
+        self, messages: list[Message], i: int, cuts: Cuts, variables: Any, texts: list[str]
+    ) -> bool:
+        """Return whether the texts stay the same with other content in message i.
+
+        If they change, the template does not omit the content, but changes it or cuts it.
+        """
+        other = {**messages[i], "content": f"7{_TAG}7"}
+        chat = [*messages[:i], other, *messages[i + 1 :]]
+        (found,) = self._template.render_chats([(chat, cuts, variables)])
+        return found == texts
 
 
 def _words(message: Message) -> str:

@@ -117,7 +117,8 @@ class Notices:
                 out.append(
                     f"{counted(count, 'message')} with the role {role} in "
                     f"{counted(self._records[kind], 'record')} {'is' if count == 1 else 'are'} not "
-                    f"in the rendered text, because the chat template omits this role ({where})"
+                    f"in the rendered text, because the chat template leaves "
+                    f"{'it' if count == 1 else 'them'} out ({where})"
                 )
             else:
                 one, many, rest = READ[kind]

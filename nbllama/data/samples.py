@@ -17,7 +17,7 @@ from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat import ChatReader
 from nbllama.data.data_file import Bad, DataFile, Part, place_in
 from nbllama.data.encoding import Progress, encoded
-from nbllama.data.formats import plain_ones
+from nbllama.data.formats import Conversation, plain_ones
 from nbllama.data.judged import PAIRS, Judged, judgements
 from nbllama.data.row import Row
 from nbllama.data.text_checks import control_token_notes
@@ -160,6 +160,8 @@ def load_samples(
     for number, line, found in encoded(
         data, tokenizer, reader, progress=progress, parse_special=parse_special
     ):
+        if train_on_prompt:
+            found = _mask_error(data, number) or found
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
                 raise type(found)(f"{data.where(line)}: {found}") from found.__cause__
@@ -235,6 +237,18 @@ def load_samples(
         parts=data.parts,
         judged=judged,
         read=data.read,
+    )
+
+
+def _mask_error(data: DataFile, number: int) -> DataError | None:
+    """Return an error if a key in a record excludes an answer from training."""
+    sample = data.samples[number][1]
+    by_key = data.format in ("chat", "sharegpt")  # other formats exclude answers without keys
+    if not (by_key and isinstance(sample, Conversation) and sample.silent):
+        return None
+    return DataError(
+        f"message {min(sample.silent) + 1 - sample.n_first}: it is excluded from training, but "
+        '--train-on-prompt trains on every token; leave out this option or the key ("loss", ...)'
     )
 
 

@@ -9,8 +9,12 @@ determined once, by rendering a small chat.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from nbllama.text.thoughts import thought_of, visible
 
 OBJECT, TEXT, NONE = "object", "text", "none"
 
@@ -115,17 +119,33 @@ def hermes(call: Message) -> str:
 def missing_in(text: str, message: Message) -> str:
     """Return the name of the first call in a message that is missing from the text, or "".
 
-    A call is present if its name and all keys and values of its arguments are in the text.
+    A call is present if its name and all keys and values of its arguments are in the text. A name
+    must occur at least once for each call to it, not counting the content and the thought.
     """
-    for call in message.get("tool_calls") or []:
-        function = call["function"]
+    calls = [call["function"] for call in message.get("tool_calls") or []]
+    for function in calls:
         arguments = function["arguments"]
         if isinstance(arguments, str):
+            if arguments in text and function["name"] in text:
+                continue
             arguments = json.loads(arguments)
         pieces = [function["name"], *_leaves(arguments)]
         if not all(_has(text, piece) for piece in pieces):
             return str(function["name"])
-    return ""
+    return _rarer_name(text, message, [str(call["name"]) for call in calls])
+
+
+def _rarer_name(text: str, message: Message, names: list[str]) -> str:
+    """Return the first of several called names that the text contains too rarely, or ""."""
+    if len(names) < 2:
+        return ""
+    for words in (thought_of(message), visible(message)):
+        if any(name in words and name != words for name in names):
+            text = text.replace(words, "", 1)
+    # The longest names come first, because a name can begin with another one.
+    any_name = "|".join(map(re.escape, sorted(set(names), key=len, reverse=True)))
+    n_written = Counter(re.findall(any_name, text))
+    return next((name for name, n in Counter(names).items() if n_written[name] < n), "")
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -137,6 +157,8 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _has(text: str, leaf: Any) -> bool:
+    if type(leaf) is int:  # 4 is not in 14
+        return re.search(rf"(?<!\d){leaf}(?!\d)", text) is not None
     forms = [str(leaf), json.dumps(leaf), json.dumps(leaf, ensure_ascii=False).strip('"')]
     if isinstance(leaf, str):
         forms += [leaf.strip(), json.dumps(leaf).strip('"')]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from nbllama.errors import DataError, GGUFError, NbllamaError, UsageError, shown
@@ -25,6 +26,7 @@ _PROBLEMS = {
     "died": "failed",
     "failed": "failed",
 }
+_PROBE = "zqcontent"
 
 
 Messages = Sequence[dict[str, Any]]
@@ -101,6 +103,8 @@ class ChatTemplate:
         answer. The errors are those that `render` raises. All chats are sent to the child in a
         single request, which is much faster than one request per chat.
         """
+        if self._takes_parts:
+            chats = [(_in_parts(messages), cuts, more) for messages, cuts, more in chats]
         try:
             results = self._sandbox.render(chats, self._variables, self._now)
         except TemplateFailed as e:
@@ -109,6 +113,25 @@ class ChatTemplate:
             # The whole request failed, so render the chats one by one to find the cause.
             return [result for chat in chats for result in self.render_chats([chat])]
         return [self._refusal(r) if isinstance(r, TemplateFailed) else r for r in results]
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template writes contents only if they are lists of text parts.
+
+        llama.cpp's server makes the same test and passes such templates each content as one part.
+        """
+        if "text" not in self.source:
+            return False
+        message = {"role": "user", "content": _PROBE}
+        return not self._writes_probe([message]) and self._writes_probe(_in_parts([message]))
+
+    def _writes_probe(self, messages: Messages) -> bool:
+        try:
+            chat: Chat = (messages, [(1, True)], {})
+            (texts,) = self._sandbox.render([chat], self._variables, self._now)
+        except TemplateFailed:
+            return False
+        return not isinstance(texts, TemplateFailed) and _PROBE in texts[0]
 
     def close(self) -> None:
         """End the child process; may be called more than once."""
@@ -126,6 +149,16 @@ class ChatTemplate:
             return DataError(f"{self._where} rejects the messages: {message}")
         line = f"{self._where}: {_PROBLEMS[e.kind]}"
         return self._error(f"{line}: {message}" if message else line)
+
+
+def _in_parts(messages: Messages) -> list[dict[str, Any]]:
+    """Return messages whose contents are lists with one text part instead of strings."""
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}]}
+        if isinstance(m["content"], str)
+        else m
+        for m in messages
+    ]
 
 
 def chat_variables(tools: list[Any] | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -146,7 +179,7 @@ def chat_template_for(
     `variables`, see `ChatTemplate`.
 
     Raises UsageError if there is no template or the given template is invalid, and GGUFError if the
-    template in the file is invalid.
+    template in the file is invalid. A template that does not use `messages` is invalid.
     """
 
     def text(token_id: int | None) -> str:
@@ -164,7 +197,7 @@ def chat_template_for(
                 f"<|im_end|> tokens for ChatML are missing; pass a template"
             )
         source, where = CHATML, "ChatML"
-    return ChatTemplate(
+    template = ChatTemplate(
         source,
         text(tokenizer.bos_id),
         text(tokenizer.eos_id),
@@ -173,3 +206,7 @@ def chat_template_for(
         where=where,
         error=error,
     )
+    if "messages" not in source:
+        template.close()
+        raise error(f"{where}: does not use `messages`, so it cannot write a chat; pass another")
+    return template

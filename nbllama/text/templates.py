@@ -7,6 +7,7 @@ ends it, so that a trained model learns to stop.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import NamedTuple
 
@@ -104,8 +105,10 @@ LAYOUTS: dict[str, Layout] = {
 def find_layout(name: str) -> Layout:
     """Return the layout `name` from `LAYOUTS` (hyphens are optional) or from a template file.
 
+    The file can also be JSON with the template under "chat_template" (tokenizer_config.json).
+
     Raises `UsageError` if there is no such layout or file, or if the file cannot be read, is not
-    UTF-8 or is too large for a template.
+    UTF-8, is too large for a template, or is JSON without a template.
     """
     for known, layout in LAYOUTS.items():
         if name.lower().replace("-", "") == known.replace("-", ""):
@@ -115,10 +118,30 @@ def find_layout(name: str) -> Layout:
         raise UsageError(f"{what}: neither a file nor one of {', '.join(LAYOUTS)}")
     try:
         content = read_whole(name, MAX_SOURCE_BYTES)
-        return Layout(content.decode("utf-8").removeprefix("\ufeff"))
+        return Layout(_template_in(content.decode("utf-8").removeprefix("\ufeff"), what))
     except UnicodeDecodeError as e:
         raise UsageError(f"{what}: not UTF-8 at offset {e.start}") from e
     except OSError as e:
         raise UsageError(f"{what}: {e.strerror or e}") from e
     except ValueError as e:
         raise UsageError(f"{what}: {e}") from e
+
+
+def _template_in(text: str, what: str) -> str:
+    """Return the template in the text of a file; raises `UsageError` for JSON without one."""
+    try:
+        config = json.loads(text) if text.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(config, dict):
+        return text
+    found = config.get("chat_template")
+    if isinstance(found, list):  # templates with names, as in older files
+        by_name = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = by_name.get("default")
+    if not isinstance(found, str):
+        raise UsageError(
+            f'{what}: the file is JSON without a template under "chat_template"; pass a file that '
+            "contains the template itself"
+        )
+    return found

@@ -45,6 +45,7 @@ _CLOSER = (
 )
 _ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
 _CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
+_QUOTES = tuple("`'\"\u2018\u201c\u00ab\u300c\u300e(")  # before a mark that the text is about
 _LONGEST_IN_PROMPT = 400  # characters in a thought at the end of a prompt
 
 
@@ -123,13 +124,36 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
     return Thought(match.start(), end + len(closer), match.group(), closer, inner, True)
 
 
+def _closer_of_bare_thought(content: str) -> re.Match[str] | None:
+    """Return the match for the mark that ends a thought whose opening mark is in the prompt.
+
+    Models whose prompt opens the thought generate only `</think>` after it. Returns None if the
+    content has no closing mark, or if its first one appears to be quoted or part of a sentence.
+    """
+    closer = closer_in(content)
+    if closer is None:
+        return None
+    before, after = content[: closer.start()][-1:], content[closer.end() :][:1]
+    in_sentence = before in (" ", "\t") and after not in ("", "\n", "\r")
+    return None if in_sentence or before in _QUOTES else closer
+
+
+def thought_in(content: str | None) -> str:
+    """Return the thought in the content of a message, or "" if there is none."""
+    if not content:
+        return ""
+    if (found := first_thought(content)) is not None:
+        return found.inner.strip()
+    closer = _closer_of_bare_thought(content)
+    return content[: closer.start()].strip() if closer is not None else ""
+
+
 def thought_of(message: dict[str, Any]) -> str:
     """Return the thought in a message, from `KEYS` or from the content, or "" if there is none."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
-    found = first_thought(message.get("content") or "")
-    return found.inner.strip() if found is not None else ""
+    return thought_in(message.get("content"))
 
 
 def visible(message: dict[str, Any]) -> str:
@@ -137,6 +161,22 @@ def visible(message: dict[str, Any]) -> str:
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]
-    elif (closer := closer_in(content)) is not None:
-        content = content[closer.end() :]  # the prompt opens the thought
+    elif (closer := _closer_of_bare_thought(content)) is not None:
+        content = content[closer.end() :]
     return content.strip()
+
+
+def mark_in_words(content: str) -> str:
+    """Return the closing mark of a thought that is not at the start of the content, or "".
+
+    A template that removes everything up to the mark would also remove words of the answer.
+    """
+    if (found := first_thought(content)) is not None:
+        if content[: found.start].strip():
+            return found.closer
+        end = found.end
+    else:
+        closer = _closer_of_bare_thought(content)
+        end = 0 if closer is None else closer.end()
+    mark = closer_in(content[end:])
+    return "" if mark is None else mark.group()

@@ -141,7 +141,7 @@ def test_roles_that_a_template_does_not_know(demo_tokenizer: Tokenizer) -> None:
     data = read(demo_tokenizer, "tool-result-dropped.jsonl", "drops-unknown-roles.jinja")
     assert data.notes == (
         "1 message with the role tool in 1 record is not in the rendered text, because the chat "
-        "template omits this role (first: line 1)",
+        "template leaves it out (first: line 1)",
     )
 
 

@@ -217,6 +217,23 @@ def test_train_on_prompt(cases: dict[str, Case], tmp_path: Path) -> None:
     assert trained.tolist() == [some.n_trained(i) for i in range(2)]
 
 
+def test_train_on_prompt_contradicts_a_mask(cases: dict[str, Case], tmp_path: Path) -> None:
+    masked: list[dict[str, Any]] = [*chat(["q", "a", "r", "b"])]
+    masked[1]["loss"] = False
+    path = lines(tmp_path / "x", {"messages": chat(["q", "a"])}, {"messages": masked})
+    assert load(path, cases["chatml"], 99).n_trained(1) == 2
+    with pytest.raises(DataError, match="line 2: message 2: it is excluded from training, but"):
+        load(path, cases["chatml"], 99, train_on_prompt=True)
+    assert load(path, cases["chatml"], 99, train_on_prompt=True, skip_bad=True).n_bad == 1
+    prompt = {
+        "prompt": chat(["q", "a", "r"]),
+        "completion": [{"role": "assistant", "content": "b"}],
+    }
+    path = lines(tmp_path / "y", prompt)  # only the format excludes an answer, so all is trained
+    every = load(path, cases["chatml"], 99, train_on_prompt=True)
+    assert every.n_trained(0) == every.n_tokens(0)
+
+
 def test_long_samples(cases: dict[str, Case], tmp_path: Path) -> None:
     spm = cases["alpaca"]
     path = lines(tmp_path / "x", {"text": "the hand"}, {"text": "x " * 40}, {"text": "the"})

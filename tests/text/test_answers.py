@@ -178,3 +178,28 @@ def test_calls_that_are_missing() -> None:
     assert missing_in('f n 4 x a "b" on True', message) == ""
     assert missing_in('f n x a "b" on True', message) == "f"
     assert missing_in("4 n x", {}) == ""
+
+
+def calls(*functions: tuple[str, Any], content: str = "") -> dict[str, Any]:
+    calls = [{"function": {"name": name, "arguments": a}} for name, a in functions]
+    return {"content": content, "tool_calls": calls}
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "missing"),
+    [
+        (calls(("f", {"n": 14}), ("f", {"n": 4})), "f n=14; f n=4;", ""),
+        (calls(("f", {"n": 14}), ("f", {"n": 4})), "f n=14;", "f"),
+        (calls(("f", {"n": 4}), ("f", {"n": 4})), "f n=4;", "f"),
+        (calls(("f", {"n": 4})), "f n=14", "f"),
+        (calls(("f", {"n": -4})), 'f{"n":-4}', ""),
+        (calls(("get", {}), ("get_all", {})), "get_all;", "get"),
+        (calls(("get", {}), ("get_all", {})), "get; get_all;", ""),
+        (calls(("f", {}), ("f", {}), content="I call f."), "I call f. f;", "f"),
+        (calls(("f", {}), ("f", {}), content="I call f."), "f; f;", ""),
+        (calls(("f", '{"n": 1.10}'), ("f", '{"n": 1e2}')), 'f {"n": 1.10} f {"n": 1e2}', ""),
+    ],
+)
+def test_parallel_calls_that_are_missing(message: dict[str, Any], text: str, missing: str) -> None:
+    """A template may write only the first of several calls."""
+    assert missing_in(text, message) == missing

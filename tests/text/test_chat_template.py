@@ -282,10 +282,12 @@ def spm_file(path: Path, *texts: str, template: str | None = None) -> Tokenizer:
 
 def test_which_template(tmp_path: Path) -> None:
     message = [{"role": "user", "content": "c"}]
-    own = spm_file(tmp_path / "own.gguf", template="{{ bos_token }}own{{ eos_token }}")
+    own = spm_file(
+        tmp_path / "own.gguf", template="{{ bos_token }}own{{ eos_token }}{# messages #}"
+    )
     with chat_template_for(own) as t:
         assert t.render(message, False) == "<s>own</s>"
-    with chat_template_for(own, "given") as t:
+    with chat_template_for(own, "given{# messages #}") as t:
         assert t.render(message, False) == "given"
     chatml = spm_file(tmp_path / "chatml.gguf", "<|im_start|>", "<|im_end|>")
     with chat_template_for(chatml) as t:
@@ -303,3 +305,12 @@ def test_whose_template_is_bad(tmp_path: Path) -> None:
         chat_template_for(bad)
     with pytest.raises(UsageError, match=r"^the given chat template: cannot be compiled"):
         chat_template_for(bad, "{% if")
+
+
+@pytest.mark.parametrize("source", ["", "### Instruction:\n{instruction}\n### Response:\n"])
+def test_a_template_without_messages(tmp_path: Path, source: str) -> None:
+    own = spm_file(tmp_path / "own.gguf", template="{{ prompt }}")
+    with pytest.raises(GGUFError, match=r"own.gguf: tokenizer.chat_template: does not use `mess"):
+        chat_template_for(own)
+    with pytest.raises(UsageError, match=r"^the given chat template: does not use `messages`, so"):
+        chat_template_for(own, source)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,4 +99,27 @@ def test_names_and_files(tmp_path: Path) -> None:
         find_layout(str(tmp_path))
     path.write_bytes(b"ab\xff")
     with pytest.raises(UsageError, match="not UTF-8 at offset 2"):
+        find_layout(str(path))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "天{{ messages }}",
+        [{"name": "rag", "template": ""}, {"name": "default", "template": "天{{ messages }}"}],
+    ],
+)
+def test_the_template_in_a_tokenizer_config(tmp_path: Path, template: Any) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"eos_token": "</s>", "chat_template": template}, indent=1))
+    assert find_layout(str(path)).source == "天{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"chat_template": None}, {"chat_template": [{"name": "a"}]}]
+)
+def test_json_without_a_template(tmp_path: Path, config: Any) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r'JSON without a template under "chat_template"; pass'):
         find_layout(str(path))
