@@ -83,7 +83,8 @@ class NotInFloat32(ValueError):
 class Real:
     """A finite number from `low` to `high`; `above` excludes `low`, and `below` excludes `high`.
 
-    The number must be 0 or normal in float32, because it will be used as a float32 value.
+    The number must be 0 or normal in float32, because it will be used as a float32 value. `off` is
+    the number that turns the option off, if `allowed` should mention it.
     """
 
     low: float = 0.0
@@ -91,6 +92,7 @@ class Real:
     above: bool = False  # exclude low itself
     below: bool = False  # exclude high itself
     metavar: str = "X"
+    off: float | None = None
 
     def parse(self, text: str) -> float:
         """Return the number.
@@ -116,7 +118,8 @@ class Real:
                 f"a number above {self.low:g}" if self.above else f"a number, {self.low:g} or more"
             )
         if not self.above and not self.below:
-            return f"a number from {self.low:g} to {self.high:g}"
+            off = "" if self.off is None else f" ({self.off:g} turns it off)"
+            return f"a number from {self.low:g} to {self.high:g}{off}"
         low = "above" if self.above else "at least"
         return (
             f"a number {low} {self.low:g} and {'below' if self.below else 'at most'} {self.high:g}"
