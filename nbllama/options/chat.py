@@ -17,6 +17,7 @@ from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapt
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.escapes import unescape
 from nbllama.options.familiar.others import CHAT
+from nbllama.options.file_names import File
 from nbllama.options.parser import markdown, option, parse_into, table
 from nbllama.options.sampling import RANGES
 from nbllama.options.values import Text, Variables, Whole
@@ -56,7 +57,7 @@ class MainOptions:
         shown_default="none",
     )  # fmt: skip
     file: str = _text(
-        Text(), "", "file with the text to complete", also=["-f"], shown_default="none"
+        File(), "", "file with the text to complete", also=["-f"], shown_default="none"
     )
     escape: bool = _text(
         None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escape sequences",
@@ -197,7 +198,7 @@ class MainOptions:
         Text("PATTERN"), (), "dump the arrays whose names match these patterns (as in "
                              "nbllama.peek); can be repeated", shown_default="none", many=True,
     )  # fmt: skip
-    dump_out: str = _machine(Text(), "dump.npz", "output file for --dump")
+    dump_out: str = _machine(File(), "dump.npz", "output file for --dump")
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
+from nbllama.options.file_names import NotAFileName
 from nbllama.options.unknown import unknown
 from nbllama.options.values import LARGEST, SMALLEST, NotInFloat32, Port, Value
 from nbllama.system.program import called_as
@@ -210,6 +211,8 @@ def read(
                     f"{name}: '{shown(value)}' is not allowed, because the program computes in "
                     f"float32; use a number between {SMALLEST:.1e} and {LARGEST:.1e}"
                 ) from None
+            except NotAFileName as e:
+                raise UsageError(f"{name}: '{shown(value)}' is not allowed; {e}") from None
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; use {found.value.allowed()}"

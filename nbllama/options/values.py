@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -20,9 +21,9 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 
 @dataclass(frozen=True)
 class Text:
-    """Any text, such as a file name. The text may be empty."""
+    """Any text. The text may be empty."""
 
-    metavar: str = "FILE"
+    metavar: str = "TEXT"
 
     def parse(self, text: str) -> str:
         """Return the text unchanged."""
@@ -147,22 +148,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Size:
-    """A number of bytes, optionally with a unit (K, M or G, powers of 1000), such as `1.5G`."""
+    """A number of bytes, optionally with a unit: K or KB (1000), Ki or KiB (1024), M, G or T."""
 
     metavar: str = "SIZE"
     least: int = 1
 
     def parse(self, text: str) -> int:
         """Return the number of bytes. Raises `ValueError` for anything else."""
-        unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
-        number = float(text[:-1] if unit else text) * (unit or 1.0)
+        match = re.fullmatch(r"(.*?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
+        if match is None:
+            raise ValueError(text)
+        power = "KMGT".index(match[2]) + 1 if match[2] else 0
+        number = float(match[1]) * (1024 if match[3] else 1000) ** power
         if not self.least <= number < 2**62:
             raise ValueError(text)
         return int(number)
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return ("" if self.least else "0 or ") + "a number of bytes, such as 750M or 1.5G"
+        return ("" if self.least else "0 or ") + "a number of bytes, such as 750M, 1.5GB or 2GiB"
 
 
 @dataclass(frozen=True)

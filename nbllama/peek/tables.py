@@ -104,7 +104,7 @@ def _distances(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _whole_distances(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return |a - b| of integers in float64, and which elements differ.
 
-    float64 cannot hold every 64-bit integer, so numbers of the same sign are subtracted as integers.
+    float64 cannot hold every 64-bit integer, so numbers of equal sign are subtracted as integers.
     """
     bits_a, bits_b = (
         x.astype(np.int64 if x.dtype.kind == "i" else np.uint64).view(np.uint64) for x in (a, b)

@@ -97,8 +97,11 @@ def test_diff_with_a_pattern_that_matches_nothing(capsys: Capture, tmp_path: Pat
     files = ("diff", tmp_path / "x.npz", tmp_path / "y.npz")
     code, out, err = run(capsys, *files, "one", "thr*")
     assert (code, out) == (2, "") and "no array is named thr*" in err
-    assert run(capsys, *files, "two")[:2] == (1, "name  largest difference  relative  numbers that "
-                                                 "differ\ntwo   only in B\n1 of 1 arrays differ\n")
+    assert run(capsys, *files, "two")[:2] == (
+        1,
+        "name  largest difference  relative  numbers that "
+        "differ\ntwo   only in B\n1 of 1 arrays differ\n",
+    )
 
 
 @pytest.mark.parametrize(
