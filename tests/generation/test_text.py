@@ -12,8 +12,9 @@ import pytest
 import nbllama
 from nbllama.adapter.savable import Adapter
 from nbllama.data import prompt_ids
-from nbllama.errors import DataError, UsageError
+from nbllama.errors import DataError, GGUFError, UsageError
 from nbllama.generation.model import Model
+from nbllama.gguf_io import open_gguf
 from nbllama.text import chat_template_for, find_layout
 from tests.train.toy_runs import toy_adapter, toy_model
 
@@ -130,6 +131,16 @@ def test_bad_settings(model: Model, options: dict[str, Any], message: str) -> No
         with pytest.raises(UsageError) as e:
             call(PROMPT, **options)
         assert message in str(e.value)
+
+
+def test_a_weight_that_is_no_number_is_named_with_its_file(tmp_path: Path) -> None:
+    toy_model(tmp_path)
+    path, name = tmp_path / "toy.gguf", "blk.1.attn_q.weight"
+    with open_gguf(path) as f:
+        values = f.data(name).tobytes()
+    path.write_bytes(path.read_bytes().replace(values, b"\xff" * len(values)))
+    with pytest.raises(GGUFError, match=rf"toy\.gguf: tensor {name} .* is infinite or not"):
+        nbllama.load_model(path).generate(PROMPT, max_tokens=1)
 
 
 def test_bad_prompts(model: Model, tmp_path: Path) -> None:
