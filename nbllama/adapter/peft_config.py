@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +13,14 @@ from nbllama.adapter.safetensors import parse_json
 from nbllama.adapter.source import Path, Source
 from nbllama.adapter.stored import MAX_RANK, refuse
 from nbllama.checkpoint.stored import ALPHAS
-from nbllama.errors import shown
+from nbllama.errors import CheckpointError, shown
 
 _MAX_BYTES = 4 << 20
 _NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.(?:[A-Za-z0-9_]+|\[0-9\]\+))*\$?")
 # Initialisations that leave the base model unchanged; others (PiSSA, OLoRA, ...) change it before
 # training.
 _HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
+_SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
 _MUST_BE_OFF = {
     "use_dora": "DoRA, which no other format supports: merge the adapter with PEFT",
     "fan_in_fan_out": "transposed base matrices are not supported",
@@ -64,11 +67,14 @@ def read_config(path: Path) -> Config:
         with Source(path) as f:
             if f.size > _MAX_BYTES:
                 raise f.error("file", f"{f.size} bytes, but the limit is {_MAX_BYTES}")
-            found = parse_json(f, f.take(f.size, "file"), "file")
+            text = f.take(f.size, "file").removeprefix(codecs.BOM_UTF8)
+            found = parse_json(f, text, "file")
     except FileNotFoundError as e:
         raise refuse(path, "file", "is missing") from e
     if found.get("peft_type") != "LORA":
         raise refuse(path, "key 'peft_type'", f"{shown(found.get('peft_type'))}, but must be LORA")
+    for key in _SWITCHES:
+        _check_switch(path, key, found.get(key))
     for key, why in _MUST_BE_OFF.items():
         if found.get(key):
             raise refuse(path, f"key '{key}'", why)
@@ -111,13 +117,30 @@ def _name(path: Path, name: str) -> str:
     return name.removesuffix("$").replace("\\.", ".").replace("[0-9]+", "{e}")
 
 
+def _check_switch(path: Path, key: str, x: Any) -> None:
+    """Refuse a switch that is not true, false or null: Python reads the text "false" as true."""
+    if x is not None and not isinstance(x, bool):
+        raise _wrong(path, key, x, "true or false")
+
+
 def _rank(path: Path, key: str, x: Any) -> int:
     if type(x) is not int or not 1 <= x <= MAX_RANK:
-        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, but must be from 1 to {MAX_RANK}")
+        raise _wrong(path, key, x, f"a whole number from 1 to {MAX_RANK}")
     return x
 
 
 def _alpha(path: Path, key: str, x: Any) -> float:
     if type(x) not in (int, float) or not ALPHAS[0] < x < ALPHAS[1]:
-        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, but must be a number above 0")
+        raise _wrong(path, key, x, f"a number above {ALPHAS[0]:g} and below {ALPHAS[1]:g}")
     return float(x)
+
+
+def _wrong(path: Path, key: str, x: Any, allowed: str) -> CheckpointError:
+    """Return the error for a value that is not `allowed`; text in quotes is named as text."""
+    if isinstance(x, list | dict):
+        value = "a list" if isinstance(x, list) else "an object"
+    else:
+        value = shown(json.dumps(x, ensure_ascii=False))
+    if isinstance(x, str):
+        value, allowed = f"the text {value}", f"{allowed}, without quotes"
+    return refuse(path, f"key '{shown(key)}'", f"{value}, but must be {allowed}")

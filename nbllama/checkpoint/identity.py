@@ -114,42 +114,41 @@ def _values(x: Identity) -> dict[str, Any]:
     return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
 
 
-def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
+def _compare(
+    found: Identity, wanted: Identity, names: Mapping[str, str]
+) -> Iterator[tuple[str, bool]]:
     """Yield each difference, together with whether it makes resuming impossible."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)
         if was != now and "" not in (was, now):
-            line = _DIGESTS.get(name, f"{name} was {shown(was)}, now {shown(now)}")
+            change = f"{names.get(name, name)} was {shown(was, 40)}, now {shown(now, 40)}"
             size = MODEL_KEYS.get(name) == ValueType.UINT32
-            yield line, size or name == "arch" or name.startswith("rank of ")
-
-
-def differences(found: Identity, wanted: Identity) -> list[str]:
-    """List the differences between a checkpoint's run and this run, each as "NAME was X, now Y".
-
-    Only the settings in `wanted` are compared.
-    """
-    return [line for line, _ in _compare(found, wanted)]
+            yield _DIGESTS.get(name, change), size or name == "arch" or name.startswith("rank of ")
 
 
 def check_fits(
-    path: str | os.PathLike[str], found: Identity, wanted: Identity, *, force: bool = False
+    path: str | os.PathLike[str],
+    found: Identity,
+    wanted: Identity,
+    *,
+    force: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Raise `CheckpointError` listing all differences between the checkpoint's run and this run.
+    """Raise `CheckpointError` with the first differences between the checkpoint's run and this run.
 
-    With `force`, return the differences instead of raising an error. Even then, the architecture,
-    the model sizes and the ranks must match, because otherwise the checkpoint's tensors would not
-    fit this model.
+    With `force`, return all differences instead. Even then, the architecture, the model sizes and
+    the ranks must match, because otherwise the checkpoint's tensors would not fit this model.
+    Only the settings in `wanted` are compared; `names` maps their keys to names for messages.
     """
-    different = list(_compare(found, wanted))
+    different = sorted(_compare(found, wanted, names or {}), key=lambda row: not row[1])
     firm = any(f for _, f in different)
     lines = [line for line, _ in different]
     if firm or (lines and not force):
         hint = "" if firm else ", or --force to continue anyway"
+        more = [f"{len(lines) - 3} more differences"] if len(lines) > 4 else lines[3:]
         raise CheckpointError(
-            f"{shown(path, 400)}: from a different run: {'; '.join(lines)}; use the same model, "
-            "data "
-            f"and options{hint}"
+            f"{shown(path, 400)}: from a different run: {'; '.join([*lines[:3], *more])}; "
+            f"use the same model, data and options{hint}"
         )
     return lines

@@ -14,8 +14,8 @@ from functools import partial
 from nbllama.errors import UsageError, shown
 from nbllama.options.common import debug_option
 from nbllama.options.familiar.others import CONVERT_LORA
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into, table
-from nbllama.options.values import Text
 from nbllama.options.words import take_words
 from nbllama.system.program import run_program
 
@@ -35,7 +35,7 @@ class Options:
     """The parsed options, except for the two positional arguments."""
 
     model_base: str = _files(
-        Text(),
+        File(),
         "",
         "the adapter's base model (GGUF); required if IN lacks data that OUT needs (a .bin does "
         "not contain the architecture, and only nbllama's files contain the head size, which "

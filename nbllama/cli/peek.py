@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbllama.errors import shown
+from nbllama.errors import UsageError, shown
 from nbllama.options.peek import PeekOptions, parse
 from nbllama.system.program import run_program
 
@@ -23,19 +23,22 @@ def _run(words: list[str]) -> int:
     if len(asked.files) == 1:
         _show(open_source(asked.files[0], asked.patterns), asked.options)
         return 0
-    dumps = [open_source(path) for path in asked.files]
+    a, b = (open_source(path) for path in asked.files)
     if asked.patterns:
-        dumps = [_matching(dump, asked.patterns) for dump in dumps]
-    return _compare(dumps[0], dumps[1], asked.options)
+        a, b = _matching(a, b, asked.patterns)
+    return _compare(a, b, asked.options)
 
 
-def _matching(dump: Dump, patterns: Sequence[str]) -> Dump:
-    """Select arrays by pattern; a pattern that matches only in the other file is not an error."""
+def _matching(a: Dump, b: Dump, patterns: Sequence[str]) -> tuple[Dump, Dump]:
+    """Select arrays by pattern. Raises `UsageError` if a pattern matches in neither file."""
     from nbllama.peek.dump import Dump
     from nbllama.peek.names import Patterns
 
     fits = Patterns(patterns)
-    return Dump({k: v for k, v in dump.items() if fits(k)}, dump.about)
+    if unused := fits.unused([*a, *b]):
+        raise UsageError(f"no array is named {shown(unused[0])}")
+    first, second = (Dump({k: v for k, v in x.items() if fits(k)}, x.about) for x in (a, b))
+    return first, second
 
 
 def _show(dump: Dump, options: PeekOptions) -> None:

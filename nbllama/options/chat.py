@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 from nbllama.errors import UsageError
 from nbllama.generation.sampling.params import SamplingParams
@@ -16,17 +17,16 @@ from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapt
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.escapes import unescape
 from nbllama.options.familiar.others import CHAT
+from nbllama.options.file_names import File
 from nbllama.options.parser import markdown, option, parse_into, table
-from nbllama.options.values import Real, Text, Variables, Whole
+from nbllama.options.sampling import RANGES
+from nbllama.options.values import Text, Variables, Whole
 
 _files = partial(option, "Files")
 _text = partial(option, "Text")
 _run = partial(option, "Length and context")
 _talk = partial(option, "Interactive and chat")
-_sampling = partial(option, "Sampling")
 _machine = partial(option, "Run")
-_D = SamplingParams()
-_ANY = Real(-1e30, 1e30)
 
 PROG = "python -m nbllama.main"
 _ABOUT = """Complete a prompt or chat, with any number of LoRA adapters."""
@@ -36,6 +36,12 @@ Ctrl-D, ends the program.
 
 exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 adapter does not fit,
 130 interrupted by Ctrl-C"""
+
+
+def _setting(name: str, help: str, also: Sequence[str] = ()) -> Any:
+    """Declare an option for a field of `SamplingParams`."""
+    default = getattr(SamplingParams, name)
+    return option("Sampling", RANGES[name], default, help, also=also)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class MainOptions:
         shown_default="none",
     )  # fmt: skip
     file: str = _text(
-        Text(), "", "file with the text to complete", also=["-f"], shown_default="none"
+        File(), "", "file with the text to complete", also=["-f"], shown_default="none"
     )
     escape: bool = _text(
         None, False, r"interpret \n \r \t \' \" \\ and \xHH in text options as escape sequences",
@@ -137,55 +143,48 @@ class MainOptions:
         off=["--no-color"],
     )
 
-    seed: int = _sampling(
-        Whole(-1, 2**32 - 1), -1, "seed for sampling; -1: a new seed, which is printed", also=["-s"]
+    seed: int = option(
+        "Sampling",
+        Whole(-1, 2**32 - 1),
+        -1,
+        "seed for sampling; -1: a new seed, which is printed",
+        also=["-s"],
     )
-    temp: float = _sampling(
-        _ANY, _D.temp, "temperature; 0 or less: always the most likely token",
-        also=["--temperature"],
-    )  # fmt: skip
-    top_k: int = _sampling(
-        Whole(-(2**31)), _D.top_k, "sample from the K most likely tokens; 0 or less: all"
+    temp: float = _setting(
+        "temp", "temperature; 0 or less: always the most likely token", also=["--temperature"]
     )
-    top_p: float = _sampling(
-        _ANY,
-        _D.top_p,
-        "sample from the most likely tokens whose total probability reaches P; 1: all",
+    top_k: int = _setting("top_k", "sample from the K most likely tokens; 0 or less: all")
+    top_p: float = _setting(
+        "top_p", "sample from the most likely tokens whose total probability reaches P; 1: all"
     )
-    min_p: float = _sampling(
-        _ANY, _D.min_p, "drop tokens whose probability is below P times the highest; 0: drop none"
+    min_p: float = _setting(
+        "min_p", "drop tokens whose probability is below P times the highest; 0: drop none"
     )
-    typical: float = _sampling(
-        _ANY, _D.typical, "locally typical sampling with this total probability; 1: off",
+    typical: float = _setting(
+        "typical",
+        "locally typical sampling with this total probability; 1: off",
         also=["--typical-p"],
-    )  # fmt: skip
-    repeat_last_n: int = _sampling(
-        Whole(-1),
-        _D.repeat_last_n,
+    )
+    repeat_last_n: int = _setting(
+        "repeat_last_n",
         "number of recent tokens to which the penalties apply; -1: the whole context",
     )
-    repeat_penalty: float = _sampling(
-        Real(above=True),
-        _D.repeat_penalty,
+    repeat_penalty: float = _setting(
+        "repeat_penalty",
         "repetition penalty: factor by which to lower the logits of recent tokens; 1: off",
     )
-    frequency_penalty: float = _sampling(
-        _ANY,
-        _D.frequency_penalty,
+    frequency_penalty: float = _setting(
+        "frequency_penalty",
         "frequency penalty: subtracted from a token's logit for each of its recent occurrences",
     )
-    presence_penalty: float = _sampling(
-        _ANY, _D.presence_penalty, "presence penalty: subtracted from the logits of recent tokens"
+    presence_penalty: float = _setting(
+        "presence_penalty", "presence penalty: subtracted from the logits of recent tokens"
     )
-    mirostat: int = _sampling(
-        Whole(0, 2),
-        _D.mirostat,
-        "Mirostat version to use instead of the filters and penalties; 0: off",
+    mirostat: int = _setting(
+        "mirostat", "Mirostat version to use instead of the filters and penalties; 0: off"
     )
-    mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "Mirostat's learning rate eta")
-    mirostat_ent: float = _sampling(
-        _ANY, _D.mirostat_ent, "Mirostat's target tau, in bits per token"
-    )
+    mirostat_lr: float = _setting("mirostat_lr", "Mirostat's learning rate eta")
+    mirostat_ent: float = _setting("mirostat_ent", "Mirostat's target tau, in bits per token")
 
     threads: int | None = threads_option()
     dry_run: bool = _machine(None, False, "print the memory forecast, then exit")
@@ -199,7 +198,7 @@ class MainOptions:
         Text("PATTERN"), (), "dump the arrays whose names match these patterns (as in "
                              "nbllama.peek); can be repeated", shown_default="none", many=True,
     )  # fmt: skip
-    dump_out: str = _machine(Text(), "dump.npz", "output file for --dump")
+    dump_out: str = _machine(File(), "dump.npz", "output file for --dump")
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:

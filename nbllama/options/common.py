@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbllama.options.file_names import File
 from nbllama.options.parser import option
-from nbllama.options.values import Text, Whole
+from nbllama.options.values import Whole
 
 THREADS = Whole(1, 4096)
 
@@ -16,7 +17,7 @@ def model_option(what: str, *also: str) -> Any:
     `what` describes the model in the help, for example as "base model".
     """
     return option(
-        "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="none; required"
+        "Files", File(), "", f"{what}, a GGUF file", also=also, shown_default="none; required"
     )
 
 

@@ -8,10 +8,13 @@ word.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from nbllama.errors import UsageError, shown
+from nbllama.options.file_names import File, check_name
 from nbllama.options.parser import Option, read
 from nbllama.options.unknown import unknown
 from nbllama.options.values import Text
@@ -32,9 +35,48 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
     """
     import yaml
 
+    root = _root(path)
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"--config {shown(path)}: expected lines of the form `name: value`")
+    by_name = {name: o for o in options for name in (*o.names, *o.off)}
+    words: list[str] = []
+    seen: dict[str, str] = {}
+    for key, value in root.value:
+        where = f"--config {shown(path)}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(f"{where}: the key must be the name of an option")
+        bare = key.value.removeprefix("-").removeprefix("-")  # dashes are allowed
+        name = "--" + bare.replace("_", "-")
+        if name not in by_name and "-" + bare in by_name:
+            name = "-" + bare
+        found = by_name.get(name)
+        if found is None:
+            raise UsageError(f"{where}: {unknown(name, list(by_name), familiar)}")
+        if found.dest == "config":
+            raise UsageError(
+                f"{where}: an options file cannot refer to another options file; remove the line"
+            )
+        if found.dest in seen:
+            raise UsageError(f"{where}: {key.value} was already given as {seen[found.dest]}")
+        new = _words(where, name, found, value)
+        try:
+            read(options, new, familiar)
+        except UsageError as e:
+            raise UsageError(f"{where}: {e}") from None
+        seen[found.dest] = key.value
+        words += new
+    return words
+
+
+def _root(path: str) -> Any:
+    """Return the root node of a YAML or JSON file; None for an empty file. Raises `UsageError`."""
+    import yaml
+
     try:
         text = read_whole(path, MAX_BYTES).decode("utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(_without_tabs(text), Loader=yaml.SafeLoader)
     except OSError as e:
         raise UsageError(f"--config {shown(path)}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
@@ -49,35 +91,19 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
         raise UsageError(
             f"--config {shown(path)}{where}: not YAML: {shown(getattr(e, 'problem', None) or e)}"
         ) from e
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode):
-        raise UsageError(f"--config {shown(path)}: expected lines of the form `name: value`")
-    by_name = {name: o for o in options for name in (*o.names, *o.off)}
-    words: list[str] = []
-    seen: dict[str, str] = {}
-    for key, value in root.value:
-        where = f"--config {shown(path)}, line {key.start_mark.line + 1}"
-        if not isinstance(key, yaml.ScalarNode):
-            raise UsageError(f"{where}: the key must be the name of an option")
-        name = "--" + key.value.replace("_", "-")
-        found = by_name.get(name) or by_name.get("-" + key.value)
-        if found is not None and found.dest == "config":
-            raise UsageError(
-                f"{where}: a config file cannot refer to another config file; remove the line"
-            )
-        if found is not None and found.dest in seen:
-            raise UsageError(f"{where}: {key.value} was already given as {seen[found.dest]}")
-        if found is None:
-            raise UsageError(f"{where}: {unknown(name, list(by_name), familiar)}")
-        new = _words(where, name, found, value)
-        try:
-            read(options, new, familiar)
-        except UsageError as e:
-            raise UsageError(f"{where}: {e}") from None
-        seen[found.dest] = key.value
-        words += new
-    return words
+
+
+def _without_tabs(text: str) -> str:
+    """Return JSON with spaces instead of tabs, and any other text unchanged.
+
+    JSON has tabs only between values. YAML, which otherwise includes JSON, does not allow them as
+    indentation.
+    """
+    if "\t" in text and text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            json.loads(text)
+            return text.replace("\t", " ")
+    return text
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
@@ -86,21 +112,44 @@ def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
 
     if isinstance(value, yaml.SequenceNode):
         lists = isinstance(found.value, Text) and found.value.metavar.endswith(",...")
-        if not lists or not all(isinstance(item, yaml.ScalarNode) for item in value.value):
+        if not (lists or found.many) or not all(
+            isinstance(x, yaml.ScalarNode) for x in value.value
+        ):
             raise UsageError(f"{where}: {name} takes one value, not a list")
-        return [f"{name}={','.join(item.value for item in value.value)}"]
+        texts = [_text(f"{where}: {name}", found, item) for item in value.value]
+        return [f"{name}={text}" for text in (texts if found.many else [",".join(texts)])]
     if not isinstance(value, yaml.ScalarNode):
         raise UsageError(f"{where}: {name} takes one value")
     if value.tag == "tag:yaml.org,2002:null":
         raise UsageError(f'{where}: {name} has no value; remove the line, or write "" for none')
     if found.value is not None:
-        return [f"{name}={value.value}"]
+        return [f"{name}={_text(f'{where}: {name}', found, value)}"]
     text = value.value.lower()
     if text not in _TRUE + _FALSE:
         raise UsageError(f"{where}: {name} is a switch; use true or false")
     if (text in _TRUE) == (name not in found.off):
         return [found.names[0]]
     return [found.off[0]] if found.off else []
+
+
+def _text(where: str, found: Option, node: Any) -> str:
+    r"""Return the text of a scalar node.
+
+    JSON and YAML write a character above U+FFFF as two escapes (`\ud83d\ude00`), which PyYAML does
+    not join. Raises `UsageError` for half of such a pair, and for control characters in the name of
+    a file, which result from `"C:\temp"` or from a block of lines.
+    """
+    try:
+        text = str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{where}: '{shown(node.value)}' contains half of a surrogate pair; write the character"
+        ) from None
+    if not isinstance(found.value, File):
+        return text
+    name = text.rstrip("\n") if node.style in ("|", ">") else text
+    check_name(where, name)
+    return name
 
 
 def _is_allowed(o: Option, value: Any) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.familiar.others import GRADCHECK
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Real, Text, Whole
 
@@ -28,11 +29,11 @@ class GradcheckOptions:
 
     model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
-        Text(), "", "check the gradients of this adapter",
+        File(), "", "check the gradients of this adapter",
         shown_default="random A and B for every tensor that can have a pair",
     )  # fmt: skip
     data: str = _files(
-        Text(),
+        File(),
         "",
         "text file; only its first tokens are used",
         shown_default="a built-in sentence",

@@ -9,8 +9,9 @@ from functools import partial
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option
 from nbllama.options.familiar.others import INSPECT
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into, table
-from nbllama.options.values import Text, Whole
+from nbllama.options.values import Whole
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.inspect"
@@ -34,7 +35,7 @@ class InspectOptions:
         shown_default="4 for plain text, 16 for records",
     )  # fmt: skip
     model_base: str = _show(
-        Text(), "", "base model that a checkpoint or adapter must fit", also=["-m"],
+        File(), "", "base model that a checkpoint or adapter must fit", also=["-m"],
         shown_default="none",
     )  # fmt: skip
     check: bool = _show(None, False, "read every weight and refuse a file with NaN or infinity")

@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from nbllama.errors import UsageError, shown
+from nbllama.options.file_names import File, check_name
 from nbllama.options.parser import Option, read
 from nbllama.options.values import Text, Variables
 
@@ -62,6 +63,8 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
             value = [f"{_text(name, k)}={_text(name, v)}" for k, v in value.items()]
         if isinstance(value, list | tuple):
             value = ",".join(_text(name, each) for each in value)
+    if isinstance(option.value, Text):
+        _check_text(name, option.value, value)
     return [f"{option.names[0]}={_text(name, value)}"]
 
 
@@ -74,6 +77,16 @@ def _variables(name: str, values: Mapping[str, Any]) -> str:
         )
     except (TypeError, ValueError) as e:
         raise UsageError(f"{name}: the values must be JSON, such as False or 'high': {e}") from None
+
+
+def _check_text(name: str, kind: Text, value: Any) -> None:
+    """Refuse values that would become the text "True" or the name of a file."""
+    is_file = isinstance(kind, File)
+    if isinstance(value, bool) or (is_file and isinstance(value, Real)):
+        use = 'a file name, or "" for no file' if is_file else "a string"
+        raise UsageError(f"{name}: '{shown(value)}' is not allowed; use {use}")
+    if is_file:
+        check_name(name, _text(name, value))
 
 
 def _text(name: str, value: Any) -> str:

@@ -11,6 +11,7 @@ from nbllama.export.file_types import ALIASES, FILE_TYPES
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import THREADS, debug_option, model_option, threads_option
 from nbllama.options.familiar.others import EXPORT_LORA, QUANTIZE
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text, Whole
 from nbllama.options.words import take_words
@@ -41,7 +42,7 @@ class ExportOptions:
 
     model_base: str = model_option("base model", "-m", "--model")
     model_out: str = _files(
-        Text(),
+        File(),
         "",
         "merged model to write",
         also=["-o", "--output", "--output-file"],
@@ -62,7 +63,7 @@ class ExportOptions:
         off=["--no-compare"], shown_default="on",
     )  # fmt: skip
     sample: str = _run(
-        Text(), "", "UTF-8 text for the comparison; only its first 256 tokens are used",
+        File(), "", "UTF-8 text for the comparison; only its first 256 tokens are used",
         shown_default="the model's own completions of four short prompts",
     )  # fmt: skip
     force: bool = _run(

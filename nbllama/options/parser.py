@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
+from nbllama.options.file_names import NotAFileName
 from nbllama.options.unknown import unknown
 from nbllama.options.values import LARGEST, SMALLEST, BadValue, NotInFloat32, Port, Value
 from nbllama.system.program import called_as
@@ -212,6 +213,8 @@ def read(
                 ) from None
             except BadValue as e:
                 raise UsageError(f"{name}: {e}") from None
+            except NotAFileName as e:
+                raise UsageError(f"{name}: '{shown(value)}' is not allowed; {e}") from None
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; use {found.value.allowed()}"

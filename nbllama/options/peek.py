@@ -9,8 +9,9 @@ from functools import partial
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option
 from nbllama.options.familiar.others import PEEK
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into, table
-from nbllama.options.values import Choice, Real, Text, Whole
+from nbllama.options.values import Choice, Real, Whole
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.peek"
@@ -32,7 +33,7 @@ class PeekOptions:
 
     values: int = _show(Whole(), 0, "print the first N numbers of each array", also=["-n"])
     picture: str = _show(
-        Text(),
+        File(),
         "",
         "write a picture (.svg, .png or .pdf) to this file; requires matplotlib",
         shown_default="none",

@@ -10,8 +10,9 @@ from nbllama.errors import UsageError
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.familiar.others import PERPLEXITY
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into, table
-from nbllama.options.values import Text, Whole
+from nbllama.options.values import Whole
 
 _files = partial(option, "Files")
 _run = partial(option, "Run")
@@ -33,7 +34,7 @@ class PerplexityOptions:
 
     model: str = model_option("model", "-m", "--model-base")
     file: str = _files(
-        Text(), "", "UTF-8 text to score", also=["-f"], shown_default="none; required"
+        File(), "", "UTF-8 text to score", also=["-f"], shown_default="none; required"
     )
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
@@ -45,7 +46,7 @@ class PerplexityOptions:
         "also print the KL divergence between --base-model and the model, in nats per token",
     )
     base_model: str = _files(
-        Text(),
+        File(),
         "",
         "model for --kl-divergence to compare with; no adapters are applied to it",
         shown_default="the same model without adapters",

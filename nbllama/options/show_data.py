@@ -10,8 +10,9 @@ from nbllama.errors import UsageError
 from nbllama.options.common import debug_option
 from nbllama.options.data import RecordOptions
 from nbllama.options.familiar.others import SHOW_DATA
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into
-from nbllama.options.values import Text, Whole
+from nbllama.options.values import Whole
 
 PROG = "python -m nbllama.show_data"
 ABOUT = """Show how training reads a file. Prints some samples token by token, with the trained
@@ -25,11 +26,11 @@ class _ShowOptions:
     """Options that select the files to read and what to show."""
 
     model_base: str = _show(
-        Text(), "", "GGUF model whose tokenizer and chat template are used", also=["-m"],
+        File(), "", "GGUF model whose tokenizer and chat template are used", also=["-m"],
         shown_default="none; required",
     )  # fmt: skip
     train_data: str = _show(
-        Text(), "", "training data, a file or a folder with train.jsonl",
+        File(), "", "training data, a file or a folder with train.jsonl",
         shown_default="none; required",
     )  # fmt: skip
     samples: int | None = _show(

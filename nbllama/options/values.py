@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -22,9 +23,9 @@ class BadValue(ValueError):
 
 @dataclass(frozen=True)
 class Text:
-    """Any text, such as a file name. The text may be empty."""
+    """Any text. The text may be empty."""
 
-    metavar: str = "FILE"
+    metavar: str = "TEXT"
 
     def parse(self, text: str) -> str:
         """Return the text unchanged."""
@@ -85,7 +86,8 @@ class NotInFloat32(ValueError):
 class Real:
     """A finite number from `low` to `high`; `above` excludes `low`, and `below` excludes `high`.
 
-    The number must be 0 or normal in float32, because it will be used as a float32 value.
+    The number must be 0 or normal in float32, because it will be used as a float32 value. `off` is
+    the number that turns the option off, if `allowed` should mention it.
     """
 
     low: float = 0.0
@@ -93,6 +95,7 @@ class Real:
     above: bool = False  # exclude low itself
     below: bool = False  # exclude high itself
     metavar: str = "X"
+    off: float | None = None
 
     def parse(self, text: str) -> float:
         """Return the number.
@@ -118,7 +121,8 @@ class Real:
                 f"a number above {self.low:g}" if self.above else f"a number, {self.low:g} or more"
             )
         if not self.above and not self.below:
-            return f"a number from {self.low:g} to {self.high:g}"
+            off = "" if self.off is None else f" ({self.off:g} turns it off)"
+            return f"a number from {self.low:g} to {self.high:g}{off}"
         low = "above" if self.above else "at least"
         return (
             f"a number {low} {self.low:g} and {'below' if self.below else 'at most'} {self.high:g}"
@@ -146,22 +150,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Size:
-    """A number of bytes, optionally with a unit (K, M or G, powers of 1000), such as `1.5G`."""
+    """A number of bytes, optionally with a unit: K or KB (1000), Ki or KiB (1024), M, G or T."""
 
     metavar: str = "SIZE"
     least: int = 1
 
     def parse(self, text: str) -> int:
         """Return the number of bytes. Raises `ValueError` for anything else."""
-        unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
-        number = float(text[:-1] if unit else text) * (unit or 1.0)
+        match = re.fullmatch(r"(.*?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
+        if match is None:
+            raise ValueError(text)
+        power = "KMGT".index(match[2]) + 1 if match[2] else 0
+        number = float(match[1]) * (1024 if match[3] else 1000) ** power
         if not self.least <= number < 2**62:
             raise ValueError(text)
         return int(number)
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return ("" if self.least else "0 or ") + "a number of bytes, such as 750M or 1.5G"
+        return ("" if self.least else "0 or ") + "a number of bytes, such as 750M, 1.5GB or 2GiB"
 
 
 @dataclass(frozen=True)

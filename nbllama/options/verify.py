@@ -10,6 +10,7 @@ from nbllama.errors import UsageError
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.familiar.others import VERIFY
+from nbllama.options.file_names import File
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text
 
@@ -37,7 +38,7 @@ class VerifyOptions:
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     file: str = _files(
-        Text(), "", "UTF-8 sample text; only its first 256 tokens are used", also=["-f"],
+        File(), "", "UTF-8 sample text; only its first 256 tokens are used", also=["-f"],
         shown_default="the model's own completions of four short prompts",
     )  # fmt: skip
     merge: bool = _checks(

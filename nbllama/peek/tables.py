@@ -90,20 +90,43 @@ class Difference(NamedTuple):
         return not self.changed and not self.why
 
 
+def _distances(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return |a - b| in float64, and which elements differ.
+
+    NaN on only one side and different infinities are treated as an infinite difference.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    differ = (a != b) & ~(np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.abs(a - b), nan=math.inf), differ
+
+
+def _whole_distances(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return |a - b| of integers in float64, and which elements differ.
+
+    float64 cannot hold every 64-bit integer, so numbers of equal sign are subtracted as integers.
+    """
+    bits_a, bits_b = (
+        x.astype(np.int64 if x.dtype.kind == "i" else np.uint64).view(np.uint64) for x in (a, b)
+    )
+    opposite = (a < 0) != (b < 0)
+    near = np.where(bits_a < bits_b, bits_b - bits_a, bits_a - bits_b)
+    far = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    return np.where(opposite, far, near), opposite | (bits_a != bits_b)
+
+
 def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Difference:
     """Compare two arrays; None means missing. NaN equals NaN, and an infinity equals itself."""
     if a is None or b is None:
         return Difference(name, math.nan, math.nan, 0, 0, f"only in {'B' if a is None else 'A'}")
     if a.shape != b.shape:
         return Difference(name, math.nan, math.nan, 0, a.size, f"{_shape(a)} and {_shape(b)}")
-    wide_a, wide_b = (np.asarray(x, np.float64) for x in (a, b))
-    differ = (wide_a != wide_b) & ~(np.isnan(wide_a) & np.isnan(wide_b))
+    whole = a.dtype.kind in "biu" and b.dtype.kind in "biu"
+    distances, differ = _whole_distances(a, b) if whole else _distances(a, b)
     if not differ.any():
         return Difference(name, 0.0, 0.0, 0, a.size)
-    with np.errstate(invalid="ignore"):
-        # NaN on only one side and different infinities are treated as an infinite difference
-        apart = np.nan_to_num(np.abs(wide_a - wide_b), nan=math.inf)
-    largest = float(apart[differ].max())
+    largest = float(distances[differ].max())
+    wide_a = np.asarray(a, np.float64)
     finite = np.abs(wide_a[np.isfinite(wide_a)])
     scale = float(finite.max()) if finite.size else 0.0
     relative = largest / scale if scale else math.inf

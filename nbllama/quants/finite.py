@@ -108,16 +108,18 @@ def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
     return int(_first_special(raw, t.type_size - 2, t.type_size, start, n, mask))
 
 
-def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> None:
+def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str, path: str = "") -> None:
     """Raise GGUFError for tensor `name` if any of its weights is, or could be, infinite or NaN.
 
-    The other arguments and errors are the same as for `first_special`.
+    The error begins with `path`, the name of the file, if it is given. The other arguments and
+    errors are the same as for `first_special`.
     """
     i = first_special(type_id, raw, n_elements)
     if i >= 0:
         t = quant_type(type_id)
         what = f"the scale of block {i}" if t.block_size > 1 else f"number {i}"
+        file = f"{shown(path, 400)}: " if path else ""
         raise GGUFError(
-            f"tensor {shown(name)} ({t.name}): {what} is infinite or not a number;"
+            f"{file}tensor {shown(name)} ({t.name}): {what} is infinite or not a number;"
             " the file is damaged or was converted incorrectly"
         )

@@ -15,7 +15,7 @@ import pytest
 from examples.toy_models import make_llama
 from nbllama.adapter.file import load_adapter, save_adapter
 from nbllama.adapter.hf_names import Half, half_of, hf_keys, hf_module, rows_to_gguf, rows_to_hf
-from nbllama.adapter.peft import read_peft, write_peft
+from nbllama.adapter.peft import CONFIG, read_peft, write_peft
 from nbllama.adapter.safetensors import read_safetensors
 from nbllama.adapter.stored import Base, Stored
 from nbllama.errors import CheckpointError, OutputError, UsageError
@@ -198,6 +198,13 @@ def test_rank_stabilised_scale(toy: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(b, halves()[f"{HF_Q}.lora_B.weight"])
 
 
+def test_a_configuration_with_a_byte_order_mark(toy: Path, tmp_path: Path) -> None:
+    path = folder(tmp_path / "p", halves(), use_rslora=None)
+    file = path / CONFIG
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_adapter(path, *model(toy)).scale == 4 / 2
+
+
 def test_what_must_be_known_of_the_base_model(toy: Path, tmp_path: Path) -> None:
     path = folder(tmp_path / "p", halves())
     with pytest.raises(UsageError, match="--model-base"):
@@ -254,7 +261,15 @@ BAD: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "r huge": (ONE, {"r": 10**30}, "key 'r'"),
     "alpha 0": (ONE, {"lora_alpha": 0}, "lora_alpha"),
     "alpha NaN": (ONE, {"lora_alpha": float("nan")}, "lora_alpha"),
-    "alpha text": (ONE, {"lora_alpha": "4"}, "lora_alpha"),
+    "alpha huge": (ONE, {"lora_alpha": 1e30}, "a number above 1e-30 and below 1e[+]30"),
+    "alpha text": (ONE, {"lora_alpha": "4"}, 'the text "4", but must be .*, without quotes'),
+    "r text": (ONE, {"r": "4"}, 'the text "4", but must be a whole number .*, without quotes'),
+    "r a list": (ONE, {"r": [2]}, "a list, but must be a whole number from 1"),
+    "scale text": (ONE, {"use_rslora": "false"}, 'the text "false", but must be true or false'),
+    "scale 1": (ONE, {"use_rslora": 1}, "key 'use_rslora': 1, but must be true or false;"),
+    "DoRA 0": (ONE, {"use_dora": 0}, "key 'use_dora': 0, but must be true or false"),
+    "biases text": (ONE, {"lora_bias": "no"}, "lora_bias.*, but must be true or false"),
+    "transposed text": (ONE, {"fan_in_fan_out": "x"}, "fan_in_fan_out.*, but must be true or"),
     "alpha of a module": (ONE, {"alpha_pattern": {"q_proj": -1}}, "key 'q_proj'"),
     "pattern no object": (ONE, {"rank_pattern": [1]}, "not an object"),
     "slow pattern": (ONE, {"rank_pattern": {"(a+)+$": 2}}, "regular expression"),

@@ -156,6 +156,14 @@ def test_a_chat_by_pipes(folder: Path, ask: Ask) -> None:
     assert system == whole.removeprefix("<system>rat<user>the<bot>") + "\n"
 
 
+def test_a_template_that_leaves_out_the_system_prompt(folder: Path, ask: Ask) -> None:
+    (folder / "users.jinja").write_text(PLAIN.replace("messages", "messages[-1:]"))
+    words = [*CHAT, "-st", "-sys", "rat", "--chat-template"]
+    warning = "warning: the chat template leaves out the system prompt"
+    assert warning in ask(*words, folder / "users.jinja", said="the")[1]
+    assert warning not in ask(*words, folder / "plain.jinja", said="the")[1]
+
+
 def test_a_chat_reads_only_what_is_new(folder: Path, ask: Ask) -> None:
     said = "the hen and her rat eat on thin reed\n" * 6
     words = [*CHAT, "--chat-template", folder / "plain.jinja", "-c", "2000"]
@@ -352,6 +360,7 @@ def test_bad_inputs_end_in_one_line(folder: Path, capsys: pytest.CaptureFixture[
         "syntax": "{% for m in messages %}",
         "memory": "{{ 'a' * 10**12 }}",
         "refuses": "{{ raise_exception('no users here') }}",
+        "drops": "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
     }
     for name, source in jinja.items():
         (folder / f"{name}.jinja").write_text(source)
@@ -377,6 +386,7 @@ def test_bad_inputs_end_in_one_line(folder: Path, capsys: pytest.CaptureFixture[
         ([*good, "-cnv", "--chat-template", folder / "syntax.jinja"], 2, "cannot be compiled"),
         ([*good, "-cnv", "--chat-template", folder / "memory.jinja"], 2, "memory"),
         ([*good, "-cnv", "--chat-template", folder / "refuses.jinja"], 2, "no users here"),
+        ([*good, "-cnv", "--chat-template", folder / "drops.jinja"], 2, "leaves out the questions"),
     ):
         got, line = refusal(main.main, words, capsys)
         assert (got, said in line) == (code, True), (words, got, line)

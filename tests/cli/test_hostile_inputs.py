@@ -155,7 +155,7 @@ CASES = [
     ("main", f"{M} -p x -n 1.5", 2, "-n: '1.5' is not allowed"),
     ("main", f"{M} -p x -b 0", 2, "-b: '0' is not allowed"),
     ("main", f"{M} -p x --temp nan", 2, "--temp: 'nan' is not allowed"),
-    ("main", f"{M} -p x --repeat-penalty 0", 2, "use a number above 0"),
+    ("main", f"{M} -p x --repeat-penalty 0", 2, "use a number from 0.01"),
     ("main", f"{M} -p x --keep -2", 2, "-1 or more"),
     ("perplexity", f"{M} -f text.txt -c 0", 2, "-c: '0' is not allowed"),
     ("perplexity", f"{M} -f text.txt --chunks -1", 2, "0 or more"),

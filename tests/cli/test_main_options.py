@@ -14,7 +14,7 @@ from nbllama.errors import UsageError
 from nbllama.generation.sampling.params import SamplingParams
 from nbllama.options.chat import MainOptions, options_page, parse_main, read_escapes
 from nbllama.options.parser import table
-from nbllama.options.values import Text
+from nbllama.options.values import Real, Text
 from tests.conftest import ROOT
 
 OPTIONS = table(MainOptions)
@@ -74,7 +74,8 @@ def test_each_value_lands_in_its_own_field() -> None:
             elif isinstance(o.value, Text):
                 got, want = parse(name, "1"), ("1",) if o.many else "1"
             else:
-                text = "0" if o.dest == "n_gpu_layers" else "2"
+                text = "0.5" if isinstance(o.value, Real) else "2"
+                text = "0" if o.dest == "n_gpu_layers" else text
                 got, want = parse(name, text), o.value.parse(text)
             assert getattr(got, o.dest) == want, name
             left = {f.name for f in fields(MainOptions)} - {"prompt", o.dest}
@@ -121,7 +122,14 @@ def test_adapters_are_taken_in_order() -> None:
         ("-m m -ngl 20", "runs on the CPU only"),
         ("-m m --temp hot", "--temp: 'hot' is not allowed; use a number"),
         ("-m m --mirostat 3", "from 0 to 2"),
-        ("-m m --repeat-penalty 0", "above 0"),
+        ("-m m --top-p 95", "--top-p: '95' is not allowed; use a number from 0 to 1 (1 turns"),
+        ("-m m --top-p -1", "--top-p: '-1' is not allowed; use a number from 0 to 1"),
+        ("-m m --min-p 2", "--min-p: '2' is not allowed; use a number from 0 to 1 (0 turns"),
+        ("-m m --typical -1", "--typical: '-1' is not allowed"),
+        ("-m m --repeat-penalty 1e-30", "use a number from 0.01 to 1e+06 (1 turns it off)"),
+        ("-m m --mirostat-ent -5", "use a number from 0 to 100"),
+        ("-m m --mirostat-lr -1", "use a number from 0 to 10"),
+        ("-m m --repeat-penalty 0", "from 0.01"),
         ("-m m --seed 4294967296", "from -1 to 4294967295"),
         ("-m m --lora-scaled a", "the scale is missing"),
         ("-m m --lora-scaled a much", "scale 'much' is not a number"),

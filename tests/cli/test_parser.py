@@ -129,9 +129,10 @@ def test_ends_of_the_ranges() -> None:
     assert Real(0, 1).parse("0") == 0.0
     assert Real(0, 1).parse("1") == 1.0
     assert Real(1).allowed() == "a number, 1 or more"
-    sizes = {"750M": 750 * 10**6, "1.5g": 15 * 10**8, "2k": 2000, "123": 123}
+    sizes = {"750M": 750 * 10**6, "1.5g": 15 * 10**8, "2k": 2000, "123": 123, "4GB": 4 * 10**9}
+    sizes |= {"4GiB": 4 << 30, "1 KiB": 1024, "2Mi": 2 << 20, "1T": 10**12, "7b": 7, "1e9": 10**9}
     assert {text: Size().parse(text) for text in sizes} == sizes
-    for bad in ("", "M", "0", "-1M", "1T", "nan", "inf", "1e30G"):
+    for bad in ("", "M", "0", "-1M", "1P", "4Bytes", "nan", "inf", "1e30G"):
         with pytest.raises(ValueError):
             Size().parse(bad)
     assert Real(0, 1).allowed() == "a number from 0 to 1"

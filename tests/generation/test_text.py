@@ -13,8 +13,9 @@ import nbllama
 from nbllama.adapter.savable import Adapter
 from nbllama.data import Conversation, open_records, prompt_ids
 from nbllama.data.chat import ChatReader
-from nbllama.errors import DataError, NotEnoughMemory, UsageError
+from nbllama.errors import DataError, GGUFError, NotEnoughMemory, UsageError
 from nbllama.generation.model import Model
+from nbllama.gguf_io import open_gguf
 from nbllama.text import chat_template_for, find_layout
 from tests.train.toy_runs import toy_adapter, toy_model
 
@@ -119,7 +120,13 @@ def test_draws(model: Model) -> None:
         ({"top_k": 1.5}, "top_k: '1.5' is not allowed; use a whole number"),
         ({"seed": -1}, "seed: '-1' is not allowed"),
         ({"mirostat": 3}, "mirostat: '3'"),
-        ({"repeat_penalty": 0}, "repeat_penalty: use a number above 0"),
+        ({"repeat_penalty": 0}, "repeat_penalty: '0' is not allowed; use a number from 0.01 to"),
+        ({"top_p": 95}, "top_p: '95' is not allowed; use a number from 0 to 1 (1 turns it off)"),
+        ({"typical": -1}, "typical: '-1' is not allowed; use a number from 0 to 1"),
+        ({"min_p": 2}, "min_p: '2' is not allowed; use a number from 0 to 1 (0 turns it off)"),
+        ({"mirostat_ent": -5}, "mirostat_ent: '-5' is not allowed; use a number from 0 to 100"),
+        ({"top_k": 2**40}, "top_k: '1099511627776' is not allowed; use a whole number"),
+        ({"temperature": 1e-40}, "temperature: 1e-40 is not a normal float32"),
         ({"max_tokens": -1}, "max_tokens: '-1' is not allowed"),
         ({"max_tokens": True}, "max_tokens: 'True' is not allowed"),
     ],
@@ -129,6 +136,16 @@ def test_bad_settings(model: Model, options: dict[str, Any], message: str) -> No
         with pytest.raises(UsageError) as e:
             call(PROMPT, **options)
         assert message in str(e.value)
+
+
+def test_a_weight_that_is_no_number_is_named_with_its_file(tmp_path: Path) -> None:
+    toy_model(tmp_path)
+    path, name = tmp_path / "toy.gguf", "blk.1.attn_q.weight"
+    with open_gguf(path) as f:
+        values = f.data(name).tobytes()
+    path.write_bytes(path.read_bytes().replace(values, b"\xff" * len(values)))
+    with pytest.raises(GGUFError, match=rf"toy\.gguf: tensor {name} .* is infinite or not"):
+        nbllama.load_model(path).generate(PROMPT, max_tokens=1)
 
 
 def test_bad_prompts(model: Model, tmp_path: Path) -> None:

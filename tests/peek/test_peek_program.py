@@ -17,6 +17,7 @@ from nbllama.checkpoint.file import load_checkpoint
 from nbllama.options.steps import parse_steps
 from nbllama.peek.__main__ import main
 from nbllama.peek.dump import Dump, load
+from nbllama.peek.tables import difference
 from tests.train.toy_runs import file_bits, toy_adapter, toy_model, toy_text, words
 
 Capture = pytest.CaptureFixture[str]
@@ -88,6 +89,37 @@ def test_diff(folder: Path, capsys: Capture, tmp_path: Path) -> None:
     Dump({"x": np.array([1.0, 2])}).save(tmp_path / "x.npz")
     Dump({"x": np.array([1.0, np.nan])}).save(tmp_path / "y.npz")
     assert "inf" in run(capsys, "diff", tmp_path / "x.npz", tmp_path / "y.npz")[1]
+
+
+def test_diff_with_a_pattern_that_matches_nothing(capsys: Capture, tmp_path: Path) -> None:
+    Dump({"one": np.ones(1)}).save(tmp_path / "x.npz")
+    Dump({"one": np.ones(1), "two": np.ones(1)}).save(tmp_path / "y.npz")
+    files = ("diff", tmp_path / "x.npz", tmp_path / "y.npz")
+    code, out, err = run(capsys, *files, "one", "thr*")
+    assert (code, out) == (2, "") and "no array is named thr*" in err
+    assert run(capsys, *files, "two")[:2] == (
+        1,
+        "name  largest difference  relative  numbers that "
+        "differ\ntwo   only in B\n1 of 1 arrays differ\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "largest"),
+    [
+        (np.array([2**60, 5]), np.array([2**60 + 1, 5]), 1),
+        (np.array([-(2**63)]), np.array([2**63 - 1]), 2**64),
+        (np.array([-1]), np.array([2**64 - 1], np.uint64), 2**64),
+        (np.array([-3], np.int8), np.array([True]), 4),
+        (np.array([-(2**60)]), np.array([-(2**60) - 1]), 1),
+        (np.array([7], np.uint8), np.array([5], np.int64), 2),
+    ],
+)
+def test_integers_are_compared_exactly(a: np.ndarray, b: np.ndarray, largest: int) -> None:
+    for x, y in ((a, b), (b, a)):
+        found = difference("x", x, y)
+        assert (found.largest, found.changed) == (largest, 1)
+        assert difference("x", x, x).same
 
 
 def test_every_kind_of_file(folder: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_message_names_tensor_type_and_block() -> None:
         check_finite(0, numbers, 3, "output_norm.weight")
     with pytest.raises(GGUFError, match=r"bad\\nname"):
         check_finite(0, numbers, 3, "bad\nname")
+    with pytest.raises(GGUFError, match=r"^m\.gguf: tensor output_norm\.weight"):
+        check_finite(0, numbers, 3, "output_norm.weight", "m.gguf")
 
 
 def test_sizes_are_checked() -> None:

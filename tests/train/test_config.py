@@ -68,6 +68,22 @@ threads: 1
         ("ctx: [1, 2]", "--ctx takes one value, not a list"),
         ("ctx: {a: 1}", "--ctx takes one value"),
         ("dry-run: maybe", "--dry-run is a switch; use true or false"),
+        ("log: off", """line 1: --log: 'off' is not allowed; use "" for no file, or ./off for a"""),
+        ("\nreport: true", "line 2: --report: 'true' is not allowed; use"),
+        ("lora-out: no", "--lora-out: 'no' is not allowed"),
+        ('lora-out: "null"', "--lora-out: 'null' is not allowed"),
+        ("checkpoint_out: None", "--checkpoint-out: 'None' is not allowed"),
+        ('{"checkpoint-in": false}', "--checkpoint-in: 'false' is not allowed"),
+        ("log: |\n  a\n  b", "--log: 'a\\nb' contains a control character; write it on one"),
+        ('report: "C:\\temp"', "--report: 'C:\\temp' contains a control character"),
+        ('sample-start: "\\ud83d"', "--sample-start: '\\ud83d' contains half of a surrogate pair"),
+        ('{\n\t"ctx": 1,\n\t"ctx": 2\n}', "line 3: ctx was already given as ctx"),
+        ('{\n\t"ctx": 1,,\n}', "line 2: not YAML"),
+        ("lr: [1, 2]", "--lr takes one value, not a list"),
+        ("dump: [[1]]", "--dump takes one value, not a list"),
+        ("dump: [x]", "--dump: 'x' is not allowed"),
+        ("--lrr: 1", "unknown option '--lrr'"),
+        ("batch: 1\nb: 2", "line 2: b was already given as batch"),
         ("config: other.yaml", "cannot refer to another"),
         ("- a\n- b", "expected lines of the form `name: value`"),
         ("a: [", "not YAML"),
@@ -79,6 +95,29 @@ def test_bad_config_files(folder: Path, run: Run, text: str, told: str) -> None:
     done = run(logged(folder, 1, "--config", "c.yaml"))
     assert done.code == 2 and told in done.err and "c.yaml" in done.err, done
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("log: |\n  x.log\n", "log", "x.log"),
+        ("log: >-\n  x.log\n", "log", "x.log"),
+        ("log: ./off", "log", "./off"),
+        ('log: ""', "log", ""),
+        ('{\n\t"log":\t"a.jsonl"\n}\n', "log", "a.jsonl"),
+        ('{"sample-start": "\\ud83d\\ude00 \\/"}', "sample_start", "\U0001f600 /"),
+        ("sample-start: no", "sample_start", "no"),
+        ("--lr: 0.5", "adam_alpha", 0.5),
+        ("-b: 3", "batch", 3),
+        ("b: 3", "batch", 3),
+        ('dump: ["1:*", "2:loss"]', "dump", ("1:*", "2:loss")),
+        ("activation-memory: 4 GiB", "activation_memory", 4 << 30),
+    ],
+)
+def test_values_that_are_read_as_meant(tmp_path: Path, text: str, name: str, value: object) -> None:
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    options = parse(["--config", str(tmp_path / "c.yaml"), "--model-base", "m"])
+    assert getattr(options, name) == value
 
 
 def test_config_files_that_are_none(folder: Path, run: Run) -> None:
@@ -117,6 +156,6 @@ def test_a_file_that_is_too_deep_or_too_large(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"--config .*{name}.*: "):
             parse(["--config", str(tmp_path / name)])
     (tmp_path / "large.yaml").write_text("ctx: " + "1" * (1 << 20))
-    for path, why in ((tmp_path / "large.yaml", "at most"), ("/dev/zero", "a character device")):
+    for path, why in ((tmp_path / "large.yaml", "the limit"), ("/dev/zero", "a character device")):
         with pytest.raises(UsageError, match=why):
             parse(["--config", str(path)])

@@ -33,7 +33,7 @@ def commands(line: str) -> list[list[str]]:
 def test_both_commands_that_are_printed_work(folder: Path, run: Run) -> None:
     assert run(short(*FILES)).code == 0
     before = listing(folder)
-    line = refused(run(short(*FILES, "--lr", "0.5")), 5, "adam_alpha was 0.001, now 0.5", "--force")
+    line = refused(run(short(*FILES, "--lr", "0.5")), 5, "lr was 0.001, now 0.5", "--force")
     left = {name: data for name, data in listing(folder).items() if name != "log.jsonl"}
     assert left.items() <= before.items() and "log.jsonl" in before
     own, other = commands(line)

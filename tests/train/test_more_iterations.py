@@ -96,7 +96,7 @@ def test_the_same_from_python(finished: Path, run: Run) -> None:
     again = load_checkpoint(finished / "again-27.gguf")
     state = load_checkpoint(finished / "chk-27.gguf")
     assert again.identity.settings == state.identity.settings
-    with pytest.raises(nbllama.NbllamaError, match="cos_decay_steps was 12, now 40"):
+    with pytest.raises(nbllama.NbllamaError, match="lr_decay_steps was 12, now 40"):
         nbllama.tune(
             "toy.gguf", "chat.jsonl", **options, epochs=5, checkpoint_in="chk-12.gguf",
             lr_decay_steps=40,

@@ -258,7 +258,7 @@ def test_old_checkpoints_that_do_not_fit(folder: Path, run: Run) -> None:
         assert listing(folder) == before
 
     check(5, "rank of wq was 2, now 7", options=("--rank-wq", "7"))
-    check(5, "rank of wq was 2, now 4", "rank of w3 was 2, now 4", options=("--lora-r", "4"))
+    check(5, "rank of wq was 2, now 4", " more differences", options=("--lora-r", "4"))
     check(5, "samples", "--force-reshuffle", options=("--ctx", "8"))
     check(5, "--checkpoint-order left or right")  # its moments are random
     path.write_bytes(whole[: len(whole) // 2])

@@ -55,7 +55,7 @@ def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> Non
     (folder / f"lora-{n}.gguf").unlink()
     more[more.index("--adam-iter") + 1] = str(n - 3)
     done = run(words(folder, *more, "--log", "more.jsonl", ctx=24))
-    refused(done, 5, "cos_decay_steps was")
+    refused(done, 5, "lr_decay_steps was")
     done = run(words(folder, *more[:-2], "--log", "more.jsonl", ctx=24))
     assert done.code == 0, done
     assert (folder / f"lora-{n}.gguf").read_bytes() == before

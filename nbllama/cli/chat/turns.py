@@ -31,8 +31,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
         system = read_escapes(o, o.system_prompt, "--system-prompt")
         messages.append({"role": "system", "content": system})
     stops = talk.stops(slack=0)
-    # Template errors are reported before the user types anything.
-    template.render([*messages, {"role": "user", "content": "x"}], True)
+    _check_template(template, messages, talk)
     n_fixed = len(messages)
     first = talk.text
     if console.typed and not o.single_turn:
@@ -71,6 +70,21 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
             return
         if answer or ending != "interrupt":
             messages += [user, {"role": "assistant", "content": answer}]
+
+
+def _check_template(template: ChatTemplate, messages: list[dict[str, str]], talk: Talk) -> None:
+    """Report problems of the template before the user types anything.
+
+    Prints a warning if the template leaves out the system message in `messages`. Raises
+    `UsageError` if it leaves out the questions, and the errors of `template.render`.
+    """
+    text = template.render([*messages, {"role": "user", "content": "zqquestion"}], True)
+    if "zqquestion" not in text:
+        raise UsageError(
+            "the chat template leaves out the questions; pass another one with --chat-template"
+        )
+    if any(m["content"].strip() not in text for m in messages):
+        talk.console.note("warning: the chat template leaves out the system prompt")
 
 
 def _answer(command: str) -> str:

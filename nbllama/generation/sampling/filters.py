@@ -71,13 +71,13 @@ def top_p(c: Candidates, p: float) -> Candidates:
 
 
 def min_p(c: Candidates, p: float) -> Candidates:
-    """Keep tokens that are at least p times as likely as the most likely token.
+    """Keep the most likely token, and those that are at least p times as likely.
 
     Nguyen et al., "Turning Up the Heat: Min-p Sampling" (2024).
     """
     if p <= 0:
         return c
-    return c.take(c.logits >= c.logits.max() + np.log(np.float32(p)), c.ordered)
+    return c.take(c.logits >= c.logits.max() + min(np.log(np.float32(p)), 0), c.ordered)
 
 
 def typical(c: Candidates, p: float) -> Candidates:

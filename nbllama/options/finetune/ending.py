@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
+from nbllama.options.file_names import File
 from nbllama.options.parser import Saved, option
-from nbllama.options.values import Choice, Real, Text, Whole
+from nbllama.options.values import Choice, Real, Whole
 
 _val = partial(option, "Validation and samples")
 _stop = partial(option, "Early stopping")
@@ -19,7 +20,7 @@ class EndOptions:
     """Options for evaluations and early stopping, and options from the old finetune."""
 
     val_data: str = _val(
-        Text(),
+        File(),
         "",
         "validation data, read in the same way as --train-data; the adapter with the lowest "
         "validation loss is saved under the --lora-out name, with BEST instead of ITERATION",
@@ -56,7 +57,7 @@ class EndOptions:
         shown_default="3 for records, else 0",
     )
     sample_prompts: str = _val(
-        Text(),
+        File(),
         "",
         "file of prompts, one per line, to answer with greedy decoding at each evaluation",
         shown_default="none",

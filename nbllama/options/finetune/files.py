@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.options.file_names import File
 from nbllama.options.parser import option
 from nbllama.options.values import Text, Whole
 
@@ -16,21 +17,21 @@ class FileOptions:
     """Options for file names and the save interval."""
 
     model_base: str = _files(
-        Text(),
+        File(),
         "",
         "base model, a GGUF file",
         shown_default="none; required",
         file="reads",
     )
     train_data: str = _files(
-        Text(),
+        File(),
         "shakespeare.txt",
         "training data: plain text, records (JSON Lines or another format), or a folder with "
         "train.jsonl",
         file="reads",
     )
     checkpoint_in: str | None = _files(
-        Text(),
+        File(),
         None,
         "resume from this checkpoint, or from the newest valid one in a folder, and train for "
         "more iterations; if the file is missing, start from the beginning",
@@ -39,7 +40,7 @@ class FileOptions:
         file="reads",
     )
     lora_in: str = _files(
-        Text(),
+        File(),
         "",
         "start from this adapter (.gguf, .bin or a PEFT folder) with new optimiser moments, "
         "unless there is a checkpoint to resume from",
@@ -47,7 +48,7 @@ class FileOptions:
         file="reads",
     )
     checkpoint_out: str = _files(
-        Text(),
+        File(),
         "checkpoint-ITERATION.gguf",
         "file name for the checkpoints; empty: save none",
         file="writes",
@@ -58,7 +59,7 @@ class FileOptions:
         "if the newest checkpoint is damaged, stop instead of resuming from the previous one",
     )
     lora_out: str = _files(
-        Text(),
+        File(),
         "ggml-lora-ITERATION-f32.gguf",
         "file name for the adapters: .gguf for current llama.cpp, .bin for 2023 versions of "
         "llama.cpp, or a name that ends in / for PEFT; empty: save none",
@@ -85,14 +86,14 @@ class FileOptions:
         shown_default="all for plain text, 2 for records",
     )
     log: str = _files(
-        Text(),
+        File(),
         "",
         "append one line of JSON per iteration to this file",
         shown_default="off",
         file="writes",
     )
     report: str = _files(
-        Text(),
+        File(),
         "",
         "write an HTML page about the run; without --log, the log is written next to the page",
         shown_default="off",
@@ -102,10 +103,10 @@ class FileOptions:
         None, False, "at the end, write a model card and an Ollama Modelfile next to the adapter"
     )
     tensorboard: str = _files(
-        Text("FOLDER"), "", "write TensorBoard event files to this folder", shown_default="off"
+        File("FOLDER"), "", "write TensorBoard event files to this folder", shown_default="off"
     )
     config: str = _files(
-        Text(),
+        File(),
         "",
         "read options from a YAML file of `name: value` lines; the command line takes precedence",
         shown_default="none",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.errors import UsageError
+from nbllama.options.file_names import File
 from nbllama.options.parser import Saved, option
 from nbllama.options.values import Real, Text, Whole
 
@@ -34,7 +35,7 @@ class ManyOptions:
         shown_default="off",
     )
     model_dir: str = _many(
-        Text("FOLDER"),
+        File("FOLDER"),
         "",
         "folder for the base model on the worker machines; the model is copied there unless the "
         "folder already contains a file with the same sha256",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from nbllama.options.file_names import File
 from nbllama.options.parser import option
 from nbllama.options.values import Dumped, Real, Text
 
@@ -22,7 +23,7 @@ class ModelOptions:
         "10-12:*.grad; can be repeated", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
-        Text(),
+        File(),
         "dump-ITERATION.npz",
         "output file for --dump; ITERATION is replaced by the iteration number",
         file="writes",

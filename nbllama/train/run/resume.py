@@ -25,6 +25,11 @@ _MAY_CHANGE = {
     key for name, o in _SAVED.items() if o.saved and o.saved.may_change
     for key in (name, o.saved.key or name)
 }  # fmt: skip
+# In messages, an option has the name that the help lists first.
+_SHOWN = {
+    o.saved.key or name: o.names[0].removeprefix("--").replace("-", "_")
+    for name, o in _SAVED.items() if o.saved
+}  # fmt: skip
 _NONE = ("eval_every", "template_date")  # 0 and "" mean no value
 _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
@@ -119,9 +124,9 @@ def check_resume(
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:
-        return check_fits(path, found, wanted, force=options.force)
+        return check_fits(path, found, wanted, force=options.force, names=_SHOWN)
     found = replace(found, lora_r=wanted.lora_r, lora_alpha=wanted.lora_alpha, settings={})
-    lines = check_fits(path, found, wanted, force=options.force)
+    lines = check_fits(path, found, wanted, force=options.force, names=_SHOWN)
     if state.rng_state and state.n_samples != n_samples and not options.force_reshuffle:
         line = f"the training data changed from {state.n_samples} to {n_samples} samples"
         if not options.force:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nbllama.errors import NbllamaError
+from nbllama.generation.sampling import filters
 from nbllama.generation.sampling.chain import Sampler
 from nbllama.generation.sampling.params import SamplingParams
 from nbllama.generation.sampling.random import Random
@@ -40,6 +41,13 @@ def test_logits_that_are_no_numbers(bad: float) -> None:
         Sampler(GREEDY, 8, 64).sample(x)
     with pytest.raises(ValueError, match=r"expected \(8,\)"):
         Sampler(GREEDY, 8, 64).sample(x[:5])
+
+
+def test_every_filter_keeps_a_token() -> None:
+    x = np.array([0.0, 1.0, 2.0], np.float32)
+    for keep in (filters.min_p, filters.top_p, filters.typical):
+        for p in (-1.0, 0.0, 2.0, 95.0):
+            assert len(keep(filters.Candidates(np.arange(3), x), p).ids) >= 1
 
 
 def test_frequencies_are_those_of_the_softmax() -> None:

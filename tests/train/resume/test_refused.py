@@ -75,9 +75,9 @@ def test_what_is_no_checkpoint(done_10: Path, run: Run) -> None:
 CHANGES: dict[str, tuple[list[str], str]] = {
     "batch": (["--batch", "3"], "batch was 2, now 3"),
     "grad_acc": (["--grad-acc", "1"], "grad_acc was 2, now 1"),
-    "rate": (["--adam-alpha", "0.5"], "adam_alpha was 0.001, now 0.5"),
+    "rate": (["--adam-alpha", "0.5"], "lr was 0.001, now 0.5"),
     "warmup": (["--warmup", "7"], "warmup was 2, now 7"),
-    "decay": (["--adam-decay", "0.7"], "adam_decay was 0.1, now 0.7"),
+    "decay": (["--adam-decay", "0.7"], "weight_decay was 0.1, now 0.7"),
     "seed": (["--seed", "12"], "seed was 11, now 12"),
     "alpha": (["--lora-alpha", "9"], "lora_alpha was 4.0, now 9.0"),
     "ctx": (["--ctx", "8"], "ctx was 16, now 8"),
