@@ -6,7 +6,8 @@ both are lists of messages, they form one chat, in which the answers in "complet
 
 from __future__ import annotations
 
-from nbllama.data.formats.messages import messages_of, wanted_by
+from nbllama.data.formats.masks import wanted_by
+from nbllama.data.formats.messages import messages_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,

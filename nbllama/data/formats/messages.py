@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbllama.data.formats.calls import calls_of
+from nbllama.data.formats.calls import CALLING_ROLES, calls_in_text, calls_of
+from nbllama.data.formats.masks import MASK_KEYS, silent_ones
+from nbllama.data.formats.parts import text_of_parts
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Conversation,
@@ -24,8 +26,8 @@ from nbllama.data.formats.record import (
 )
 from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
+from nbllama.text.thoughts import closer_in, opening
 
-MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")
 _EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
 MESSAGE_KEYS = frozenset(("role", "content", *_EXTRA_KEYS))
 """The keys that are read from every message."""
@@ -66,21 +68,25 @@ def _message(message: Any, where: str) -> Message:
     if calls and role != ANSWERING_ROLE:
         raise DataError(f'{where}only messages with the role "{ANSWERING_ROLE}" can call tools')
     if isinstance(message.get("content"), list):
-        content = _parts(message["content"], where)
+        content = text_of_parts(message, "content", where, answer=role == ANSWERING_ROLE)
     else:
         content = text_of(message, "content", where, default="" if calls else None)
+    if role in CALLING_ROLES:
+        calls, content = calls_in_text(content, where)
+        role = ANSWERING_ROLE
     out = {"role": "tool" if role == "function" else role, "content": content}
-    return out | extras(message, role, calls, where)
+    return out | extras(message, out, calls, where)
 
 
-def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
-    """Return the parts of a message other than its role and content.
+def extras(message: Record, read: Message, calls: list[Message], where: str) -> Message:
+    """Return the parts of a message other than its role and content, which `read` contains.
 
     These are the thought, the tool calls and, for the result of a tool call, the name of the tool
     and the id of the call. Raises `DataError`.
     """
     out: Message = {}
-    thought = _thought(message, where)
+    role = read["role"]
+    thought = _thought(message, read["content"], where)
     if thought:
         if role != ANSWERING_ROLE:
             raise DataError(
@@ -89,14 +95,15 @@ def extras(message: Record, role: str, calls: list[Message], where: str) -> Mess
         out |= dict.fromkeys(THOUGHT_KEYS, thought)
     if calls:
         out["tool_calls"] = calls
-    if role in ("tool", "function"):
+    if role == "tool":
         for key in sorted(RESULT_KEYS):
             if message.get(key) is not None:
                 out[key] = text_of(message, key, where)
     return out
 
 
-def _thought(message: Record, where: str) -> str:
+def _thought(message: Record, content: str, where: str) -> str:
+    """Return the thought under one of the `THOUGHT_KEYS`, without marks, or ""."""
     found = ""
     for key in THOUGHT_KEYS:
         if message.get(key) is None:
@@ -105,60 +112,37 @@ def _thought(message: Record, where: str) -> str:
         if thought.strip() and found and thought != found:
             raise DataError(f'{where}the message contains two thoughts, one of them under "{key}"')
         found = found or (thought if thought.strip() else "")
-    return found
+    if not found:
+        return ""
+    found = _without_marks(found, where)
+    inside = opening(content)
+    if inside is None or not inside.inner.strip():
+        return found
+    if inside.inner.strip() != found.strip():
+        raise DataError(
+            f"{where}the message contains two thoughts, one in its text and a different one under "
+            f'"{next(key for key in THOUGHT_KEYS if message.get(key))}"; keep one of them'
+        )
+    return ""  # the template would write the same thought twice
 
 
-def _parts(parts: list[Any], where: str) -> str:
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise DataError(f'{where}"content" has a part that is not text')
-        texts.append(text_of(part, "text", where))
-    return "".join(texts)
-
-
-def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the indices of the answers that mask keys exclude from training, and notices.
-
-    Each notice is represented by its kind (`nbllama.data.notices`).
-
-    Raises `DataError` if the value of a mask key is not 0, 1, true or false, if mask keys
-    contradict each other, or if one requests training on a message that is not an answer.
-    """
-    silent = set()
-    notices: tuple[str, ...] = ()
-    for i, (message, role) in enumerate(zip(messages, roles, strict=True)):
-        wanted = wanted_by(message, f"message {i + 1}: ")
-        if not wanted:
-            continue
-        if role != ANSWERING_ROLE:
-            if any(wanted.values()):
-                key = next(key for key, on in wanted.items() if on)
-                raise DataError(
-                    f'message {i + 1}: "{key}" marks a message with the role "{role}" for '
-                    "training, but only answers can be trained on"
-                )
-            notices = ("mask",)
-        elif len(set(wanted.values())) > 1:
-            raise DataError(f"message {i + 1}: {' and '.join(wanted)} contradict each other")
-        elif not any(wanted.values()):
-            silent.add(i)
-    return frozenset(silent), notices
-
-
-def wanted_by(message: Record, where: str) -> dict[str, bool]:
-    """Return, for each mask key in a message, whether it requests training. Raises `DataError`."""
-    wanted: dict[str, bool] = {}
-    if message.keys().isdisjoint(MASK_KEYS):
-        return wanted
-    for key in MASK_KEYS:
-        value = message.get(key)
-        if value is None:
-            continue
-        if isinstance(value, str) or value not in (0, 1):
-            raise DataError(f'{where}"{key}" must be 0 or 1')
-        wanted[key] = bool(value) != (key == "masked")
-    return wanted
+def _without_marks(thought: str, where: str) -> str:
+    """Return a thought without marks such as <think> around it, which the template writes."""
+    found = opening(thought)
+    if found is None:
+        closer = closer_in(thought)
+        ends = closer is not None and not thought[closer.end() :].strip()
+        return thought[: closer.start()].strip() if closer is not None and ends else thought
+    inside = thought[found.start + len(found.opener) :]
+    if not found.closed:
+        marked = found.opener.startswith("<") and inside.startswith("\n")
+        return inside.strip() if marked else thought
+    if thought[found.end :].strip():
+        raise DataError(
+            f"{where}the thought contains text after {found.closer}; move it into the message's "
+            "text"
+        )
+    return found.inner.strip()
 
 
 FORMAT = Format("chat", ("messages",), read)

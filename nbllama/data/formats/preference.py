@@ -13,7 +13,8 @@ from typing import Any
 
 from nbllama.data.folding import canonical
 from nbllama.data.formats import alpaca
-from nbllama.data.formats.messages import messages_of, wanted_by
+from nbllama.data.formats.masks import wanted_by
+from nbllama.data.formats.messages import messages_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,

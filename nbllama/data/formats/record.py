@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from nbllama.data.json_text import value_of
 from nbllama.errors import DataError, shown
 from nbllama.text.variables import RESERVED, variable_value
 
@@ -145,10 +146,7 @@ def tools_of(record: Record) -> list[Any] | None:
     if isinstance(tools, str):
         if not tools.strip():
             return None
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f'"{key}" is not valid JSON') from e
+        tools = value_of(tools, f'"{key}"')
     if not tools:
         return None
     if not isinstance(tools, list):
@@ -168,10 +166,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
     """Return the template variables under "chat_template_kwargs". Raises `DataError`."""
     value = record.get("chat_template_kwargs")
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise DataError('"chat_template_kwargs" is not valid JSON') from e
+        value = value_of(value, '"chat_template_kwargs"')
     if not value:
         return None
     if not isinstance(value, dict):
@@ -238,7 +233,11 @@ def check_unicode(value: str, what: str) -> None:
 
 
 def check_json(value: Any, what: str) -> None:
-    """Raise `DataError` if a value is nested too deeply or contains an unpaired surrogate."""
+    """Raise `DataError` if a value cannot be written as JSON.
+
+    It must not be nested too deeply or contain an unpaired surrogate or a number that is not
+    finite.
+    """
     level = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -251,7 +250,11 @@ def check_json(value: Any, what: str) -> None:
             break
     else:
         raise DataError(f"{what} must not be nested more than {_DEEPEST} levels deep")
-    check_unicode(json.dumps(value, ensure_ascii=False), what)
+    try:
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError as e:
+        raise DataError(f"{what} must not contain a number that is not finite") from e
+    check_unicode(written, what)
 
 
 def kind_of(value: object) -> str:

@@ -7,11 +7,11 @@ are read as chats.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from nbllama.data.formats.calls import call_of, calls_of
-from nbllama.data.formats.messages import extras, messages_of, silent_ones
+from nbllama.data.formats.calls import CALLING_ROLES, RESULT_ROLES, calls_in_text, calls_of
+from nbllama.data.formats.masks import silent_ones
+from nbllama.data.formats.messages import extras, messages_of
 from nbllama.data.formats.record import (
     Conversation,
     Format,
@@ -37,10 +37,9 @@ ROLES = {
     "ai": "assistant",
     "chatbot": "assistant",
     "model": "assistant",
-    "function_call": "assistant",
+    **dict.fromkeys(CALLING_ROLES, "assistant"),
     "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(RESULT_ROLES, "tool"),
 }
 
 
@@ -71,24 +70,10 @@ def _turn(turn: Any, where: str) -> Message:
         raise DataError(f"{where}\"from\" is '{shown(speaker, 40)}', not one of {', '.join(ROLES)}")
     role, calls = ROLES[speaker], calls_of(turn, where)
     value = text_of(turn, "value", where, default="" if calls else None)
-    if speaker == "function_call" and not calls:
-        calls, value = _calls(value, where)
-    return {"role": role, "content": value} | extras(turn, role, calls, where)
-
-
-def _calls(value: str, where: str) -> tuple[list[Message], str]:
-    """Return the tool calls and the text of a "function_call" turn.
-
-    A value that begins like JSON is a call or a list of calls; any other value is a plain answer.
-    """
-    if not value.lstrip().startswith(("{", "[")):
-        return [], value
-    try:
-        calls = json.loads(value)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}the call is not valid JSON") from e
-    calls = calls if isinstance(calls, list) else [calls]
-    return [call_of(call, where) for call in calls], ""
+    if speaker in CALLING_ROLES and not calls:
+        calls, value = calls_in_text(value, where)
+    message = {"role": role, "content": value}
+    return message | extras(turn, message, calls, where)
 
 
 FORMAT = Format("sharegpt", ("conversations",), read)
