@@ -25,7 +25,6 @@ from nbllama.data.turns import (
     is_turns,
     with_numbers,
     with_roles,
-    with_system,
 )
 from nbllama.data.wrapped import COLUMN, is_column
 from nbllama.errors import DataError, shown
@@ -59,8 +58,7 @@ def known_names(
         record = _with_more(record, counts)
     _refuse_table_by_columns(record)
     record = by_turns(record)
-    record = with_roles(with_numbers(record, counts), counts)
-    return with_system(record, counts) if "messages" in record and "system" in record else record
+    return with_roles(with_numbers(record, counts), counts)
 
 
 def prompt_names(record: Record, counts: Counts) -> Record:

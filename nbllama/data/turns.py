@@ -76,18 +76,6 @@ def by_turns(record: Record) -> Record:
     return rest | {"conversations": turns}
 
 
-def with_system(record: Record, counts: Counts) -> Record:
-    """Convert the "system" key of a chat (as in Anthropic's API) to a system message."""
-    system, turns = record["system"], record["messages"]
-    if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
-        return record
-    if isinstance(turns[0], dict) and turns[0].get("role") == "system":
-        return record
-    counts.columns[("system", "the first message")] += 1
-    rest = {key: value for key, value in record.items() if key != "system"}
-    return rest | {"messages": [{"role": "system", "content": system}, *turns]}
-
-
 def _turn(turn: Record, counts: Counts) -> Record:
     """Return a message with standard names, or the same object if nothing changes."""
     if type(turn.get("role")) is str and "content" in turn:

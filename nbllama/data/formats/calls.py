@@ -17,6 +17,7 @@ RESULT_ROLES = ("observation", "function_response", "tool_response")
 CALL_KEYS = frozenset(("name", "id", "type", "index", "function", "description", "strict"))
 """The keys of a tool call other than those for its arguments."""
 ARGUMENT_KEYS = ("arguments", "parameters", "input")
+READ_IN_CALLS = CALL_KEYS.union(ARGUMENT_KEYS)
 # Keys that are probably meant to contain the arguments, but that are not read.
 _LIKE_ARGUMENTS = frozenset(
     ("argument", "args", "arg", "kwargs", "params", "parameter", "inputs", "tool_input")

@@ -2,7 +2,7 @@
 
 The content of a message is text, or a list of {"type": "text", "text": ...} parts. An assistant
 message can contain tool calls, a thought, and a key that excludes it from training. The record can
-also contain "tools" and "chat_template_kwargs". Other keys are ignored and reported.
+also contain "system", "tools" and "chat_template_kwargs". Other keys are ignored and reported.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nbllama.data.formats.record import (
     Message,
     Record,
     Style,
-    conversation,
     filled,
     kind_of,
     text_of,
 )
+from nbllama.data.formats.system import chat_with_system
 from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
 from nbllama.text.thoughts import closer_in, opening
@@ -40,7 +40,7 @@ RESULT_KEYS = frozenset(("name", "tool_call_id"))
 def read(record: Record, style: Style) -> Conversation:
     """Read the messages of a chat. Raises `DataError`."""
     messages, silent, notices = messages_of(record, "messages")
-    return conversation(messages, silent, record, notices)
+    return chat_with_system(messages, silent, record, notices)
 
 
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:

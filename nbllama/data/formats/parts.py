@@ -9,6 +9,8 @@ from nbllama.data.formats.record import Record, kind_of, text_of
 from nbllama.errors import DataError, shown
 
 TEXT_TYPES = ("text", "input_text", "output_text")
+PART_KEYS = frozenset(("type", "text"))
+"""The keys that are read from every part."""
 _INSTEAD = {
     "tool_use": 'write the call under "tool_calls"',
     "tool_call": 'write the call under "tool_calls"',

@@ -18,10 +18,10 @@ from nbllama.data.formats.record import (
     Message,
     Record,
     Style,
-    conversation,
     kind_of,
     text_of,
 )
+from nbllama.data.formats.system import chat_with_system
 from nbllama.errors import DataError, shown
 
 ROLES = {
@@ -46,8 +46,6 @@ ROLES = {
 def read(record: Record, style: Style) -> Conversation:
     """Read the messages of a conversation. Raises `DataError`."""
     turns = record.get("conversations")
-    system = text_of(record, "system", default="")
-    first = [{"role": "system", "content": system}] if system.strip() else []
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
         messages, silent, notices = messages_of(record, "conversations")
     else:
@@ -58,8 +56,7 @@ def read(record: Record, style: Style) -> Conversation:
             raise DataError(f'"conversations" must be a list of messages, not {what}')
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
         silent, notices = silent_ones(turns, [m["role"] for m in messages])
-    silent = frozenset(i + len(first) for i in silent)
-    return conversation(first + messages, silent, record, notices, n_first=len(first))
+    return chat_with_system(messages, silent, record, notices)
 
 
 def _turn(turn: Any, where: str) -> Message:
