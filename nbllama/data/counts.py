@@ -10,6 +10,7 @@ from nbllama.data.formats import Format, Record
 from nbllama.data.formats.calls import READ_IN_CALLS
 from nbllama.data.formats.messages import MESSAGE_KEYS, RESULT_KEYS, TURN_KEYS
 from nbllama.data.formats.parts import PART_KEYS
+from nbllama.data.formats.record import SCHEMA_KEYS
 from nbllama.errors import shown
 
 READ_LINE = "read: "  # how a line about the keys begins
@@ -111,7 +112,20 @@ def count_keys(record: Record, found: Format, counts: Counts) -> None:
             counts.used[key] += 1
         else:
             counts.unread[shown(key, 40)] += 1
+    if record.get("tools"):
+        _count_schemas(record["tools"], counts)
     count_message_keys(record, counts)
+
+
+def _count_schemas(tools: Any, counts: Counts) -> None:
+    """Count the keys that are read as the parameters of a tool."""
+    for key in SCHEMA_KEYS:
+        if isinstance(tools, str):
+            found = f'"{key}"' in tools
+        else:
+            found = any(key in tool for tool in tools if isinstance(tool, dict))
+        if found:
+            counts.columns[(key, "parameters")] += 1
 
 
 def count_message_keys(record: Record, counts: Counts) -> None:

@@ -7,7 +7,7 @@ both are lists of messages, they form one chat, in which the answers in "complet
 from __future__ import annotations
 
 from nbllama.data.formats.masks import wanted_by
-from nbllama.data.formats.messages import messages_of
+from nbllama.data.formats.messages import check_no_list, messages_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,
@@ -38,6 +38,7 @@ def read(record: Record, style: Style) -> Plain:
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
         silent = frozenset(given | {n + i for i in silent})
         return conversation(asked + answered, silent, record, notices or more)
+    check_no_list(record, "prompt")
     prompt = text_of(record, "prompt")
     return Continuation(prompt, filled(text_of(record, "completion"), "the answer (completion)"))
 

@@ -7,6 +7,7 @@ also contain "system", "tools" and "chat_template_kwargs". Other keys are ignore
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, calls_in_text, calls_of
@@ -24,14 +25,17 @@ from nbllama.data.formats.record import (
     text_of,
 )
 from nbllama.data.formats.system import chat_with_system
+from nbllama.data.json_text import value_of
 from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
 from nbllama.text.thoughts import closer_in, opening
 
-_EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
-MESSAGE_KEYS = frozenset(("role", "content", *_EXTRA_KEYS))
+# The role of a message in a list that Python wrote, as pandas does for a table.
+_ROLE_IN_TEXT = re.compile(r"'role': '(?:user|assistant|system)'")
+EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
+MESSAGE_KEYS = frozenset(("role", "content", *EXTRA_KEYS))
 """The keys that are read from every message."""
-TURN_KEYS = frozenset(("from", "value", *_EXTRA_KEYS))
+TURN_KEYS = frozenset(("from", "value", *EXTRA_KEYS))
 """The keys that are read from every turn of a chat in ShareGPT's format."""
 RESULT_KEYS = frozenset(("name", "tool_call_id"))
 """The keys that are also read from the result of a tool call."""
@@ -51,13 +55,33 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
-    messages = record[key]
-    if not isinstance(messages, list) or not messages:
-        what = "empty" if messages == [] else kind_of(messages)
-        raise DataError(f'"{key}" must be a list of messages, not {what}')
+    messages = listed(record, key)
     parsed = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
+    _check_calling(messages)
     silent, notices = silent_ones(messages, [m["role"] for m in parsed])
     return parsed, silent, notices
+
+
+def listed(record: Record, key: str) -> list[Any]:
+    """Return the messages under `key`, which are not yet checked. Raises `DataError`."""
+    messages = record[key]
+    if isinstance(messages, str) and messages.lstrip()[:1] == "[":
+        messages = value_of(messages, f'"{key}" is text, which must be a list of messages in JSON')
+    if not isinstance(messages, list) or not messages:
+        what = "empty" if messages == [] else kind_of(messages)
+        hint = "; in text, write the list as JSON" if isinstance(messages, str) else ""
+        raise DataError(f'"{key}" must be a list of messages, not {what}{hint}')
+    return messages
+
+
+def check_no_list(record: Record, key: str) -> None:
+    """Raise `DataError` for plain text that was probably meant to be a list of messages."""
+    text = record.get(key)
+    if isinstance(text, str) and text[:2] == "[{" and _ROLE_IN_TEXT.search(text):
+        raise DataError(
+            f'"{key}" looks like a list of messages, but is text that is not valid JSON; write the '
+            "list with json.dumps"
+        )
 
 
 def _message(message: Any, where: str) -> Message:
@@ -76,6 +100,18 @@ def _message(message: Any, where: str) -> Message:
         role = ANSWERING_ROLE
     out = {"role": "tool" if role == "function" else role, "content": content}
     return out | extras(message, out, calls, where)
+
+
+def _check_calling(messages: list[Record]) -> None:
+    """Raise `DataError` for two messages in succession that only consist of calls."""
+    calling = [m["role"] in CALLING_ROLES for m in messages]
+    if any(calling):
+        for i in range(1, len(messages)):
+            if calling[i - 1] and calling[i]:
+                raise DataError(
+                    f'message {i + 1}: the previous message also has the role "'
+                    f'{messages[i - 1]["role"]}"; put both calls into one message, as a JSON list'
+                )
 
 
 def extras(message: Record, read: Message, calls: list[Message], where: str) -> Message:

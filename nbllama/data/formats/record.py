@@ -25,6 +25,9 @@ the arguments as written in the record), the thought under each of `nbllama.text
 
 ANSWERING_ROLE = "assistant"
 
+SCHEMA_KEYS = ("input_schema", "inputSchema")
+"""The keys for the parameters of a tool in Anthropic's API and in MCP."""
+
 _DEEPEST = 64  # levels of lists and objects
 
 
@@ -136,19 +139,21 @@ def conversation(
 def tools_of(record: Record) -> list[Any] | None:
     """Return the tools under "tools" or the older "functions" (a list, or a list as JSON text).
 
-    A bare function is wrapped in {"type": "function", "function": ...}, as servers require.
-    Raises `DataError`.
+    A bare function is wrapped in {"type": "function", "function": ...}, as servers require, and its
+    parameters can be under one of the `SCHEMA_KEYS`. Raises `DataError`.
     """
-    key = next((key for key in ("tools", "functions") if record.get(key)), None)
-    if key is None:
-        return None
-    tools = record[key]
+    found = [tools for key in ("tools", "functions") if (tools := _tools(record, key))]
+    if len(found) > 1 and found[0] != found[1]:
+        raise DataError('"tools" and "functions" contain different tools; keep one of them')
+    return found[0] if found else None
+
+
+def _tools(record: Record, key: str) -> list[Any]:
+    tools = record.get(key)
     if isinstance(tools, str):
-        if not tools.strip():
-            return None
-        tools = value_of(tools, f'"{key}"')
+        tools = value_of(tools, f'"{key}"') if tools.strip() else None
     if not tools:
-        return None
+        return []
     if not isinstance(tools, list):
         raise DataError(f'"{key}" must be a list, not {kind_of(tools)}')
     out = []
@@ -156,10 +161,26 @@ def tools_of(record: Record) -> list[Any] | None:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f'"{key}" contains an entry that is not a function with a name')
-        framed = tool if "function" in tool else {"type": "function", "function": tool}
-        out.append(framed)
+        if not function.keys().isdisjoint(SCHEMA_KEYS):
+            function = _with_parameters(function)
+            tool = tool | {"function": function} if "function" in tool else function
+        out.append(tool if "function" in tool else {"type": "function", "function": tool})
     check_json(out, f'"{key}"')
     return out
+
+
+def _with_parameters(function: Record) -> Record:
+    """Return a function of Anthropic's API or MCP with its parameters where templates expect them.
+
+    Raises `DataError` if it has different parameters under several keys.
+    """
+    given = [function[k] for k in ("parameters", *SCHEMA_KEYS) if function.get(k) is not None]
+    if any(value != given[0] for value in given):
+        raise DataError(
+            f"the tool '{shown(function['name'], 40)}' has different parameters under several keys"
+        )
+    rest = {key: value for key, value in function.items() if key not in SCHEMA_KEYS}
+    return rest | {"parameters": given[0]} if given else rest
 
 
 def variables_of(record: Record) -> dict[str, Any] | None:
@@ -197,8 +218,8 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
 
     Returns `default`, if it is given, for a missing key or a null value.
 
-    Raises `DataError` if the key is missing, or if the value is not text or contains an unpaired
-    surrogate.
+    Raises `DataError` if the key is missing, or if the value is not text or contains a NUL
+    character or an unpaired surrogate.
     """
     value = record.get(key)
     if value is None and default is not None:
@@ -207,6 +228,8 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
         raise DataError(f'{where}the key "{key}" is missing')
     if not isinstance(value, str):
         raise DataError(f'{where}"{key}" must be text, not {kind_of(value)}')
+    if "\0" in value:
+        raise DataError(f'{where}"{key}" contains a NUL character (U+0000); remove it')
     if not value.isascii():
         check_unicode(value, f'{where}"{key}"')
     return value

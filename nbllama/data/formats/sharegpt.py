@@ -11,7 +11,7 @@ from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, RESULT_ROLES, calls_in_text, calls_of
 from nbllama.data.formats.masks import silent_ones
-from nbllama.data.formats.messages import extras, messages_of
+from nbllama.data.formats.messages import extras, listed, messages_of
 from nbllama.data.formats.record import (
     Conversation,
     Format,
@@ -51,9 +51,7 @@ def read(record: Record, style: Style) -> Conversation:
     else:
         if "conversations" not in record:
             raise DataError('the key "conversations" is missing')
-        if not isinstance(turns, list) or not turns:
-            what = "empty" if turns == [] else kind_of(turns)
-            raise DataError(f'"conversations" must be a list of messages, not {what}')
+        turns = listed(record, "conversations")
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
         silent, notices = silent_ones(turns, [m["role"] for m in messages])
     return chat_with_system(messages, silent, record, notices)
