@@ -153,7 +153,7 @@ def _spelled(turn: Record, counts: Counts) -> Record:
     """
     names: dict[str, str] = {}
     for key, value in turn.items():
-        if key in _KNOWN_KEYS or value in _EMPTY:
+        if key in _KNOWN_KEYS or not isinstance(key, str) or value in _EMPTY:
             continue
         usual = _SPELLINGS.get(canonical(key).replace("_", ""))
         if usual == "function_call" and isinstance(value, list):
