@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -245,8 +246,7 @@ def _line(text: str, at: int) -> int:
 
 
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at
+    return found.end() if (found := pattern.match(text, at)) else at
 
 
 def _decode(text: str, at: int) -> tuple[Any, int]:
@@ -274,8 +274,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the members of an object. Raises `ValueError` if a key appears twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
         raise ValueError(f'the key "{shown(twice, 40)}" appears twice in an object')
     return found
 
