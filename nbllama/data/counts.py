@@ -10,7 +10,7 @@ from nbllama.data.formats import Format, Record
 from nbllama.data.formats.calls import READ_IN_CALLS
 from nbllama.data.formats.messages import MESSAGE_KEYS, RESULT_KEYS, TURN_KEYS
 from nbllama.data.formats.parts import PART_KEYS
-from nbllama.data.formats.record import SCHEMA_KEYS
+from nbllama.data.formats.tools import SCHEMA_KEYS
 from nbllama.errors import shown
 
 READ_LINE = "read: "  # how a line about the keys begins

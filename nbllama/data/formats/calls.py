@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from nbllama.data.folding import fold
+from nbllama.data.formats.checks import Record, check_json, kind_of, text_of
 from nbllama.data.formats.masks import check_whole
-from nbllama.data.formats.record import Message, Record, check_json, kind_of, text_of
+from nbllama.data.formats.record import Message
 from nbllama.data.json_text import value_of
 from nbllama.errors import DataError, shown
 

@@ -6,6 +6,7 @@ both are lists of messages, they form one chat, in which the answers in "complet
 
 from __future__ import annotations
 
+from nbllama.data.formats.checks import Record, filled, text_of
 from nbllama.data.formats.masks import wanted_by
 from nbllama.data.formats.messages import check_no_list, messages_of
 from nbllama.data.formats.record import (
@@ -13,11 +14,8 @@ from nbllama.data.formats.record import (
     Continuation,
     Format,
     Plain,
-    Record,
     Style,
     conversation,
-    filled,
-    text_of,
 )
 from nbllama.errors import DataError
 

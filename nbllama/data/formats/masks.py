@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbllama.data.formats.record import ANSWERING_ROLE, Record
+from nbllama.data.formats.checks import Record
+from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.errors import DataError
 
 MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")

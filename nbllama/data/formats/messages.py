@@ -11,19 +11,10 @@ import re
 from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, calls_in_text, calls_of
+from nbllama.data.formats.checks import Record, filled, kind_of, text_of
 from nbllama.data.formats.masks import MASK_KEYS, silent_ones
 from nbllama.data.formats.parts import text_of_parts
-from nbllama.data.formats.record import (
-    ANSWERING_ROLE,
-    Conversation,
-    Format,
-    Message,
-    Record,
-    Style,
-    filled,
-    kind_of,
-    text_of,
-)
+from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Format, Message, Style
 from nbllama.data.formats.system import chat_with_system
 from nbllama.data.json_text import value_of
 from nbllama.errors import DataError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbllama.data.formats.checks import Record, kind_of, text_of
 from nbllama.data.formats.masks import check_whole
-from nbllama.data.formats.record import Record, kind_of, text_of
 from nbllama.errors import DataError, shown
 
 TEXT_TYPES = ("text", "input_text", "output_text")

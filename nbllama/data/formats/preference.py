@@ -13,6 +13,7 @@ from typing import Any
 
 from nbllama.data.folding import canonical
 from nbllama.data.formats import alpaca
+from nbllama.data.formats.checks import Record, filled, kind_of, text_of
 from nbllama.data.formats.masks import wanted_by
 from nbllama.data.formats.messages import check_no_list, messages_of
 from nbllama.data.formats.record import (
@@ -23,12 +24,8 @@ from nbllama.data.formats.record import (
     Message,
     Pair,
     Plain,
-    Record,
     Style,
     conversation,
-    filled,
-    kind_of,
-    text_of,
     weight_of,
 )
 from nbllama.errors import DataError

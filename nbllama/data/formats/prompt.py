@@ -11,18 +11,9 @@ This format is not in `FORMATS`, because its records have no answer to train on.
 from __future__ import annotations
 
 from nbllama.data.formats import alpaca
+from nbllama.data.formats.checks import Record, filled, keys_of, text_of
 from nbllama.data.formats.messages import messages_of
-from nbllama.data.formats.record import (
-    ANSWERING_ROLE,
-    Conversation,
-    Message,
-    Record,
-    Style,
-    conversation,
-    filled,
-    keys_of,
-    text_of,
-)
+from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Message, Style, conversation
 from nbllama.data.formats.system import system_of
 from nbllama.errors import DataError
 

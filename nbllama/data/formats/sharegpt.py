@@ -10,17 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, RESULT_ROLES, calls_in_text, calls_of
+from nbllama.data.formats.checks import Record, kind_of, text_of
 from nbllama.data.formats.masks import silent_ones
 from nbllama.data.formats.messages import extras, listed, messages_of
-from nbllama.data.formats.record import (
-    Conversation,
-    Format,
-    Message,
-    Record,
-    Style,
-    kind_of,
-    text_of,
-)
+from nbllama.data.formats.record import Conversation, Format, Message, Style
 from nbllama.data.formats.system import chat_with_system
 from nbllama.errors import DataError, shown
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from nbllama.data.formats.checks import Record, text_of
 from nbllama.data.formats.parts import text_of_parts
-from nbllama.data.formats.record import Conversation, Message, Record, conversation, text_of
+from nbllama.data.formats.record import Conversation, Message, conversation
 from nbllama.errors import DataError
 
 _ROLES = ("system", "developer")
