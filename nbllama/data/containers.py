@@ -12,7 +12,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from nbllama.data.folding import trimmed
-from nbllama.data.formats.record import Record
+from nbllama.data.formats.checks import Record
 from nbllama.data.json_values import broken_byte
 from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, counted, shown

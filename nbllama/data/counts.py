@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from nbllama.data.formats import Format, Record
+from nbllama.data.formats.calls import READ_IN_CALLS
 from nbllama.data.formats.messages import MESSAGE_KEYS, RESULT_KEYS, TURN_KEYS
+from nbllama.data.formats.parts import PART_KEYS
+from nbllama.data.formats.tools import SCHEMA_KEYS
 from nbllama.errors import shown
 
 READ_LINE = "read: "  # how a line about the keys begins
 _READ = {
-    "chat": {"tools", "functions", "chat_template_kwargs"},
+    "chat": {"system", "tools", "functions", "chat_template_kwargs"},
     "sharegpt": {"system", "tools", "functions", "chat_template_kwargs"},
     "completion": {"tools", "functions", "chat_template_kwargs"},
     "preference": {
@@ -20,7 +23,7 @@ _READ = {
         "input", "system", "history",
     },
     "labelled": {"weight", "tools", "functions", "chat_template_kwargs"},
-    "alpaca": {"input", "system", "history"},
+    "alpaca": {"input", "system", "history", "tools", "functions", "chat_template_kwargs"},
     "text": set[str](),
 }  # fmt: skip
 # Keys that can contain messages.
@@ -109,7 +112,20 @@ def count_keys(record: Record, found: Format, counts: Counts) -> None:
             counts.used[key] += 1
         else:
             counts.unread[shown(key, 40)] += 1
+    if record.get("tools"):
+        _count_schemas(record["tools"], counts)
     count_message_keys(record, counts)
+
+
+def _count_schemas(tools: Any, counts: Counts) -> None:
+    """Count the keys that are read as the parameters of a tool."""
+    for key in SCHEMA_KEYS:
+        if isinstance(tools, str):
+            found = f'"{key}"' in tools
+        else:
+            found = any(key in tool for tool in tools if isinstance(tool, dict))
+        if found:
+            counts.columns[(key, "parameters")] += 1
 
 
 def count_message_keys(record: Record, counts: Counts) -> None:
@@ -126,11 +142,27 @@ def count_message_keys(record: Record, counts: Counts) -> None:
 def _count_in(message: Any, counts: Counts) -> None:
     if not isinstance(message, dict):
         return
+    if isinstance(parts := message.get("content"), list):
+        _count_among(parts, PART_KEYS, "content", counts)
+    if isinstance(calls := message.get("tool_calls"), list):
+        functions = [call.get("function") for call in calls if isinstance(call, dict)]
+        _count_among([*calls, *functions], READ_IN_CALLS, "tool_calls", counts)
     read = MESSAGE_KEYS if "role" in message else TURN_KEYS
     if message.keys() <= read:
         return
     if message.get("role") in ("tool", "function"):
         read = read | RESULT_KEYS
-    for key in message.keys() - read:
-        if message[key] not in (None, "", [], {}):
-            counts.unread_in_messages[shown(key, 40)] += 1
+    _count(message, read, "", counts)
+
+
+def _count_among(pieces: list[Any], read: frozenset[str], where: str, counts: Counts) -> None:
+    """Count the unread keys in the parts or the tool calls of a message."""
+    for piece in pieces:
+        if isinstance(piece, dict) and not piece.keys() <= read:
+            _count(piece, read, f" in {where}", counts)
+
+
+def _count(record: Record, read: frozenset[str], where: str, counts: Counts) -> None:
+    for key in record.keys() - read:
+        if record[key] not in (None, "", [], {}):
+            counts.unread_in_messages[shown(key, 40) + where] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -138,7 +139,7 @@ def _of_line(number: int, line: str) -> list[Value]:
     try:
         return [Value(number, _DECODER.decode(text), [])]
     except (ValueError, RecursionError) as e:
-        reason, several = _reason(e, True), getattr(e, "msg", "") == "Extra data"
+        reason, several = reason_for(e, column=True), getattr(e, "msg", "") == "Extra data"
     if several or _LAST_COMMA.search(text):
         try:
             return [Value(number, v.value, []) for v in _all_of(text)[0]]
@@ -245,8 +246,7 @@ def _line(text: str, at: int) -> int:
 
 
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at
+    return found.end() if (found := pattern.match(text, at)) else at
 
 
 def _decode(text: str, at: int) -> tuple[Any, int]:
@@ -254,10 +254,11 @@ def _decode(text: str, at: int) -> tuple[Any, int]:
         return _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError) as e:
         line = e.lineno if isinstance(e, json.JSONDecodeError) else _line(text, at)
-        raise DataError(f"line {line}: {_reason(e, False)}") from e
+        raise DataError(f"line {line}: {reason_for(e, column=False)}") from e
 
 
-def _reason(e: Exception, column: bool) -> str:
+def reason_for(e: Exception, *, column: bool) -> str:
+    """Return what is wrong with a JSON text, and with `column`, in which column."""
     if isinstance(e, json.JSONDecodeError):
         wide = _WIDE.get(e.doc[e.pos : e.pos + 1])
         hint = f" (write {wide}, not {e.doc[e.pos]})" if wide else ""
@@ -269,11 +270,11 @@ def _reason(e: Exception, column: bool) -> str:
     return f"invalid JSON: {shown(e)}"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members of an object. Raises `ValueError` if a key appears twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
         raise ValueError(f'the key "{shown(twice, 40)}" appears twice in an object')
     return found
 
@@ -283,7 +284,7 @@ def _constant(word: str) -> None:
         raise ValueError(f"{word} is not a JSON value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant, parse_float=spelled)
+_DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_constant, parse_float=spelled)
 
 
 def broken_byte(text: str) -> DataError | None:

@@ -23,9 +23,9 @@ from nbllama.data.turns import (
     by_turns,
     has_roles,
     is_turns,
+    with_lists,
     with_numbers,
     with_roles,
-    with_system,
 )
 from nbllama.data.wrapped import COLUMN, is_column
 from nbllama.errors import DataError, shown
@@ -58,9 +58,8 @@ def known_names(
             record = _guessed(record, wanted, counts)
         record = _with_more(record, counts)
     _refuse_table_by_columns(record)
-    record = by_turns(record)
-    record = with_roles(with_numbers(record, counts), counts)
-    return with_system(record, counts) if "messages" in record and "system" in record else record
+    record = by_turns(with_lists(record))
+    return with_roles(with_numbers(record, counts), counts)
 
 
 def prompt_names(record: Record, counts: Counts) -> Record:
@@ -80,7 +79,7 @@ def prompt_names(record: Record, counts: Counts) -> Record:
         record = with_renamed(record, found, counts) if found else record
     if record.get("instruction") is not None or record.get("question") is not None:
         record = _with_usual(record, _MORE, counts)
-    return with_roles(record, counts)
+    return with_roles(with_lists(record), counts)
 
 
 def _has(record: Record, wanted: Format | None) -> bool:

@@ -7,22 +7,32 @@ from typing import Any
 from nbllama.data.counts import Counts
 from nbllama.data.folding import canonical, speaker
 from nbllama.data.formats import Record
+from nbllama.data.formats.calls import CALLING_ROLES
+from nbllama.data.formats.messages import EXTRA_KEYS, MESSAGE_KEYS, RESULT_KEYS, TURN_KEYS
 from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
+from nbllama.data.json_text import value_of
 from nbllama.data.keys import Keys, keys_by_name, with_renamed
 from nbllama.data.spelled import SpelledFloat
 from nbllama.errors import DataError, shown
 
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
+_CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
 _NUMBER = (int, float, SpelledFloat)  # not bool
 
 # Names for message roles; names not listed here stay unchanged.
 _ANY = ("user", "assistant", "system")
 _ROLE_OF = {name: role for name, role in SPEAKERS.items() if role in _ANY}
-_ROLE_OF.pop("function_call", None)
-_ROLE_OF |= {"tool": "tool", "function": "function", "developer": "developer"}
-_ROLES = frozenset(_ROLE_OF.values())
+_ROLE_OF |= {role: role for role in ("tool", "function", "developer", *CALLING_ROLES)}
+_ROLE_OF |= dict.fromkeys(("function_response", "tool_response"), "tool")
+_ROLES = frozenset(_ROLE_OF.values()).difference(CALLING_ROLES)
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_KNOWN_KEYS = MESSAGE_KEYS | TURN_KEYS | RESULT_KEYS
+# Other spellings of the keys of messages, in lower case and without "_"
+_SPELLINGS = {key.replace("_", ""): key for key in (*EXTRA_KEYS, "tool_call_id")}
+_SPELLINGS |= {"toolcall": "function_call", "functioncalls": "tool_calls"}
 
 
 def is_turns(value: Any) -> bool:
@@ -54,15 +64,48 @@ def with_numbers(record: Record, counts: Counts) -> Record:
     return record | changed if changed else record
 
 
+def with_lists(record: Record) -> Record:
+    """Return the record with chats in JSON text, as in the cell of a table, as lists of messages.
+
+    A completion is read in this way only after a prompt that is a list: after plain text, the
+    answer itself could be JSON.
+    """
+    for key in _CHATS:
+        value = record.get(key)
+        if not isinstance(value, str) or value.lstrip()[:1] != "[" or '"' not in value:
+            continue
+        if key == "completion" and not isinstance(record.get("prompt"), list):
+            continue
+        try:
+            turns = value_of(value, key)
+        except DataError:
+            continue
+        if is_turns(turns):
+            record = record | {key: turns}
+    return record
+
+
 def with_roles(record: Record, counts: Counts) -> Record:
     """Return the record with standard names for keys and speakers in its chats."""
-    for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
+    for key in _CHATS:
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-            renamed = [_turn(turn, counts) for turn in turns]
+            calls = any(turn.get("role") in CALLING_ROLES for turn in turns)
+            renamed = [_turn(_result(turn, counts) if calls else turn, counts) for turn in turns]
             if any(new is not old for new, old in zip(renamed, turns, strict=True)):
                 record = record | {key: renamed}
     return record
+
+
+def _result(turn: Record, counts: Counts) -> Record:
+    """Return a message of a chat with `CALLING_ROLES`, with "observation" renamed to "tool".
+
+    In other chats, the template could support the role "observation".
+    """
+    if turn.get("role") != "observation":
+        return turn
+    counts.roles["observation as tool"] += 1
+    return turn | {"role": "tool"}
 
 
 def by_turns(record: Record) -> Record:
@@ -76,20 +119,10 @@ def by_turns(record: Record) -> Record:
     return rest | {"conversations": turns}
 
 
-def with_system(record: Record, counts: Counts) -> Record:
-    """Convert the "system" key of a chat (as in Anthropic's API) to a system message."""
-    system, turns = record["system"], record["messages"]
-    if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
-        return record
-    if isinstance(turns[0], dict) and turns[0].get("role") == "system":
-        return record
-    counts.columns[("system", "the first message")] += 1
-    rest = {key: value for key, value in record.items() if key != "system"}
-    return rest | {"messages": [{"role": "system", "content": system}, *turns]}
-
-
 def _turn(turn: Record, counts: Counts) -> Record:
     """Return a message with standard names, or the same object if nothing changes."""
+    if not turn.keys() <= _KNOWN_KEYS:
+        turn = _spelled(turn, counts)
     if type(turn.get("role")) is str and "content" in turn:
         turn = _role(turn, counts)
         words = "content"
@@ -111,6 +144,29 @@ def _turn(turn: Record, counts: Counts) -> Record:
         counts.numbers[words] += 1
         return turn | {words: str(turn[words])}
     return turn
+
+
+def _spelled(turn: Record, counts: Counts) -> Record:
+    """Return a message with the usual spelling of keys such as "Tool_Calls" and "toolCalls".
+
+    Raises `DataError` if several keys have the same meaning.
+    """
+    names: dict[str, str] = {}
+    for key, value in turn.items():
+        if key in _KNOWN_KEYS or not isinstance(key, str) or value in _EMPTY:
+            continue
+        usual = _SPELLINGS.get(canonical(key).replace("_", ""))
+        if usual == "function_call" and isinstance(value, list):
+            usual = "tool_calls"
+        if usual is None:
+            continue
+        if usual in names.values() or turn.get(usual) not in _EMPTY:
+            raise DataError(
+                f'a message has several keys that mean "{usual}", one of them "{shown(key, 40)}"; '
+                "keep one of them"
+            )
+        names[key] = usual
+    return with_renamed(turn, names, counts) if names else turn
 
 
 def _first(keys: Keys, names: tuple[str, ...]) -> str:
@@ -135,8 +191,9 @@ def _role(turn: Record, counts: Counts) -> Record:
     if usual is None:
         counts.other_roles[shown(role, 40)] += 1
         return turn
-    counts.roles[f"{shown(role, 40)} as {usual}"] += 1
-    return turn | {"role": usual}
+    read_as = "assistant" if usual in CALLING_ROLES else usual
+    counts.roles[f"{shown(role, 40)} as {read_as}"] += 1
+    return turn | {"role": usual} if usual != role else turn
 
 
 def _speaker(turn: Record, counts: Counts) -> Record:

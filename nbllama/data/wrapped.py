@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from nbllama.data.formats.record import Record, kind_of
+from nbllama.data.formats.checks import Record, kind_of
 from nbllama.data.json_values import Value, line_numbers, list_items, member_at
 from nbllama.data.turns import has_roles, is_turns
 from nbllama.errors import DataError, counted, shown

@@ -214,9 +214,9 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {**A, "content": True}], 'message 2: "content" must be text, not true or false'),
         (
             [Q, {**A, "content": [{"text": "a"}]}],
-            'message 2: "content" has a part that is not text',
+            'message 2: part 1 of "content" ',
         ),
-        ([Q, {**A, "content": ["a"]}], 'message 2: "content" has a part that is not text'),
+        ([Q, {**A, "content": ["a"]}], 'message 2: part 1 of "content" '),
         ([Q, {**A, "weight": 2}], 'message 2: "weight" must be 0 or 1'),
         ([Q, {**A, "weight": 0}], "every answer is excluded from training"),
         ([Q, {**A, "tool_calls": {"name": "f"}}], '"tool_calls" must be a list, not an object'),
@@ -227,7 +227,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {**A, "tool_calls": [{"name": 1}]}], 'a tool call: "name" must be text'),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": "{"}]}],
-            "the arguments of a tool call must be valid JSON",
+            "the arguments of a tool call: invalid JSON at column 2: ",
         ),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": [4]}]}],
@@ -241,7 +241,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "tool_calls": [{"name": "f", "input": {"n": 4}, "arguments": {"n": 5}}]}],
             'has arguments under both "arguments" and "input"',
         ),
-        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls" must be valid JSON'),
+        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls": invalid JSON at column 3: '),
         ([Q, {**A, "tool_calls": [{"name": " "}]}], "a tool call has an empty name"),
         (
             [Q, {**A, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}],
@@ -276,12 +276,12 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
             {"tools": [{"parameters": {}}]},
             '"tools" contains an entry that is not a function with a name',
         ),
-        ({"tools": "[{"}, '"tools" is not valid JSON'),
+        ({"tools": "[{"}, '"tools": invalid JSON at column 3: '),
         (
             {"tools": json.loads('[{"name": "f", "x": ' + "[" * 80 + "]" * 80 + "}]")},
             '"tools" must not be nested more than 64 levels deep',
         ),
-        ({"tools": "[" * 100_000}, '"tools" is not valid JSON'),
+        ({"tools": "[" * 100_000}, '"tools": invalid JSON: nested too deeply'),
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
         ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" must not set "tools"'),
         ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" must not set "a b"'),

@@ -14,6 +14,7 @@ from nbllama.data.formats import (
     sharegpt,
     text,
 )
+from nbllama.data.formats.checks import Record
 from nbllama.data.formats.record import (
     Continuation,
     Conversation,
@@ -22,7 +23,6 @@ from nbllama.data.formats.record import (
     Message,
     Pair,
     Plain,
-    Record,
     Sample,
     Style,
     plain_ones,

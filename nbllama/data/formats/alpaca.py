@@ -11,17 +11,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from nbllama.data.formats.checks import Record, filled, kind_of, text_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Conversation,
     Format,
     Message,
-    Record,
     Style,
     conversation,
-    filled,
-    kind_of,
-    text_of,
 )
 from nbllama.errors import DataError
 

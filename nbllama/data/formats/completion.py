@@ -6,17 +6,16 @@ both are lists of messages, they form one chat, in which the answers in "complet
 
 from __future__ import annotations
 
-from nbllama.data.formats.messages import messages_of, wanted_by
+from nbllama.data.formats.checks import Record, filled, text_of
+from nbllama.data.formats.masks import wanted_by
+from nbllama.data.formats.messages import check_no_list, messages_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,
     Format,
     Plain,
-    Record,
     Style,
     conversation,
-    filled,
-    text_of,
 )
 from nbllama.errors import DataError
 
@@ -37,6 +36,7 @@ def read(record: Record, style: Style) -> Plain:
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
         silent = frozenset(given | {n + i for i in silent})
         return conversation(asked + answered, silent, record, notices or more)
+    check_no_list(record, "prompt")
     prompt = text_of(record, "prompt")
     return Continuation(prompt, filled(text_of(record, "completion"), "the answer (completion)"))
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbllama.data.formats import completion
-from nbllama.data.formats.record import Format, Labelled, Record, Style, weight_of
+from nbllama.data.formats.checks import Record
+from nbllama.data.formats.record import Format, Labelled, Style, weight_of
 from nbllama.errors import DataError
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False}

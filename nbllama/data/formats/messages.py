@@ -2,34 +2,31 @@
 
 The content of a message is text, or a list of {"type": "text", "text": ...} parts. An assistant
 message can contain tool calls, a thought, and a key that excludes it from training. The record can
-also contain "tools" and "chat_template_kwargs". Other keys are ignored and reported.
+also contain "system", "tools" and "chat_template_kwargs". Other keys are ignored and reported.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from nbllama.data.formats.calls import calls_of
-from nbllama.data.formats.record import (
-    ANSWERING_ROLE,
-    Conversation,
-    Format,
-    Message,
-    Record,
-    Style,
-    conversation,
-    filled,
-    kind_of,
-    text_of,
-)
+from nbllama.data.formats.calls import CALLING_ROLES, calls_in_text, calls_of
+from nbllama.data.formats.checks import Record, filled, kind_of, text_of
+from nbllama.data.formats.masks import MASK_KEYS, silent_ones
+from nbllama.data.formats.parts import text_of_parts
+from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Format, Message, Style
+from nbllama.data.formats.system import chat_with_system
+from nbllama.data.json_text import value_of
 from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
+from nbllama.text.thoughts import closer_in, opening
 
-MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")
-_EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
-MESSAGE_KEYS = frozenset(("role", "content", *_EXTRA_KEYS))
+# The role of a message in a list that Python wrote, as pandas does for a table.
+_ROLE_IN_TEXT = re.compile(r"'role': '(?:user|assistant|system)'")
+EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
+MESSAGE_KEYS = frozenset(("role", "content", *EXTRA_KEYS))
 """The keys that are read from every message."""
-TURN_KEYS = frozenset(("from", "value", *_EXTRA_KEYS))
+TURN_KEYS = frozenset(("from", "value", *EXTRA_KEYS))
 """The keys that are read from every turn of a chat in ShareGPT's format."""
 RESULT_KEYS = frozenset(("name", "tool_call_id"))
 """The keys that are also read from the result of a tool call."""
@@ -38,7 +35,7 @@ RESULT_KEYS = frozenset(("name", "tool_call_id"))
 def read(record: Record, style: Style) -> Conversation:
     """Read the messages of a chat. Raises `DataError`."""
     messages, silent, notices = messages_of(record, "messages")
-    return conversation(messages, silent, record, notices)
+    return chat_with_system(messages, silent, record, notices)
 
 
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
@@ -49,13 +46,33 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
-    messages = record[key]
-    if not isinstance(messages, list) or not messages:
-        what = "empty" if messages == [] else kind_of(messages)
-        raise DataError(f'"{key}" must be a list of messages, not {what}')
+    messages = listed(record, key)
     parsed = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
+    _check_calling(messages)
     silent, notices = silent_ones(messages, [m["role"] for m in parsed])
     return parsed, silent, notices
+
+
+def listed(record: Record, key: str) -> list[Any]:
+    """Return the messages under `key`, which are not yet checked. Raises `DataError`."""
+    messages = record[key]
+    if isinstance(messages, str) and messages.lstrip()[:1] == "[":
+        messages = value_of(messages, f'"{key}" is text, which must be a list of messages in JSON')
+    if not isinstance(messages, list) or not messages:
+        what = "empty" if messages == [] else kind_of(messages)
+        hint = "; in text, write the list as JSON" if isinstance(messages, str) else ""
+        raise DataError(f'"{key}" must be a list of messages, not {what}{hint}')
+    return messages
+
+
+def check_no_list(record: Record, key: str) -> None:
+    """Raise `DataError` for plain text that was probably meant to be a list of messages."""
+    text = record.get(key)
+    if isinstance(text, str) and text[:2] == "[{" and _ROLE_IN_TEXT.search(text):
+        raise DataError(
+            f'"{key}" looks like a list of messages, but is text that is not valid JSON; write the '
+            "list with json.dumps"
+        )
 
 
 def _message(message: Any, where: str) -> Message:
@@ -66,21 +83,37 @@ def _message(message: Any, where: str) -> Message:
     if calls and role != ANSWERING_ROLE:
         raise DataError(f'{where}only messages with the role "{ANSWERING_ROLE}" can call tools')
     if isinstance(message.get("content"), list):
-        content = _parts(message["content"], where)
+        content = text_of_parts(message, "content", where, answer=role == ANSWERING_ROLE)
     else:
         content = text_of(message, "content", where, default="" if calls else None)
+    if role in CALLING_ROLES:
+        calls, content = calls_in_text(content, where)
+        role = ANSWERING_ROLE
     out = {"role": "tool" if role == "function" else role, "content": content}
-    return out | extras(message, role, calls, where)
+    return out | extras(message, out, calls, where)
 
 
-def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
-    """Return the parts of a message other than its role and content.
+def _check_calling(messages: list[Record]) -> None:
+    """Raise `DataError` for two messages in succession that only consist of calls."""
+    calling = [m["role"] in CALLING_ROLES for m in messages]
+    if any(calling):
+        for i in range(1, len(messages)):
+            if calling[i - 1] and calling[i]:
+                raise DataError(
+                    f'message {i + 1}: the previous message also has the role "'
+                    f'{messages[i - 1]["role"]}"; put both calls into one message, as a JSON list'
+                )
+
+
+def extras(message: Record, read: Message, calls: list[Message], where: str) -> Message:
+    """Return the parts of a message other than its role and content, which `read` contains.
 
     These are the thought, the tool calls and, for the result of a tool call, the name of the tool
     and the id of the call. Raises `DataError`.
     """
     out: Message = {}
-    thought = _thought(message, where)
+    role = read["role"]
+    thought = _thought(message, read["content"], where)
     if thought:
         if role != ANSWERING_ROLE:
             raise DataError(
@@ -89,14 +122,15 @@ def extras(message: Record, role: str, calls: list[Message], where: str) -> Mess
         out |= dict.fromkeys(THOUGHT_KEYS, thought)
     if calls:
         out["tool_calls"] = calls
-    if role in ("tool", "function"):
+    if role == "tool":
         for key in sorted(RESULT_KEYS):
             if message.get(key) is not None:
                 out[key] = text_of(message, key, where)
     return out
 
 
-def _thought(message: Record, where: str) -> str:
+def _thought(message: Record, content: str, where: str) -> str:
+    """Return the thought under one of the `THOUGHT_KEYS`, without marks, or ""."""
     found = ""
     for key in THOUGHT_KEYS:
         if message.get(key) is None:
@@ -105,60 +139,37 @@ def _thought(message: Record, where: str) -> str:
         if thought.strip() and found and thought != found:
             raise DataError(f'{where}the message contains two thoughts, one of them under "{key}"')
         found = found or (thought if thought.strip() else "")
-    return found
+    if not found:
+        return ""
+    found = _without_marks(found, where)
+    inside = opening(content)
+    if inside is None or not inside.inner.strip():
+        return found
+    if inside.inner.strip() != found.strip():
+        raise DataError(
+            f"{where}the message contains two thoughts, one in its text and a different one under "
+            f'"{next(key for key in THOUGHT_KEYS if message.get(key))}"; keep one of them'
+        )
+    return ""  # the template would write the same thought twice
 
 
-def _parts(parts: list[Any], where: str) -> str:
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise DataError(f'{where}"content" has a part that is not text')
-        texts.append(text_of(part, "text", where))
-    return "".join(texts)
-
-
-def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the indices of the answers that mask keys exclude from training, and notices.
-
-    Each notice is represented by its kind (`nbllama.data.notices`).
-
-    Raises `DataError` if the value of a mask key is not 0, 1, true or false, if mask keys
-    contradict each other, or if one requests training on a message that is not an answer.
-    """
-    silent = set()
-    notices: tuple[str, ...] = ()
-    for i, (message, role) in enumerate(zip(messages, roles, strict=True)):
-        wanted = wanted_by(message, f"message {i + 1}: ")
-        if not wanted:
-            continue
-        if role != ANSWERING_ROLE:
-            if any(wanted.values()):
-                key = next(key for key, on in wanted.items() if on)
-                raise DataError(
-                    f'message {i + 1}: "{key}" marks a message with the role "{role}" for '
-                    "training, but only answers can be trained on"
-                )
-            notices = ("mask",)
-        elif len(set(wanted.values())) > 1:
-            raise DataError(f"message {i + 1}: {' and '.join(wanted)} contradict each other")
-        elif not any(wanted.values()):
-            silent.add(i)
-    return frozenset(silent), notices
-
-
-def wanted_by(message: Record, where: str) -> dict[str, bool]:
-    """Return, for each mask key in a message, whether it requests training. Raises `DataError`."""
-    wanted: dict[str, bool] = {}
-    if message.keys().isdisjoint(MASK_KEYS):
-        return wanted
-    for key in MASK_KEYS:
-        value = message.get(key)
-        if value is None:
-            continue
-        if isinstance(value, str) or value not in (0, 1):
-            raise DataError(f'{where}"{key}" must be 0 or 1')
-        wanted[key] = bool(value) != (key == "masked")
-    return wanted
+def _without_marks(thought: str, where: str) -> str:
+    """Return a thought without marks such as <think> around it, which the template writes."""
+    found = opening(thought)
+    if found is None:
+        closer = closer_in(thought)
+        ends = closer is not None and not thought[closer.end() :].strip()
+        return thought[: closer.start()].strip() if closer is not None and ends else thought
+    inside = thought[found.start + len(found.opener) :]
+    if not found.closed:
+        marked = found.opener.startswith("<") and inside.startswith("\n")
+        return inside.strip() if marked else thought
+    if thought[found.end :].strip():
+        raise DataError(
+            f"{where}the thought contains text after {found.closer}; move it into the message's "
+            "text"
+        )
+    return found.inner.strip()
 
 
 FORMAT = Format("chat", ("messages",), read)

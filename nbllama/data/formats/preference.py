@@ -13,7 +13,9 @@ from typing import Any
 
 from nbllama.data.folding import canonical
 from nbllama.data.formats import alpaca
-from nbllama.data.formats.messages import messages_of, wanted_by
+from nbllama.data.formats.checks import Record, filled, kind_of, text_of
+from nbllama.data.formats.masks import wanted_by
+from nbllama.data.formats.messages import check_no_list, messages_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,
@@ -22,12 +24,8 @@ from nbllama.data.formats.record import (
     Message,
     Pair,
     Plain,
-    Record,
     Style,
     conversation,
-    filled,
-    kind_of,
-    text_of,
     weight_of,
 )
 from nbllama.errors import DataError
@@ -167,6 +165,8 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
 
 
 def _texts(record: Record) -> tuple[Plain, Plain]:
+    for key in ("prompt", *SIDES):
+        check_no_list(record, key)
     chosen, rejected = (filled(text_of(record, side), f'"{side}"') for side in SIDES)
     if record.get("prompt") is not None:
         prompt = text_of(record, "prompt")

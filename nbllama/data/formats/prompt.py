@@ -11,18 +11,10 @@ This format is not in `FORMATS`, because its records have no answer to train on.
 from __future__ import annotations
 
 from nbllama.data.formats import alpaca
+from nbllama.data.formats.checks import Record, filled, keys_of, text_of
 from nbllama.data.formats.messages import messages_of
-from nbllama.data.formats.record import (
-    ANSWERING_ROLE,
-    Conversation,
-    Message,
-    Record,
-    Style,
-    conversation,
-    filled,
-    keys_of,
-    text_of,
-)
+from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Message, Style, conversation
+from nbllama.data.formats.system import system_of
 from nbllama.errors import DataError
 
 STAND_IN = "1"  # placeholder answer, required to render a chat
@@ -60,11 +52,14 @@ def _chat(record: Record, key: str) -> Conversation:
             raise DataError('"messages" contains only an answer: there is no prompt')
     if messages[-1]["role"] == ANSWERING_ROLE:
         raise DataError(f'"{key}" ends with an answer: the last message must ask for one')
-    return _ended(messages, record, notices)
+    first = system_of(record, messages) if key == "messages" else []
+    return _ended(first + messages, record, notices, len(first))
 
 
-def _ended(messages: list[Message], record: Record, notices: tuple[str, ...]) -> Conversation:
+def _ended(
+    messages: list[Message], record: Record, notices: tuple[str, ...], n_first: int = 0
+) -> Conversation:
     """Append the placeholder answer to a chat whose earlier answers are not trained."""
     silent = {i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE}
     whole = [*messages, {"role": ANSWERING_ROLE, "content": STAND_IN}]
-    return conversation(whole, frozenset(silent), record, notices)
+    return conversation(whole, frozenset(silent), record, notices, n_first=n_first)

@@ -1,4 +1,4 @@
-"""The kinds of samples that records are converted to, and checks shared by all formats.
+"""The kinds of samples that records are converted to.
 
 A format is a function that converts a record (a JSON object, or a table row keyed by column name)
 to a `Sample`. It raises `DataError` with only the reason; the caller adds the file and line.
@@ -6,15 +6,14 @@ to a `Sample`. It raises `DataError` with only the reason; the caller adds the f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from nbllama.errors import DataError, shown
-from nbllama.text.variables import RESERVED, variable_value
+from nbllama.data.formats.checks import Record
+from nbllama.data.formats.tools import tools_of, variables_of
+from nbllama.errors import DataError
 
-Record = dict[str, Any]
 Message = dict[str, Any]
 """A message as a server receives it: "role" and "content", both strings, and optionally
 "tool_calls" (a list of {"id", "type", "function": {"name", "arguments", "text"}}, where `text` is
@@ -23,8 +22,6 @@ the arguments as written in the record), the thought under each of `nbllama.text
 """
 
 ANSWERING_ROLE = "assistant"
-
-_DEEPEST = 64  # levels of lists and objects
 
 
 class Conversation(NamedTuple):
@@ -132,60 +129,6 @@ def conversation(
     return Conversation(messages, silent, tools, variables, notices, n_first)
 
 
-def tools_of(record: Record) -> list[Any] | None:
-    """Return the tools under "tools" or the older "functions" (a list, or a list as JSON text).
-
-    A bare function is wrapped in {"type": "function", "function": ...}, as servers require.
-    Raises `DataError`.
-    """
-    key = next((key for key in ("tools", "functions") if record.get(key)), None)
-    if key is None:
-        return None
-    tools = record[key]
-    if isinstance(tools, str):
-        if not tools.strip():
-            return None
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f'"{key}" is not valid JSON') from e
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        raise DataError(f'"{key}" must be a list, not {kind_of(tools)}')
-    out = []
-    for tool in tools:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'"{key}" contains an entry that is not a function with a name')
-        framed = tool if "function" in tool else {"type": "function", "function": tool}
-        out.append(framed)
-    check_json(out, f'"{key}"')
-    return out
-
-
-def variables_of(record: Record) -> dict[str, Any] | None:
-    """Return the template variables under "chat_template_kwargs". Raises `DataError`."""
-    value = record.get("chat_template_kwargs")
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise DataError('"chat_template_kwargs" is not valid JSON') from e
-    if not value:
-        return None
-    if not isinstance(value, dict):
-        raise DataError(f'"chat_template_kwargs" must be an object, not {kind_of(value)}')
-    for name in value:
-        if name in RESERVED or not name.isidentifier():
-            raise DataError(f'"chat_template_kwargs" must not set "{shown(name, 40)}"')
-    check_json(value, '"chat_template_kwargs"')
-    try:
-        return {name: variable_value(name, v) for name, v in value.items()}
-    except ValueError as e:
-        raise DataError(f'"chat_template_kwargs": {e}') from None
-
-
 def weight_of(record: Record) -> float:
     """Return the loss weight of a record, which defaults to 1. Raises `DataError`."""
     value = record.get("weight")
@@ -195,81 +138,3 @@ def weight_of(record: Record) -> float:
     if not number or not 0 < value < math.inf:
         raise DataError('"weight" must be a number above 0')
     return float(value)
-
-
-def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
-    """Return the text under `key`.
-
-    Returns `default`, if it is given, for a missing key or a null value.
-
-    Raises `DataError` if the key is missing, or if the value is not text or contains an unpaired
-    surrogate.
-    """
-    value = record.get(key)
-    if value is None and default is not None:
-        return default
-    if key not in record:
-        raise DataError(f'{where}the key "{key}" is missing')
-    if not isinstance(value, str):
-        raise DataError(f'{where}"{key}" must be text, not {kind_of(value)}')
-    if not value.isascii():
-        check_unicode(value, f'{where}"{key}"')
-    return value
-
-
-def filled(value: str, what: str) -> str:
-    """Return `value`, which must not be empty.
-
-    Raises `DataError` ("`what` is empty") if `value` contains only white space.
-    """
-    if not value.strip():
-        raise DataError(f"{what} is empty")
-    return value
-
-
-def check_unicode(value: str, what: str) -> None:
-    """Raise `DataError` for an unpaired surrogate, which JSON can represent but UTF-8 cannot."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise DataError(
-            f"{what} must not contain an unpaired surrogate (character {e.start})"
-        ) from e
-
-
-def check_json(value: Any, what: str) -> None:
-    """Raise `DataError` if a value is nested too deeply or contains an unpaired surrogate."""
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            part
-            for v in level
-            if isinstance(v, dict | list)
-            for part in (v.values() if isinstance(v, dict) else v)
-        ]
-        if not level:
-            break
-    else:
-        raise DataError(f"{what} must not be nested more than {_DEEPEST} levels deep")
-    check_unicode(json.dumps(value, ensure_ascii=False), what)
-
-
-def kind_of(value: object) -> str:
-    """Return the JSON name for the type of a value."""
-    if value is None:
-        return "null"
-    names: dict[type, str] = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    known = (name for kind, name in names.items() if isinstance(value, kind))
-    return next(known, f"a value of type {type(value).__name__}")
-
-
-def keys_of(record: Record) -> str:
-    """Return the keys of a record as text for an error message."""
-    return shown(", ".join(record) or "none", 80)

@@ -7,21 +7,14 @@ are read as chats.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from nbllama.data.formats.calls import call_of, calls_of
-from nbllama.data.formats.messages import extras, messages_of, silent_ones
-from nbllama.data.formats.record import (
-    Conversation,
-    Format,
-    Message,
-    Record,
-    Style,
-    conversation,
-    kind_of,
-    text_of,
-)
+from nbllama.data.formats.calls import CALLING_ROLES, RESULT_ROLES, calls_in_text, calls_of
+from nbllama.data.formats.checks import Record, kind_of, text_of
+from nbllama.data.formats.masks import silent_ones
+from nbllama.data.formats.messages import extras, listed, messages_of
+from nbllama.data.formats.record import Conversation, Format, Message, Style
+from nbllama.data.formats.system import chat_with_system
 from nbllama.errors import DataError, shown
 
 ROLES = {
@@ -37,30 +30,24 @@ ROLES = {
     "ai": "assistant",
     "chatbot": "assistant",
     "model": "assistant",
-    "function_call": "assistant",
+    **dict.fromkeys(CALLING_ROLES, "assistant"),
     "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(RESULT_ROLES, "tool"),
 }
 
 
 def read(record: Record, style: Style) -> Conversation:
     """Read the messages of a conversation. Raises `DataError`."""
     turns = record.get("conversations")
-    system = text_of(record, "system", default="")
-    first = [{"role": "system", "content": system}] if system.strip() else []
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
         messages, silent, notices = messages_of(record, "conversations")
     else:
         if "conversations" not in record:
             raise DataError('the key "conversations" is missing')
-        if not isinstance(turns, list) or not turns:
-            what = "empty" if turns == [] else kind_of(turns)
-            raise DataError(f'"conversations" must be a list of messages, not {what}')
+        turns = listed(record, "conversations")
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
         silent, notices = silent_ones(turns, [m["role"] for m in messages])
-    silent = frozenset(i + len(first) for i in silent)
-    return conversation(first + messages, silent, record, notices, n_first=len(first))
+    return chat_with_system(messages, silent, record, notices)
 
 
 def _turn(turn: Any, where: str) -> Message:
@@ -71,24 +58,10 @@ def _turn(turn: Any, where: str) -> Message:
         raise DataError(f"{where}\"from\" is '{shown(speaker, 40)}', not one of {', '.join(ROLES)}")
     role, calls = ROLES[speaker], calls_of(turn, where)
     value = text_of(turn, "value", where, default="" if calls else None)
-    if speaker == "function_call" and not calls:
-        calls, value = _calls(value, where)
-    return {"role": role, "content": value} | extras(turn, role, calls, where)
-
-
-def _calls(value: str, where: str) -> tuple[list[Message], str]:
-    """Return the tool calls and the text of a "function_call" turn.
-
-    A value that begins like JSON is a call or a list of calls; any other value is a plain answer.
-    """
-    if not value.lstrip().startswith(("{", "[")):
-        return [], value
-    try:
-        calls = json.loads(value)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}the call is not valid JSON") from e
-    calls = calls if isinstance(calls, list) else [calls]
-    return [call_of(call, where) for call in calls], ""
+    if speaker in CALLING_ROLES and not calls:
+        calls, value = calls_in_text(value, where)
+    message = {"role": role, "content": value}
+    return message | extras(turn, message, calls, where)
 
 
 FORMAT = Format("sharegpt", ("conversations",), read)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbllama.data.formats.record import Continuation, Format, Record, Style, filled, text_of
+from nbllama.data.formats.checks import Record, filled, text_of
+from nbllama.data.formats.record import Continuation, Format, Style
 
 
 def read(record: Record, style: Style) -> Continuation:
