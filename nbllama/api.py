@@ -348,7 +348,7 @@ def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Mo
     Raises
     ------
     OutputError
-        The path cannot be written.
+        The path cannot be written, or is a file of another kind, such as a model.
     UsageError
         The format cannot store this adapter.
     """

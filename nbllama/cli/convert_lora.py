@@ -70,6 +70,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     """
     from nbllama.adapter.file import (
         check_format,
+        check_replaced,
         format_of,
         read_stored,
         stored_notes,
@@ -79,7 +80,6 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     from nbllama.arch import OLD_TOOL_ARCH, hparams_from_gguf
     from nbllama.gguf_io import open_gguf
     from nbllama.system.part_names import files_of
-    from nbllama.system.replaced import GGLA, GGUF, check_kind
 
     check_format(target)
     for what, name in (("IN", source), ("--model-base", model_base)):
@@ -88,8 +88,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
                 raise UsageError(
                     f"{shown(target, 400)}: {what} and OUT are the same file; choose another OUT"
                 )
-    if (kind := format_of(target)) != "peft":
-        check_kind(target, GGLA if kind == "bin" else GGUF)
+    check_replaced(target)
     base, notes, tied = Base(), [], False
     if model_base:
         with open_gguf(model_base) as f:
