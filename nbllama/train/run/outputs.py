@@ -87,7 +87,7 @@ class Outputs:
         if self.report:
             found["--report"] = [Names(self.report)]
         if options.dump:
-            found["--dump-out"] = [Names(options.dump_out, PLACEHOLDER)]
+            found["--dump-out"] = [Names(options.dump_out, PLACEHOLDER, PLACEHOLDER)]
         return found
 
     def claim(self, stack: ExitStack) -> None:

@@ -55,7 +55,7 @@ def train(
             ui = Recorder(screen)
         else:
             outputs.claim(stack)
-            board = Board(options.tensorboard) if options.tensorboard else None
+            board = Board(options.tensorboard, stack) if options.tensorboard else None
             live = None if options.only_write_lora else watching(options, screen, stop)
             stack.enter_context(clock.watching_compilation())
             ui = stack.enter_context(Recorder(screen, outputs.log, board, live, clock=clock))
