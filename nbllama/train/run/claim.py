@@ -39,15 +39,20 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
     Raises `OutputError` if an output cannot be written or locked.
     """
-    for option, own in outputs.items():
-        for names in own:
-            check_contents(option, names.latest)
+    check_kinds(outputs)
     for option, own in outputs.items():
         if option in _LOCKED:
             _lock(own[0], stack)
         for names in own:
             for name in _left_over(names):
                 sweep_temporary(name)
+
+
+def check_kinds(outputs: Mapping[str, Sequence[Names]]) -> None:
+    """Raise `OutputError` if a newest file would replace a file of a different kind."""
+    for option, own in outputs.items():
+        for names in own:
+            check_contents(option, names.latest)
 
 
 def _lock(names: Names, stack: ExitStack) -> None:

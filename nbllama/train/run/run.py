@@ -49,7 +49,7 @@ def train(
     `CheckpointError`, `SaveFailed` and `Diverged`.
     """
     outputs, clock = Outputs(options), Clock(started)
-    options = with_input(options, outputs, words)
+    options = with_input(options, outputs, words, from_python=given.from_python)
     with ExitStack() as stack:
         if options.dry_run:
             ui = Recorder(screen)
