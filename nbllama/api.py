@@ -318,7 +318,8 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Raises
     ------
     CheckpointError
-        The file is damaged, or does not match the model.
+        The file is damaged, or does not match the model. If it does not exist, the error is also a
+        `FileNotFoundError`.
     UsageError
         The second argument is not a model.
     """

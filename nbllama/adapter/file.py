@@ -21,7 +21,7 @@ from nbllama.adapter.ggla import MAGIC_BYTES, read_ggla, write_ggla
 from nbllama.adapter.gguf_lora import read_gguf_lora, write_gguf_lora
 from nbllama.adapter.peft import CONFIG, WEIGHTS, norms_line, read_peft, write_peft
 from nbllama.adapter.source import Path, Source
-from nbllama.adapter.stored import Base, Stored, fitting, refuse
+from nbllama.adapter.stored import Base, MissingAdapter, Stored, fitting, refuse
 from nbllama.checkpoint.gguf_kind import ADAPTER, check_gguf_kind
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora.pairs import Adapter
@@ -138,7 +138,7 @@ def load_adapter(
     from `convert_lora_to_gguf.py`, lora_r is the largest rank, and B is rescaled to compensate.
     `say` is called with a line about ignored parts of the file; without `say`, a warning is issued.
 
-    Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged or
+    Raises `MissingAdapter` if the file does not exist, and `CheckpointError` if it is damaged or
     does not match the base model.
     """
     stored = read_stored(path, Base.of(hp, shapes))
@@ -161,7 +161,7 @@ def read_stored(path: Path, base: Base) -> Stored:
     model is required.
     """
     if not os.path.lexists(path):
-        raise FileNotFoundError(os.fspath(path))
+        raise MissingAdapter(os.fspath(path))
     if os.path.isdir(path):
         return fitting(path, read_peft(path, base), base)
     with Source(path) as f:

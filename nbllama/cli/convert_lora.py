@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
     """Convert the file or folder `source` to `target`; return notes about anything that was lost.
 
-    `model_base` is a GGUF model, or "" for none. Raises `FileNotFoundError`, `UsageError` and
+    `model_base` is a GGUF model, or "" for none. Raises `MissingAdapter`, `UsageError` and
     `OutputError`. Raises `CheckpointError` if the adapter cannot be used.
     """
     from nbllama.adapter.file import (
@@ -111,11 +111,12 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
 
 def _run(words: list[str]) -> None:
     source, target, options = parse(words)
+    from nbllama.adapter.stored import MissingAdapter
+
     try:
         notes = convert(source, target, options.model_base)
-    except FileNotFoundError as e:
-        missing = e.filename or e
-        raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
+    except MissingAdapter as e:
+        raise UsageError(str(e)) from e
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {shown(target, 400)}")

@@ -26,6 +26,7 @@ from nbllama.gguf_io import limits, no_model
 from nbllama.gguf_io.cursor import Cursor
 from nbllama.gguf_io.file import GGUFFile, TensorInfo
 from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, ValueType
+from nbllama.system.downloads import LOOKED_AT, wrong_download
 from nbllama.system.regular import kind_of
 
 _NOT_GGUF = (
@@ -133,6 +134,8 @@ def _header(c: Cursor) -> tuple[int, int, int]:
             f"needs {limits.HEADER_BYTES} bytes, but the file has only {c.end} (truncated?)",
         )
     if magic != b"GGUF":
+        if problem := wrong_download(bytes(c.buf[:LOOKED_AT])):
+            raise c.error("file", problem)
         for prefix, what in _NOT_GGUF:
             if magic.startswith(prefix):
                 raise c.error("magic", what)
