@@ -11,7 +11,6 @@ from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns
 from nbllama.peek.watcher import Watcher, all_names
-from nbllama.system.replaced import NPZ, check_kind
 from nbllama.train.trainer import Trainer
 
 PLACEHOLDER = "ITERATION"
@@ -57,7 +56,6 @@ class Dumps:
         watcher.take_parameters(adapter, ".after")
         path = self._out.replace(PLACEHOLDER, str(iteration), 1)
         try:
-            check_kind(path, NPZ)
             dump.save(path)
         except OutputError as e:
             self._say(f"the dump of iteration {iteration} was not written: {e}")
