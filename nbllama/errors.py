@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NOT_A_NUMBER = "the model's output is not a number; check the file, the adapters and their scales"
+NOT_A_NUMBER = "the model computed NaN or infinity; check the file, the adapters and their scales"
 
 
 class NbllamaError(Exception):
@@ -52,7 +52,7 @@ class DataError(NbllamaError):
 class MessageError(DataError):
     """Chat messages that cannot be used for training.
 
-    `numbers` lists the messages, counted from 0; None means the list of tools.
+    `numbers` contains the index of each message, or None for the list of tools.
     """
 
     def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
@@ -74,7 +74,7 @@ class OutputError(NbllamaError):
 
 
 class NotEnoughMemory(NbllamaError):
-    """A run does not fit into memory, or an allocation failed."""
+    """A run does not fit in memory, or an allocation failed."""
 
     exit_code = 4
 
@@ -118,6 +118,6 @@ def counted(n: int, one: str, many: str = "") -> str:
 
 
 def shown(text: object, limit: int = 120) -> str:
-    """Return `text` for one terminal line: escape control characters, and truncate to `limit`."""
+    """Return `text` with control characters escaped, truncated to `limit` characters."""
     out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

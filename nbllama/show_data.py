@@ -1,4 +1,4 @@
-"""`python -m nbllama.show_data`: show which tokens in a training file are trained on."""
+"""`python -m nbllama.show_data`: show which tokens of a training file count towards the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m nbllama.verify`: check the effect of an adapter, including its effect in llama.cpp."""
+"""`python -m nbllama.verify`: check the effect of an adapter in nbllama and in llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block sizes of models in which heads and feed-forward layers differ between blocks."""
+"""Block sizes of models whose heads and feed-forward layers differ in size between blocks."""
 
 from __future__ import annotations
 

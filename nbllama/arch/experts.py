@@ -1,4 +1,4 @@
-"""Read the settings of a mixture of experts from its architecture's row and from the file."""
+"""Read the settings of a mixture of experts from the architecture's row and the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # by the value of the key 
 
 
 class ExpertsRow(NamedTuple):
-    """The properties of the experts that follow from the name of the architecture."""
+    """The properties of the experts that the name of the architecture determines."""
 
     gating: str  # a key of `ops.experts.router.CODES`
     normed: bool = False  # whether the weights of the chosen experts sum to 1

@@ -30,7 +30,7 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # determines YaRN's factor for all numbers of a head; 0: no such factor
+    log_mul: float = 0.0  # determines YaRN's factor for all elements of a head; 0: no such factor
 
 
 class Rope(NamedTuple):
@@ -43,7 +43,7 @@ class Rope(NamedTuple):
     freq_base: float
     freq_scale: float
     yarn: bool = True
-    n_rot: int = 0  # how many numbers of a head are rotated; 0: `Hparams.n_rot`
+    n_rot: int = 0  # how many elements of a head are rotated; 0: `Hparams.n_rot`
     factors: bool = True  # whether the factors in `rope_freqs` apply
 
 
@@ -125,9 +125,9 @@ class Hparams:
     # alpha_p, alpha_n, beta and eps of each block, if the activation is xielu
     xielu: tuple[tuple[float, ...], ...] = ()
     mixers: tuple[str, ...] = ()  # per block: "attention", "conv" or "delta"; (): all attention
-    conv_taps: int = 0  # tokens that a short convolution reads, including the current one
+    conv_taps: int = 0  # tokens that a short convolution covers, including the current one
     delta: DeltaNet | None = None  # sizes of the blocks with a delta net
-    attn_gate: bool = False  # attn_q includes a gate for each number of the attention output
+    attn_gate: bool = False  # attn_q includes a gate for each element of the attention output
     output_norm: str = "output_norm"
     experts: Experts | None = None
     blocks: tuple[BlockSizes, ...] = ()  # the sizes of each block if they differ, otherwise ()
@@ -186,7 +186,7 @@ class Hparams:
 
     @property
     def ff_width(self) -> int:
-        """The largest width of gate (or up) per token, in a dense block or all chosen experts."""
+        """The largest width of gate (or up) in any block; widths of chosen experts are added up."""
         e = self.experts
         if e is None:
             return max(b.n_ff for b in self.each_size)
@@ -224,7 +224,7 @@ def with_overrides(
     )  # fmt: skip
     for name, value in constants:
         if value is not None and not _TINY <= value <= 1 / _TINY:
-            raise UsageError(f"{name} {value}: must be positive and a normal number in float32")
+            raise UsageError(f"{name} {value}: must be a positive normal float32 number")
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:
@@ -262,7 +262,7 @@ def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0)
     If the context is stretched by f = 1 / scale, YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln
     f, or by 1 if f < 1. `ggml_rope_ext` always multiplies them by 1 + 0.1 ln f. The result is m(f)
     / (1 + 0.1 ln f). If the file specifies `log_mul`, the result is also divided by 1 + 0.1
-    `log_mul` ln f, the factor by which all elements of a head are multiplied.
+    `log_mul` ln f, which is YaRN's factor for all elements of a head.
     """
     if ext_factor == 0:
         return np.float32(1)

@@ -29,7 +29,7 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
     if not (values == values[0]).all():
         raise f.error(f"key '{key}'", "differs between layers; such models are not supported")
     if not 1 <= first <= MAX_COUNT:
-        raise f.error(f"key '{key}'", f"{first}, allowed 1..{MAX_COUNT}")
+        raise f.error(f"key '{key}'", f"{first}, but must be from 1 to {MAX_COUNT}")
     return first
 
 
@@ -42,7 +42,7 @@ def per_block(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
         raise f.error(f"key '{key}'", f"{len(values)} values for {n_layer} layers")
     wrong = [int(v) for v in values if not 1 <= v <= MAX_COUNT]
     if wrong:
-        raise f.error(f"key '{key}'", f"{wrong[0]}, allowed 1..{MAX_COUNT}")
+        raise f.error(f"key '{key}'", f"{wrong[0]}, but must be from 1 to {MAX_COUNT}")
     return [int(v) for v in values]
 
 

@@ -36,7 +36,8 @@ def _by_heads(f: GGUFFile, row: ArchRow) -> tuple[str, list[bool]]:
 def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]]:
     """Return the key that was read, and which blocks have attention.
 
-    These are the last block of each period, or the blocks that a list in the file specifies.
+    The file either lists the blocks with attention or specifies a period. In the second case, the
+    last block of each period has attention.
     """
     key = f"{row.name}.attention.recurrent_layers"
     if key in f.metadata:
@@ -58,7 +59,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
             f"key '{key}'", "differs between attention blocks; such models are not supported"
         )
     if not 1 <= int(some[0]) <= MAX_COUNT:
-        raise f.error(f"key '{key}'", f"{int(some[0])}, allowed 1..{MAX_COUNT}")
+        raise f.error(f"key '{key}'", f"{int(some[0])}, but must be from 1 to {MAX_COUNT}")
     return int(some[0])
 
 
@@ -85,10 +86,10 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
 
 
 def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
-    """Check that every pair of numbers rotated by RoPE is in a section that text uses.
+    """Check that the first three RoPE sections cover all rotated pairs of elements.
 
-    llama.cpp interleaves the pairs of the first three sections. It would rotate any other pairs by
-    a fourth position, which does not exist for text.
+    llama.cpp interleaves the pairs of these sections. It would rotate any other pairs by a fourth
+    position, which does not exist for text.
     """
     if row.mixer != "delta":
         return
@@ -100,7 +101,7 @@ def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
 
 
 def conv_taps(f: GGUFFile, row: ArchRow) -> int:
-    """Read how many tokens a short convolution reads; return 0 if the model has no convolution."""
+    """Read the length of a short convolution in tokens; return 0 if the model has none."""
     if row.mixer != "conv":
         return 0
     return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

@@ -99,9 +99,9 @@ class ArchRow:
     next_blocks: bool = False  # the file can contain further blocks that predict later tokens
     idle_experts: int = 0  # a model is dense if its expert_count is at most this number
     mixer: str = ""  # what some blocks use instead of attention: "conv" or "delta"
-    attn_gate: bool = False  # there is a gate for each number of the attention output
+    attn_gate: bool = False  # there is a gate for each element of the attention output
     output_norm: str = "output_norm"  # the name of the last norm
-    same_as: str = ""  # a row whose models do the same computation, if both have RoPE
+    same_as: str = ""  # a row whose models perform the same computation, if both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; empty: no PEFT
     sections: bool = True  # heads can have RoPE sections (vision models); text has one position
     hf_turned: bool = True  # with interleaved RoPE, Hugging Face orders rows of q and k differently

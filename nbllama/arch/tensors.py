@@ -20,7 +20,7 @@ class TensorRow(NamedTuple):
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
-    """Return `rows` without the weights that have these names."""
+    """Return `rows` except for those with these names (given without `.weight`)."""
     return tuple(row for row in rows if row.name.removesuffix(".weight") not in names)
 
 

@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 def more_of_environment() -> dict[str, str]:
     """Return the LLVM version and a digest of the CPU features.
 
-    Like the values from `environment`, they are compared between the machines of a run.
+    These values, like those from `environment`, are compared across the machines of a run.
     """
     import llvmlite.binding
 
@@ -41,7 +41,7 @@ def more_of_environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """Return a line for each changed value that can alter the last digits of a resumed run."""
+    """Return a line for each changed value that can alter the last digits of a run's results."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written and is {now} now; "
         f"the last digits of the results may differ from those of an uninterrupted run"

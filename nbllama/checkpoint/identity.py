@@ -39,7 +39,7 @@ MODEL_KEYS = {
     "rope.freq_base": ValueType.FLOAT32,
     "rope.scale_linear": ValueType.FLOAT32,
 }
-"""The base model's hyperparameters in a checkpoint, with the value types.
+"""The base model's hyperparameters in a checkpoint, with their value types.
 
 The names are those of the old tool, without the prefix "ARCH.".
 """
@@ -91,8 +91,8 @@ def model_fingerprint(f: GGUFFile) -> str:
     """Return a digest that identifies a base model without reading the whole file.
 
     The digest covers the keys of the architecture, the name, shape and type of every tensor, and 4
-    KiB at the start, middle and end of each tensor. Names and licences are left out. So is the
-    tokenizer, because the fingerprint of the data covers the tokens.
+    KiB at the start, middle and end of each tensor. It omits the model's name and licence, and also
+    the tokenizer, because the fingerprint of the data covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))

@@ -6,7 +6,8 @@ Old checkpoints do not contain:
 
 - alpha and r (the old tool had no scale, which is equivalent to alpha = r);
 - seed, learning rates and data options (given on the command line each time);
-- the identity of the base model and data (only sizes and the number of samples);
+- the identity of the base model and data (the files contain only the sizes and the number of
+  samples);
 - the order of the tensors inside the moment vectors (`legacy_moments`).
 """
 

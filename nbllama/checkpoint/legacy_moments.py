@@ -1,11 +1,11 @@
 """The order of the tensors inside the moment vectors of an old checkpoint.
 
-The optimiser of the old tool visits the parameters in the order of the compute graph, from the loss
-down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`). The graph can be traversed in two directions,
+The old tool's optimiser visits the parameters in the order of the compute graph, from the loss down
+(`ggml.c:ggml_visit_parents`, `ggml_opt_adam`). The graph can be traversed in two directions,
 and each run uses the direction that requires less memory. The graph also depends on whether flash
 attention is used, which was the default in 2023. The file records neither the direction nor the use
 of flash attention. However, the first moments are averages of past gradients: in the right order,
-they point in nearly the same direction as the next gradient, and in a wrong order they do not.
+they point in nearly the same direction as the next gradient; in any other order, they do not.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def place_moments(
     "right", only the orders with that direction are tried, and the best of these orders is used.
 
     Raises `CheckpointError` if no order is clearly better than all others. Two orders are compared
-    using only the tensors whose positions differ between the two.
+    only on the tensors whose positions differ.
     """
     rows = []
     for order in ORDERS:

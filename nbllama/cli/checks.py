@@ -205,7 +205,7 @@ def _is_gguf(path: str) -> bool:
 
 
 def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
-    """Compare our logits with llama.cpp's candidates after every token of the rows."""
+    """Compare nbllama's logits with llama.cpp's candidates after every token of the rows."""
     kl, same = [], 0
     for found, row in zip(there, rows, strict=True):
         logp = np.concatenate([log_softmax(z) for z in here.logits(row, 0, len(row))])

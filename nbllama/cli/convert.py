@@ -32,7 +32,7 @@ cannot be written, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """The parsed options, without the three positional arguments."""
+    """The parsed options, except for the three positional arguments."""
 
     debug: bool = debug_option("Options")
 
@@ -47,9 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
     )
     if len(words) != 3 or not all(words):
-        raise UsageError(
-            f"{len(words)} arguments instead of three; pass CONVERSION IN OUT; see --help"
-        )
+        raise UsageError("expected three arguments: CONVERSION IN OUT; see --help")
     return words[0], words[1], words[2], options
 
 

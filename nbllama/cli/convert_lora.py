@@ -32,14 +32,14 @@ _files = partial(option, "Options")
 
 @dataclass(frozen=True)
 class Options:
-    """The parsed options, without the two positional arguments."""
+    """The parsed options, except for the two positional arguments."""
 
     model_base: str = _files(
         Text(),
         "",
         "the adapter's base model (GGUF); required if IN lacks data that OUT needs (a .bin does "
         "not contain the architecture, and only nbllama's files contain the head size, which "
-        "determines the order of rows in PEFT); if given, every pair is checked",
+        "determines the order of rows in PEFT); if given, every pair is checked against it",
         also=["-m"],
         shown_default="none",
     )

@@ -100,7 +100,7 @@ def _check_memory(model: Model, layers: list[int]) -> None:
     if need > (left := available_memory()):
         raise NotEnoughMemory(
             f"{len(layers)} blocks in float64 need {need / 1e9:.1f} GB, but only {left / 1e9:.1f} "
-            "GB is free; pass fewer --layers, such as first:1"
+            "GB is free; pass fewer blocks, such as --layers first:1"
         )
 
 

@@ -66,7 +66,7 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
             console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
         console.rule(style="dim")
     for note in data.notes:
-        if not note.startswith(READ_LINE):  # it is part of the first lines
+        if not note.startswith(READ_LINE):  # already shown in the first lines
             say(note)
     for line in statistics_lines(data, context(options, data.kind), options.batch):
         say(line)
@@ -151,7 +151,7 @@ def _rows(data: Dataset, n: int) -> int:
 
 
 def _chosen(data: Dataset, file: DataFile, n: int | None) -> list[Choice]:
-    """Return the samples to show, with reasons: the first `n`, or three of different kinds."""
+    """Choose the first `n` samples, or three of different kinds with the reason for each."""
     if n is not None or not isinstance(data, Samples) or data.records is None:
         return [Choice(i, "") for i in range(_rows(data, _SHOWN if n is None else n))]
     width = 2 if data.format == PAIRS else 1

@@ -109,7 +109,7 @@ def print_perplexity(asked: Perplexity) -> None:
 
 
 def print_divergence(asked: Perplexity) -> None:
-    """Print the divergence of the model from the base model, per token."""
+    """Print statistics of the per-token divergence of the model from the base model."""
     o = asked.options
     model, adapter, found = _prepare(asked)
     other = load_model(o.base_model) if o.base_model else model

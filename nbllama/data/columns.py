@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from nbllama.data.containers import DELIMITERS
 from nbllama.data.folding import canonical, fold
 from nbllama.data.formats import FORMATS, Record
-from nbllama.data.names import ANSWERS, QUESTIONS
+from nbllama.data.keys import ANSWERS, QUESTIONS
 from nbllama.errors import DataError, UsageError, shown
 
 _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "history", "id", ""}
@@ -32,10 +32,15 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """Return the record with keys renamed as in `columns`. Raises `DataError` for a missing key."""
+    """Return the record with keys renamed as in `columns`.
+
+    Raises `DataError` for a missing key, and if two keys refer to the same one in the record.
+    """
     if not columns:
         return record
     keys = {key: _key(record, name) for key, name in columns.items()}
+    if len(set(keys.values())) < len(keys):
+        raise DataError(_same(list(columns.items())))
     rest = {k: v for k, v in record.items() if k not in keys.values()}
     return rest | {key: record[name] for key, name in keys.items()}
 
@@ -51,13 +56,22 @@ def _key(record: Record, name: str) -> str:
     return alike[0]
 
 
+def _same(columns: list[tuple[str, str]]) -> str:
+    """Return the reason why `columns`, in which a column occurs twice, cannot be used."""
+    folded = [fold(name) for _, name in columns]
+    key, name = next(c for c, f in zip(columns, folded, strict=True) if folded.count(f) > 1)
+    other = next(k for k, n in columns if k != key and fold(n) == fold(name))
+    return f'the column "{shown(name, 40)}" cannot be both {key} and {other}; name two columns'
+
+
 def parse_columns(text: str) -> dict[str, str]:
     """Parse "prompt=question,completion=answer" (`--data-columns`) to {"prompt": "question", ...}.
 
-    Raises `UsageError` if `text` has a different form or contains a key that no format has.
+    Raises `UsageError` if `text` has a different form, contains a key that no format has, or names
+    a key or a column twice.
     """
     keys = {key for f in FORMATS.values() for key in f.keys} | {"input", "system"}
-    out = {}
+    out: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         key, equals, name = (p.strip() for p in part.partition("="))
         if not equals or not name or key not in keys:
@@ -65,5 +79,9 @@ def parse_columns(text: str) -> dict[str, str]:
                 f"--data-columns: '{shown(part)}' is not KEY=NAME; KEY must be one of "
                 f"{', '.join(sorted(keys))}"
             )
+        if key in out:
+            raise UsageError(f"--data-columns: {key} is given twice; keep one")
         out[key] = name
+    if len(set(out.values())) < len(out):
+        raise UsageError(f"--data-columns: {_same(list(out.items()))}")
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from typing import NamedTuple
 
 from nbllama.data.folding import trimmed
@@ -19,17 +20,39 @@ from nbllama.errors import DataError, counted, shown
 _NAMES = {",": "comma", "\t": "tab", ";": "semicolon"}
 DELIMITERS = tuple(_NAMES)
 _OTHER_DELIMITER = re.compile("[|\uff0c\uff1b\u3001\uff5c]")  # also full-width characters
+# What pandas, R and databases write for a missing value.
+_MISSING = frozenset(("NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"))
 
 
 class Table(NamedTuple):
     """The rows of a table as records, and the line number of its header.
 
     `n_spaced` is the number of cells that begin with a space, not counting the names of columns.
+    `missing` counts the cells that contain only a word for a missing value, by word and column.
     """
 
     header: int
     rows: list[Entry]
     n_spaced: int
+    missing: Counter[tuple[str, str]]
+
+    def notes(self, path: str) -> list[str]:
+        """Return a line for each kind of suspicious cell."""
+        out = []
+        if self.n_spaced:
+            cells = counted(self.n_spaced, "cell begins", "cells begin")
+            out.append(
+                f"{shown(path, 400)}: {cells} with a space, which is part of the text; remove the "
+                "spaces after the delimiters if they should not be trained on"
+            )
+        if self.missing:
+            cells = counted(self.missing.total(), "cell contains", "cells contain")
+            listed = ", ".join(f"{w} in {c} ({n})" for (w, c), n in self.missing.most_common(8))
+            out.append(
+                f"{shown(path, 400)}: {cells} only a word for a missing value, which is read as "
+                f"text: {shown(listed, 200)}; leave the cells empty if their values are missing"
+            )
+        return out
 
 
 def read_table(text: str, path: str) -> Table:
@@ -49,6 +72,7 @@ def read_table(text: str, path: str) -> Table:
     rows: list[Entry] = []
     header = line = 1
     n_spaced = 0
+    missing: Counter[tuple[str, str]] = Counter()
     try:
         for row in reader:
             begins, line = line, reader.line_num + 1
@@ -59,12 +83,16 @@ def read_table(text: str, path: str) -> Table:
             elif row:
                 rows.append(Entry(begins, _row(names, row, delimiter)))
                 n_spaced += sum(cell.startswith(" ") for cell in row)
+                if not _MISSING.isdisjoint(row):
+                    missing.update(
+                        (w, n) for n, w in zip(names, row, strict=False) if w in _MISSING
+                    )
     except csv.Error as e:
         hint = "; is a quotation mark missing?" if "unexpected end" in str(e) else ""
         raise DataError(f"{shown(path)}, line {line}: broken table: {e}{hint}") from e
     finally:
         csv.field_size_limit(limit)
-    return Table(header, rows, n_spaced)
+    return Table(header, rows, n_spaced, missing)
 
 
 def _problem(names: list[str]) -> str | None:

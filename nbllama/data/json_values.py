@@ -2,7 +2,7 @@
 
 Commas after values and trailing commas in lists and objects are ignored. A duplicate key in an
 object is an error, because one of the values would be lost. NaN, which pandas writes for a missing
-value, is read as null.
+value, is read as null. A number remembers its spelling.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from nbllama.data.spelled import QUOTE, spelled
 from nbllama.errors import DataError, shown
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
@@ -263,6 +264,8 @@ def _reason(e: Exception, column: bool) -> str:
         return f"invalid JSON{f' at column {e.colno}' if column else ''}: {e.msg}{hint}"
     if isinstance(e, RecursionError):
         return "invalid JSON: nested too deeply"
+    if "set_int_max_str_digits" in str(e):
+        return f"invalid JSON: a number has too many digits; {QUOTE}"
     return f"invalid JSON: {shown(e)}"
 
 
@@ -280,7 +283,7 @@ def _constant(word: str) -> None:
         raise ValueError(f"{word} is not a JSON value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant, parse_float=spelled)
 
 
 def broken_byte(text: str) -> DataError | None:

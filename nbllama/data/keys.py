@@ -13,6 +13,13 @@ from nbllama.errors import shown
 Keys = dict[str, list[str]]
 """The keys of a record that have a value, grouped by English name."""
 
+QUESTIONS = (
+    "instruction", "question", "query", "prompt", "input", "inputs", "human", "user", "q",
+)  # fmt: skip
+ANSWERS = (
+    "output", "outputs", "answer", "response", "completion", "bot", "assistant", "gpt", "chatgpt",
+    "ai", "reply", "target", "targets", "a",
+)  # fmt: skip
 _LONGEST = 40  # characters of a name in an option; a longer name must be replaced by hand
 _UNSAFE = re.compile(r"[^\w@%+=:,./-]")  # characters that a shell may interpret
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from nbllama.data.counts import Counts
 from nbllama.data.formats import FORMATS, Format, Record
-from nbllama.data.keys import Keys, columns_option, keys_by_name, pair_options, with_renamed
+from nbllama.data.keys import (
+    ANSWERS,
+    QUESTIONS,
+    Keys,
+    columns_option,
+    keys_by_name,
+    pair_options,
+    with_renamed,
+)
+from nbllama.data.other_layouts import from_other_layout
 from nbllama.data.turns import (
     by_turns,
     has_roles,
@@ -18,15 +27,9 @@ from nbllama.data.turns import (
     with_roles,
     with_system,
 )
+from nbllama.data.wrapped import COLUMN, is_column
 from nbllama.errors import DataError, shown
 
-QUESTIONS = (
-    "instruction", "question", "query", "prompt", "input", "inputs", "human", "user", "q",
-)  # fmt: skip
-ANSWERS = (
-    "output", "outputs", "answer", "response", "completion", "bot", "assistant", "gpt", "chatgpt",
-    "ai", "reply", "target", "targets", "a",
-)  # fmt: skip
 _PROMPTS = ("prompt", "instruction", "question")  # of preferences
 # Names for keys that a format reads in addition to the keys that identify it.
 _SYSTEM = {"system": "system", "system_prompt": "system", "system_message": "system"}
@@ -49,10 +52,12 @@ def known_names(
     Without `guess`, only chats and numbers are changed. Unknown names stay unchanged. Raises
     `DataError`, suggesting an option to add, if the record can be read in several ways.
     """
+    record = from_other_layout(record, wanted, counts)
     if guess:
         if not _has(record, wanted):
             record = _guessed(record, wanted, counts)
         record = _with_more(record, counts)
+    _refuse_table_by_columns(record)
     record = by_turns(record)
     record = with_roles(with_numbers(record, counts), counts)
     return with_system(record, counts) if "messages" in record and "system" in record else record
@@ -90,6 +95,14 @@ def _has(record: Record, wanted: Format | None) -> bool:
     return True
 
 
+def _refuse_table_by_columns(record: Record) -> None:
+    """Raise `DataError` if a key contains a column of a table instead of one text."""
+    for key in ("prompt", "instruction", "text"):
+        value = record.get(key)
+        if isinstance(value, list | dict) and is_column(value):
+            raise DataError(f'"{key}" {COLUMN}')
+
+
 def _refuse_text_and_pair(text: str, keys: Keys) -> None:
     pair = _pair(keys)
     if pair is not None:
@@ -111,16 +124,16 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
             names = {_only(keys, name, found.keys): name for name in found.keys}
             return with_renamed(record, names, counts)
     chats = [key for key, value in record.items() if is_turns(value)]
-    if len(chats) > 1 and wanted is None:
-        raise DataError(
-            f"each of the keys {shown(', '.join(chats), 80)} contains a chat; pass "
-            f"{columns_option({'messages': chats[0]})}"
-        )
-    if chats:
+    if len(chats) == 1 or (chats and wanted is not None):
         key = "messages" if has_roles(record[chats[0]][0]) else "conversations"
         if wanted is None or wanted.keys == (key,):
             return with_renamed(record, {chats[0]: key}, counts)
     pair = _pair(keys) if wanted is None or wanted.name in ("completion", "alpaca") else None
+    if len(chats) > 1 and wanted is None and not (pair and set(chats).issuperset(pair)):
+        raise DataError(
+            f"each of the keys {shown(', '.join(chats), 80)} contains a chat; pass "
+            f"{columns_option({'messages': chats[0]})}"
+        )
     if pair is None:
         return record
     question, answer = pair

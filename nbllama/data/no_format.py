@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+from nbllama.data.counts import Counts
 from nbllama.data.folding import CHINESE_COLUMNS, fold
-from nbllama.data.formats import Record
-from nbllama.data.keys import columns_option, pair_options
-from nbllama.data.names import ANSWERS, QUESTIONS
+from nbllama.data.formats import FORMATS, Record
+from nbllama.data.keys import ANSWERS, QUESTIONS, columns_option, keys_by_name, pair_options
+from nbllama.data.names import format_by_keys, known_names
 from nbllama.data.turns import is_turn
+from nbllama.data.wrapped import COLUMN, is_column
 from nbllama.errors import DataError, shown
 
 _KNOWN = (
@@ -17,23 +19,75 @@ _KNOWN = (
 )
 
 
-def no_format(record: Record, where: str, *, table: bool, raw: bool) -> DataError:
+def no_format(
+    renamed: Record, where: str, *, table: bool, raw: bool, columns: Mapping[str, str]
+) -> DataError:
     """Return the error for a file in which the keys of no record match a format.
 
-    `record` is the first record, and `where` is the place of its keys. `raw` says whether the file
-    could have been meant as plain text.
+    `renamed` is the first record, in which `columns` gives the names in the file of the keys that
+    `--data-columns` renamed. `where` is the place of the keys. `raw` says whether the file could
+    have been meant as plain text.
     """
+    record = {columns.get(key, key): value for key, value in renamed.items()}
     names = shown(", ".join(record) or "none", 50)
     if is_turn(record):
         return DataError(
             f"{where}: each {'row' if table else 'record'} is a single message ({names}); write "
             'each chat as one record, {"messages": [{"role": ..., "content": ...}, ...]}'
         )
+    if empty := _null_keys(record):
+        listed = " and ".join(f'"{shown(key, 40)}"' for key in empty)
+        return DataError(
+            f"{where}: {listed} {'is' if len(empty) == 1 else 'are'} null or NaN, and no other "
+            "record can be read; give each record a value for each key"
+        )
+    if record and all(is_column(value) for value in record.values()):
+        return DataError(f'{where}: "{shown(next(iter(record)), 40)}" {COLUMN}')
+    if (key := _outer_key(record)) is not None:
+        what = "the records are in a list" if isinstance(record[key], list) else "the record is"
+        return DataError(
+            f'{where}: {what} under "{shown(key, 40)}"; write each record separately, with its own '
+            "keys at the top level"
+        )
     line = (
         f"{where}: the {'columns' if table else 'keys'} ({names}) match no format ({_KNOWN}); pass "
         f"{_options(record)}"
     )
     return DataError(line + (", or --data-format raw for plain text" if raw else ""))
+
+
+def _null_keys(record: Record) -> list[str]:
+    """Return the keys that are null although a format needs them, or [] if other keys are missing.
+
+    If the record has the keys of several formats, that with the smallest share of nulls counts.
+    """
+    keys = keys_by_name({key: "" if value is None else value for key, value in record.items()})
+    pairs = [(question, answer) for question in QUESTIONS for answer in ANSWERS]
+    needed = [
+        [keys[name][0] for name in names]
+        for names in [format.keys for format in FORMATS.values()] + pairs
+        if keys.keys() >= set(names)
+    ]
+    empty = [([key for key in names if record[key] is None], len(names)) for names in needed]
+    return min(empty, key=lambda found: len(found[0]) / found[1], default=([], 0))[0]
+
+
+def _outer_key(record: Record) -> str | None:
+    """Return the key under which the record or a list of records lies, or None."""
+    for key, value in record.items():
+        inner = value[0] if isinstance(value, list) and value else value
+        if isinstance(inner, dict) and _is_record(inner):
+            return key
+    nested = [key for key, value in record.items() if isinstance(value, dict | list) and value]
+    texts = any(isinstance(value, str) for value in record.values())
+    return nested[0] if len(nested) == 1 and not texts else None
+
+
+def _is_record(inner: Record) -> bool:
+    try:
+        return format_by_keys(known_names(inner, None, Counts.empty())) is not None
+    except DataError:
+        return True  # it has the keys of several formats
 
 
 def _options(record: Record) -> str:

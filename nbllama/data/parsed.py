@@ -87,7 +87,7 @@ def parsed(
         first += records.n_lines
     several = tuple(parts) if len(parts) > 1 or parts[0].name != path else ()
     data = DataFile(path, "chat", "", "", [], [], (), several)
-    format = asked.wanted or _format(entries, data, may_be_text=asked.files)
+    format = asked.wanted or _format(entries, data, asked, counts)
     used: Counter[str] = Counter()
     for line, keys_line, record, table in entries:
         try:
@@ -127,7 +127,7 @@ def _format_among(record: Record, format: Format) -> Format:
     return format_by_keys(record) or format
 
 
-def _format(entries: list[_Read], data: DataFile, *, may_be_text: bool) -> Format:
+def _format(entries: list[_Read], data: DataFile, asked: Asked, counts: Counts) -> Format:
     """Return the most common format of these records. Raises `DataError` if none fits a format."""
     votes: Counter[str] = Counter()
     first: tuple[_Read, Record] | None = None
@@ -142,10 +142,11 @@ def _format(entries: list[_Read], data: DataFile, *, may_be_text: bool) -> Forma
     if first is None:
         if not entries:
             raise DataError(f"{shown(data.path)} contains nothing to train on: it has no records")
-        raise DataError(f"{data.where(entries[0].line)}: {entries[0].record}")
+        reason = str(entries[0].record)
+        raise DataError(f"{data.where(entries[0].line)}: {reason}{counts.other_name(reason)}")
     entry, record = first
     name, _ = data.place(entry.line)
     parquet = entry.table and ending(name) == ".parquet"
     where = shown(name, 400) if parquet else data.where(entry.keys_line)
-    raw = may_be_text and not entry.table and not says_records(name)
-    raise no_format(record, where, table=entry.table, raw=raw)
+    raw = asked.files and not entry.table and not says_records(name)
+    raise no_format(record, where, table=entry.table, raw=raw, columns=asked.columns)

@@ -26,7 +26,7 @@ from nbllama.data.text_checks import not_nfc_notes
 from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
 from nbllama.data.unpack import Content, read_contents
 from nbllama.data.wrapped import Entry, as_record, entries_of
-from nbllama.errors import DataError, UsageError, counted, shown
+from nbllama.errors import DataError, UsageError, shown
 from nbllama.system.garbage import without_collection
 
 CSV = "csv"
@@ -168,12 +168,7 @@ def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
 
 def _table(text: str, name: str, n_lines: int, notes: list[str]) -> FileRecords:
     table = read_table(text, name)
-    if table.n_spaced:
-        cells = counted(table.n_spaced, "cell begins", "cells begin")
-        notes.append(
-            f"{shown(name, 400)}: {cells} with a space, which is part of the text; remove the "
-            "spaces after the delimiters if they should not be trained on"
-        )
+    notes += table.notes(name)
     return FileRecords(table.rows, "", n_lines, table.header)
 
 

@@ -9,11 +9,13 @@ from nbllama.data.folding import canonical, speaker
 from nbllama.data.formats import Record
 from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
 from nbllama.data.keys import Keys, keys_by_name, with_renamed
+from nbllama.data.spelled import SpelledFloat
 from nbllama.errors import DataError, shown
 
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
+_NUMBER = (int, float, SpelledFloat)  # not bool
 
 # Names for message roles; names not listed here stay unchanged.
 _ANY = ("user", "assistant", "system")
@@ -46,7 +48,7 @@ def has_roles(turn: Record) -> bool:
 
 def with_numbers(record: Record, counts: Counts) -> Record:
     """Return the record, with numbers converted to text under keys that require text."""
-    changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in (int, float)}
+    changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in _NUMBER}
     for key in changed:
         counts.numbers[key] += 1
     return record | changed if changed else record
@@ -105,7 +107,7 @@ def _turn(turn: Record, counts: Counts) -> Record:
         turn = (_role if chat else _speaker)(turn, counts)
     else:
         return turn
-    if type(turn.get(words)) in (int, float):
+    if type(turn.get(words)) in _NUMBER:
         counts.numbers[words] += 1
         return turn | {words: str(turn[words])}
     return turn

@@ -17,6 +17,12 @@ from nbllama.errors import DataError, counted, shown
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
 _DEPTH = 3  # levels of nested objects to search
 
+COLUMN = (
+    "contains a whole column of a table; write each row as one record, as with pandas' "
+    'to_json(orient="records", lines=True)'
+)
+"""What is wrong with a key that contains a column."""
+
 Known = Callable[[Record], bool]
 
 
@@ -137,6 +143,13 @@ def _records(value: Any) -> list[Any] | None:
     if all(isinstance(item, dict) and isinstance(item.get("row"), dict) for item in value):
         return [item["row"] for item in value]
     return value
+
+
+def is_column(value: Any) -> bool:
+    """Return whether a value is a column of a table: a list of texts, or texts by row number."""
+    if isinstance(value, dict):
+        return bool(value) and all(map(str.isdigit, value))
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
 def _split_table(found: Record) -> list[Record] | None:

@@ -1,7 +1,7 @@
-"""A bounded cursor over the header bytes of a GGUF file; every read is checked against the end.
+"""A cursor over the header bytes of a GGUF file; every read is checked against the end of the file.
 
-Sizes are Python integers, so no product or sum can wrap. The test is always
-`size <= end - position`, never `position + size <= end` in machine words.
+Sizes are Python integers, so products and sums cannot overflow. Bounds are checked as
+`size <= end - position`, which would not overflow with machine integers either.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class Cursor:
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def take(self, size: int, what: str, part: str = "") -> int:
-        """Skip `size` bytes, which must exist; return the position of the first.
+        """Skip `size` bytes and return the position of the first one.
 
-        An error message names `what` and its `part`. They are separate arguments so that strings
-        are joined only if there is an error.
+        Raises `GGUFError` if fewer bytes remain in the file or in the space allowed for metadata.
+
+        Error messages name the field as `what` followed by `part`. These are separate arguments so
+        that strings are concatenated only if there is an error.
         """
         start = self.pos
         if size > self.end - start:
@@ -106,9 +108,9 @@ class Cursor:
         return self.numbers(type_id, 1, what)[0].item()
 
     def numbers(self, type_id: int, count: int, what: str) -> np.ndarray:
-        """Read `count` fixed-size values as a read-only copy.
+        """Read `count` fixed-size values into a read-only array.
 
-        The values are copied because they can be unaligned in the file, and because no view of the
+        The values are copied because they may be unaligned in the file, and because no view of the
         mapping may remain after an error.
         """
         dtype = SCALARS.get(type_id)

@@ -117,8 +117,8 @@ class GGUFFile:
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
         """Return the count at `key`, from `low` to `at_most`, or `default` if the key is missing.
 
-        Every number in a file that determines a loop, a size or an allocation is read with this
-        method.
+        Use this method for every metadata value that determines the length of a loop or the size
+        of an allocation.
 
         Raises the same errors as `get`, and `GGUFError` for a count that is out of range.
         """
@@ -126,7 +126,7 @@ class GGUFFile:
             return default
         value = int(self.get(key, "uint"))
         if not low <= value <= at_most:
-            raise self.error(f"key '{shown(key)}'", f"{value}, allowed {low}..{at_most}")
+            raise self.error(f"key '{shown(key)}'", f"{value}, but must be from {low} to {at_most}")
         return value
 
     def finite(self, key: str) -> float:
@@ -151,14 +151,14 @@ class GGUFFile:
             yield key, value, self._types[key]
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """Return a `GGUFError` about this file in the usual form."""
+        """Return a one-line `GGUFError` about this file, with path, field and problem."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:
         """Raise `GGUFError` if the file's size, modification time or inode changed after opening.
 
-        Call this method before and after using the file for a long time. A change between two calls
-        is detected only by the second call. Truncating the file while its pages are being read
+        Call this method before and after any long use of the file. A change between two calls is
+        detected only by the second call. Truncating the file while its pages are being read
         kills the process (SIGBUS); see `reader`.
         """
         try:

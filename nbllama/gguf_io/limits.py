@@ -9,7 +9,7 @@ from __future__ import annotations
 
 HEADER_BYTES = 24  # magic u32, version u32, n_tensors u64, n_kv u64
 MIN_KV_BYTES = 14  # key length u64, 1 byte of key, value type u32, 1 byte of value
-MIN_TENSOR_BYTES = 33  # name length u64, 1 byte, n_dims u32, a dim u64, type u32, start u64
+MIN_TENSOR_BYTES = 33  # name length u64, 1 byte of name, n_dims u32, dim u64, type u32, offset u64
 
 MAX_KV = 1 << 14
 MAX_TENSORS = 1 << 16

@@ -2,8 +2,8 @@
 
 The first part contains the metadata; the other parts contain only `split.no` (from 0),
 `split.count`, `split.tensors.count`, and their tensors. The file name contains the number of the
-part. All of these are checked before anything is read, because the parts of two models can easily
-be mixed up in a folder.
+part. All of these are checked before any tensor is read, because it is easy to mix up the parts of
+two models in a folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PartsFile(GGUFFile):
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """Join `parts`, which `open_gguf` checked and sorted; they are closed with this file."""
+        """Join `parts`, which must be checked and in order; `close` closes them."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}
@@ -87,7 +87,7 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
     if named is None:
         wanted = part_name("NAME", number, count)
         raise given.error(
-            "file", f"{one}; to find the other parts, its name must look like {wanted}"
+            "file", f"{one}; rename it to {wanted} so that the other parts can be found"
         )
     prefix = named[0]
     if named[1:] != (number, count):

@@ -1,17 +1,17 @@
 """Open a GGUF file (version 2 or 3, little-endian) without trusting it.
 
-`open_one` maps the file read-only, parses the header with limits on everything, and checks the byte
-range of each tensor against the actual file size, because the kernels that read the bytes do not
-check anything. The rules are the same as in ggml's reader (`gguf.cpp`), or stricter if no real
-model requires the looser rule: arrays of arrays, zero dimensions and control characters in names
+`open_one` maps the file read-only, parses the header with a limit on every size, and checks the
+byte range of each tensor against the actual file size, because the kernels that read the bytes do
+not check anything. The rules are the same as in ggml's reader (`gguf.cpp`), or stricter where no
+real model needs the looser rule: arrays of arrays, zero dimensions and control characters in names
 are refused, the padding before the data must consist of zeros, and the file must end with its last
 tensor (or the padding after it).
 
 A mapping has two weaknesses. If another program truncates the file while it is mapped, reading the
-missing pages kills the process with SIGBUS; if it rewrites bytes in place, the mapped bytes change.
-`GGUFFile.recheck` detects either change before or after the file is used, but not while it is being
-read. Replacing the file by renaming, as this package does, is harmless, because the mapping keeps
-the old file.
+missing pages kills the process with SIGBUS; if it overwrites bytes in place, the mapped bytes
+change. `GGUFFile.recheck` detects either change before or after the file is used, but not while it
+is being read. Replacing the file by renaming, as this package does, is harmless, because the
+mapping still refers to the old file.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueT
         at = c.pos
         type_id = c.u32(what, " type")
         if type_id > max(ValueType):
-            raise c.error(what, f"unknown value type {type_id} at byte {at}; known: 0..12")
+            raise c.error(what, f"unknown value type {type_id} at byte {at}; known types: 0..12")
         metadata[key] = c.value(type_id, what)
         types[key] = ValueType(type_id)
     c.cap = c.end
@@ -261,12 +261,15 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
         at = c.pos
         n_dims = c.u32(what, " n_dims")
         if not 1 <= n_dims <= limits.MAX_DIMS:
-            raise c.error(what, f"{n_dims} dimensions at byte {at}, allowed 1..{limits.MAX_DIMS}")
+            raise c.error(
+                what, f"{n_dims} dimensions at byte {at}, but must have 1 to {limits.MAX_DIMS}"
+            )
         ne = [c.u64(what, " dimension") for _ in range(n_dims)]
         for j, n in enumerate(ne):
             if not 1 <= n <= limits.MAX_DIM:
                 raise c.error(
-                    what, f"dimension {j} is {n} at byte {at + 4 + 8 * j}, allowed 1..2^31"
+                    what,
+                    f"dimension {j} is {n} at byte {at + 4 + 8 * j}, but must be from 1 to 2^31",
                 )
         at = c.pos
         type_id = c.u32(what, " type")

@@ -11,8 +11,8 @@ class StringArray(Sequence[str]):
     """A read-only sequence of `str`; bytes that are not valid UTF-8 become lone surrogates.
 
     For an element s, `s.encode("utf-8", "surrogateescape")` returns the original bytes; `raw(i)`
-    returns them directly. `wire` contains the elements as in the file (each preceded by its u64
-    length), and `ends[i]` is the position in `wire` at which element i ends.
+    returns them directly. `wire` contains the elements as stored in the file (each after its
+    u64 length), and `ends[i]` is the position in `wire` at which element i ends.
     """
 
     __slots__ = ("ends", "wire")
@@ -23,7 +23,7 @@ class StringArray(Sequence[str]):
 
     @classmethod
     def of(cls, items: Iterable[str | bytes]) -> StringArray:
-        """Create the sequence from Python strings or bytes."""
+        """Create an array from Python strings or bytes."""
         wire, ends = bytearray(), array("q")
         for item in items:
             raw = item if isinstance(item, bytes) else item.encode("utf-8", "surrogateescape")

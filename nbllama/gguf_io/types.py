@@ -113,7 +113,7 @@ A new weight type requires a row in this table and a decoder in the module of it
 UNSUPPORTED_TYPES: dict[int, str] = {
     4: "Q4_2 (removed from ggml)",
     5: "Q4_3 (removed from ggml)",
-    9: "Q8_1 (an intermediate, never stored)",
+    9: "Q8_1 (an intermediate type, never stored)",
     31: "Q4_0_4_4 (removed from ggml)",
     32: "Q4_0_4_8 (removed from ggml)",
     33: "Q4_0_8_8 (removed from ggml)",
@@ -121,7 +121,7 @@ UNSUPPORTED_TYPES: dict[int, str] = {
     37: "IQ4_NL_4_8 (removed from ggml)",
     38: "IQ4_NL_8_8 (removed from ggml)",
 }
-"""Unsupported types of current or earlier ggml versions, which error messages name."""
+"""Names of unsupported types from current and earlier versions of ggml, for error messages."""
 
 NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
     np.dtype("<f4"): 0,
@@ -132,4 +132,4 @@ NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
     np.dtype("<i8"): 27,
     np.dtype("<f8"): 28,
 }
-"""Tensor types for numpy arrays."""
+"""The tensor type for each numpy dtype that can be written."""

@@ -1,6 +1,6 @@
 """Write a GGUF file (version 3, little-endian) atomically.
 
-This module does not use `gguf.GGUFWriter`, which opens the final name directly, always adds an
+This module does not use `gguf.GGUFWriter`, which writes directly to the final file, always adds an
 architecture key, silently drops empty strings and arrays, and reports a short write without an
 error number. The format is simple enough to write directly from the arrays, without a second copy
 in memory. Tests read the written files with the `gguf` package and with llama.cpp.
@@ -36,10 +36,10 @@ _PYTHON_TYPES: dict[type, ValueType] = {
 class RawTensor:
     """A tensor of any GGUF type, with its bytes.
 
-    `shape` is in numpy order. `raw` is a uint8 array, bytes or memoryview whose size matches shape
-    and type exactly, or a function that returns the bytes in pieces. The function is called when
-    the tensor is written, so that a model larger than memory can be written. If it raises an error,
-    writing stops and no file is changed.
+    `shape` is in numpy order. `raw` is a uint8 array, bytes or memoryview whose size matches the
+    shape and type exactly, or a function that returns the bytes in pieces. The function is called
+    when the tensor is written, so that a model larger than memory can be written. If it raises an
+    error, writing stops and no file is changed.
     """
 
     shape: tuple[int, ...]
@@ -145,7 +145,7 @@ def _alignment(value: object, type_id: int) -> int:
         or value & (value - 1)
         or not limits.MIN_ALIGNMENT <= value <= limits.MAX_ALIGNMENT
     ):
-        raise ValueError(f"{_ALIGNMENT_KEY} is {value!r}; it must be a UINT32 power of two")
+        raise ValueError(f"{_ALIGNMENT_KEY} is {value!r}; it must be a power of two of type UINT32")
     return value
 
 
@@ -234,9 +234,10 @@ def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...],
         )
     if shape[-1] % kind.block_size:
         raise ValueError(
-            f"{what}: rows of {shape[-1]} do not fill whole {kind.name} blocks of {kind.block_size}"
+            f"{what}: row length {shape[-1]} is not a multiple of the {kind.name} block size "
+            f"{kind.block_size}"
         )
     expected = kind.nbytes(math.prod(shape))
     if not callable(body) and len(body) != expected:
-        raise ValueError(f"{what}: {len(body)} bytes, but shape and type require {expected}")
+        raise ValueError(f"{what}: {len(body)} bytes, but its shape and type require {expected}")
     return shape, type_id, expected, body

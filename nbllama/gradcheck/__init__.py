@@ -4,7 +4,7 @@
 |---|---|
 | `options` | the command line |
 | `part` | extracts a few blocks of a model as a separate model |
-| `check` | compares gradients of the kernels with slopes of the plain float64 model |
+| `check` | compares gradients of the kernels with finite differences of the plain float64 model |
 | `table` | the result as text |
 """
 

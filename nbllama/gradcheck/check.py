@@ -1,9 +1,9 @@
-"""Check the gradients of the kernels against slopes of the plain float64 model.
+"""Check the gradients of the kernels against finite differences of the plain float64 model.
 
 For each half p of a pair, let g be the gradient that training would use and L the loss in float64:
 
     slope(d) = (L(p + h d) - L(p - h d)) / 2h                          |d| = 1
-    error    = max over d of |slope(d) - g . d| / |g|  √(n for a random d)
+    error    = max over d of c(d) |slope(d) - g . d| / |g|     c(d) = √n for a random d, else 1
 
 Two directions are tested: the direction of g, which reveals a wrong size or sign, and a random
 direction, which involves every element of g. In a random direction, an error in a gradient of n

@@ -67,23 +67,23 @@ def _blocks(hp: Hparams, layers: Sequence[int]) -> tuple[BlockSizes, ...]:
     for i, (layer, of) in enumerate(zip(layers, blocks, strict=True)):
         if of.kv_from not in layers[: i + 1]:
             raise UsageError(
-                f"--layers: block {layer} uses the keys and values of block {of.kv_from}; also "
-                f"pass that block"
+                f"--layers: block {layer} uses the keys and values of block {of.kv_from}; add "
+                f"block {of.kv_from}"
             )
         blocks[i] = of._replace(kv_from=layers.index(of.kv_from))
     return tuple(blocks)
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
-    """Return the pairs in these blocks, and the pairs that are not in any block."""
+    """Return an adapter with the pairs in these blocks and the pairs outside all blocks."""
     pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
     return replace(adapter, pairs=pairs)
 
 
 def usual_layers(model: Model) -> list[int]:
-    """Choose the last block, and enough blocks to cover every combination of weight types.
+    """Choose the last block, and enough others to cover all kinds of blocks and weight types.
 
-    If sliding windows or RoPE are used in a repeating pattern of blocks, choose the blocks of the
+    If the use of sliding windows or RoPE follows a repeating pattern, choose the blocks of its
     first period instead.
     """
     hp = model.hp

@@ -1,4 +1,4 @@
-"""The computation of a model: its tensors, a single block, and the passes through all blocks.
+"""The tensors of a model, the computation of one block, and the passes through all blocks.
 
 Read the modules in this order: `weights` (the tensors in the file), `bound` (binds an adapter to
 the tensors), `activations` (the memory for a step), `block` (one block, forward and backward),

@@ -121,7 +121,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]` from x, with norm (if any) and RoPE."""
+        """Compute queries or keys y `[N, heads, D]` from x, including any norm and RoPE."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:

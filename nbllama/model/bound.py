@@ -57,7 +57,7 @@ class Bound:
             g.fill(0)
 
     def trains(self, *names: str) -> bool:
-        """Return whether a pair of any of these base tensors is trained."""
+        """Return whether any of these base tensors has a trained pair."""
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:

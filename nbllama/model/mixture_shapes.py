@@ -27,8 +27,8 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
 def mixture_shapes(hp: Hparams, n: int, rank: int) -> Shapes:
     """Return the shapes of the arrays that all blocks share.
 
-    They contain an expert's input, its output and its LoRA products. `rank` is the largest rank of
-    the experts' pairs.
+    The arrays contain the input, output and LoRA products of one expert. `rank` is the largest rank
+    of the experts' pairs.
     """
     if hp.experts is None:
         return {}

@@ -73,7 +73,7 @@ class BlockParts:
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *linears: str) -> bool:
-        """Return whether the pair of any of these linear layers is trained."""
+        """Return whether any of these linear layers has a trained pair."""
         return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
@@ -92,7 +92,7 @@ class BlockParts:
     # Parts of the passes
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """Return feed-forward's input stream, and the name and rstd of the norm applied to it."""
+        """Return the stream that feed-forward reads, and the name and rstd of its norm."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn

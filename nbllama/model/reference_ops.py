@@ -31,7 +31,7 @@ Seen = Callable[[str, np.ndarray], object]
 
 
 class ReferenceTensors:
-    """All tensors of a model, decoded to `dtype`, and values derived from its constants."""
+    """All tensors of a model, decoded to `dtype`, and values derived from the model's constants."""
 
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp, self.dtype = model.hp, dtype

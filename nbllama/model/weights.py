@@ -1,4 +1,4 @@
-"""The tensors of a model as stored in the GGUF file, and values derived from its constants."""
+"""The tensors of a model as stored in the GGUF file, and values derived from model constants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lion, which uses only the sign of the averaged gradient; each value changes by the learning rate.
+"""Lion, whose steps have the size of the learning rate and the sign of an averaged gradient.
 
     x ← x (1 - decay rate) - rate sign(β1 m + (1 - β1) g)
     m ← β2 m + (1 - β2) g

@@ -38,8 +38,8 @@ class Schedule:
             factor = min_ratio + r (1 - min_ratio)
 
         This is the formula of llama.cpp's `common/train.cpp:learning_schedule`, evaluated at
-        `step`. (The old tool evaluates it one update late. With warm-up, the tool's first update
-        therefore does nothing.)
+        `step`. (The old tool evaluates it at `step` - 1. With warm-up, its first update therefore
+        does nothing.)
         """
         step -= self.begin
         r = step / self.warmup if step < self.warmup else SCHEDULES[self.kind](self, step)

@@ -40,7 +40,7 @@ exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 ad
 
 @dataclass(frozen=True)
 class MainOptions:
-    """A parsed `main` command line, without the adapters."""
+    """The options of `main`, except for the adapters."""
 
     model: str = model_option("the model", "-m")
     lora: str = lora_option()
@@ -210,7 +210,7 @@ class MainOptions:
 
 @dataclass(frozen=True)
 class Main:
-    """A task for `main`: the options, and the adapters as (file, scale) pairs in order."""
+    """A parsed command line: the options, and the adapters as (file, scale) pairs in order."""
 
     options: MainOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
@@ -257,7 +257,7 @@ def parse_main(
         raise UsageError("--model FILE is missing; --help lists every option")
     if o.n_gpu_layers:
         raise UsageError(
-            f"--n-gpu-layers {o.n_gpu_layers}: this program runs on the CPU only; leave it out"
+            f"--n-gpu-layers {o.n_gpu_layers}: this program runs on the CPU only; omit the option"
         )
     if o.prompt and o.file:
         raise UsageError("--prompt and --file: pass only one of them")

@@ -37,14 +37,14 @@ def _conversation(default: str) -> Any:
 
 @dataclass(frozen=True)
 class ChatOptions(MainOptions):
-    """A parsed `nbllama chat` command line, without the adapters."""
+    """The options of `nbllama chat`, except for the adapters."""
 
     conversation: bool | None = _conversation("on")
 
 
 @dataclass(frozen=True)
 class GenerateOptions(MainOptions):
-    """A parsed `nbllama generate` command line, without the adapters."""
+    """The options of `nbllama generate`, except for the adapters."""
 
     conversation: bool | None = _conversation("off")
 

@@ -64,7 +64,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
         found = by_name.get(name) or by_name.get("-" + key.value)
         if found is not None and found.dest == "config":
             raise UsageError(
-                f"{where}: an options file cannot refer to another options file; remove the line"
+                f"{where}: a config file cannot refer to another config file; remove the line"
             )
         if found is not None and found.dest in seen:
             raise UsageError(f"{where}: {key.value} was already given as {seen[found.dest]}")
@@ -126,7 +126,7 @@ _NOT_OF_THE_RUN = {
 
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
-    """Return the options of a run by name, each with its given value or the default that was used.
+    """Return the options of a run by name, with the values given or the defaults used.
 
     `table` contains all options. `settings` is a `nbllama.train.run.settings.Settings`.
     """

@@ -25,7 +25,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """A parsed command line, without FILE."""
+    """The options of `inspect`, except for FILE."""
 
     json: bool = _show(None, False, "print everything as one JSON document")
     all: bool = _show(None, False, "show every tensor and key instead of groups")

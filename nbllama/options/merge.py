@@ -30,14 +30,14 @@ Quantised matrices are rounded to preserve their products with a sample of the t
 
 -l and -s can be repeated; all adapters are merged.
 
-exit codes: 0 success, 1 failure, or more than half of the adapters' effect is lost (--force: 0), 2
-bad usage or bad file, 3 output cannot be written, 4 out of memory, 5 adapter does not fit, 130
-interrupted by Ctrl-C"""
+exit codes: 0 success, 1 failure, or more than half of the adapters' effect is lost (0 with
+--force), 2 bad usage or bad file, 3 output cannot be written, 4 out of memory, 5 adapter does not
+fit, 130 interrupted by Ctrl-C"""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A parsed `export_lora` command line, without the adapters."""
+    """The options of `export_lora`, except for the adapters."""
 
     model_base: str = model_option("base model", "-m", "--model")
     model_out: str = _files(
@@ -74,7 +74,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Export:
-    """A task for `export_lora`: the options, and the adapters as (file, scale) pairs in order."""
+    """A parsed command line: the options, and the adapters as (file, scale) pairs in order."""
 
     options: ExportOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
@@ -130,7 +130,7 @@ memory, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """The options for `quantize`, except for IN, OUT and TYPE."""
+    """The options of `quantize`, except for IN, OUT and TYPE."""
 
     pure: bool = _run(None, False, "use one type for all matrices instead of a mix")
     allow_requantize: bool = _run(
@@ -142,7 +142,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Quantize:
-    """A task for `quantize`: the options and the positional words."""
+    """A parsed command line: the options and the positional arguments."""
 
     options: QuantizeOptions
     source: str
@@ -162,7 +162,7 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
         familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
     )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
-        raise UsageError(f"{len(words)} arguments instead of three; pass IN OUT TYPE; see --help")
+        raise UsageError("expected three arguments: IN OUT TYPE; see --help")
     threads = options.threads
     if len(words) == 4:
         try:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
 from nbllama.options.unknown import unknown
-from nbllama.options.values import LARGEST, SMALLEST, NotInFloat32, Port, Value
+from nbllama.options.values import LARGEST, SMALLEST, BadValue, NotInFloat32, Port, Value
 from nbllama.system.program import called_as
 
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
@@ -84,7 +84,7 @@ def option(
     `shown_default` is the default as shown in the help; None shows the value itself. With `many`,
     the field is a tuple of all given values instead of the last value.
 
-    `only` is "text" or "records" if the option applies to only this kind of training data. `file`
+    `only` is "text" or "records" if the option applies only to this kind of training data. `file`
     is "reads" or "writes" if the value names a file or folder; an output must not also be an input.
     `saved` says how a checkpoint stores the option; it is None if the option does not affect the
     computation. `without` is for options that are missing from the old llama.cpp `finetune` or from
@@ -210,6 +210,8 @@ def read(
                     f"{name}: '{shown(value)}' is not allowed, because the program computes in "
                     f"float32; use a number between {SMALLEST:.1e} and {LARGEST:.1e}"
                 ) from None
+            except BadValue as e:
+                raise UsageError(f"{name}: {e}") from None
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; use {found.value.allowed()}"
@@ -246,8 +248,8 @@ def parse_into(
 
     `prog` is the program's name in the help, unless the program was started as `nbllama VERB`.
     `familiar` maps names from other programs to hints (see `nbllama.options.unknown`). `forms`
-    lists the positional words, such as "IN OUT", for the usage line. Raises `UsageError`. `--help`
-    and `--version` print their text and raise `SystemExit(0)`.
+    lists the positional arguments, such as "IN OUT", for the usage line. Raises `UsageError`.
+    `--help` and `--version` print their text and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})

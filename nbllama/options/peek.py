@@ -28,7 +28,7 @@ _diff = partial(option, "diff")
 
 @dataclass(frozen=True)
 class PeekOptions:
-    """A parsed command line, without its positional words."""
+    """The options of `peek`, except for the positional arguments."""
 
     values: int = _show(Whole(), 0, "print the first N numbers of each array", also=["-n"])
     picture: str = _show(
@@ -55,7 +55,7 @@ class PeekOptions:
 
 @dataclass(frozen=True)
 class Asked:
-    """A task for `peek`; `files` contains one file to show or two files to compare."""
+    """A parsed command line; `files` contains one file to show or two files to compare."""
 
     options: PeekOptions
     files: tuple[str, ...]
@@ -77,5 +77,5 @@ def parse(argv: Sequence[str]) -> Asked:
     if len(files) != 1 + compare:
         raise UsageError("pass FILE [PATTERN ...] or diff A B [PATTERN ...]; see --help")
     if compare and options.picture:
-        raise UsageError("--picture draws the arrays of one file; leave it out with diff")
+        raise UsageError("--picture draws the arrays of one file and cannot be used with diff")
     return Asked(options, tuple(files), tuple(words[1 + 2 * compare :]))

@@ -29,7 +29,7 @@ exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 ad
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """A parsed `perplexity` command line, without the adapters."""
+    """The options of `perplexity`, except for the adapters."""
 
     model: str = model_option("model", "-m", "--model-base")
     file: str = _files(
@@ -56,7 +56,7 @@ class PerplexityOptions:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A task for `perplexity`: the options, and the adapters as (file, scale) pairs in order."""
+    """A parsed command line: the options, and the adapters as (file, scale) pairs in order."""
 
     options: PerplexityOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
@@ -82,7 +82,7 @@ def parse_perplexity(argv: Sequence[str]) -> Perplexity:
         raise UsageError("the text is missing; pass -f FILE; --help lists every option")
     if options.base_model and not options.kl_divergence:
         raise UsageError(
-            "--base-model is only used with --kl-divergence; pass both, or leave it out"
+            "--base-model is only used with --kl-divergence; pass both, or omit --base-model"
         )
     if options.kl_divergence and not (options.base_model or adapters):
         raise UsageError(

@@ -25,7 +25,7 @@ _FAMILIAR = dict.fromkeys(("--log", "--output", "-o", "--out", "--report", "--in
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A parsed command line, without its positional words."""
+    """The options of `report`, except for the positional arguments."""
 
     debug: bool = debug_option("Options")
 

@@ -22,7 +22,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class _ShowOptions:
-    """Options for the files to read, and for what to show."""
+    """Options that select the files to read and what to show."""
 
     model_base: str = _show(
         Text(), "", "GGUF model whose tokenizer and chat template are used", also=["-m"],

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from nbllama.errors import shown
 from nbllama.options.steps import STEPS, parse_steps
 
 SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 """Smallest and largest positive normal float32."""
 
-# Variables that the program itself passes to chat templates.
-RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
+
+class BadValue(ValueError):
+    """Raised with the reason for a value that has the right form but cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -223,32 +225,52 @@ class Variables:
 def parse_variables(text: str) -> dict[str, Any]:
     """Parse the value of `--template-vars`, such as "a=false,b=[1, 2],c=high".
 
-    A value is JSON or, if it is not valid JSON, text up to the next comma. Raises `ValueError` if
-    the syntax is wrong, a name is repeated, or the program itself passes a variable of that name to
-    templates.
+    A value is JSON or, if it is not valid JSON, text up to the next comma. True and False are
+    booleans, too. Raises `BadValue` if a name is repeated, if the program itself passes a variable
+    of that name to templates, or if a switch is not true or false. Raises `ValueError` if the
+    syntax is wrong.
     """
-    decoder, out, at = json.JSONDecoder(), {}, 0
+    from nbllama.text.variables import RESERVED, variable_value  # imports numpy
+
+    out: dict[str, Any] = {}
+    at = 0
     while at < len(text.rstrip()):
         name, equals, _ = text[at:].partition("=")
         at += len(name) + 1
         name = name.strip()
-        if not equals or not name.isidentifier() or name in out or name in RESERVED:
+        if not equals or not name.isidentifier():
             raise ValueError(text)
+        if name in out:
+            raise BadValue(f'"{shown(name, 40)}" is set twice; set it once')
+        if name in RESERVED:
+            raise BadValue(f'"{name}" is set by the program; leave it out')
         at += len(text[at:]) - len(text[at:].lstrip())
-        comma = text.find(",", at)
-        end = len(text) if comma < 0 else comma
+        value, at = _variable(text, at)
         try:
-            value, after = decoder.raw_decode(text, at)
-            if text[after:].lstrip()[:1] not in ("", ","):
-                raise ValueError(text)
-            end = after + text[after:].find(",") if "," in text[after:] else len(text)
-        except ValueError:
-            if text[at : at + 1] in ("[", "{", '"'):
-                raise ValueError(text) from None
-            value = text[at:end].strip()
-        out[name] = value
-        at = end + 1  # after the comma
+            out[name] = variable_value(name, value)
+        except ValueError as e:
+            raise BadValue(str(e)) from None
     return out
+
+
+def _variable(text: str, at: int) -> tuple[Any, int]:
+    """Return the value that begins at `at`, and where the next variable begins.
+
+    Raises `ValueError` for a list, an object or a string in quotes that is not valid JSON.
+    """
+    comma = text.find(",", at)
+    end = len(text) if comma < 0 else comma
+    try:
+        value, after = json.JSONDecoder().raw_decode(text, at)
+        if text[after:].lstrip()[:1] not in ("", ","):
+            raise ValueError(text)
+        end = after + text[after:].find(",") if "," in text[after:] else len(text)
+    except ValueError:
+        if text[at : at + 1] in ("[", "{", '"'):
+            raise ValueError(text) from None
+        value = text[at:end].strip()
+        value = {"True": True, "False": False}.get(value, value)
+    return value, end + 1  # after the comma
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ PROG = "python -m nbllama.verify"
 _ABOUT = (
     "Check that an adapter has an effect, that merging preserves it, and that llama.cpp agrees."
 )
-_EPILOG = """Runs three checks on a short text. They compare the model with and without the adapter,
-the merged with the unmerged model and, if the xllamacpp package is installed, llama.cpp with
-nbllama on the same files.
+_EPILOG = """Runs three checks on a short text. The first compares the model with and without the
+adapter. The second compares the merged and the unmerged model. The third, which requires the
+xllamacpp package, compares llama.cpp with nbllama on the same files.
 
 exit codes: 0 all checks passed, 1 a check failed, 2 bad usage or bad file, 3 output cannot be
 written, 4 out of memory, 5 adapter does not fit, 130 interrupted by Ctrl-C"""
@@ -31,7 +31,7 @@ written, 4 out of memory, 5 adapter does not fit, 130 interrupted by Ctrl-C"""
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """A parsed `verify` command line, without the adapters."""
+    """The options of `verify`, except for the adapters."""
 
     model: str = model_option("base model", "-m", "--model-base")
     lora: str = lora_option()
@@ -58,7 +58,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Verify:
-    """A task for `verify`: the options, and the adapters as (file, scale) pairs in order."""
+    """A parsed command line: the options, and the adapters as (file, scale) pairs in order."""
 
     options: VerifyOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Extract positional words from a command line, and replace options in it."""
+"""Extract positional arguments from a command line, and replace options in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nbllama.options.parser import Option, plain
 
 
 def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str], list[str]]:
-    """Return the positional words, and the remaining words for `parser.parse_into`.
+    """Return the positional arguments, and the remaining words for `parser.parse_into`.
 
     Everything after `--` is positional.
     """

@@ -1,7 +1,7 @@
 """`Dump`, which maps names to arrays, and functions that store a dump in an `.npz` file.
 
 The file is an ordinary numpy archive, which `numpy.load` can open. Besides the arrays, it contains
-`__about__`, a JSON string with the model, the iteration and so on.
+`__about__`, a JSON string that records, for example, the model and the iteration.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Dump(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
     def matching(self, *patterns: str) -> Dump:
-        """Return the arrays that match the patterns. Raises `UsageError` if one matches nothing."""
+        """Return the arrays that match a pattern. Raises `UsageError` for an unused pattern."""
         if not patterns:
             return self
         wanted = Patterns(patterns)
         if unused := wanted.unused(self.arrays):
-            raise UsageError(f"no array is named {shown(unused[0])}")
+            raise UsageError(f"no array name matches {shown(unused[0])}")
         return Dump({k: v for k, v in self.arrays.items() if wanted(k)}, self.about)
 
     def table(self, *patterns: str) -> str:
@@ -65,7 +65,7 @@ class Dump(Mapping[str, np.ndarray]):
         return table(self.matching(*patterns))
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` file, completely or not at all.
+        """Write an `.npz` file atomically.
 
         Raises `OutputError` if the file cannot be written or is a file of another kind.
         """
@@ -77,7 +77,7 @@ class Dump(Mapping[str, np.ndarray]):
 
 
 def is_dump(path: Path) -> bool:
-    """Return whether a file begins like an `.npz` archive."""
+    """Return whether a file begins with the signature of a zip archive, as `.npz` files do."""
     try:
         return first_bytes(path, 4) == b"PK\x03\x04"
     except OSError:
@@ -85,10 +85,10 @@ def is_dump(path: Path) -> bool:
 
 
 def load(path: Path) -> Dump:
-    """Read an `.npz` file written by this program, or any other that contains arrays of numbers.
+    """Read an `.npz` file of numeric arrays, which need not have been written by nbllama.
 
-    Raises `GGUFError` if the file is damaged or compressed, contains Python objects, or claims that
-    its arrays are larger in total than the file itself or `MOST_BYTES`.
+    Raises `GGUFError` if the file is damaged or compressed or contains Python objects, or if
+    the total size that it specifies for its arrays exceeds the file size or `MOST_BYTES`.
     """
     name = shown(os.fspath(path), 400)
     try:
@@ -98,7 +98,7 @@ def load(path: Path) -> Dump:
                     raise GGUFError(f"{name}: {shown(member.filename)} is compressed; use np.savez")
             total = sum(member.file_size for member in archive.infolist())
         if total > min(MOST_BYTES, os.path.getsize(path)):
-            raise GGUFError(f"{name}: its arrays need {total} bytes, above the file size or limit")
+            raise GGUFError(f"{name}: its {total} bytes of arrays exceed the file size or limit")
         with np.load(path, allow_pickle=False) as npz:
             arrays = {key: npz[key] for key in npz.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as e:

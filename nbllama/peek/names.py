@@ -3,7 +3,7 @@
 | name | meaning | kind |
 |---|---|---|
 | `blk.3.attn_q.weight` | a base tensor, decoded to float32 | weight |
-| `blk.3.attn_q.weight.lora_a` | A of the tensor's LoRA pair, before the step | parameter |
+| `blk.3.attn_q.weight.lora_a` | matrix A of the tensor's LoRA pair, before the step | parameter |
 | `....lora_a.grad` | the gradient over the whole step, before clipping | gradient |
 | `....lora_a.m`, `.v` | the AdamW moments, after the step | moment |
 | `....lora_a.after` | the same matrix after the step | parameter |
@@ -11,8 +11,8 @@
 | `Qcur-3.grad` | the gradient of the loss with respect to the activation | gradient |
 | `tokens`, `targets`, `positions`, `offsets` | the batch, int32 | batch |
 
-If one watch covers several micro-batches or calls, a number is appended to the names of activations
-from the second and later ones: `Qcur-3@1`. finetune.cpp's numbers are aliases for activations:
+If one watch covers several micro-batches or calls, a number is appended to activation names from
+the second one on: `Qcur-3@1`. finetune.cpp's numbers are aliases for activations:
 `t07-3` is `Qcur-3`.
 """
 
@@ -49,7 +49,7 @@ ENDS = (
     Node("loss", "[M]", ("t36",), "loss of each trained token (t36 is their mean)", False),
 )
 BLOCK = (
-    Node("attn_norm", "[N, C]", ("t04",), "the normalised input of the block"),
+    Node("attn_norm", "[N, C]", ("t04",), "the normalised input to the block"),
     Node("Qcur_raw", "[N, H, D]", ("t05", "t06"), "queries after the projection and bias"),
     Node("Kcur_raw", "[N, G, D]", ("t08", "t09"), "keys after the projection and bias"),
     Node("Qcur_normed", "[N, H, D]", (), "queries after the query norm (models that have one)"),
@@ -89,7 +89,7 @@ MIXERS = (
     Node("delta_alpha", "[N, H]", (), "projection for the decay of the delta net's state"),
     Node("delta_beta", "[N, H]", (), "projection for the update strength of each token"),
     Node("delta_o", "[N, H, D]", (), "what the queries read from the state"),
-    Node("delta_out", "[N, H D]", (), "the same after a norm, times the gates"),
+    Node("delta_out", "[N, H D]", (), "delta_o after a norm, times the gates"),
     Node("ssm_out", "[N, C]", (), "what the delta net adds to the residual stream", False),
     Node(
         "pe_in",
@@ -103,7 +103,7 @@ MIXERS = (
         "per_layer_out",
         "[N, C]",
         (),
-        "what is added to the residual stream, before the norm of this term",
+        "projection of per_layer_act, before the norm and the addition to the residual stream",
         False,
     ),
 )
@@ -130,8 +130,8 @@ def aliases(name: str) -> tuple[str, ...]:
 class Patterns:
     """Shell patterns (`*`, `?`, `[0-3]`), separated by commas.
 
-    Patterns must match the whole name or alias; `.weight` can be omitted. The number of the
-    micro-batch is ignored unless the pattern contains one.
+    A pattern must match the whole name or an alias; it may omit `.weight`. The number of the
+    micro-batch is ignored unless the pattern contains `@`.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -179,7 +179,7 @@ def check(patterns: Patterns, names: Iterable[str]) -> None:
     """Raise `UsageError` for a pattern that matches no name."""
     if unused := patterns.unused(names):
         raise UsageError(
-            f"nothing is named {shown(unused[0])}; activation names look like attn_norm-0, l_out-0 "
+            f"no name matches {shown(unused[0])}; activation names look like attn_norm-0, l_out-0 "
             "or t04-0, and weight names like blk.0.attn_q.weight; docs/peek.md lists them"
         )
 

@@ -31,10 +31,10 @@ _MOST_BYTES = 1 << 26  # how much of an existing picture is searched for its cre
 def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
     """Draw the arrays of a dump in one picture, and return notes for the user.
 
-    An array has one panel, or one panel per head in an attention map. With `kind` "auto",
-    probabilities are drawn as attention maps and other arrays as histograms. The suffix of `path`
-    determines the format. If `head` is given, only that head is drawn. Raises `UsageError` if
-    matplotlib is missing, the suffix is unknown, or the arrays cannot be drawn in this way, and
+    Each array is drawn in one panel, but an attention map has one panel per head. With `kind`
+    "auto", probabilities are drawn as attention maps and other arrays as histograms. The suffix of
+    `path` determines the format. If `head` is given, only that head is drawn. Raises `UsageError`
+    if matplotlib is missing, the suffix is unknown, or the arrays cannot be drawn in this way, and
     `OutputError` if writing fails or `path` is a file that this function did not write.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
@@ -107,7 +107,7 @@ def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
 
 
 def _shrunk(x: np.ndarray) -> np.ndarray:
-    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of a block of numbers."""
+    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of a block of elements."""
     x = np.where(np.isfinite(x), x, np.nan)
     for axis in (0, 1):
         n = x.shape[axis]
@@ -136,7 +136,7 @@ def _figure(panels: list[Panel]) -> Any:
         if kind == "histogram":
             axes.hist(x.reshape(-1), bins=80, log=True, color="#3b6ea5")
             axes.set_xlabel("value", fontsize=8)
-            axes.set_ylabel("numbers", fontsize=8)
+            axes.set_ylabel("count", fontsize=8)
         elif kind == "attention":
             image = axes.imshow(x, cmap="viridis", vmin=0, interpolation="nearest")
             axes.set_xlabel("attended token", fontsize=8)

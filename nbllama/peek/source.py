@@ -23,11 +23,11 @@ MOST_BYTES = 8 << 30  # limit for the total size of one file's decoded tensors
 
 
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
-    """Read from a file all tensors whose names match a pattern, decoded to float32.
+    """Read the tensors that match a pattern from the file `path`, and decode them to float32.
 
     For a checkpoint, the moments are also available, as `NAME.m` and `NAME.v`. Raises `UsageError`
     if the file does not exist or no name matches, `GGUFError` or `CheckpointError` for a file that
-    cannot be read, and `NotEnoughMemory` if the tensors exceed 8 GB.
+    cannot be read, and `NotEnoughMemory` if the decoded tensors would exceed 8 GB.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{shown(path, 400)}: no such file")
@@ -71,7 +71,7 @@ def _checkpoint(path: str) -> Dump:
 def _model(f: GGUFFile, patterns: Sequence[str]) -> Dump:
     fits = Patterns(patterns) if patterns else None
     if fits is not None and (unused := fits.unused(f.tensors)):
-        raise UsageError(f"no array is named {shown(unused[0])}")
+        raise UsageError(f"no array name matches {shown(unused[0])}")
     chosen = [t for t in f.tensors.values() if fits is None or fits(t.name)]
     nbytes = sum(4 * math.prod(t.shape) for t in chosen)
     if nbytes > MOST_BYTES:

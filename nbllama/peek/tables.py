@@ -13,7 +13,7 @@ from nbllama.peek.names import kind_of
 
 
 class Statistics(NamedTuple):
-    """Statistics of the finite numbers in an array; `odd` counts the other numbers.
+    """Statistics of the finite numbers in an array; `odd` is the number of NaNs and infinities.
 
     If there are no finite numbers, the mean, standard deviation, minimum and maximum are NaN.
     """
@@ -74,7 +74,7 @@ class Difference(NamedTuple):
     """The difference between two arrays with the same name.
 
     `largest` is max |a - b|, `relative` is `largest` / max |a|, and `changed` is the number
-    of elements that differ. `why` is the reason why the arrays cannot be compared, or "".
+    of elements that differ. `why` says why the arrays cannot be compared, or is "".
     """
 
     name: str
@@ -119,7 +119,7 @@ def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> lis
 def difference_table(found: list[Difference], everything: bool = False) -> str:
     """Return a table of the differences; the last line counts the arrays that differ."""
     rows: list[tuple[str, ...]]
-    rows = [("name", "largest difference", "relative", "numbers that differ")]
+    rows = [("name", "largest difference", "relative", "elements that differ")]
     for d in found:
         if d.why:
             rows.append((shown(d.name, 80), d.why, "", ""))

@@ -63,7 +63,7 @@ class Watcher:
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
         """Copy the gradient with respect to an activation if a pattern matches it.
 
-        If several samples share a row, each copy of the row is the sum over all these samples.
+        If several samples share a row, each copy contains the gradient summed over these samples.
         """
         self._keep(f"{node_name(name, layer)}.grad", self._expanded(dx))
 
@@ -167,7 +167,7 @@ def watch(
     opt: Optimiser | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Iterator[Dump]:
-    """Copy intermediate results of `model`'s passes while the context is open.
+    """Copy intermediate results of the passes of `model` while the context is open.
 
     Every array whose name matches a pattern is copied into the `Dump` that the context yields. If
     several arrays are computed under the same name, the last one is kept.

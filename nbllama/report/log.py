@@ -68,12 +68,12 @@ class StepRecord:
 class EvaluationRecord:
     """An evaluation that was run after iteration `iter`.
 
-    `val_loss` is in nats per trained token of the validation data, or None without such data, and
-    `perplexity` is derived from `val_loss`. `best` says whether `val_loss` is the lowest so far; it
-    is False if the best adapter could not be saved. `train_loss` is the mean since the last
-    evaluation, or None at the start. `samples` contains prompts with their answers and, if any,
-    their rewards. `measures` contains the same metrics as in `StepRecord`, computed on the
-    validation data.
+    `val_loss` is in nats per trained token of the validation data, and `perplexity` is derived from
+    it; both are None if there is no validation data. `best` says whether `val_loss` is the lowest
+    so far; it is False if the best adapter could not be saved. `train_loss` is the mean since the
+    last evaluation, or None if there was no step since then. `samples` contains prompts with their
+    answers and any rewards. `measures` contains the same metrics as in `StepRecord`, computed on
+    the validation data.
     """
 
     iter: int
@@ -166,8 +166,8 @@ class MetricsLog:
     """A file with one JSON object per line, which is appended to and may be read during training.
 
     A disk error does not stop training: `on_error` is called once, and the log still tries to write
-    later lines. A truncated line (left by a full disk or a killed process) is terminated before
-    the next line is written.
+    later lines. If a full disk or a killed process left a truncated line, the next write first
+    terminates this line.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -192,13 +192,15 @@ class MetricsLog:
             written = self._file.write(line)
             if written:
                 self._cut = line[written - 1 : written] != b"\n"
-            problem = "" if written == len(line) else "no space left for a whole line"
+            problem = "" if written == len(line) else "no space left for a complete line"
         except OSError as e:
             problem = e.strerror or str(e)
         if problem and not self._failed:
             self._failed = True
             path = shown(self.path)
-            self._on_error(f"--log {path}: {problem}; training continues, but lines are missing")
+            self._on_error(
+                f"--log {path}: {problem}; training continues, but the log is incomplete"
+            )
 
     def close(self) -> None:
         """Close the file; errors are reported in the same way as write errors."""

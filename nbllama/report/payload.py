@@ -38,7 +38,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
     runs.
     """
     if len(runs) > MOST_RUNS:
-        raise UsageError(f"{len(runs)} runs: pass at most {MOST_RUNS} to compare on one page")
+        raise UsageError(f"cannot compare {len(runs)} runs on one page; pass at most {MOST_RUNS}")
     made = [run_object(run) for _, run in runs]
     if len(made) > 1:
         for (name, _), one in zip(runs, made, strict=True):
@@ -125,9 +125,9 @@ def commands(run: Run) -> list[list[str]]:
         both = ["--model", model, "--lora", adapter]
         merged = ["export-lora", "--model-base", model, "--lora", adapter]
         found = [
-            ["talk to the model with the adapter", _command(["chat", *both])],
+            ["chat with the model, using the adapter", _command(["chat", *both])],
             ["check the adapter in nbllama and llama.cpp", _command(["verify", *both])],
-            ["merge it into a model", _command([*merged, "--model-out", "merged.gguf"])],
+            ["merge the adapter into the model", _command([*merged, "--model-out", "merged.gguf"])],
         ]
     done, all_of_them = run.steps[-1]["iter"] if run.steps else 0, _whole(run.run, "n_iter") or 0
     if done < all_of_them and checkpoint and isinstance(words, list) and words:

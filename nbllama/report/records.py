@@ -68,7 +68,7 @@ class Run:
 
 
 def _put(rows: list[Row], row: Row, *, several: bool) -> None:
-    """Insert a row by iteration; without `several`, replace any existing row."""
+    """Insert a row in iteration order; unless `several`, replace a row for the same iteration."""
     at = len(rows)
     while at and rows[at - 1]["iter"] > row["iter"]:
         at -= 1
@@ -96,7 +96,7 @@ def read_log(path: str) -> Run:
             run.add(row)
     if not (run.run or run.steps):
         raise DataError(
-            f"{shown(path, 400)}: not the log of a run: none of its lines records an iteration"
+            f"{shown(path, 400)} is not the log of a run; none of its lines records an iteration"
         )
     return run
 

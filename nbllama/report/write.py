@@ -34,7 +34,7 @@ def write_report(logs: str | Sequence[str], out: str) -> None:
 
 
 def labels(logs: Sequence[str]) -> list[str]:
-    """Return short, distinct names for logs: the file names, with folders if names are equal."""
+    """Return short, distinct names for logs, with folders only if file names are equal."""
     paths = [os.path.splitext(log)[0].replace(os.sep, "/").split("/") for log in logs]
     for n in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-n:]) for parts in paths]

@@ -103,7 +103,7 @@ class TestOptional:
         model.counts(f"llama.{key}", [2] * (L + 1))
         assert f"{L + 1} values for {L} layers" in refused(model, path)
         model.counts(f"llama.{key}", [-2] * L)
-        assert "-2, allowed 1.." in refused(model, path)
+        assert "-2, but must be from 1 to " in refused(model, path)
 
     def test_key_length(self, model: Model, path: Path) -> None:
         model.count("llama.attention.key_length", 2 * D)

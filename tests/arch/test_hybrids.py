@@ -68,12 +68,12 @@ def test_blocks_that_predict_further_tokens_are_left_alone(tmp_path: Path) -> No
         (LFM2, "attention.head_count_kv", [0] * 4, "no block has attention"),
         (LFM2, "attention.head_count_kv", [0, 2], "2 values for 4 layers"),
         (LFM2, "attention.head_count_kv", [0, 2, 0, 4], "differs between attention blocks"),
-        (LFM2, "shortconv.l_cache", 1, "1, allowed 2.."),
+        (LFM2, "shortconv.l_cache", 1, "1, but must be from 2 to "),
         (QWEN35, "ssm.inner_size", 65, "4 heads of size 16 require 64"),
         (QWEN35, "ssm.group_count", 3, "3 does not divide 4"),
         (QWEN35, "rope.dimension_sections", [2, 1, 1, 2], "do not cover 6 pairs"),
         (QWEN35, "full_attention_interval", 9, "no block has attention"),
-        (IDLE, "nextn_predict_layers", 4, "4, allowed 0..3"),
+        (IDLE, "nextn_predict_layers", 4, "4, but must be from 0 to 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(

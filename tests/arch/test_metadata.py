@@ -131,7 +131,11 @@ def test_a_count_for_every_layer(kind: int, toy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [([2, 4], "differs between layers"), ([2, 2, 2], "3 values for 2"), ([0, 0], "0, allowed 1..")],
+    [
+        ([2, 4], "differs between layers"),
+        ([2, 2, 2], "3 values for 2"),
+        ([0, 0], "0, but must be from 1 to "),
+    ],
 )
 def test_counts_that_layers_do_not_share(
     values: list[int], said: str, toy: Path, tmp_path: Path

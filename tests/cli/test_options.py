@@ -216,6 +216,9 @@ def test_each_value_lands_in_its_own_field(tmp_path: Path) -> None:
         ("effort=high,day=28 Nov 2026,n=-1.5", {"effort": "high", "day": "28 Nov 2026", "n": -1.5}),
         ("a=true story", {"a": "true story"}),
         ("a=", {"a": ""}),
+        ("enable_thinking=False,b=True,c=1", {"enable_thinking": False, "b": True, "c": 1}),
+        ('thinking=TRUE,clear_thinking="false"', {"thinking": True, "clear_thinking": False}),
+        ("thinking_budget=512,reasoning=no", {"thinking_budget": 512, "reasoning": "no"}),
     ],
 )
 def test_variables_of_a_template(text: str, variables: dict[str, object]) -> None:
@@ -231,6 +234,23 @@ def test_variables_that_cannot_be_read(text: str) -> None:
         parse_variables(text)
     with pytest.raises(UsageError, match="--template-vars"):
         parse(["--model-base", "m", "--template-vars", text])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("enable_thinking=0", '"enable_thinking" must be true or false, not 0'),
+        ("a=1,enable_thinking=no", '"enable_thinking" must be true or false, not "no"'),
+        ("enable_thinking=", '"enable_thinking" must be true or false, not ""'),
+        ("thinking=off", '"thinking" must be true or false, not "off"'),
+        ("a=1,a=2", '"a" is set twice; set it once'),
+        ("bos_token=x", '"bos_token" is set by the program; leave it out'),
+    ],
+)
+def test_the_reason_for_variables_that_cannot_be_used(text: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(["--model-base", "m", "--template-vars", text])
+    assert str(caught.value) == f"--template-vars: {reason}"
 
 
 def test_the_old_command_line_of_a_user() -> None:

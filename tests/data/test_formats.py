@@ -184,6 +184,11 @@ class TestTables:
         assert opened(tmp_path, "text\none\ntwo\n", "x.csv").format == "text"
         spaced = opened(tmp_path, "q,a\nb, c\nd, e\n", "y.csv")
         assert "2 cells begin with a space" in spaced.notes[0]
+        missing = opened(tmp_path, "q,a\nb,NaN\nd,null\nNone,NaN\n", "y.csv")
+        assert missing.notes[0].endswith(
+            "y.csv: 4 cells contain only a word for a missing value, which is read as text: NaN in "
+            "a (2), null in a (1), None in q (1); leave the cells empty if their values are missing"
+        )
         # A single column of this name can be any text, if nothing else shows that it is a table.
         assert opened(tmp_path, "text\none\ntwo\n", "x").kind == "raw"
         assert opened(tmp_path, "text\none\n", "x", data_format="csv").samples == [
@@ -286,6 +291,37 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
             UsageError, match="is not KEY=NAME; KEY must be one of chosen, completion"
         ):
             parse_columns(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("instruction=q,output=q", 'the column "q" cannot be both instruction and output'),
+        ("instruction=q,input=i,output=q", 'the column "q" cannot be both instruction and output'),
+        ("instruction=a,instruction=b", "instruction is given twice; keep one"),
+    ],
+)
+def test_one_column_for_one_key(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"^--data-columns: {reason}"):
+        parse_columns(text)
+
+
+def test_two_spellings_of_one_column(tmp_path: Path) -> None:
+    columns = {"instruction": "q", "output": "Q"}
+    with pytest.raises(DataError, match=r'line 1: the column "q" cannot be both'):
+        opened(tmp_path, '{"q": "x", "a": "y"}\n', columns=columns)
+    found = opened(tmp_path, '{"q": "x", "Q": "y"}\n', columns=columns)
+    assert found.samples == [(1, Conversation([message("user", "x"), message("assistant", "y")]))]
+
+
+@pytest.mark.parametrize("cell", ["", " ", "[]", '"[[""a"", ""b""]]"'])
+def test_the_history_in_a_table(tmp_path: Path, cell: str) -> None:
+    found = opened(tmp_path, f"instruction,output,history\nq,c,{cell}\n", "x.csv")
+    earlier = [message("user", "a"), message("assistant", "b")] if "a" in cell else []
+    asked = [*earlier, message("user", "q"), message("assistant", "c")]
+    assert found.samples == [(2, Conversation(asked))]
+    with pytest.raises(DataError, match='"history" must be a list of'):
+        opened(tmp_path, "instruction,output,history\nq,c,['a']\n", "x.csv")
 
 
 def test_splits(tmp_path: Path) -> None:

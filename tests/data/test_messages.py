@@ -285,10 +285,25 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
         ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" must not set "tools"'),
         ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" must not set "a b"'),
+        (
+            {"chat_template_kwargs": {"enable_thinking": 0}},
+            '"chat_template_kwargs": "enable_thinking" must be true or false, not 0',
+        ),
+        (
+            {"chat_template_kwargs": '{"enable_thinking": "no"}'},
+            '"chat_template_kwargs": "enable_thinking" must be true or false, not "no"',
+        ),
     ],
 )
 def test_bad_tools_and_variables(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
     check(tmp_path, json.dumps({"messages": [Q, A], **more}), reason)
+
+
+@pytest.mark.parametrize("value", [False, "false", "False"])
+def test_a_switch_that_is_text_is_a_boolean(tmp_path: Path, value: Any) -> None:
+    variables = {"enable_thinking": value, "effort": "False"}
+    found = one(tmp_path, {"messages": [Q, A], "chat_template_kwargs": variables})
+    assert found.variables == {"enable_thinking": False, "effort": "False"}
 
 
 def check(folder: Path, line: str, reason: str) -> None:

@@ -121,6 +121,34 @@ def test_numbers_are_labels(tmp_path: Path) -> None:
         opened(tmp_path, {"prompt": "p", "completion": True})
 
 
+@pytest.mark.parametrize(
+    "number", ["1.50", "1e-7", "12345678901234567890.5", "-0.0", "1E5", "123456789012345678901"]
+)
+def test_numbers_keep_their_spelling(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"question": "q", "answer": {number}}}\n')
+    assert said(open_data(path)) == [("user", "q"), ("assistant", number)]
+    turns = f'[{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": {number}}}]'
+    path.write_text(f'[{{"messages":\n{turns}}}]\n')
+    assert said(open_data(path)) == [("user", "q"), ("assistant", number)]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        ("-1e999", "the number -1e999 is too large; put it in quotes to keep it as text"),
+        ("1" * 5000, "a number has too many digits; put it in quotes to keep it as text"),
+        ("1.0]", "Expecting ',' delimiter"),
+    ],
+)
+def test_numbers_that_cannot_be_kept(tmp_path: Path, number: str, reason: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"question": "q", "answer": "a"}}\n{{"question": "q", "answer": {number}}}')
+    with pytest.raises(DataError, match="line 2: ") as caught:
+        open_data(path)
+    assert str(caught.value).endswith(reason)
+
+
 def test_text_that_is_not_nfc_is_counted(tmp_path: Path) -> None:
     apart = unicodedata.normalize("NFD", "é")
     found = opened(tmp_path, {"text": "é"}, {"text": apart}, {"text": "e"})

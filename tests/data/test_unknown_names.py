@@ -107,3 +107,62 @@ def test_json_with_full_width_punctuation(tmp_path: Path, name: str) -> None:
     for character, wide in ((":", "\uff1a"), (",", "\uff0c"), ('"', "\u201c")):
         found = error(tmp_path, good.replace(character, wide, 1) + "\n", name)
         assert "line 1: invalid JSON" in found and f"(write {character}, not {wide})" in found
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ('{"question": "q", "answer": null}', '"answer" is null or NaN'),
+        ('{"q": "q", "a": NaN}', '"a" is null or NaN'),
+        ('{"问题": null, "答案": null, "id": "x"}', '"问题" and "答案" are null or NaN'),
+        ('{"id": "x", "messages": null}', '"messages" is null or NaN'),
+        (
+            '{"messages": null, "prompt": "p", "completion": null}',
+            '"completion" is null or NaN',
+        ),
+    ],
+)
+def test_values_that_every_record_lacks(tmp_path: Path, line: str, names: str) -> None:
+    found = error(tmp_path, f"{line}\n{line}\n", "x.jsonl")
+    assert found.startswith(f", line 1: {names}, and no other record can be read; give each")
+    assert "--data-columns" not in found
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ('{"data": {"question": "q", "answer": "a"}}', 'the record is under "data"'),
+        ('{"data": {"theme": "q", "poem": "a"}}', 'the record is under "data"'),
+        ('{"id": "1", "d": {"q": "q", "a": "a"}}', 'the record is under "d"'),
+        ('{"data": [{"q": "q", "a": "a"}]}', 'the records are in a list under "data"'),
+    ],
+)
+def test_records_under_a_key_of_each_line(tmp_path: Path, line: str, place: str) -> None:
+    found = error(tmp_path, f"{line}\n{line}\n", "x.jsonl")
+    assert found.startswith(f", line 1: {place}; write each record separately, with its own keys")
+
+
+@pytest.mark.parametrize("column", ['["a", "b"]', '{"0": "a", "1": "b"}'])
+@pytest.mark.parametrize(
+    "names",
+    [("question", "answer"), ("prompt", "completion"), ("instruction", "output"), ("x", "y")],
+)
+def test_a_table_by_columns(tmp_path: Path, names: tuple[str, str], column: str) -> None:
+    text = "{" + ", ".join(f'"{name}": {column}' for name in names) + "}"
+    found = error(tmp_path, text, "x.json")
+    assert f'"{names[0]}"' in found
+    assert "contains a whole column of a table; write each row as one record" in found
+
+
+def test_options_use_the_names_in_the_file(tmp_path: Path) -> None:
+    text = '{"question": "q", "answer": "a"}'
+    found = error(tmp_path, text, "x.jsonl", columns={"instruction": "question"})
+    assert ": the keys (answer, question) match no format" in found
+    assert found.endswith(
+        "pass --data-columns instruction=question,output=answer (with the chat template) or "
+        "--data-columns prompt=question,completion=answer (concatenated as is)"
+    )
+
+
+def test_a_record_without_keys(tmp_path: Path) -> None:
+    assert "the keys (none) match no format" in error(tmp_path, "{}\n", "x.jsonl")

@@ -232,7 +232,7 @@ def shapes() -> Iterator[Case]:
         shaped((32,), 36),
         "type IQ4_NL_4_4 (removed from ggml) is not supported",
     )
-    yield "G49d", shaped((32,), 9), "type Q8_1 (an intermediate, never stored) is not supported"
+    yield "G49d", shaped((32,), 9), "Q8_1 (an intermediate type, never stored) is not supported"
     yield "G49e", shaped((96,), 40), "row length 96 is not a multiple of the NVFP4 block size 64"
     yield (
         "G50a",

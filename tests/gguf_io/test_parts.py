@@ -140,8 +140,7 @@ def test_names_that_are_no_parts(parts: list[Path], tmp_path: Path) -> None:
     for name, expected in (
         (
             "blob",
-            "one of 3 parts of a split model; to find the other parts, its name must look like "
-            "NAME-00002-of-00003.gguf",
+            "one of 3 parts of a split model; rename it to NAME-00002-of-00003.gguf",
         ),
         ("toy-00003-of-00003.gguf", "its name says part 3 of 3, but its keys say 2 of 3"),
         ("toy-00002-of-00004.gguf", "its name says part 2 of 4, but its keys say 2 of 3"),

@@ -136,8 +136,8 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ([], [("t", np.zeros((1, 1, 1, 1, 1), np.float32))], "1 to 4 positive"),
     ([], [("t", np.zeros(2, np.uint32))], "dtype uint32 has no GGUF type"),
     ([], [("t", np.zeros(2, ">f4"))], "dtype >f4 has no GGUF type"),
-    ([], [("t", RawTensor((32,), 2, bytes(17)))], "17 bytes, but shape and type require 18"),
-    ([], [("t", RawTensor((33,), 2, bytes(18)))], "rows of 33 do not fill whole Q4_0 blocks of 32"),
+    ([], [("t", RawTensor((32,), 2, bytes(17)))], "17 bytes, but its shape and type require 18"),
+    ([], [("t", RawTensor((33,), 2, bytes(18)))], "row length 33 is not a multiple of the Q4_0"),
     ([], [("t", RawTensor((32,), 99, bytes(18)))], "type 99 is not supported"),
 ]
 

@@ -222,7 +222,7 @@ def test_names() -> None:
 def test_refusals(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     watch = nbllama.peek.watch
-    misspelt = pytest.raises(UsageError, match="nothing is named atn_norm-0")
+    misspelt = pytest.raises(UsageError, match="no name matches atn_norm-0")
     with misspelt, watch(model, "attn_norm-0", "atn_norm-0"):
         pass
     too_much = pytest.raises(NotEnoughMemory, match="result_output")
@@ -233,7 +233,7 @@ def test_refusals(tmp_path: Path) -> None:
     with watch(model, "l_out-0"), twice, watch(model, "l_out-0"):
         pass
     assert isinstance(Watcher(model, Patterns(["*"]), Dump()), Watcher)
-    with pytest.raises(UsageError, match=r"nothing is named blk\.9"):
+    with pytest.raises(UsageError, match=r"no name matches blk\.9"):
         adapter = toy_adapter(model, SLOTS)
         Dumps(["1:blk.9.*"], "x", trainer(model, adapter, random_rows(model, [4])), print)
 

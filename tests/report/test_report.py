@@ -259,7 +259,7 @@ def test_what_to_do_next() -> None:
     run = Run(run_row(options=options, words=words), [step_row(100)])
     found = dict(commands(run))
     chat = "nbllama chat --model 'my model.gguf' --lora out/lora-LATEST.gguf"
-    assert found["talk to the model with the adapter"] == chat
+    assert found["chat with the model, using the adapter"] == chat
     assert found["run the remaining iterations"] == (
         "nbllama finetune --model-base 'my model.gguf' --adam-iter 120 --checkpoint-in"
         " chk-LATEST.gguf --adam-iter 20 --epochs 0"

@@ -199,7 +199,7 @@ def test_iterations_at_rate_0_are_reported() -> None:
     lines = run_of("--adam-iter 18", after("--adam-iter 20", 12))[2]
     assert lines == [
         "the learning rate is 0 from iteration 20 to 30; pass --adam-iter 8 to stop at the "
-        "end of the decay; training further then starts a new decay"
+        "end of the decay; a new decay starts if you then continue the run"
     ]
     lines = run_of("--adam-iter 20 --lr-decay-steps 15")[2]
     assert lines == ["the learning rate is 0 from iteration 15 to 20"]

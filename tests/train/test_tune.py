@@ -326,4 +326,4 @@ def test_what_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = nbllama.tune("toy.gguf", "text.txt", **loud, checkpoint_in="none.gguf")
-    assert run.notes == ["no checkpoint none.gguf: starting from the beginning"]
+    assert run.notes == ["there is no checkpoint none.gguf; starting from the beginning"]

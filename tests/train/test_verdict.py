@@ -99,7 +99,9 @@ def test_learned_says_if_no_new_question_was_asked() -> None:
     few = "records are only held out if there are at least 50"
     assert nothing_new(new[:1], 49, 0) == f"{nothing}{few}"
     assert nothing_new([], 50, 0).startswith(f"{nothing}nothing is held out; --val-split 0.1")
-    assert nothing_new(new[:1], 100, 10) == (f"{nothing}no held-out record was asked as a question")
+    assert nothing_new(new[:1], 100, 10) == (
+        f"{nothing}none of the held-out records was used as a question"
+    )
 
 
 def test_losses_keep_significant_digits() -> None:

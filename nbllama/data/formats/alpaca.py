@@ -2,11 +2,14 @@
 
 Records are passed to the chat template as a question and an answer. "input" can be empty or
 missing; otherwise, it follows the instruction as the layout of the template specifies. "system"
-(text) and "history" (a list of [question, answer] pairs) are optional, as in LLaMA-Factory's
-variant.
+(text) and "history" (a list of [question, answer] pairs; in a table, JSON text) are optional, as in
+LLaMA-Factory's variant.
 """
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
@@ -41,6 +44,8 @@ def read(record: Record, style: Style) -> Conversation:
 
 def _history(record: Record) -> list[Message]:
     turns = record.get("history")
+    if isinstance(turns, str):
+        turns = _in_cell(turns)
     if turns is None:
         return []
     if not isinstance(turns, list):
@@ -53,6 +58,16 @@ def _history(record: Record) -> list[Message]:
         out.append({"role": "user", "content": text_of(pair, "question", "history: ")})
         out.append({"role": ANSWERING_ROLE, "content": text_of(pair, "answer", "history: ")})
     return out
+
+
+def _in_cell(text: str) -> Any:
+    """Return the history in the cell of a table, or None for an empty cell. Raises `DataError`."""
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError) as e:
+        raise DataError(
+            '"history" must be a list of [question, answer] pairs, or such a list as JSON text'
+        ) from e
 
 
 FORMAT = Format("alpaca", ("instruction", "output"), read)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nbllama.errors import DataError, shown
+from nbllama.text.variables import RESERVED, variable_value
 
 Record = dict[str, Any]
 Message = dict[str, Any]
@@ -24,9 +25,6 @@ the arguments as written in the record), the thought under each of `nbllama.text
 ANSWERING_ROLE = "assistant"
 
 _DEEPEST = 64  # levels of lists and objects
-
-# Variables that the program passes to templates; records must not set them.
-RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
 class Conversation(NamedTuple):
@@ -182,7 +180,10 @@ def variables_of(record: Record) -> dict[str, Any] | None:
         if name in RESERVED or not name.isidentifier():
             raise DataError(f'"chat_template_kwargs" must not set "{shown(name, 40)}"')
     check_json(value, '"chat_template_kwargs"')
-    return value
+    try:
+        return {name: variable_value(name, v) for name, v in value.items()}
+    except ValueError as e:
+        raise DataError(f'"chat_template_kwargs": {e}') from None
 
 
 def weight_of(record: Record) -> float:
@@ -265,7 +266,8 @@ def kind_of(value: object) -> str:
         int: "a number",
         float: "a number",
     }
-    return names.get(type(value), f"a value of type {type(value).__name__}")
+    known = (name for kind, name in names.items() if isinstance(value, kind))
+    return next(known, f"a value of type {type(value).__name__}")
 
 
 def keys_of(record: Record) -> str:

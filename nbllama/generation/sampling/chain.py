@@ -20,7 +20,7 @@ class Sampler:
 
     Pass every token of the text to `accept`, including the prompt and the tokens from `sample`.
     The order without mirostat is penalties, top_k, typical, top_p, min_p, temperature, and a random
-    draw; with mirostat, it is temperature and mirostat. `banned` tokens are never chosen. A
+    draw; with mirostat, it is temperature, then mirostat. `banned` tokens are never chosen. A
     repeat_last_n of -1 means `n_ctx`.
     """
 
@@ -73,7 +73,7 @@ class Sampler:
         return self._draw(self.filtered(c))
 
     def filtered(self, c: Candidates) -> Candidates:
-        """Return the candidates that remain after the chain without mirostat.
+        """Apply all penalties and filters (without mirostat) and return the remaining candidates.
 
         `c` must contain the whole vocabulary.
         """

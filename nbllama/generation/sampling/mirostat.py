@@ -18,7 +18,7 @@ f32 = np.float32
 class Mirostat:
     """Both versions of mirostat; `choose` draws a token and updates the control value `mu`.
 
-    `version` 1 estimates the number k of candidates for a mean surprise of mu; version 2 drops
+    `version` 1 estimates how many candidates (k) give a mean surprise of mu; version 2 drops
     candidates with a surprise above mu. mu starts at 2 tau and decreases by eta * (surprise - tau)
     after each token.
     """

@@ -1,4 +1,4 @@
-"""Reproduce llama.cpp's random numbers (from libstdc++), so that a seed gives the same tokens."""
+"""Reproduce llama.cpp's random numbers (libstdc++) so that the same seed gives the same tokens."""
 
 from __future__ import annotations
 

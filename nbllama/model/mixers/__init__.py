@@ -1,8 +1,8 @@
 """The alternatives to attention that some blocks use, one per module.
 
 Each module contains two functions for a block (`nbllama.model.parts.BlockParts`). `forward` writes
-the stream between the mixer and feed-forward to `kept.x_mid`. `backward` replaces the gradient of
-that stream in acts.dx with the gradient of the block's input.
+the residual stream between the mixer and feed-forward to `kept.x_mid`. `backward` replaces the
+gradient of `x_mid` in acts.dx with the gradient of the block's input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The states of sequences, which generation carries from one batch to the next."""
+"""The sequence states that generation carries from one batch to the next."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ StateExchange = Callable[[int], Carried]
 
 
 def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
-    """Return the states of a block, or None if there are none.
+    """Return the states of a block, or None if `states` is None.
 
-    Raises ValueError if there are none but a sequence does not start at position 0.
+    Raises ValueError if `states` is None but a sequence does not start at position 0.
     """
     if states is not None:
         return states(block.layer)

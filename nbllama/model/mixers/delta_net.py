@@ -1,7 +1,7 @@
 """A block with a gated delta net instead of attention (`nbllama.ops.delta_net`).
 
 The block's normalised input is projected to qkv, z, alpha and beta. The output y, which is added to
-the stream, is computed as follows:
+the residual stream, is computed as follows:
 
     q, k, v = silu(conv(qkv))           (q and k are then scaled to length 1)
     g, beta = gates(alpha, beta)
@@ -65,7 +65,7 @@ class DeltaBlock:
         return ("q", 0), ("k", keys), ("v", 2 * keys)
 
     def parts(self, before: np.ndarray | None) -> _Parts:
-        """Compute the inputs of the delta rule from the projections, in shared memory.
+        """Compute the inputs of the delta rule from the projections, in arrays that blocks share.
 
         `before` contains the states of the convolution before this batch.
         """
@@ -84,7 +84,7 @@ class DeltaBlock:
         return _Parts(arrays, rstd, normed["q"], normed["k"], arrays["v"], g, beta)
 
     def output(self) -> np.ndarray:
-        """Compute silu(z) norm(o) `[N, H M]`, in shared memory."""
+        """Compute silu(z) norm(o) `[N, H M]`, in an array that blocks share."""
         block, kept = self.block, self.block.kept
         y, normed = block.shared("delta_out"), block.shared("delta_normed")
         self.normed(normed)

@@ -52,7 +52,7 @@ _LIMIT, _SLOPE = np.float32(7.0), np.float32(1.702)
 def _parts_ref(
     gate: np.ndarray, up: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return g, u (u + 1 for 'clamped'), s and the factor of z in s(z): 1 or 1.702."""
+    """Return g, u (u + 1 for 'clamped'), s, and the factor of g in s: 1 or 1.702."""
     limit, slope = float(_LIMIT), 1.702
     if kind == "silu":
         return gate, up, (1 + np.tanh(gate / 2)) / 2, np.ones_like(gate)
@@ -249,7 +249,7 @@ def _op(kind: str, ggml: str) -> Op:
         forward=_forward,
         grad=_gradients,
         tolerance=3e-6,
-        why="exp_f32 is accurate to 2.7e-7 for z up to 12; sums of up to 1536 numbers",
+        why="exp_f32 is accurate to 2.7e-7 for z up to 12; dw is a sum of up to 1536 terms",
         ggml=ggml,
     )
 

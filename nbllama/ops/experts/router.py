@@ -329,7 +329,7 @@ def _op(name: str, gating: Gating) -> Op:
         forward=lambda **inputs: _routed(**inputs)[2],
         grad=_gradient,
         tolerance=4e-6,
-        why="exp_f32 is accurate to 2.7e-7; differences between sums of up to 128 numbers",
+        why="exp_f32 is accurate to 2.7e-7; sums have up to 128 terms, and some terms cancel",
         ggml="ggml_soft_max or ggml_sigmoid, ggml_argsort_top_k, ggml_get_rows; no gradient",
     )
 

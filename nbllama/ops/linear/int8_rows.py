@@ -5,8 +5,8 @@ Each block of B numbers (256 if W has blocks of 256, otherwise 32) has one scale
     d = max |x| / 127        q[k] = round(x[k] / d)        x[k] is about d q[k]
 
 Ties are rounded to even. Sums are stored as well, because the codes of some types of W are not
-centred on zero. For blocks of 32, these are d sum q for each block; for blocks of 256, they are
-sum q for every 16 numbers. A block that contains an infinity or a NaN has d = NaN, so every output
+centred on zero. For blocks of 32, d sum q is stored for each block; for blocks of 256, sum q is
+stored for every 16 numbers. A block that contains an infinity or a NaN has d = NaN, so every output
 computed from the block is NaN. There is no gradient, because these products are used only in
 generation.
 

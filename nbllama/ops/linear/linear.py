@@ -39,7 +39,7 @@ from nbllama.quants import as_readonly, decode
 
 
 class LoraPair(NamedTuple):
-    """A LoRA pair, which consists of A `[R, n_in]`, B `[n_out, R]` and the scale.
+    """A LoRA pair: A `[R, n_in]`, B `[n_out, R]` and the scale.
 
     Gradients are accumulated in `da` and `db`, which are None if the pair is not trained.
     """
@@ -67,7 +67,7 @@ class Masked(NamedTuple):
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed on first use.
 
-    `group` contains the layers' pairs, each with memory for its h. These h are computed while x is
+    `group` contains the layers' pairs, each with memory for its h, which is computed while x is
     packed. With `masked`, dropout is applied to the input of the pairs.
     """
 

@@ -125,7 +125,7 @@ def _outer(hp, x, n, out):
 def _outer_packed(gp, h, db, cs):
     """Compute db[v, r] += sum over tokens of gp[p, v, j] * h[p*PANEL + j, r].
 
-    Each row of h is padded to whole panels.
+    Each row of h is padded to a multiple of PANEL numbers.
     """
     n_out, ranks = db.shape
     for task in prange((n_out + ROWS - 1) // ROWS):

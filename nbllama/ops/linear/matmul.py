@@ -100,7 +100,10 @@ def k_block(n_in: int, unit: int) -> int:
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the number of panels per chunk for even chunks of at most `largest` tokens."""
+    """Return the number of panels per chunk.
+
+    `panels` is divided into chunks of about equal size, each of at most `largest` tokens.
+    """
     return -(-panels // -(-panels * PANEL // largest))
 
 

@@ -1,4 +1,7 @@
-"""Q1_0 as vector code; see `nbllama.quants.binary` for the layout and formula."""
+"""Vectorised decoder for Q1_0.
+
+See `nbllama.quants.binary` for the layout and formula.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""IQ4_NL and IQ4_XS as vector code; see `nbllama.quants.iq4` for the layouts and formulas."""
+"""Vectorised decoders for IQ4_NL and IQ4_XS.
+
+See `nbllama.quants.iq4` for the layouts and formulas.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The IQ1, IQ2 and IQ3 types as vector code; see `nbllama.quants.iquants` for the formulas."""
+"""Vectorised decoders for the IQ1, IQ2 and IQ3 types.
+
+See `nbllama.quants.iquants` for the formulas.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The K-quants as vector code; see `nbllama.quants.kquants` for the formulas."""
+"""Vectorised decoders for the K-quants.
+
+See `nbllama.quants.kquants` for the formulas.
+"""
 
 from __future__ import annotations
 

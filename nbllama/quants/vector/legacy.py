@@ -1,4 +1,7 @@
-"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 as vector code; see `nbllama.quants.legacy` for the formulas."""
+"""Vectorised decoders for Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
+
+See `nbllama.quants.legacy` for the formulas.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""MXFP4 as vector code; see `nbllama.quants.mxfp4` for the layout and formula."""
+"""Vectorised decoder for MXFP4.
+
+See `nbllama.quants.mxfp4` for the layout and formula.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""NVFP4 as vector code; see `nbllama.quants.nvfp4` for the layout and formula."""
+"""Vectorised decoder for NVFP4.
+
+See `nbllama.quants.nvfp4` for the layout and formula.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""TQ1_0 and TQ2_0 as vector code; see `nbllama.quants.ternary` for the layouts and formulas."""
+"""Vectorised decoders for TQ1_0 and TQ2_0.
+
+See `nbllama.quants.ternary` for the layouts and formulas.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Asked:
 
     @property
     def right(self) -> bool:
-        """Return whether the last answer matches the expected one."""
+        """Return whether the answer after the run matches the expected one."""
         return self.after.strip() == self.wanted.strip()
 
     def row(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
         return []
     found: list[Asked] = []
     seen: set[tuple[int, ...]] = set()
-    # for preferences, only the good answers
+    # for preferences, use only the good answers
     rows = np.arange(samples.n_samples)
     if samples.judged is not None:
         rows = rows[samples.judged.good]

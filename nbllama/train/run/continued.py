@@ -38,7 +38,7 @@ class Continued:
     damaged: str = ""
 
     def settle(self, say: Say) -> None:
-        """Rename the damaged file, and give its old name to the good file.
+        """Rename the damaged file, and copy the good file to the old name.
 
         The same command line will then find the good file. If this fails, a warning is printed and
         the run continues.
@@ -67,7 +67,7 @@ def continued(options: Options, say: Say) -> Continued | None:
         return None
     found = find_checkpoint(options, say)
     if found is None:
-        say(f"no checkpoint {shown(path)}: starting from the beginning")
+        say(f"there is no checkpoint {shown(path)}; starting from the beginning")
     else:
         say(f"resuming from {shown(found.path)} after iteration {found.state.iteration}")
     return found
@@ -102,7 +102,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 def _numbered(path: str, newest: str) -> Iterator[str]:
     """Yield the numbered files next to `path`, highest number first.
 
-    If the name of `path` does not contain `newest`, yields nothing.
+    Yields nothing if the name of `path` does not contain `newest`.
     """
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)

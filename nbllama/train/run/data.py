@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from nbllama.train.run.outputs import Outputs
 
 _WORDS = {"raw": "plain text", "text": "plain text", "chat": "records", "records": "records"}
-_MUCH = 4_000_000  # characters; tokenising a longer text takes a noticeable time
+_MUCH = 4_000_000  # characters; tokenising a longer text takes noticeably long
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -175,8 +175,8 @@ def load_file(
     """Load samples from any file, applying the options for `--train-data`.
 
     If `records` is given, it is used instead of the file, and messages refer to it as `path`. For
-    `keep_texts`, see `load_samples`. `opened` is called with the file. Raises the same errors as
-    `load_data`.
+    `keep_texts`, see `load_samples`. `opened` is called with the open file. Raises the same errors
+    as `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -285,7 +285,7 @@ def rest_of(
     If no length is given, a run on records ends where it was originally planned to end. Otherwise,
     if the run found the checkpoint under its own output name, it ends where its options specify. If
     no iterations remain, `outputs.complete_at` is set and the length is one iteration. The run is
-    then refused later, once it is known that the checkpoint is from the same run.
+    refused later, once it is known that the checkpoint is from the same run.
     """
     if state is None:
         return options

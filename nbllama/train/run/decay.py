@@ -150,8 +150,8 @@ def check_rates(
     line = f"the learning rate is 0 from iteration {zero} to {total}"
     if decay.renews and done < decay.last < total:
         line += (
-            f"; pass --adam-iter {decay.last - done} to stop at the end of the decay; training "
-            "further then starts a new decay"
+            f"; pass --adam-iter {decay.last - done} to stop at the end of the decay; a new "
+            "decay starts if you then continue the run"
         )
     return [line]
 
@@ -169,11 +169,11 @@ def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
         )
     if not done:
         return (
-            f"{line}the decay ends at iteration {decay.end}; pass a later --lr-decay-steps, or "
+            f"{line}the decay ends at iteration {decay.end}; pass a larger --lr-decay-steps, or "
             "--lr-decay-min above 0"
         )
     return (
         f"{line}the decay ended at iteration {decay.end} (--lr-decay-steps); pass --force with "
-        "a later --lr-decay-steps or with --lr-decay-min above 0, or start a new run from the "
+        "a larger --lr-decay-steps or with --lr-decay-min above 0, or start a new run from the "
         "adapter with --lora-in"
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Read the adapter, and fill in the options with its ranks, alpha and layers.
+    """Read the adapter, and set the options for ranks, alpha and layers to its values.
 
     Raises `UsageError` if the file does not exist or the command line specifies different values,
     and `CheckpointError` if the adapter does not match the model.

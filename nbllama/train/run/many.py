@@ -74,7 +74,7 @@ def forecast_line(
 ) -> str:
     """Return a forecast of the speed-up and the traffic per step for several numbers of workers.
 
-    `n_bytes` is the size of the gradient, and `seconds` is the time of a step on one machine. A
+    `n_bytes` is the size of the gradient, and `seconds` is the time per step on one machine. A
     step consists of `micro` micro-batches, in blocks of `block` (0 for a single block). `local`
     says whether the workers share the cores of one machine.
     """
@@ -86,7 +86,7 @@ def forecast_line(
         step = seconds * (n if local else 1) * min(1.0, math.ceil(blocks / n) * size / micro)
         step += 0.0 if local else sent / LINK
         words.append(f"{counted(n, 'worker')} {seconds / step:.1f} x and {memory(sent)}")
-    how = "in memory" if local else "on a network of 1 Gbit/s"
+    how = "in memory" if local else "on a 1 Gbit/s network"
     return (
         f"{counted(blocks, 'block')} per step, gradient {memory(n_bytes)}; speed-up over a "
         f"single process, and traffic per step {how}: {', '.join(words)}"

@@ -1,8 +1,8 @@
 """The files that a run writes: their names, their locks, and how they are saved.
 
 In the names of checkpoints and adapters, ITERATION (`--pattern-fn-it`) is replaced by the iteration
-number. Each save also writes the same file with LATEST (`--fn-latest`) in its name. An adapter for
-PEFT is a folder.
+number. Each save also writes an identical file with LATEST (`--fn-latest`) in its name. An adapter
+for PEFT is a folder.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """The plan for runs on at most `records` records."""
+    """The plan for runs on data sets of at most `records` records."""
 
     records: float
     batch: int
@@ -80,7 +80,7 @@ def rate_of(n_embd: int) -> float:
 
 
 def held_out_share(n_records: int) -> float:
-    """Return the share of records to hold out, which is 0 if there are only a few records."""
+    """Return the share of records to hold out, or 0 for fewer than `HELD_OUT_FROM` records."""
     if n_records < HELD_OUT_FROM:
         return 0.0
     return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
@@ -95,7 +95,7 @@ def with_plan(
     state: TrainState | None = None,
     validated: bool = False,
 ) -> Options:
-    """Fill in the options that were not given with values from the plan.
+    """Fill in missing options with values from the plan.
 
     `data_kind` is "raw" (plain text) or "chat" (records of any kind). `n_embd` is the width of the
     model. `state` is the checkpoint to resume from, if any; its plan is kept, and its values are
@@ -126,7 +126,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Fill in the options for a preference or reward loss that were not given."""
+    """Fill in missing options for a preference or reward loss."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options

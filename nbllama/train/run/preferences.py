@@ -69,7 +69,7 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
 
 
 class RunPreferences(FirstAndLast):
-    """The objective of a run on preferences, and its reference, if any."""
+    """The objective of a run on preferences, and the reference model, if any."""
 
     def __init__(
         self,

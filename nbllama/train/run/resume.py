@@ -30,7 +30,7 @@ _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
-    """Fill in the options that were not given with values from the checkpoint."""
+    """Fill in missing options with values from the checkpoint."""
     if state is None:
         return options
     same = state.identity
@@ -114,7 +114,7 @@ def check_resume(
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    if options.packing:  # then, `share_prompts` affects which samples are in a batch
+    if options.packing:  # with packing, `share_prompts` affects which samples are in a batch
         free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)

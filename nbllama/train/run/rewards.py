@@ -1,4 +1,4 @@
-"""The prompts, reward function and reference of a run on rewards."""
+"""The prompts, the reward function and the reference model of a run on rewards."""
 
 from __future__ import annotations
 

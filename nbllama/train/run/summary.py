@@ -30,7 +30,7 @@ def summary(
 ) -> list[tuple[str, str]]:
     """Return the lines of the summary, and write the `--card` files.
 
-    The order is: measurements, verdict, written files, commands to run next.
+    The lines show the measurements, the verdict, the written files and the commands to run next.
 
     `results` are the iterations of this run, and `begun` is the first row of the log.
     """

@@ -110,7 +110,7 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Return the hex sha256 of everything except the tokens that affects the blocks' output."""
+    """Return the hex sha256 of everything that affects the blocks' output, except the tokens."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 

@@ -52,7 +52,7 @@ class Means:
 
 
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
-    """Return the mean losses of the first and the last epoch, of `per_epoch` iterations each.
+    """Return the mean losses of the first and last epochs, each of `per_epoch` iterations.
 
     In a run that is shorter than two epochs, each mean covers a tenth of the run. Returns None if
     all iterations were skipped.
@@ -86,7 +86,7 @@ class Verdict:
 def verdict_on(
     loss: Means, questions: Sequence[Asked], watch: Validation, *, steps: int, longer: str
 ) -> Verdict:
-    """Return the verdict on a run on records.
+    """Return the verdict on a run that trained on records.
 
     `steps` is the total number of iterations, `longer` contains the options for training longer,
     and `watch` contains the evaluations.
@@ -127,11 +127,11 @@ def nothing_new(questions: Sequence[Asked], n_records: int, n_held_out: int) -> 
     if any(q.kind == HELD_OUT for q in questions):
         return ""
     if n_held_out:
-        why = "no held-out record was asked as a question"
+        why = "none of the held-out records was used as a question"
     elif n_records < HELD_OUT_FROM:
         why = f"records are only held out if there are at least {HELD_OUT_FROM}"
     else:
-        why = "nothing is held out; --val-split 0.1 holds out a tenth"
+        why = "nothing is held out; --val-split 0.1 holds out a tenth of the records"
     return f"no new questions were asked: {why}"
 
 
@@ -142,7 +142,7 @@ MORE = 0.1  # minimum increase in the share
 def verdict_on_preferences(
     first: Mapping[str, float], last: Mapping[str, float], longer: str
 ) -> Verdict:
-    """Return the verdict on a run on preferences.
+    """Return the verdict on a run that trained on preferences.
 
     `first` and `last` contain the mean of each metric over the first and the last iterations.
     """
@@ -164,7 +164,7 @@ RISEN_REWARD = 0.25  # in initial standard deviations; below this value, the mea
 def verdict_on_rewards(
     first: Mapping[str, float], last: Mapping[str, float], longer: str
 ) -> Verdict:
-    """Return the verdict on a run on rewards; see `verdict_on_preferences` for the arguments."""
+    """Return the verdict on a run with rewards; for the arguments, see `verdict_on_preferences`."""
     if "reward" not in first or "reward" not in last:
         return Verdict(HARDLY, "hardly any answer earns a reward")
     before, after = first["reward"], last["reward"]
@@ -178,7 +178,7 @@ def verdict_on_rewards(
 
 
 class Ending:
-    """The answers before and after the iterations of a run, and the verdict at its end.
+    """The answers before and after training, and the verdict on the run.
 
     After `judge`, `loss`, `verdict` and `commands` contain (name, value) lines for the summary.
     """
@@ -251,7 +251,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Return options for longer training and, if the learning rate is low, for a higher one."""
+        """Return options to train longer or, if the learning rate is low, at a higher rate."""
         s = self._session
         done = s.trainer.iteration - self._first
         if s.options.adam_iter is not None:
@@ -294,6 +294,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return a command line for another verb, written the way this program was called."""
+    """Return a command line for another verb of the program, in the form used to call this one."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"

@@ -18,7 +18,7 @@ from nbllama.train.run.session import base_model
 
 
 def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | None = None) -> Run:
-    """Write the adapter in `--checkpoint-in` under its iteration number and as LATEST.
+    """Write the adapter in `--checkpoint-in` under the iteration number and as LATEST.
 
     A checkpoint from the old tool does not contain r, which only affects the scale. If `--lora-r`
     is not given, the most frequent rank in the checkpoint is used as r.

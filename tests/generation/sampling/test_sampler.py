@@ -36,7 +36,7 @@ def test_a_window_of_the_whole_context() -> None:
 def test_logits_that_are_no_numbers(bad: float) -> None:
     x = np.zeros(8, np.float32)
     x[3] = bad
-    with pytest.raises(NbllamaError, match="not a number"):
+    with pytest.raises(NbllamaError, match="NaN or infinity"):
         Sampler(GREEDY, 8, 64).sample(x)
     with pytest.raises(ValueError, match=r"expected \(8,\)"):
         Sampler(GREEDY, 8, 64).sample(x[:5])

@@ -38,7 +38,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_missing_checkpoint_is_a_fresh_start(folder: Path, run: Run) -> None:
     done = run(args_in(folder, 3, "--checkpoint-in", "no-such.gguf"))
     assert (
-        done.code == 0 and "no checkpoint no-such.gguf: starting from the beginning\n" in done.out
+        done.code == 0
+        and "there is no checkpoint no-such.gguf; starting from the beginning\n" in done.out
     )
     assert log_rows(folder / "log.jsonl")[0]["iter"] == 1
 

@@ -1,0 +1,137 @@
+"""Convert chats and preferences in the layouts of other programs to the usual keys.
+
+- XTuner and Firefly: {"conversation": [{"system": S, "input": Q, "output": A}, ...]}, in which each
+  item is a question with its answer;
+- Gemini: {"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", ...}]};
+- OpenAI's preferences: {"input": {"messages": [...]}, "preferred_output": [A],
+  "non_preferred_output": [B]}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbllama.data.counts import Counts
+from nbllama.data.formats import Format, Record
+from nbllama.data.keys import ANSWERS, QUESTIONS, keys_by_name, with_renamed
+from nbllama.data.turns import is_turn
+from nbllama.errors import DataError, shown
+
+_ROUNDS = (
+    "conversation",
+    "conversations",
+    "dialogue",
+    "dialog",
+    "turns",
+    "messages",
+    "对话",
+    "對話",
+)
+_SIDES = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
+_SYSTEM = ("systemInstruction", "system_instruction")
+_KEYS = frozenset((*_ROUNDS, "contents", *_SIDES))
+
+
+def from_other_layout(record: Record, wanted: Format | None, counts: Counts) -> Record:
+    """Return the record with the usual keys, or the same record if it has a usual layout.
+
+    Raises `DataError` if a part of the record does not fit the layout of the rest.
+    """
+    if _KEYS.isdisjoint(record):
+        return record
+    if wanted is None or wanted.name == "chat":
+        for key in _ROUNDS:
+            if key in record and _begins_with_round(record[key]):
+                return _with_rounds(record, key, counts)
+        if _has_parts(record.get("contents")):
+            return _with_contents(record, counts)
+    if (wanted is None or wanted.name == "preference") and record.keys() >= _SIDES.keys():
+        return _with_preference(record, counts)
+    return record
+
+
+def _begins_with_round(value: Any) -> bool:
+    """Return whether a value is a list that begins with a question and its answer."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    return not is_turn(value[0]) and _pair(value[0]) is not None
+
+
+def _pair(item: Record) -> tuple[str, str] | None:
+    """Return the keys of the question and the answer in one round, or None if it has none."""
+    keys = keys_by_name(item)
+    questions = [key for name in QUESTIONS for key in keys.get(name, ())]
+    if len(questions) > 1:
+        questions = [key for key in questions if item[key] != ""]
+    answers = [key for name in ANSWERS for key in keys.get(name, ())]
+    return (questions[0], answers[0]) if len(questions) == len(answers) == 1 else None
+
+
+def _with_rounds(record: Record, key: str, counts: Counts) -> Record:
+    messages: list[Record] = []
+    system: Any = None
+    for number, item in enumerate(record[key], 1):
+        pair = _pair(item) if isinstance(item, dict) else None
+        if pair is None:
+            raise DataError(f'item {number} of "{key}" must have one question and one answer')
+        question, answer = pair
+        if not str(item[question]).strip():
+            raise DataError(
+                f'item {number} of "{key}": the question ({shown(question, 40)}) is empty'
+            )
+        rest = {k: v for k, v in item.items() if k not in (*pair, "system", "output_with_loss")}
+        if "output_with_loss" in item:  # XTuner's name for a key that excludes an answer
+            rest["loss"] = item["output_with_loss"]
+        if item.get("system") not in (None, "", system):
+            system = item["system"]
+            messages.append({"role": "system", "content": system})
+        messages.append({"role": "user", "content": item[question]})
+        messages.append({**rest, "role": "assistant", "content": item[answer]})
+        for old, new in ((question, "user"), (answer, "assistant")):
+            if old != new:
+                counts.columns[(shown(old, 40), new)] += 1
+    return with_renamed(record | {key: messages}, {key: "messages"}, counts)
+
+
+def _has_parts(value: Any) -> bool:
+    """Return whether a value is a chat in Gemini's layout."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(turn, dict) and "parts" in turn for turn in value)
+
+
+def _with_contents(record: Record, counts: Counts) -> Record:
+    messages = []
+    for number, turn in enumerate(record["contents"], 1):
+        rest = {key: value for key, value in turn.items() if key != "parts"}
+        messages.append(rest | {"content": _text(turn["parts"], f"message {number}: ")})
+    record = with_renamed(record | {"contents": messages}, {"contents": "messages"}, counts)
+    for key in _SYSTEM:
+        if isinstance(record.get(key), dict):
+            text = _text(record[key].get("parts"), f"{key}: ")
+            record = with_renamed(record | {key: text}, {key: "system"}, counts)
+    return record
+
+
+def _text(parts: Any, where: str) -> str:
+    """Return the text of a message in Gemini's layout. Raises `DataError` for anything else."""
+    parts = [parts] if isinstance(parts, dict) else parts
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and part.keys() == {"text"} and isinstance(part["text"], str)
+        for part in parts
+    ):
+        raise DataError(
+            f'{where}"parts" must contain only {{"text": ...}}; write other chats as {{"messages": '
+            '[{"role": ..., "content": ...}, ...]}'
+        )
+    return "".join(part["text"] for part in parts)
+
+
+def _with_preference(record: Record, counts: Counts) -> Record:
+    given = record.get("input")
+    names = dict(_SIDES)
+    if isinstance(given, dict) and "messages" in given:
+        rest = {key: value for key, value in given.items() if key != "messages"}
+        record = rest | record | {"input": given["messages"]}
+        names["input"] = "prompt"
+    return with_renamed(record, names, counts)

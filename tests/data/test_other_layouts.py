@@ -1,0 +1,142 @@
+"""Chats and preferences in the layouts of XTuner, Firefly, Gemini and OpenAI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbllama.data import Conversation, DataFile, open_data
+from nbllama.data.formats import Pair
+from nbllama.errors import DataError
+
+XTUNER = {
+    "conversation": [
+        {"system": "s", "input": "q1", "output": "a1"},
+        {"input": "q2", "output": "a2"},
+    ]
+}
+FIREFLY = {
+    "conversation_id": 1,
+    "category": "c",
+    "conversation": [{"human": "q1", "assistant": "a1"}, {"human": "q2", "assistant": "a2"}],
+}
+GEMINI = {
+    "systemInstruction": {"role": "system", "parts": [{"text": "s"}]},
+    "contents": [
+        {"role": "user", "parts": [{"text": "q1"}]},
+        {"role": "model", "parts": [{"text": "a"}, {"text": "1"}]},
+        {"role": "user", "parts": {"text": "q2"}},
+        {"role": "model", "parts": [{"text": "a2"}]},
+    ],
+}
+TWO_TURNS = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+USER = {"role": "user", "content": "q"}
+GOOD = {"role": "assistant", "content": "good"}
+BAD = {"role": "assistant", "content": "bad"}
+
+
+def opened(folder: Path, *records: Any, name: str = "x.jsonl") -> DataFile:
+    path = folder / name
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    return open_data(path)
+
+
+def said(found: DataFile, n: int = 0) -> list[tuple[str, str]]:
+    sample = found.samples[n][1]
+    assert isinstance(sample, Conversation)
+    return [(m["role"], m["content"]) for m in sample.messages]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("in_list", [False, True])
+@pytest.mark.parametrize(
+    ("record", "system", "read"),
+    [
+        (XTUNER, True, "input as user, output as assistant, conversation as messages"),
+        (FIREFLY, False, "human as user, conversation as messages"),
+        (GEMINI, True, "contents as messages, systemInstruction as system"),
+    ],
+)
+def test_chats(
+    tmp_path: Path, record: Any, system: bool, read: str, times: int, in_list: bool
+) -> None:
+    found = opened(tmp_path, *([[record] * times] if in_list else [record] * times))
+    assert len(found.samples) == times
+    for n in range(times):
+        assert said(found, n) == [("system", "s")] * system + TWO_TURNS
+    assert found.notes[0].startswith(f"read: {read}")
+    assert all(name in found.read for name in read.split(", "))
+
+
+@pytest.mark.parametrize("key", ["conversations", "messages", "turns", "对话"])
+def test_other_names_of_the_rounds(tmp_path: Path, key: str) -> None:
+    record = {key: [{"问": "q1", "答": "a1"}, {"问": "q2", "答": "a2", "score": 3}]}
+    found = opened(tmp_path, record, record)
+    assert [said(found, n) for n in range(2)] == [TWO_TURNS] * 2
+    assert "keys of messages not used for training: score (2)" in found.notes
+
+
+def test_a_list_of_records_stays_one(tmp_path: Path) -> None:
+    """In the only object of a file, "conversations" can contain whole conversations."""
+    found = opened(tmp_path, {"conversations": FIREFLY["conversation"]}, name="x.json")
+    assert [said(found, n) for n in range(2)] == [TWO_TURNS[:2], TWO_TURNS[2:]]
+
+
+def test_an_answer_without_loss(tmp_path: Path) -> None:
+    first, second = XTUNER["conversation"]
+    found = opened(tmp_path, {"conversation": [first | {"output_with_loss": False}, second]})
+    sample = found.samples[0][1]
+    assert isinstance(sample, Conversation) and sample.silent == {2}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (
+            {"conversation": [{"input": "q", "output": "a"}, {"input": "q"}]},
+            'item 2 of "conversation" must have one question and one answer',
+        ),
+        (
+            {"conversation": [{"input": "", "output": "a"}]},
+            'item 1 of "conversation": the question (input) is empty',
+        ),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "q"}, {"inlineData": {}}]}]},
+            'message 1: "parts" must contain only {"text": ...}; write',
+        ),
+        (
+            {"contents": [{"role": "model", "parts": [{"text": "q", "thought": True}]}]},
+            'message 1: "parts" must contain only {"text": ...}; write',
+        ),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_does_not_fit(tmp_path: Path, record: Any, reason: str, times: int) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, *[record] * times)
+    assert f"line 1: {reason}" in str(caught.value)
+
+
+@pytest.mark.parametrize("question", ["prompt", "input", "question"])
+def test_a_prompt_and_a_response_as_messages(tmp_path: Path, question: str) -> None:
+    found = opened(tmp_path, {question: [USER], "response": [GOOD]})
+    assert found.format == "completion"
+    assert said(found) == [("user", "q"), ("assistant", "good")]
+
+
+def test_preferences_of_openai(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    given = {"messages": [USER], "tools": tools, "parallel_tool_calls": True}
+    record = {"input": given, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+    found = opened(tmp_path, record, record)
+    assert found.format == "preference" and len(found.samples) == 2
+    pair = found.samples[0][1]
+    assert isinstance(pair, Pair)
+    chosen, rejected = pair.chosen, pair.rejected
+    assert isinstance(chosen, Conversation) and isinstance(rejected, Conversation)
+    assert (chosen.messages, rejected.messages) == ([USER, GOOD], [USER, BAD])
+    assert chosen.tools == tools
+    assert "keys not used for training: parallel_tool_calls (2)" in found.notes
