@@ -359,7 +359,8 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Raises
     ------
     CheckpointError
-        The file is damaged, or does not match the model.
+        The file is damaged, or does not match the model. If it does not exist, the error is also a
+        `FileNotFoundError`.
     UsageError
         An argument is not a path or not a model.
     """
@@ -390,7 +391,7 @@ def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Mo
     Raises
     ------
     OutputError
-        The path cannot be written.
+        The path cannot be written, or is a file of another kind, such as a model.
     UsageError
         The format cannot store this adapter.
     """

@@ -21,10 +21,12 @@ from nbllama.adapter.ggla import MAGIC_BYTES, read_ggla, write_ggla
 from nbllama.adapter.gguf_lora import read_gguf_lora, write_gguf_lora
 from nbllama.adapter.peft import CONFIG, WEIGHTS, norms_line, read_peft, write_peft
 from nbllama.adapter.source import Path, Source
-from nbllama.adapter.stored import Base, Stored, fitting, refuse
+from nbllama.adapter.stored import Base, MissingAdapter, Stored, fitting, refuse
+from nbllama.checkpoint.gguf_kind import ADAPTER, check_gguf_kind
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import SLOT_BY_NAME, slot_of
+from nbllama.system.replaced import GGLA, check_kind
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
@@ -52,6 +54,17 @@ def check_format(path: Path) -> None:
     name = os.fspath(path)
     if not is_folder(name) and name.lower().endswith((".safetensors", ".json", ".pt", ".pth")):
         raise UsageError(f"{shown(name, 400)}: a PEFT adapter is a folder; end its name with /")
+
+
+def check_replaced(path: Path) -> None:
+    """Raise `OutputError` if an adapter with this name would replace a file of another kind.
+
+    The files in a PEFT folder have unambiguous names and are not checked.
+    """
+    if (kind := format_of(path)) == "bin":
+        check_kind(os.fspath(path), GGLA)
+    elif kind == "gguf":
+        check_gguf_kind(path, ADAPTER)
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
@@ -102,9 +115,10 @@ def save_adapter(
     With `july_2024`, write a `.bin` file that is byte-identical to the output of the July 2024
     version of the old tool.
 
-    Raises `OutputError` if the path cannot be written, and `UsageError` for a name or an adapter
-    that the format does not support. Raises `ValueError` for an adapter that no reader would
-    accept: one without pairs, with a non-positive alpha, or with a value that is not finite.
+    Raises `OutputError` if the path cannot be written or is a file of another kind, such as a
+    model, and `UsageError` for a name or an adapter that the format does not support. Raises
+    `ValueError` for an adapter that no reader would accept: one without pairs, with a non-positive
+    alpha, or with a value that is not finite.
     """
     stored = Stored.of(adapter, Base.of(hp))
     write_stored(path, stored, july_2024=july_2024)
@@ -124,7 +138,7 @@ def load_adapter(
     from `convert_lora_to_gguf.py`, lora_r is the largest rank, and B is rescaled to compensate.
     `say` is called with a line about ignored parts of the file; without `say`, a warning is issued.
 
-    Raises `FileNotFoundError` if the file does not exist, and `CheckpointError` if it is damaged or
+    Raises `MissingAdapter` if the file does not exist, and `CheckpointError` if it is damaged or
     does not match the base model.
     """
     stored = read_stored(path, Base.of(hp, shapes))
@@ -147,7 +161,7 @@ def read_stored(path: Path, base: Base) -> Stored:
     model is required.
     """
     if not os.path.lexists(path):
-        raise FileNotFoundError(os.fspath(path))
+        raise MissingAdapter(os.fspath(path))
     if os.path.isdir(path):
         return fitting(path, read_peft(path, base), base)
     with Source(path) as f:
@@ -167,10 +181,12 @@ def read_stored(path: Path, base: Base) -> Stored:
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
     """Write an adapter in the format given by the name; return lines about rounding and omissions.
 
-    Raises `UsageError` if the format cannot store the adapter, `OutputError` if the path cannot be
-    written, and `CheckpointError` for values that would become infinite in the format.
+    Raises `UsageError` if the format cannot store the adapter, and `OutputError` if the path cannot
+    be written or is a file of another kind, such as a model. Raises `CheckpointError` for values
+    that would become infinite in the format.
     """
     check_format(path)
+    check_replaced(path)
     kind = format_of(path)
     try:
         if kind == "peft":

@@ -34,7 +34,7 @@ from nbllama.adapter.hf_names import (
 from nbllama.adapter.peft_config import Config, read_config
 from nbllama.adapter.safetensors import read_safetensors, write_safetensors
 from nbllama.adapter.source import Path
-from nbllama.adapter.stored import Base, Stored, joined, refuse
+from nbllama.adapter.stored import Base, MissingAdapter, Stored, joined, refuse
 from nbllama.errors import UsageError, shown
 from nbllama.lora.slots import SLOT_BY_NAME, slot_of, tensor_index
 from nbllama.system.files import atomic_write, make_folder
@@ -191,11 +191,11 @@ def read_peft(path: Path, base: Base) -> Stored:
     """Read a folder.
 
     If nbllama wrote the folder, its metadata provides values that are unknown in `base`. Raises
-    `FileNotFoundError` if the folder does not exist, `UsageError` if reading it requires the base
+    `MissingAdapter` if the folder does not exist, `UsageError` if reading it requires the base
     model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.
     """
     if not os.path.isdir(path):
-        raise FileNotFoundError(os.fspath(path))
+        raise MissingAdapter(os.fspath(path))
     weights = os.path.join(path, WEIGHTS)
     config = read_config(os.path.join(path, CONFIG))
     try:

@@ -17,6 +17,7 @@ import numpy as np
 
 from nbllama.adapter.source import BYTES, Path, Source
 from nbllama.errors import shown
+from nbllama.system.downloads import LOOKED_AT, wrong_download
 from nbllama.system.files import atomic_write
 
 MAX_HEADER = 16 << 20
@@ -47,8 +48,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     Raises `CheckpointError` for a file that is damaged or contains other types.
     """
     with Source(path) as f:
-        (size,) = struct.unpack("<Q", f.take(8, "header"))
+        start = f.take(8, "header")
+        (size,) = struct.unpack("<Q", start)
         if size > MAX_HEADER:
+            if problem := wrong_download(start + f.take(min(f.left, LOOKED_AT), "header")):
+                raise f.error("file", problem)
             raise f.error("header", f"{size} bytes, but the limit is {MAX_HEADER}")
         header = parse_json(f, f.take(size, "header"), "header")
         metadata = header.pop("__metadata__", {})
@@ -56,10 +60,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             raise f.error("header", "__metadata__ is not a map of strings")
         entries = sorted((_entry(f, name, e) for name, e in header.items()), key=lambda e: e[0])
         tensors = {}
-        start = f.at
+        at = f.at
         for begin, name, dtype, shape in entries:
             where = f"tensor '{shown(name)}'"
-            if start + begin != f.at:
+            if at + begin != f.at:
                 raise f.error(where, "data_offsets overlap or leave a gap")
             tensors[name] = f.floats(dtype, shape, where)
         if f.left:

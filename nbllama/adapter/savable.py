@@ -62,7 +62,7 @@ class Adapter(pairs.Adapter):
         Raises
         ------
         OutputError
-            The path cannot be written.
+            The path cannot be written, or is a file of another kind, such as a model.
         UsageError
             The format cannot store this adapter.
         """

@@ -8,7 +8,7 @@ import stat
 
 import numpy as np
 
-from nbllama.adapter.stored import refuse
+from nbllama.adapter.stored import MissingAdapter, refuse
 from nbllama.errors import CheckpointError
 from nbllama.opt.arrays import check_finite
 
@@ -19,7 +19,7 @@ Path = str | os.PathLike[str]
 class Source:
     """A file opened for reading, as a context manager.
 
-    Pipes and devices are refused, because they have no end. Raises `FileNotFoundError` if the file
+    Pipes and devices are refused, because they have no end. Raises `MissingAdapter` if the file
     does not exist, and `CheckpointError` for any other problem.
     """
 
@@ -27,8 +27,8 @@ class Source:
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as e:
+            raise MissingAdapter(os.fspath(path)) from e
         except OSError as e:
             raise self.error("file", f"cannot be read: {e.strerror}") from e
         self._file = os.fdopen(self._fd, "rb")

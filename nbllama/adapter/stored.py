@@ -161,6 +161,13 @@ class Stored:
         return Adapter(self.base.arch or "", self.alpha, self.lora_r, pairs)
 
 
+class MissingAdapter(CheckpointError, FileNotFoundError):
+    """An adapter that does not exist; also a `FileNotFoundError`, as Python programs expect."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{shown(path, 400)}: no such file or folder; pass the name of an adapter")
+
+
 def refuse(path: object, where: str, what: str) -> CheckpointError:
     """Return a one-line error about a file that cannot be used."""
     return CheckpointError(f"{shown(path, 400)}: {where}: {what}; the adapter cannot be used")

@@ -104,7 +104,7 @@ def load_checkpoint(path: Path) -> TrainState:
         raise FileNotFoundError(os.fspath(path))
     try:
         with open_gguf(path) as f:
-            if is_old(f):
+            if is_old(f.metadata):
                 state = read_old(f)
             else:
                 verify(f)

@@ -13,6 +13,7 @@ Old checkpoints do not contain:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,11 @@ _REQUIRED = (
 )
 
 
-def is_old(f: GGUFFile) -> bool:
-    """Return whether `f` looks like a checkpoint but has no `nbllama.*` key."""
-    ours = any(key.startswith(_OUR_KEY) for key in f.metadata)
-    kind = f.metadata.get("training.type", "finetune_lora")
-    ranks = any(key.startswith(_RANK) for key in f.metadata)
+def is_old(metadata: Mapping[str, object]) -> bool:
+    """Return whether a file looks like a checkpoint but has no `nbllama.*` key."""
+    ours = any(key.startswith(_OUR_KEY) for key in metadata)
+    kind = metadata.get("training.type", "finetune_lora")
+    ranks = any(key.startswith(_RANK) for key in metadata)
     return not ours and kind == "finetune_lora" and ranks
 
 

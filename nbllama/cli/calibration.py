@@ -157,6 +157,12 @@ def find_sample(export: Export, model: Model) -> Sample | None:
     return Sample(batches, held)
 
 
+def check_calibrate(path: str) -> None:
+    """Raise `UsageError` if the data that `--calibrate` names do not exist."""
+    if path and not os.path.isdir(path) and not _there(path):
+        raise UsageError(f"--calibrate {shown(path, 400)}: no such file or folder")
+
+
 def _there(path: str) -> bool:
     """Return whether all the training data files exist."""
     files = input_files(path)

@@ -100,15 +100,13 @@ def _run(words: list[str]) -> None:
 
 def _convert(source: str, target: str, old: str, new: str) -> None:
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, note_parts, print_result
+    from nbllama.cli.merge import Progress, note_parts, prepare_model, print_result
     from nbllama.export.rewrite import rewrite
     from nbllama.gguf_io import open_gguf
-    from nbllama.system.output_file import prepare_output
-    from nbllama.system.replaced import GGUF
 
     with open_gguf(source) as f:
         check(f, hparams_from_gguf(f), old, new)
-        prepare_output(target, [source], GGUF)
+        prepare_model(target, [source])
         note_parts(f, target)
         with Progress() as progress:
             changes = rewrite(f, target, {}, {}, metadata=renamed(f, old, new), progress=progress)

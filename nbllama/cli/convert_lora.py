@@ -65,11 +65,12 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
     """Convert the file or folder `source` to `target`; return notes about anything that was lost.
 
-    `model_base` is a GGUF model, or "" for none. Raises `FileNotFoundError`, `UsageError` and
+    `model_base` is a GGUF model, or "" for none. Raises `MissingAdapter`, `UsageError` and
     `OutputError`. Raises `CheckpointError` if the adapter cannot be used.
     """
     from nbllama.adapter.file import (
         check_format,
+        check_replaced,
         format_of,
         read_stored,
         stored_notes,
@@ -79,7 +80,6 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     from nbllama.arch import OLD_TOOL_ARCH, hparams_from_gguf
     from nbllama.gguf_io import open_gguf
     from nbllama.system.part_names import files_of
-    from nbllama.system.replaced import GGLA, GGUF, check_kind
 
     check_format(target)
     for what, name in (("IN", source), ("--model-base", model_base)):
@@ -88,8 +88,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
                 raise UsageError(
                     f"{shown(target, 400)}: {what} and OUT are the same file; choose another OUT"
                 )
-    if (kind := format_of(target)) != "peft":
-        check_kind(target, GGLA if kind == "bin" else GGUF)
+    check_replaced(target)
     base, notes, tied = Base(), [], False
     if model_base:
         with open_gguf(model_base) as f:
@@ -112,11 +111,12 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
 
 def _run(words: list[str]) -> None:
     source, target, options = parse(words)
+    from nbllama.adapter.stored import MissingAdapter
+
     try:
         notes = convert(source, target, options.model_base)
-    except FileNotFoundError as e:
-        missing = e.filename or e
-        raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
+    except MissingAdapter as e:
+        raise UsageError(str(e)) from e
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {shown(target, 400)}")

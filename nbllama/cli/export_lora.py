@@ -25,9 +25,9 @@ def _run(words: list[str]) -> None:
     auto, kind = word == "auto", None if word in ("same", "auto") else file_type(options.outtype)
     use_threads(options.threads)
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.calibration import find_sample
+    from nbllama.cli.calibration import check_calibrate, find_sample
     from nbllama.cli.lora_files import load_adapters
-    from nbllama.cli.merge import Progress, note_parts, print_result
+    from nbllama.cli.merge import Progress, note_parts, prepare_model, print_result
     from nbllama.cli.scores import read_utf8
     from nbllama.evaluate.merge_sample import TOO_MUCH, print_change
     from nbllama.export.auto import plan, spool_beside
@@ -38,13 +38,12 @@ def _run(words: list[str]) -> None:
     from nbllama.gguf_io import open_gguf
     from nbllama.lora.mix import mix
     from nbllama.model.passes import Model
-    from nbllama.system.output_file import prepare_output
-    from nbllama.system.replaced import GGUF
 
     text = read_utf8(options.sample) if options.sample else None
+    check_calibrate(options.calibrate)
     with open_gguf(options.model_base) as f, ExitStack() as stack:
         hp = hparams_from_gguf(f)
-        prepare_output(options.model_out, export.inputs, GGUF)
+        prepare_model(options.model_out, export.inputs)
         note_parts(f, options.model_out)
         shapes = {name: info.shape for name, info in f.tensors.items()}
         parts = load_adapters(export.adapters, hp, shapes, print)
@@ -58,6 +57,11 @@ def _run(words: list[str]) -> None:
             sample = find_sample(export, model)
             if sample is not None:
                 whole = rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
+        elif options.calibrate:
+            print(
+                "note: --calibrate is not used: the merged model has no quantised matrix whose "
+                "rounding depends on data"
+            )
         if auto:
             if rounder is None:
                 raise UsageError("--outtype auto requires a sample: pass --calibrate DATA")

@@ -1,15 +1,19 @@
-"""Code shared by `export_lora` and `quantize`: the progress line and the final table."""
+"""Code shared by programs that write a model: the check of its name, the progress, the table."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Iterable
 
+from nbllama.checkpoint.gguf_kind import MODEL, check_gguf_kind, gguf_kind
 from nbllama.errors import shown
 from nbllama.export.rewrite import Changes
 from nbllama.gguf_io import GGUFFile
 from nbllama.report.log import duration
+from nbllama.system.output_file import prepare_output
+from nbllama.system.replaced import GGUF
 
 
 class Progress:
@@ -59,6 +63,17 @@ def table(changes: Changes) -> list[str]:
             row += f" {'unchanged':>10}"
         lines.append(row)
     return lines
+
+
+def prepare_model(path: str, inputs: Iterable[str]) -> None:
+    """Check the name of a new model, and print a line if it replaces a model.
+
+    Raises the same errors as `prepare_output`, and `OutputError` for an adapter or a checkpoint.
+    """
+    prepare_output(path, inputs, GGUF)
+    check_gguf_kind(path, MODEL)
+    if gguf_kind(path) == MODEL:
+        print(f"{shown(path, 400)}: the existing model will be replaced")
 
 
 def note_parts(f: GGUFFile, target: str) -> None:

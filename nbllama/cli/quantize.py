@@ -20,11 +20,9 @@ def _run(words: list[str]) -> None:
     kind = file_type(asked.type)
     use_threads(asked.threads)
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, note_parts, print_result
+    from nbllama.cli.merge import Progress, note_parts, prepare_model, print_result
     from nbllama.export.rewrite import IDS, metadata_for, requantised, rewrite
     from nbllama.gguf_io import open_gguf
-    from nbllama.system.output_file import prepare_output
-    from nbllama.system.replaced import GGUF
 
     with open_gguf(asked.source) as f:
         hp = hparams_from_gguf(f)
@@ -43,7 +41,7 @@ def _run(words: list[str]) -> None:
                 f"{shown(asked.source, 400)}: {shown(name)} is already quantised; start from an "
                 "F32, F16 or BF16 model, or pass --allow-requantize"
             )
-        prepare_output(asked.target, [asked.source], GGUF)
+        prepare_model(asked.target, [asked.source])
         note_parts(f, asked.target)
         with Progress() as progress:
             changes = rewrite(

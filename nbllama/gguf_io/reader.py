@@ -26,6 +26,7 @@ from nbllama.gguf_io import limits, no_model
 from nbllama.gguf_io.cursor import Cursor
 from nbllama.gguf_io.file import GGUFFile, TensorInfo
 from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, ValueType
+from nbllama.system.downloads import LOOKED_AT, wrong_download
 from nbllama.system.regular import kind_of
 
 _NOT_GGUF = (
@@ -45,16 +46,7 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
     For any file, the check takes less than a second and uses less than 200 MB of memory.
     """
     name = os.fsdecode(os.fspath(path))
-    fd, info = _open_regular(name)
-    try:
-        if info.st_size == 0:
-            raise GGUFError(f"{shown(name, 400)}: the file is empty")
-        try:
-            mapping = mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, OverflowError) as e:
-            raise GGUFError(f"{shown(name, 400)}: cannot be mapped: {e}") from e
-    finally:
-        os.close(fd)
+    mapping, info = _mapped(name)
     try:
         with memoryview(mapping) as view:
             cursor = Cursor(view, name)
@@ -75,6 +67,32 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
         types=types,
         tensors=tensors,
     )
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Return the values of all keys, even if the tensors are not supported or incomplete.
+
+    Raises `GGUFError` if the keys cannot be read.
+    """
+    name = os.fsdecode(os.fspath(path))
+    mapping, _ = _mapped(name)
+    with mapping, memoryview(mapping) as view:
+        cursor = Cursor(view, name)
+        _, _, n_kv = _header(cursor)
+        return _metadata(cursor, n_kv)[0]
+
+
+def _mapped(name: str) -> tuple[mmap.mmap, os.stat_result]:
+    """Map a file read-only; return the mapping and `os.fstat` result."""
+    fd, info = _open_regular(name)
+    try:
+        if info.st_size == 0:
+            raise GGUFError(f"{shown(name, 400)}: the file is empty")
+        return mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ), info
+    except (OSError, ValueError, OverflowError) as e:
+        raise GGUFError(f"{shown(name, 400)}: cannot be mapped: {e}") from e
+    finally:
+        os.close(fd)
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
@@ -116,6 +134,8 @@ def _header(c: Cursor) -> tuple[int, int, int]:
             f"needs {limits.HEADER_BYTES} bytes, but the file has only {c.end} (truncated?)",
         )
     if magic != b"GGUF":
+        if problem := wrong_download(bytes(c.buf[:LOOKED_AT])):
+            raise c.error("file", problem)
         for prefix, what in _NOT_GGUF:
             if magic.startswith(prefix):
                 raise c.error("magic", what)

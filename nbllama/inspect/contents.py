@@ -185,9 +185,6 @@ def adapter(found: Found, base: str) -> None:
     known, tied = (Base(), None) if not base else _base(base)
     try:
         stored = read_stored(found.path, known)
-    except FileNotFoundError as e:
-        found.refused = CheckpointError(f"{found.path}: {e.filename or e} is missing")
-        return
     except NbllamaError as e:
         found.refused = e
         return

@@ -55,7 +55,7 @@ def kind_of(f: GGUFFile) -> str:
     """Determine the kind of a GGUF file from its keys."""
     if f.metadata.get("general.type") == "adapter":
         return "adapter"
-    if is_old(f):
+    if is_old(f.metadata):
         return "checkpoint of the old finetune"
     if f.metadata.get("training.type") == "finetune_lora":
         return "checkpoint"

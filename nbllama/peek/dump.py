@@ -19,6 +19,7 @@ from nbllama.peek.names import Patterns, aliases
 from nbllama.peek.tables import table
 from nbllama.system.files import atomic_write
 from nbllama.system.regular import first_bytes
+from nbllama.system.replaced import NPZ, check_kind
 
 ABOUT = "__about__"
 MOST_BYTES = 1 << 34  # limit on the total size of an archive's arrays
@@ -64,7 +65,11 @@ class Dump(Mapping[str, np.ndarray]):
         return table(self.matching(*patterns))
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` file atomically. Raises `OutputError` if it cannot be written."""
+        """Write an `.npz` file atomically.
+
+        Raises `OutputError` if the file cannot be written or is a file of another kind.
+        """
+        check_kind(os.fspath(path), NPZ)
         text = np.array(json.dumps(self.about, sort_keys=True))
         with atomic_write(path) as file:
             # the type stubs treat these keyword arguments as options of np.savez

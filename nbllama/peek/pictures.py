@@ -12,11 +12,20 @@ import numpy as np
 from nbllama.errors import UsageError, shown
 from nbllama.peek.dump import Dump
 from nbllama.system.files import atomic_write, check_writable
+from nbllama.system.regular import first_bytes
+from nbllama.system.replaced import other_kind
 
 KINDS = ("auto", "histogram", "heat", "attention")
 MOST_PANELS = 36
 _MOST_CELLS = 512  # cells per side of a heat map; larger arrays are shown as block means
-_FORMATS = ("svg", "png", "pdf")
+_CREATOR = "nbllama peek"  # written into each picture
+_METADATA: dict[str, dict[str, str | None]] = {
+    # no date, so that the same numbers produce the same file
+    "svg": {"Creator": _CREATOR, "Date": None},
+    "png": {"Software": _CREATOR},
+    "pdf": {"Creator": _CREATOR, "CreationDate": None},
+}
+_MOST_BYTES = 1 << 26  # how much of an existing picture is searched for its creator
 
 
 def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
@@ -26,11 +35,11 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
     "auto", probabilities are drawn as attention maps and other arrays as histograms. The suffix of
     `path` determines the format. If `head` is given, only that head is drawn. Raises `UsageError`
     if matplotlib is missing, the suffix is unknown, or the arrays cannot be drawn in this way, and
-    `OutputError` if writing fails.
+    `OutputError` if writing fails or `path` is a file that this function did not write.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
-    if ending not in _FORMATS:
-        formats = ", ".join(_FORMATS)
+    if ending not in _METADATA:
+        formats = ", ".join(_METADATA)
         raise UsageError(f"{shown(path, 400)}: the name of a picture must end in {formats}")
     panels = _panels(dump, kind, head)
     if not panels:
@@ -44,15 +53,24 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
             "pattern"
         )
         panels = panels[:MOST_PANELS]
+    _check_replaced(path)
     check_writable(path)
     figure = _figure(panels)
     memory = io.BytesIO()
-    # no date, so that the same numbers produce the same file
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
-    figure.savefig(memory, format=ending, dpi=150, metadata=metadata)
+    figure.savefig(memory, format=ending, dpi=150, metadata=_METADATA[ending])
     with atomic_write(path) as file:
         file.write(memory.getvalue())
     return notes
+
+
+def _check_replaced(path: str) -> None:
+    """Raise `OutputError` for an existing file that is neither empty nor written by `draw`."""
+    try:
+        content = first_bytes(path, _MOST_BYTES)
+    except OSError:
+        return  # no file, or none that can be replaced
+    if content.strip(b"\0") and _CREATOR.encode() not in content:
+        raise other_kind(path, "is not a picture that peek wrote")
 
 
 Panel = tuple[str, str, np.ndarray]  # title, kind, numbers

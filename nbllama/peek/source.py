@@ -41,7 +41,7 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
             halves |= {f"{name}.lora_a": pair.a, f"{name}.lora_b": pair.b}
         return Dump(halves, {"adapter": path}).matching(*patterns)
     with gguf as f:
-        if f.metadata.get("training.type") == "finetune_lora" or is_old(f):
+        if f.metadata.get("training.type") == "finetune_lora" or is_old(f.metadata):
             return _checkpoint(path).matching(*patterns)
         return _model(f, patterns)
 

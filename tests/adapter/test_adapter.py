@@ -276,8 +276,11 @@ def test_damaged_and_missing_files(toy: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as e:
             load_adapter(path, hp, shapes)
         assert not isinstance(e.value, GGUFError)
-    with pytest.raises(FileNotFoundError):
-        load_adapter(tmp_path / "none.gguf", hp, shapes)
+    (tmp_path / "link.gguf").symlink_to("nowhere.gguf")
+    for name in ("none.gguf", "none/", "link.gguf"):
+        for kind in (FileNotFoundError, CheckpointError):
+            with pytest.raises(kind, match=f"{name}: no such file or folder; pass"):
+                load_adapter(f"{tmp_path}/{name}", hp, shapes)
     with pytest.raises(CheckpointError, match=r"toy\.gguf.*general\.type"):
         load_adapter(toy, hp, shapes)
 

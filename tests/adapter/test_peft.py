@@ -335,6 +335,14 @@ def test_sizes_of_the_header(tmp_path: Path, size: int) -> None:
         read_safetensors(path)
 
 
+def test_a_pointer_of_git_lfs_instead_of_the_weights(toy: Path, tmp_path: Path) -> None:
+    path = folder(tmp_path / "p", halves())
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (path / "adapter_model.safetensors").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"a Git LFS pointer .* run git lfs pull"):
+        load_adapter(path, *model(toy))
+
+
 def test_what_is_missing(toy: Path, tmp_path: Path) -> None:
     base = model(toy)
     with pytest.raises(FileNotFoundError):

@@ -93,6 +93,18 @@ def test_the_data_of_the_run_are_found_next_to_the_adapter(
     assert "names training data that do not exist" in capsys.readouterr().out
 
 
+def test_calibration_data_that_are_missing_or_unused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, lora = base_and_adapter(tmp_path, "F32")
+    words = ["-m", base, "-l", lora, "-o", tmp_path / "m.gguf", "--no-compare", "--calibrate"]
+    code, line = refusal(export_lora.main, [*words, "no.txt"], capsys)
+    assert code == 2 and "--calibrate no.txt: no such file or folder" in line
+    assert not (tmp_path / "m.gguf").exists()
+    assert export_lora.main([*map(str, words), str(text_file(tmp_path))]) == 0
+    assert "note: --calibrate is not used: " in capsys.readouterr().out
+
+
 def test_numbered_adapters_belong_to_their_run(tmp_path: Path) -> None:
     run = tmp_path / "lora-LATEST.config.yaml"
     run.write_text("model-base: base.gguf\nlora-out: out/lora-ITERATION.gguf\n")

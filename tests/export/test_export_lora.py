@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,6 +242,20 @@ def test_adapters_of_the_other_formats(name: str, tmp_path: Path) -> None:
         export("-m", base, "-o", tmp_path / "m.gguf", "-l", adapter, "--outtype", "f32")
         files.append((tmp_path / "m.gguf").read_bytes())
     assert files[0] == files[1] != base.read_bytes()
+
+
+def test_an_adapter_that_is_given_twice_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for again, also in (("lora.gguf", ""), ("./lora.gguf", " (also as lora.gguf)")):
+        export("-m", "base.gguf", "-o", "m.gguf", "-l", "lora.gguf", "-s", again, "-0.5")
+        said = f"note: {again} is given more than once{also}; its effect is added each time\n"
+        assert said in capsys.readouterr().out
+    shutil.copy("lora.gguf", "copy.gguf")
+    export("-m", "base.gguf", "-o", "m.gguf", "-l", "lora.gguf", "-l", "copy.gguf")
+    assert "more than once" not in capsys.readouterr().out
 
 
 def test_what_merging_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from tests.gguf_io.build import (
     ARRAY,
@@ -64,6 +65,13 @@ def counts() -> Iterator[Case]:
     yield "G03b", lambda: b"PK\x03\x04" + bytes(60), "magic: a zip file"
     yield "G03c", lambda: u64(100) + b'{"a":' + bytes(95), "magic: a safetensors file"
     yield "G03d", lambda: b"\x80\x02}q\x00." + bytes(40), "magic: a Python pickle"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    yield "G03e", lambda: pointer, "file: a Git LFS pointer instead of the file; run git lfs pull"
+    for i, start in enumerate((b"<!DOCTYPE html>\n<html>", b"\n  <html lang='en'>", b"<?xml ?>")):
+        page = start + bytes(60)
+        yield f"G03f-{i}", partial(bytes, page), "file: a web page instead of the file; download"
+    yield "G03g", lambda: b"Entry not found" + bytes(60), "file: a server's error message instead"
+    yield "G03h", lambda: b'{"error":"Gated"}' + bytes(9), "file: a server's error message instead"
     yield "G04a", lambda: b"lmgg" + bytes(60), "GGML file from 2023 (old format; convert it to"
     yield "G04b", lambda: b"fmgg" + bytes(60), "GGMF file from 2023 (old format; convert"
     yield "G04c", lambda: b"tjgg" + bytes(60), "GGJT file from 2023 (old format; convert"

@@ -155,11 +155,25 @@ def test_pictures(kind: str, folder: Path, capsys: Capture, tmp_path: Path) -> N
     png = tmp_path / "one.png"
     code, _, _ = run(capsys, "--picture", png, "--head", "1", folder / "d-2.npz", "t16_3-0")
     assert code == 0 and png.read_bytes().startswith(b"\x89PNG")
+    for ending in ("svg", "png", "pdf"):  # our own pictures are replaced
+        again = ("--picture", tmp_path / f"again.{ending}", folder / "d-2.npz", "*.0.attn_q")
+        assert run(capsys, *again)[0] == run(capsys, *again)[0] == 0
     assert run(capsys, "--picture", "x.txt", folder / "d-2.npz", "loss*,t16_3-0")[0] == 2
     assert run(capsys, "--picture", png, "--head", "9", folder / "d-2.npz", "t16_3-0")[0] == 2
     assert (
         run(capsys, "--picture", tmp_path / "no" / "x.svg", folder / "d-2.npz", "t16_3-0")[0] == 3
     )
+
+
+@pytest.mark.parametrize("name", ["drawing.svg", "photo.png", "paper.pdf"])
+def test_a_picture_of_someone_else_is_kept(
+    folder: Path, capsys: Capture, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"<svg/>")
+    code, _, err = run(capsys, "--picture", path, folder / "d-2.npz", "*.0.attn_q")
+    assert code == 3 and f"{name}: the existing file is not a picture that peek wrote" in err
+    assert path.read_bytes() == b"<svg/>"
 
 
 def test_pictures_without_matplotlib(

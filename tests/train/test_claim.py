@@ -12,6 +12,7 @@ import pytest
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.errors import OutputError
 from nbllama.options.finetune.table import parse
+from nbllama.train.run.board import Board
 from nbllama.train.run.outputs import Outputs
 from tests.train.runs import Run, listing, refused
 from tests.train.toy_runs import events, words
@@ -29,6 +30,9 @@ TEMPORARY = "0123456789ab.nbllama-tmp"
         ("--lora-out", "lora-LATEST.config.yaml", b"ctx: 7\n"),
         ("--report", "page.html", b"<!DOCTYPE html><title>My page</title>"),
         ("--log", "log.jsonl", b"GGUF"),
+        ("--log", "chats.jsonl", b'{"prompt": "a", "completion": "b"}\n'),
+        ("--log", "events.jsonl", b'{"event": "run", "text": "a race"}\n'),
+        ("--report", "chats.jsonl", b'{"messages": []}\n'),
     ],
 )
 def test_a_file_of_another_kind_is_kept(
@@ -41,6 +45,8 @@ def test_a_file_of_another_kind_is_kept(
     before = listing(folder)
     pattern = name.replace("LATEST", "ITERATION").replace("BEST", "ITERATION")
     given = pattern.replace(".config.yaml", ".gguf")
+    if option == "--report":  # its log has the same name
+        given = given.replace(".jsonl", ".html")
     refused(run(words(folder, option, given)), 3, name, "and is not replaced")
     assert listing(folder) == before
 
@@ -57,6 +63,22 @@ def test_a_numbered_file_of_another_kind_is_kept(folder: Path, run: Run) -> None
     assert (folder / "lora-2.gguf").read_bytes() == model
     assert load_checkpoint(folder / "chk-LATEST.gguf").iteration == 4
     assert (folder / "lora-4.gguf").exists() and load_checkpoint(folder / "chk-2.gguf")
+
+
+def test_a_dump_of_another_kind_is_kept(folder: Path, run: Run) -> None:
+    (folder / "d-2.npz").write_bytes(b"mine")
+    done = run(words(folder, "--dump", "2-3:loss", "--dump-out", "d-ITERATION.npz"))
+    assert done.code == 0 and "d-2.npz: the existing file is not an .npz file" in done.out
+    assert (folder / "d-2.npz").read_bytes() == b"mine" and (folder / "d-3.npz").exists()
+
+
+def test_two_runs_do_not_share_a_folder_of_tensorboard(folder: Path, run: Run) -> None:
+    pytest.importorskip("tensorboardX")
+    with ExitStack() as stack:
+        Board("runs/board", stack)
+        refused(run(words(folder, "--tensorboard", "runs/board")), 3, "board", "another run")
+    assert run(words(folder, "--tensorboard", "runs/board")).code == 0
+    assert all(p.name.startswith("events.") for p in (folder / "runs" / "board").iterdir())
 
 
 def claimed(stack: ExitStack, *more: str) -> None:
@@ -83,6 +105,11 @@ def test_the_lock_is_that_of_the_pattern(tmp_path: Path, monkeypatch: pytest.Mon
         claimed(stack, "--checkpoint-out=", "--report=page.html")
         with ExitStack() as other, pytest.raises(OutputError, match="another run is writing"):
             claimed(other, "--checkpoint-out=", "--report=page.html", "--log=other")
+    dump = ["--checkpoint-out=", "--dump=1:loss", "--dump-out=d-ITERATION.npz"]
+    with ExitStack() as stack:
+        claimed(stack, *dump)
+        with ExitStack() as other, pytest.raises(OutputError, match=r"d-ITERATION\.npz: another"):
+            claimed(other, *dump)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,22 @@ def test_compat_replaces_as_the_old_tool_did(folder: Path, run: Run) -> None:
 def test_python_replaces_nothing_either(folder: Path) -> None:
     rest: dict[str, Any] = dict(adam_iter=1, ctx=16, batch=2, threads=1, lora_out="peft/")
     nbllama.tune("toy.gguf", "text.txt", **rest)
-    with pytest.raises(UsageError, match="already exists"):
-        nbllama.tune("toy.gguf", "text.txt", **rest)
+    records = ["the hen and her rat"] * 4
+    with pytest.raises(UsageError, match="already exists") as error:
+        nbllama.tune("toy.gguf", records, **rest)
+    said = "; pass lora_in='peft/' and a different lora_out to train the existing adapter further"
+    assert str(error.value).endswith(f"{said}, or force=True to replace it")
     nbllama.tune("toy.gguf", "text.txt", **rest, force=True)
+    rest["checkpoint_out"] = "c-ITERATION.gguf"
+    nbllama.tune("toy.gguf", "text.txt", **rest, force=True)
+    with pytest.raises(UsageError, match=r"already exists; pass checkpoint_in='c-LATEST\.gguf'"):
+        nbllama.tune("toy.gguf", records, **rest)
+    nbllama.tune("toy.gguf", "text.txt", **rest, checkpoint_in="c-LATEST.gguf")
+
+
+@pytest.mark.parametrize("name", ["lora-LATEST.gguf", "lora-2.gguf", "chk-1.gguf"])
+def test_a_model_is_not_taken_for_an_earlier_run(folder: Path, run: Run, name: str) -> None:
+    """Neither command would work: a model is no adapter, and not even --force replaces it."""
+    shutil.copy("toy.gguf", name)
+    line = refused(run(short(*FILES)), 3, f"{name}: the existing file is a model")
+    assert "with:" not in line and "--force" not in line

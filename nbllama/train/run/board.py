@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from typing import Any
 
 from nbllama.errors import OutputError, UsageError, shown
 from nbllama.report.log import EvaluationRecord, StepRecord, as_row
+from nbllama.system.run_lock import RunLock
+
+_FILES = "events.out.tfevents"  # how the names of event files begin
 
 _STEP = {
     "loss": "loss/train", "lr": "learning_rate", "grad_norm": "gradient_norm",
@@ -17,11 +22,11 @@ _EVALUATION = {"val_loss": "loss/validation", "perplexity": "perplexity/validati
 class Board:
     """A folder of event files; errors that occur during training do not stop the run."""
 
-    def __init__(self, folder: str) -> None:
-        """Open the folder.
+    def __init__(self, folder: str, stack: ExitStack) -> None:
+        """Open the folder, and lock it until `stack` ends.
 
         Raises `UsageError` if the package is missing, and `OutputError` if the folder is not
-        writable.
+        writable or another run writes to it.
         """
         try:
             from tensorboardX import SummaryWriter
@@ -31,6 +36,8 @@ class Board:
                 "'nbllama[tensorboard]'"
             ) from e
         try:
+            os.makedirs(folder, exist_ok=True)
+            stack.enter_context(RunLock(os.path.join(folder, _FILES)))
             self._writer: Any = SummaryWriter(folder)
         except OSError as e:
             raise OutputError(f"--tensorboard {shown(folder, 400)}: {e.strerror or e}") from e

@@ -10,20 +10,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from nbllama.adapter.file import FOLDER_FILES, format_of
-from nbllama.checkpoint.legacy import is_old
+from nbllama.adapter.file import FOLDER_FILES, check_replaced
+from nbllama.checkpoint.gguf_kind import CHECKPOINT, check_gguf_kind
 from nbllama.checkpoint.names import PLACEHOLDER, output_name
-from nbllama.errors import GGUFError
-from nbllama.gguf_io import open_gguf
 from nbllama.system.files import check_writable, make_folder, sweep_temporary
-from nbllama.system.replaced import GGLA, GGUF, LOG, NPZ, OPTIONS_FILE, PAGE, check_kind, other_kind
+from nbllama.system.replaced import LOG, NPZ, OPTIONS_FILE, PAGE, check_kind
 from nbllama.system.run_lock import RunLock
 from nbllama.train.run.names import Names
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
 OPTIONS_OF_THE_RUN = "the run's options file"
 LOG_OF_REPORT = "the log of --report"
-_LOCKED = ("--checkpoint-out", "--lora-out", "--report")
+_LOCKED = ("--checkpoint-out", "--lora-out", "--report", "--dump-out")
 _KINDS = {
     "--report": PAGE, "--dump-out": NPZ, OPTIONS_OF_THE_RUN: OPTIONS_FILE, "--log": LOG,
     LOG_OF_REPORT: LOG,
@@ -41,15 +39,20 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
     Raises `OutputError` if an output cannot be written or locked.
     """
-    for option, own in outputs.items():
-        for names in own:
-            check_contents(option, names.latest)
+    check_kinds(outputs)
     for option, own in outputs.items():
         if option in _LOCKED:
             _lock(own[0], stack)
         for names in own:
             for name in _left_over(names):
                 sweep_temporary(name)
+
+
+def check_kinds(outputs: Mapping[str, Sequence[Names]]) -> None:
+    """Raise `OutputError` if a newest file would replace a file of a different kind."""
+    for option, own in outputs.items():
+        for names in own:
+            check_contents(option, names.latest)
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
@@ -70,24 +73,10 @@ def check_contents(option: str, path: str) -> None:
         return  # a folder for PEFT, whose two files have unambiguous names
     if option in _KINDS:
         check_kind(path, _KINDS[option])
-    elif option == "--lora-out" and format_of(path) == "bin":
-        check_kind(path, GGLA)
-    elif option in ("--checkpoint-out", "--lora-out"):
-        check_kind(path, GGUF)
-        found = contents(path)
-        if found not in ("", "a checkpoint" if option == "--checkpoint-out" else "an adapter"):
-            raise other_kind(path, f"is {found}")
-
-
-def contents(path: str) -> str:
-    """Return the kind of a GGUF file, such as "a model", or "" for a damaged file."""
-    try:
-        with open_gguf(path) as f:
-            if "training.type" in f.metadata or is_old(f):
-                return "a checkpoint"
-            return "an adapter" if f.metadata.get("general.type") == "adapter" else "a model"
-    except GGUFError:
-        return ""
+    elif option == "--lora-out":
+        check_replaced(path)
+    elif option == "--checkpoint-out":
+        check_gguf_kind(path, CHECKPOINT)
 
 
 def _left_over(names: Names) -> Iterator[str]:

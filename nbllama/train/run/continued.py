@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.gguf_kind import CHECKPOINT, gguf_kind
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import CheckpointError, GGUFError, NbllamaError, OutputError, shown
 from nbllama.gguf_io import open_gguf
 from nbllama.options.finetune.table import Options
 from nbllama.system.files import atomic_write
 from nbllama.system.regular import first_bytes
-from nbllama.train.run.claim import contents
 
 Say = Callable[[str], None]
 
@@ -89,7 +89,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
         return None
     except CheckpointError as e:
         damage = e
-    if options.strict_resume or contents(path) not in ("", "a checkpoint"):
+    if options.strict_resume or gguf_kind(path) not in ("", CHECKPOINT):
         raise damage
     for other in _numbered(path, options.fn_latest):
         with suppress(CheckpointError, FileNotFoundError):

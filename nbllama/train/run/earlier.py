@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 _OLD_INPUT = "checkpoint.gguf"  # default in the old tool
 
 
-def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
+def with_input(
+    options: Options, outputs: Outputs, words: Sequence[str], *, from_python: bool = False
+) -> Options:
     """Set `checkpoint_in` to the checkpoint to resume from, or to "" to start from the beginning.
 
     The default is the newest checkpoint among the run's own outputs, so that repeating the command
     finishes a stopped run. In this case, `outputs.finishes` is set. With `--force` alone, the run
     starts from the beginning.
 
-    Raises `UsageError` if files of a different run would be replaced.
+    Raises `UsageError` if files of a different run would be replaced; with `from_python`, the error
+    suggests keywords instead of commands. Raises `OutputError` if they are no files of a run.
     """
     if options.checkpoint_in is None:
         newest = _OLD_INPUT if options.compat else outputs.latest_checkpoint
@@ -44,7 +47,9 @@ def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Opti
         return options
     found = next(outputs.existing(), "")
     if found:
-        raise UsageError(_refusal(found, options, outputs, words))
+        outputs.check_existing(found)
+        advice = _keywords(outputs) if from_python else _commands(options, outputs, words)
+        raise UsageError(f"{shown(found, 400)} already exists; {advice}")
     return options
 
 
@@ -54,7 +59,22 @@ def _continues_its_own(options: Options, outputs: Outputs) -> bool:
     return os.path.exists(path) and outputs.is_own_checkpoint(path)
 
 
-def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str]) -> str:
+def _keywords(outputs: Outputs) -> str:
+    """Return the keywords that continue the earlier run, start a new run, or replace the files."""
+    checkpoint, adapter = outputs.latest_checkpoint, outputs.latest_adapter
+    names = [n for n, out in (("lora_out", adapter), ("checkpoint_out", checkpoint)) if out]
+    other = f"a different {' and '.join(names)}"
+    if checkpoint and os.path.exists(checkpoint):
+        more = f"pass checkpoint_in={checkpoint!r} to continue that run, {other} to start a new run"
+    elif adapter and os.path.exists(adapter):
+        more = f"pass lora_in={adapter!r} and {other} to train the existing adapter further"
+    else:
+        more = f"an earlier run wrote it; pass {other} to start a new run"
+    return f"{more}, or force=True to replace it"
+
+
+def _commands(options: Options, outputs: Outputs, words: Sequence[str]) -> str:
+    """Return the commands that continue the earlier run or start a new run."""
     newest = outputs.latest_checkpoint
     if newest and os.path.exists(newest):
         again = [*_without(words, "--checkpoint-in"), "--checkpoint-in", newest]
@@ -62,11 +82,11 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
     elif outputs.latest_adapter and os.path.exists(outputs.latest_adapter):
         again = [*_renamed(words, options), "--lora-in", outputs.latest_adapter]
         more = f"train the existing adapter further with: {_command(again)}"
-        return f"{shown(found, 400)} already exists; {more}; or replace it with --force"
+        return f"{more}; or replace it with --force"
     else:
         more = "an earlier run wrote it"
     start = f"start a new run with: {_command(_renamed(words, options))}"
-    return f"{shown(found, 400)} already exists; {more}; {start}; or replace it with --force"
+    return f"{more}; {start}; or replace it with --force"
 
 
 @contextmanager

@@ -21,7 +21,8 @@ class Given:
 
     `on_step` is called after each iteration, and `on_eval` after each evaluation; the run ends if
     one of them returns True. `keep_best` says whether to keep a copy of the adapter with the lowest
-    validation loss.
+    validation loss. `from_python` says that the caller is a Python program, so that errors suggest
+    keywords instead of commands.
     """
 
     model: Model | None = None
@@ -31,6 +32,7 @@ class Given:
     on_step: Callable[[StepRecord], object] | None = None
     on_eval: Callable[[EvaluationRecord], object] | None = None
     keep_best: bool = False
+    from_python: bool = False
 
 
 NOTHING = Given()

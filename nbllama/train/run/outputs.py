@@ -21,7 +21,13 @@ from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
 from nbllama.report.write import write_report
 from nbllama.system.files import atomic_write
-from nbllama.train.run.claim import LOG_OF_REPORT, OPTIONS_OF_THE_RUN, check_contents, claim
+from nbllama.train.run.claim import (
+    LOG_OF_REPORT,
+    OPTIONS_OF_THE_RUN,
+    check_contents,
+    check_kinds,
+    claim,
+)
 from nbllama.train.run.names import BEST, Names, bare, check_outputs
 
 if TYPE_CHECKING:
@@ -87,7 +93,7 @@ class Outputs:
         if self.report:
             found["--report"] = [Names(self.report)]
         if options.dump:
-            found["--dump-out"] = [Names(options.dump_out, PLACEHOLDER)]
+            found["--dump-out"] = [Names(options.dump_out, PLACEHOLDER, PLACEHOLDER)]
         return found
 
     def claim(self, stack: ExitStack) -> None:
@@ -229,6 +235,12 @@ class Outputs:
             folder = self._folder and pattern != self.checkpoint
             names = Names(pattern, self._mark, self._newest, folder=folder)
             yield from sorted(names.files())
+
+    def check_existing(self, name: str) -> None:
+        """Raise `OutputError` if the existing file `name`, or a newest file, is of another kind."""
+        check_kinds(self._every)
+        checkpoint = bool(self.checkpoint) and self._names(self.checkpoint).may_be(name)
+        check_contents("--checkpoint-out" if checkpoint else "--lora-out", name)
 
     def is_own_checkpoint(self, path: str) -> bool:
         """Return whether `path` matches `--checkpoint-out` or is its parent folder."""

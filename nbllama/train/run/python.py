@@ -107,7 +107,7 @@ def _read(
             )
     loaded = model if isinstance(model, Model) else None
     keep_best = not (options.dry_run or options.only_write_lora)
-    given = Given(loaded, records, val_data, prompts, on_step, on_eval, keep_best)
+    given = Given(loaded, records, val_data, prompts, on_step, on_eval, keep_best, from_python=True)
     return options, words, given
 
 

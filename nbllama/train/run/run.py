@@ -49,13 +49,13 @@ def train(
     `CheckpointError`, `SaveFailed` and `Diverged`.
     """
     outputs, clock = Outputs(options), Clock(started)
-    options = with_input(options, outputs, words)
+    options = with_input(options, outputs, words, from_python=given.from_python)
     with ExitStack() as stack:
         if options.dry_run:
             ui = Recorder(screen)
         else:
             outputs.claim(stack)
-            board = Board(options.tensorboard) if options.tensorboard else None
+            board = Board(options.tensorboard, stack) if options.tensorboard else None
             live = None if options.only_write_lora else watching(options, screen, stop)
             stack.enter_context(clock.watching_compilation())
             ui = stack.enter_context(Recorder(screen, outputs.log, board, live, clock=clock))
