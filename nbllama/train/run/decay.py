@@ -78,9 +78,9 @@ def plan(
         # passing the same end again, as the options file of a run does, has no effect
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
+            covered = f"iterations {done + 1} to {total}" if n_iter > 1 else f"iteration {total}"
             notes.append(
-                "the learning rate decay has ended; a new decay without warm-up covers iterations "
-                f"{done + 1} to {total} ({n_iter} more iterations)"
+                f"the learning rate decay has ended; a new decay without warm-up covers {covered}"
             )
             return Decay(
                 begin=done, end=new, last=total, first=done + 1, new=True, notes=tuple(notes)
