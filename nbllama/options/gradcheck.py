@@ -46,7 +46,12 @@ class GradcheckOptions:
         Whole(3, 4096), 12, "number of tokens, split into two sequences", also=["-n"]
     )
     rank: int = _run(Whole(1, 1024), 4, "rank of the random pairs", also=["--lora-r"])
-    seed: int = _run(Whole(), 0, "seed for the random pairs and directions", also=["-s"])
+    seed: int = _run(
+        Whole(),
+        0,
+        "seed for the random pairs and for the directions of the finite differences",
+        also=["-s"],
+    )
     tolerance: float = _run(
         Real(above=True),
         1e-3,

@@ -35,7 +35,7 @@ class InspectOptions:
         shown_default="4 for plain text, 16 for records",
     )  # fmt: skip
     model_base: str = _show(
-        File(), "", "base model that a checkpoint or adapter must fit", also=["-m"],
+        File(), "", "check that the checkpoint or adapter fits this base model", also=["-m"],
         shown_default="none",
     )  # fmt: skip
     check: bool = _show(None, False, "read every weight and refuse a file with NaN or infinity")

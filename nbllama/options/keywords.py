@@ -80,7 +80,7 @@ def _variables(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _check_text(name: str, kind: Text, value: Any) -> None:
-    """Refuse values that would become the text "True" or the name of a file."""
+    """Refuse a boolean, which would become the text "True", and a number as a file name."""
     is_file = isinstance(kind, File)
     if isinstance(value, bool) or (is_file and isinstance(value, Real)):
         use = 'a file name, or "" for no file' if is_file else "a string"

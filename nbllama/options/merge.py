@@ -24,8 +24,8 @@ EXPORT_PROG = "python -m nbllama.export_lora"
 _EXPORT_ABOUT = """Merge LoRA adapters into a base model. Every tensor W that has a pair (linear
 layers, token_embd, output and norms) becomes W + scale * alpha / r * B A. All metadata is kept."""
 _EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; auto gives each merged matrix the
-smallest type that keeps 95 % of its pair's effect on the sample; or a file type as in
-`nbllama quantize`, in upper or lower case: {_TYPES}
+smallest type that keeps 95 % of its pair's effect on the sample. TYPE can also be a file type as
+in `nbllama quantize`, in upper or lower case: {_TYPES}
 
 Quantised matrices are rounded to preserve their products with a sample of the training data.
 
@@ -59,7 +59,7 @@ class ExportOptions:
     calibrate_tokens: int = _run(Whole(1), 8192, "maximum number of tokens in the sample")
     nearest: bool = _run(None, False, "round every weight to the nearest value, without a sample")
     compare: bool = _run(
-        None, True, "compare the merged model with the base model and adapters on a short text",
+        None, True, "compare the merged and the unmerged model on a short text",
         off=["--no-compare"], shown_default="on",
     )  # fmt: skip
     sample: str = _run(

@@ -48,7 +48,7 @@ class PerplexityOptions:
     base_model: str = _files(
         File(),
         "",
-        "model for --kl-divergence to compare with; no adapters are applied to it",
+        "second model for --kl-divergence; no adapters are applied to it",
         shown_default="the same model without adapters",
     )
     threads: int | None = threads_option()

@@ -21,7 +21,7 @@ RANGES: dict[str, Whole | Real] = {
     "mirostat_lr": Real(0, 10),
     "mirostat_ent": Real(0, 100),
 }
-"""By field of `SamplingParams`.
+"""The allowed values of each field of `SamplingParams`.
 
-llama.cpp also accepts numbers outside these ranges. There, a top_p of 95 means 1.
+llama.cpp also accepts numbers outside these ranges. For example, it treats a top_p of 95 as 1.
 """

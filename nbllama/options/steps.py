@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-STEPS = "an iteration (12), several (1,10,100), or a range (1-5), then a colon and a pattern"
+STEPS = "an iteration (12), a list (1,10,100) or a range (1-5), followed by a colon and a pattern"
 
 
 def parse_steps(text: str) -> tuple[frozenset[int], str]:

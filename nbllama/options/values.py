@@ -18,12 +18,12 @@ SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
 class BadValue(ValueError):
-    """Raised with the reason for a value that has the right form but cannot be used."""
+    """Raised if a value has the right form but cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Any text. The text may be empty."""
+    """Any text, including the empty string."""
 
     metavar: str = "TEXT"
 
@@ -200,7 +200,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Day:
-    """A day, as `YYYY-MM-DD`."""
+    """A date in the form `YYYY-MM-DD`."""
 
     metavar: str = "DATE"
 
@@ -232,10 +232,10 @@ class Variables:
 def parse_variables(text: str) -> dict[str, Any]:
     """Parse the value of `--template-vars`, such as "a=false,b=[1, 2],c=high".
 
-    A value is JSON or, if it is not valid JSON, text up to the next comma. True and False are
-    booleans, too. Raises `BadValue` if a name is repeated, if the program itself passes a variable
-    of that name to templates, or if a switch is not true or false. Raises `ValueError` if the
-    syntax is wrong.
+    A value is JSON or, if it is not valid JSON, text up to the next comma. `True` and `False` are
+    also read as booleans. Raises `BadValue` if a name is repeated, if the program itself passes a
+    variable of that name to templates, or if the value of a switch is neither true nor false.
+    Raises `ValueError` if the syntax is wrong.
     """
     from nbllama.text.variables import RESERVED, variable_value  # imports numpy
 
@@ -261,7 +261,7 @@ def parse_variables(text: str) -> dict[str, Any]:
 
 
 def _variable(text: str, at: int) -> tuple[Any, int]:
-    """Return the value that begins at `at`, and where the next variable begins.
+    """Return the value that begins at `at`, and the position at which the next variable begins.
 
     Raises `ValueError` for a list, an object or a string in quotes that is not valid JSON.
     """

@@ -36,7 +36,7 @@ def replace_options(
 ) -> list[str]:
     """Return `argv` with the values in `new`, which contains (name, value) pairs.
 
-    Earlier occurrences of these options are removed, under any of their names, and `new` is
+    Earlier occurrences of these options, under any of their names, are removed, and `new` is
     appended.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}

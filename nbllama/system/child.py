@@ -1,4 +1,4 @@
-"""A child process that answers each line with one line."""
+"""A child process that answers each line of input with one line of output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO
 
 
 class Child:
-    """A child process that is killed when this object is deleted, unless it ended earlier.
+    """A child process that is killed when this object is deleted, unless it has already ended.
 
     Its standard error is discarded. `most` is the maximum length of a line in bytes. With `group`,
     the child runs in its own process group, and its own children are killed with it.
@@ -57,7 +57,7 @@ class Child:
             self._process.stdin.flush()
 
     def receive(self, seconds: float) -> bytes | None:
-        """Return the next line, or None if there is none within `seconds`.
+        """Return the next line, or None if none arrives within `seconds`.
 
         The line ends with a line feed unless the process has ended or the line is too long.
         """
@@ -72,7 +72,7 @@ class Child:
 
 
 def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes], most: int) -> None:
-    """Put the lines of `stream` into the queue, up to the first one without a line feed.
+    """Put the lines of `stream` into the queue; stop after the first one without a line feed.
 
     That line is the rest of the stream, which may be empty, or the start of a line that is longer
     than `most` bytes.

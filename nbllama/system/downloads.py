@@ -1,4 +1,4 @@
-"""Recognise what a failed download leaves instead of a model or an adapter."""
+"""Recognise files that a failed download left in place of a model or an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _MESSAGE = (b'{"error', b"entry not found", b"repository not found", b"invalid u
 
 
 def wrong_download(start: bytes) -> str:
-    """Describe a file with these first bytes and what to do, or return "" for any other file."""
+    """Return what a failed download left and what to do, or "" for any other file.
+
+    `start` contains the first bytes of the file.
+    """
     text = start[:LOOKED_AT].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(_POINTER):
         return "a Git LFS pointer instead of the file; run git lfs pull"

@@ -39,8 +39,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for writing; it replaces `path` if the `with` block succeeds.
 
     On error, nothing changes. The mode of a replaced file is kept; a symbolic link is replaced, not
-    followed. Raises `OutputError` if the file cannot be written (including a full disk or a short
-    write).
+    followed. Raises `OutputError` if the file cannot be written, for example because the disk is
+    full.
     """
     name = os.fsdecode(os.fspath(path))
     folder, base = split_name(name)

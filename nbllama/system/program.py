@@ -188,7 +188,7 @@ def _ended(program: Callable[[list[str]], int | None], words: list[str], handler
         if "--debug" in words:
             _traceback()
         elif line.startswith("internal"):
-            line += " (run again with --debug to see where)"
+            line += " (run again with --debug for a traceback)"
         _say(line)
         if isinstance(e, Stopped | Interrupted) and Program.started:
             _exit(code)

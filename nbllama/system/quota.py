@@ -9,7 +9,7 @@ from nbllama.system import memory
 
 
 def processor_quota() -> int | None:
-    """Return the smallest quota as a number of processors (at least 1), or None without a quota."""
+    """Return the smallest quota in processors (at least 1), or None if there is no quota."""
     return min((max(1, math.ceil(quota / period)) for quota, period in _quotas()), default=None)
 
 

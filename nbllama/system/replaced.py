@@ -27,7 +27,7 @@ GGLA = Kind("a .bin adapter", (b"algg",))
 NPZ = Kind("an .npz file", (b"PK\x03\x04", b"PK\x05\x06"))
 PAGE = Kind("a run report", (b"<!DOCTYPE html>",), b"<title>Training run: ")
 OPTIONS_FILE = Kind("a run's options file", (b"# The options of a run of nbllama ",))
-# Every row has an iteration; it comes first, or after the event. A line feed can follow a cut line.
+# Every row has the key "iter", either first or after "event". A log can begin with a line feed.
 LOG = Kind("a run log", (b'{"iter"', b'{"event"', b'\n{"iter"', b'\n{"event"'), b'"iter"')
 
 

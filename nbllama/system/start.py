@@ -1,7 +1,7 @@
-"""Signal handlers that are installed first and end a program with one line and an exit code.
+"""Signal handlers, installed first, that end a program with a one-line message and an exit code.
 
 This module imports nothing slow, because the handlers must be installed before the program's other
-imports, which take most of its first second.
+imports, which take most of the first second.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Unwinding:
 
 
 def _send_again(stopped: Stopped) -> None:
-    """Send a signal again after a moment; its handler then raises, even within the same second."""
+    """Send a signal again after `AGAIN` seconds and make its handler raise `Stopped` again."""
     from threading import Timer  # takes milliseconds, and is hardly ever needed
 
     if stopped.handler is not None:
@@ -94,7 +94,7 @@ def leave(signum: int, frame: FrameType | None) -> None:
 
 
 def signals() -> Iterator[signal.Signals]:
-    """Yield the signals that end a program, except ignored signals (as with `nohup`)."""
+    """Yield the signals that end a program, except those that are ignored (as under `nohup`)."""
     for name in NAMES:
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:

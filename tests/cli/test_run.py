@@ -74,7 +74,7 @@ def child(
             "raise ImportError('a.so: failed to map segment from shared object')",
             1,
             "internal error: ImportError: a.so: failed to map segment from shared object "
-            "(run again with --debug to see where)",
+            "(run again with --debug for a traceback)",
         ),
         (
             "raise MemoryError('Unable to allocate 9 TB')",
@@ -117,7 +117,7 @@ def child(
         (
             "{}['a key']",
             1,
-            "internal error: KeyError: 'a key' (run again with --debug to see where)",
+            "internal error: KeyError: 'a key' (run again with --debug for a traceback)",
         ),
         ("raise E.GGUFError('two\\nlines\\x1b[2J')", 2, r"error: two\nlines\x1b[2J"),
     ],

@@ -1,4 +1,4 @@
-"""Options for the base model: arrays to inspect, and constants that override the model file."""
+"""Options for the base model: arrays to dump, and constants that override the model file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options for the run as a whole: machine, length and batches."""
+"""Options for the run as a whole, including its length and batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _data = partial(option, "Run length and batches")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options for the machine, the length of the run, and the samples per iteration."""
+    """Options for the run as a whole, its length, and the samples per iteration."""
 
     threads: int | None = threads_option()
     seed: int = _run(
@@ -71,7 +71,7 @@ class RunOptions:
         Whole(0),
         None,
         "number of iterations in this run, not counting those before the checkpoint; 0: only run "
-        "the evaluation that was due after the checkpoint",
+        "the evaluation that was due after the checkpoint's last iteration",
         shown_default="256 for plain text, no limit for records or with --epochs",
         saved=Saved(38, "last", may_change=True),
     )
@@ -84,8 +84,8 @@ class RunOptions:
     batch: int = _data(  # None until `nbllama.train.run.plan` sets it
         Whole(1, 65536),
         None,
-        "samples per forward and backward pass; with --packing, up to this value times --ctx "
-        "tokens",
+        "samples per forward and backward pass; with --packing, the limit is this number times "
+        "--ctx tokens",
         also=["-b"],
         shown_default="8 for plain text; for records, depends on the number of records",
         saved=Saved(1, taken=True),

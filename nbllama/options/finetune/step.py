@@ -35,14 +35,14 @@ class StepOptions:
     lr_schedule: str = _rate(
         Choice(tuple(SCHEDULES)),
         "cosine",
-        "how the learning rate falls; wsd: warm-up, stable, decay",
+        "learning rate schedule; wsd: warm-up, stable, decay",
         saved=Saved(28),
         without="cosine",
     )
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "fraction of the schedule, at its end, during which wsd lowers the learning rate",
+        "final fraction of the schedule, during which wsd lowers the learning rate",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(

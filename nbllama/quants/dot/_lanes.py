@@ -4,7 +4,7 @@
 |---|---|
 | `Codes(32)` | 32 bytes of a row of W (0..127, or signed) or of x (-127..127) |
 | `Dots` | 8 int32 sums, each of four neighbouring products |
-| `Scales` | 16 int16 factors, one per two neighbouring bytes |
+| `Scales` | 16 int16 factors, one for every two neighbouring bytes |
 | `Weights(8)` | 8 float32 sums |
 
 The integers in every lane are the same on every CPU. With AVX2, multiplying 32 bytes takes two
@@ -160,7 +160,7 @@ def nibbles(typingctx, raw, i):
 
 @intrinsic
 def bits32(typingctx, bits):
-    """Return Codes(32) with 16 in each lane whose bit (lowest first) is set, and 0 elsewhere."""
+    """Return Codes(32) with 16 in each lane whose bit in `bits` is set (lowest first), else 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[0], _I32), ir.VectorType(ir.IntType(1), 32))
