@@ -1,4 +1,4 @@
-"""Numbers in JSON that remember how they are spelled."""
+"""JSON numbers that keep their spelling from the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ QUOTE = "put it in quotes to keep it as text"
 
 
 class SpelledFloat(float):
-    """A number that is converted to text as it was spelled in the file, such as 1.50."""
+    """A number whose text form is its spelling in the file, such as 1.50."""
 
     spelling: str
 
@@ -19,7 +19,7 @@ class SpelledFloat(float):
 
 
 def spelled(spelling: str) -> float:
-    """Return a number with a fraction or an exponent, or raise `ValueError` if it is too large."""
+    """Parse a number with a fraction or an exponent. Raises `ValueError` if it is too large."""
     value = float(spelling)
     if repr(value) == spelling:
         return value

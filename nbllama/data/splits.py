@@ -143,7 +143,8 @@ def _joined(parts: Sequence[str]) -> Chosen:
         notes += found.notes
     twice = len(files) - len(dict.fromkeys(map(os.path.realpath, files)))
     if twice:
-        notes.append(f"{counted(twice, 'file is', 'files are')} listed twice and read twice")
+        repeated = counted(twice, "duplicate file")
+        notes.append(f"the list contains {repeated}; duplicates are read again")
     return Chosen(files, notes)
 
 

@@ -1,4 +1,4 @@
-"""Statistics of a data set: lengths, the share of trained targets, and how full rows would be."""
+"""Statistics of a data set: lengths, share of trained targets, and how full the rows would be."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Utilisation(NamedTuple):
 
     `to_context` and `to_longest` are for one sample per row, padded to n_ctx or to the longest
     sample in the batch. `packed` is for batches formed by `--packing`, relative to the maximum
-    number of tokens in a batch (the unused part is not computed). nbllama itself never computes
+    number of tokens in a batch (the unused part is not computed). nbllama itself never processes
     more tokens than the samples contain.
     """
 
@@ -75,7 +75,7 @@ def statistics(data: Dataset) -> Statistics:
 
 
 def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
-    """Compute the utilisation of the rows in the first epoch for `seed`.
+    """Compute the utilisation for the first epoch of a run with this `seed`.
 
     Batches contain `batch` samples or, with packing, at most `batch * n_ctx` tokens.
     """

@@ -67,7 +67,7 @@ def script_notes(tokenizer: Tokenizer, data: Any) -> list[str]:
         if enough and n_tokens > MOST_PER_BYTE * script.n_bytes * n:
             return [
                 f"warning: the model needs {n_tokens / n:.1f} tokens per {script.name} character "
-                "in these data; a model made for this script needs at most half as many. Training "
+                "in this data; a model made for this script needs at most half as many. Training "
                 "therefore takes longer, less text fits into the context, and the model is "
                 "probably weak in the language; choose a model trained on that language"
             ]

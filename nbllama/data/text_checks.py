@@ -64,7 +64,7 @@ def control_token_notes(
 
 
 def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
-    """Return a line about the first control token spelled out in plain text."""
+    """Return a line about the first control token spelled out in plain text, if there is one."""
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (

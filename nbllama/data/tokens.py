@@ -51,8 +51,8 @@ class Whole(NamedTuple):
 class ChatTokens:
     """A tokenizer for the prompts and answers of one chat, which are passed from last to first.
 
-    `tails` maps the ends of prompts, each starting at the last special token, to their ids. The
-    same `tails` are passed for later chats.
+    `tails` maps the ends of prompts, each starting at the last special token, to their ids. Pass
+    the same `tails` for later chats.
     """
 
     def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:

@@ -65,10 +65,10 @@ def with_numbers(record: Record, counts: Counts) -> Record:
 
 
 def with_lists(record: Record) -> Record:
-    """Return the record with chats in JSON text, as in the cell of a table, as lists of messages.
+    """Return the record, with chats that are JSON text (as in table cells) parsed into lists.
 
-    A completion is read in this way only after a prompt that is a list: after plain text, the
-    answer itself could be JSON.
+    A completion is parsed only if the prompt is a list: after a plain-text prompt, the answer
+    itself could be JSON.
     """
     for key in _CHATS:
         value = record.get(key)
@@ -98,9 +98,10 @@ def with_roles(record: Record, counts: Counts) -> Record:
 
 
 def _result(turn: Record, counts: Counts) -> Record:
-    """Return a message of a chat with `CALLING_ROLES`, with "observation" renamed to "tool".
+    """Return a message, with the role "observation" changed to "tool".
 
-    In other chats, the template could support the role "observation".
+    Only called for chats that contain one of `CALLING_ROLES`; in other chats, the template could
+    support the role "observation".
     """
     if turn.get("role") != "observation":
         return turn
@@ -162,8 +163,8 @@ def _spelled(turn: Record, counts: Counts) -> Record:
             continue
         if usual in names.values() or turn.get(usual) not in _EMPTY:
             raise DataError(
-                f'a message has several keys that mean "{usual}", one of them "{shown(key, 40)}"; '
-                "keep one of them"
+                f'a message has several keys that mean "{usual}", including "{shown(key, 40)}"; '
+                "keep only one of them"
             )
         names[key] = usual
     return with_renamed(turn, names, counts) if names else turn

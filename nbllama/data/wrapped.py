@@ -21,13 +21,13 @@ COLUMN = (
     "contains a whole column of a table; write each row as one record, as with pandas' "
     'to_json(orient="records", lines=True)'
 )
-"""What is wrong with a key that contains a column."""
+"""The error message for a key that contains a column, without the name of the key."""
 
 Known = Callable[[Record], bool]
 
 
 class Entry(NamedTuple):
-    """A record in a file, or an error, and the number of its first line (counted from 1)."""
+    """A record in a file or an error, with the number of its first line (counted from 1)."""
 
     line: int
     record: Record | DataError
@@ -146,7 +146,7 @@ def _records(value: Any) -> list[Any] | None:
 
 
 def is_column(value: Any) -> bool:
-    """Return whether a value is a column of a table: a list of texts, or texts by row number."""
+    """Return whether a value is a table column: a list of texts, or texts keyed by row number."""
     if isinstance(value, dict):
         return bool(value) and all(map(str.isdigit, value))
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)

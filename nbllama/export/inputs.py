@@ -1,4 +1,4 @@
-"""Compute second moments of the inputs of linear layers while a model with adapters reads a sample.
+"""Compute second moments of linear layers' inputs while a model with adapters processes a sample.
 
 The moments are computed block by block. The residual stream of all tokens `[T, C]` stays in memory,
 and a block processes it when the block's tensors are encoded. Therefore, the moments of only one
@@ -129,14 +129,14 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
-        """Compute or copy all inputs that the block needs for this batch, except the stream."""
+        """Compute or copy the block's inputs for this batch, except the residual stream."""
         if self._model.hp.n_per_layer:
             self._model.embed_tokens(self._bound, self._acts, batch)
         for name, x in lent.items():
             self._acts.shared(name, batch.n_tokens)[:] = x
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Add a layer's input to its second moments."""
+        """Update the second moments with a layer's input."""
         source = self._nodes.get(name)
         if source is None:
             return

@@ -48,7 +48,7 @@ def merge(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     whole: Whole | None = None,
 ) -> Changes:
-    """Write `f` with merged adapters; `types` is from `merged_types`.
+    """Write `f` with merged adapters; `types` is returned by `merged_types`.
 
     Raises the same errors as `rewrite`.
     """

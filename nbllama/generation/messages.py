@@ -1,4 +1,4 @@
-"""Read the messages of a prompt as in training, so that the prompt is the one trained with."""
+"""Read the messages of a prompt in the same way as training, so that both use the same prompt."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nbllama.errors import UsageError, shown
 
 
 def messages_of_prompt(prompt: object) -> list[dict[str, Any]]:
-    """Return the messages of a chat in the form that chats have in training.
+    """Return the messages of a chat in the form that training uses.
 
     Roles get their standard names, text parts are joined, and other keys are left out. Warns about
-    unknown roles. Raises `UsageError` for anything but a list of messages, and `DataError` for a
-    message that training would refuse.
+    unknown roles. Raises `UsageError` if the prompt is not a list of messages, and `DataError` for
+    a message that training would refuse.
     """
     turns = json_form(prompt)
     if (

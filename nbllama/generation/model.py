@@ -53,10 +53,11 @@ class Model(passes.Model):
         temperature : float
             With 0, always choose the most likely token (greedy); above 0, sample tokens.
         chat_template : str
-            Name of a template ("chatml", "llama-3", ...) or a file that contains one, to use
-            for messages instead of the model's own. A string is completed without a template.
+            Name of a template ("chatml", "llama-3", ...) or path of a template file, to use
+            instead of the model's own template. Not allowed if `prompt` is a string.
         exact : bool
-            For single tokens, keep activations in float32 instead of rounding them to 8 bits.
+            When processing tokens one at a time, keep activations in float32 instead of
+            rounding them to 8 bits.
         **sampling
             Settings of llama.cpp's samplers, with the same names and defaults: `top_k` (40),
             `top_p` (0.95), `min_p` (0.05), `typical`, `repeat_penalty`, `repeat_last_n`,
@@ -73,7 +74,7 @@ class Model(passes.Model):
         UsageError
             A setting is unknown or invalid, the prompt is empty, or there is no chat template.
         DataError
-            The template rejects the messages, or training would.
+            The template rejects the messages, or training would refuse them.
         NotEnoughMemory
             The prompt and `max_tokens` tokens do not fit in memory.
         """
@@ -131,7 +132,7 @@ class Model(passes.Model):
         prompts : list of str or list of messages
             Each prompt is in the same form as for `generate`.
         at_once : int
-            Number of prompts to process at a time; more is faster but requires more memory.
+            Number of prompts to process at a time; larger values are faster but need more memory.
 
         Returns
         -------

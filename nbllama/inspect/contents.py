@@ -104,8 +104,8 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
     if hp.window:
         facts["sliding window"] = hp.window
     if hp.lent:
-        own = len(hp.attention_layers)
-        facts["keys and values"] = f"from the first {own} blocks; the others reuse some of them"
+        first = f"the first {len(hp.attention_layers)} blocks"
+        facts["keys and values"] = f"computed in {first}; later blocks reuse some of them"
     if hp.n_per_layer:
         facts["embeddings for each block"] = f"{hp.n_per_layer} wide"
     if hp.mixers:
@@ -265,7 +265,7 @@ def _pairs(found: Found, pairs: Mapping[str, Pair]) -> None:
             shapes: list[tuple[int, ...]] = [pair.shape for pair in of_slot]
             found.targets.append(_target(slot, shapes, {"here": [pair.rank for pair in of_slot]}))
     if not _any(pair.b for pair in pairs.values()):
-        found.notes.append("every B is zero: the adapter is not trained yet and changes nothing")
+        found.notes.append("every B is zero: the adapter has not been trained and has no effect")
 
 
 def _any(arrays: Iterable[np.ndarray]) -> bool:

@@ -11,7 +11,7 @@ from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
 
 
 class Key(NamedTuple):
-    """A metadata value and the name of its type; arrays are `StringArray` or numpy arrays."""
+    """A metadata entry; arrays are stored as `StringArray` or numpy arrays."""
 
     name: str
     type: str
@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 @dataclass
 class Found:
-    """The information about a file; `refused` says why the file cannot be used, or is None."""
+    """Information about a file; `refused` says why the file cannot be used, or is None."""
 
     path: str
     size: int  # bytes; for a folder, the sum of its files
@@ -60,6 +60,6 @@ class Found:
 
 
 def stated(f: GGUFFile, name: str, use: str = "") -> TensorRow:
-    """Return the row of a tensor, as described by the file header."""
+    """Return the table row for a tensor, based on the file header."""
     t = f.tensors[name]
     return TensorRow(name, TENSOR_TYPES[t.type_id].name, t.shape, t.nbytes, use)

@@ -1,1 +1,1 @@
-"""The foundation of all kernels: compiler options, the kernel cache, vector code, and threads."""
+"""Code shared by all kernels: compiler options, the kernel cache, vector code, and threads."""

@@ -169,7 +169,7 @@ def _remove(folder: Path) -> None:
 
 
 def _sweep_half_written(folder: Path) -> None:
-    """Remove temporary files of processes that were killed while they wrote a kernel."""
+    """Remove temporary files left by processes that were killed while writing a kernel."""
     for file in folder.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - file.lstat().st_mtime > _HALF_WRITTEN:

@@ -36,7 +36,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 def count_more(typingctx, counters, index, more):
     """Add `more` to counters[index] atomically; return the previous value.
 
-    A thread that reads the new value also sees everything that the calling thread wrote before.
+    A thread that reads the new value also sees everything that the caller wrote before the call.
     """
     sig = types.int64(counters, types.int64, types.int64)
 

@@ -41,7 +41,7 @@ FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function so that only one thread at a time runs any decorated function."""
+    """Decorate a function so that only one thread at a time runs any of the decorated functions."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:

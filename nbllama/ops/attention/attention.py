@@ -271,7 +271,7 @@ def attention(
     scale : float
         Factor for the raw scores.
     slopes : float32 array [H]
-        ALiBi slopes, which are zeros for models without ALiBi.
+        ALiBi slopes; all zero for models without ALiBi.
     o, lse : float32 arrays [N, H, D] and [N, H]
         Overwritten with the outputs and with the log of the sum of exp(score).
     window, cap
