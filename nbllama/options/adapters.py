@@ -1,4 +1,4 @@
-"""`--lora` and `--lora-scaled`, for every program that accepts adapters.
+"""The options `--lora` and `--lora-scaled`, shared by all programs that accept adapters.
 
 Both options can be repeated, and both accept lists. `--lora-scaled FILE SCALE` takes two words, but
 the parser supports only options with one value. Both options are therefore removed from the command
@@ -22,14 +22,14 @@ _LARGEST = 3.4e38  # the largest finite float32
 
 
 def lora_option(*also: str) -> Any:
-    """Declare the option field `lora`; `also` is its short name."""
+    """Declare the field `lora`; `also` lists the other names of the option."""
     return _files(
         Text("FILE,..."), "", "adapters to apply at scale 1", also=also, shown_default="none"
     )
 
 
 def lora_scaled_option(*also: str) -> Any:
-    """Declare the option field `lora_scaled`."""
+    """Declare the field `lora_scaled`; `also` lists the other names of the option."""
     text = (
         f"adapters to apply, each at its own scale; `{(*also, '--lora-scaled')[0]} FILE SCALE` "
         f"takes a single adapter"

@@ -276,7 +276,7 @@ def parse_main(
 
 
 def read_escapes(options: MainOptions, text: str, name: str) -> str:
-    """Unescape `text` if `--escape` is on. Raises `UsageError`, which mentions option `name`."""
+    """Unescape `text` if `--escape` is on. Raises `UsageError` with `name` in the message."""
     return unescape(text, name) if options.escape else text
 
 

@@ -1,9 +1,9 @@
-"""`--config`: read options from a YAML file, and write the options of a run to such a file.
+"""`--config`: read options from a YAML file, and write the options of a run to a YAML file.
 
-A key is the name of an option without the leading dashes; `_` and `-` are equivalent. Each option
-parses its value from the text in the file. As a result, `1e-4`, which is a string in YAML 1.1, is
-read as a number if the option expects a number, and `no` is read as a word if the option expects a
-word.
+A key is the name of an option without the leading dashes; `_` and `-` are equivalent. Values are
+parsed by the options, not by YAML. As a result, `1e-4`, which is a string in YAML 1.1, is read as a
+number if the option expects a number, and `no`, which is a boolean in YAML 1.1, is read as text if
+the option expects text.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _root(path: str) -> Any:
 def _without_tabs(text: str) -> str:
     """Return JSON with spaces instead of tabs, and any other text unchanged.
 
-    JSON has tabs only between values. YAML, which otherwise includes JSON, does not allow them as
-    indentation.
+    In valid JSON, tabs occur only between tokens. YAML is otherwise a superset of JSON, but does
+    not allow tabs as indentation.
     """
     if "\t" in text and text.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
@@ -107,7 +107,7 @@ def _without_tabs(text: str) -> str:
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return the words for one key, or an empty list for a switch that keeps its default."""
+    """Return one key's command-line words; the list is empty for a switch left at its default."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
@@ -135,15 +135,16 @@ def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
 def _text(where: str, found: Option, node: Any) -> str:
     r"""Return the text of a scalar node.
 
-    JSON and YAML write a character above U+FFFF as two escapes (`\ud83d\ude00`), which PyYAML does
-    not join. Raises `UsageError` for half of such a pair, and for control characters in the name of
-    a file, which result from `"C:\temp"` or from a block of lines.
+    A character above U+FFFF may be written as two escapes (`\ud83d\ude00`), which PyYAML does not
+    join. Raises `UsageError` for an unpaired escape, and for control characters in a file name, as
+    in `"C:\temp"` or a block of several lines.
     """
     try:
         text = str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
         raise UsageError(
-            f"{where}: '{shown(node.value)}' contains half of a surrogate pair; write the character"
+            f"{where}: '{shown(node.value)}' contains half of a surrogate pair; "
+            "write the character itself"
         ) from None
     if not isinstance(found.value, File):
         return text
@@ -163,7 +164,7 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 
 def _is_default(options: Any) -> bool:
-    """Return whether `--checkpoint-in` has its default: the newest `--checkpoint-out` file."""
+    """Return whether `--checkpoint-in` is its default, the newest `--checkpoint-out` file."""
     newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
     return bool(newest) and options.checkpoint_in == newest
 
@@ -175,7 +176,7 @@ _NOT_OF_THE_RUN = {
 
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
-    """Return the options of a run by name, with the values given or the defaults used.
+    """Return a mapping from option names to the values used in a run, including defaults.
 
     `table` contains all options. `settings` is a `nbllama.train.run.settings.Settings`.
     """

@@ -25,7 +25,7 @@ class File(Text):
         return text
 
     def allowed(self) -> str:
-        """Describe the values, for help and errors."""
+        """Describe the allowed values, for help texts and error messages."""
         return f"the name of a {self.metavar.lower()}"
 
 
@@ -33,6 +33,6 @@ def check_name(where: str, name: str) -> None:
     r"""Raise `UsageError` for control characters, such as the tab in the string "C:\temp"."""
     if any(c < " " or c == "\x7f" for c in name):
         raise UsageError(
-            f"{where}: '{shown(name)}' contains a control character; write it on one line, "
+            f"{where}: '{shown(name)}' contains a control character; write the name on one line, "
             "with / or \\\\ instead of \\"
         )

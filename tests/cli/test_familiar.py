@@ -81,7 +81,7 @@ MEANT = {
     "--resume-from-checkpoint": "did you mean --checkpoint-in?",
     "--resume-adapter-file": "did you mean --lora-in?",
     "--train-on-inputs": "did you mean --train-on-prompt?",
-    "--mask-prompt": "only answers count in the loss",
+    "--mask-prompt": "only answers contribute to the loss",
     "--sample-packing": "did you mean --packing?",
     "--neftune-noise-alpha": "--lora-dropout",
     "--use-dora": "only plain LoRA",

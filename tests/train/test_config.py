@@ -74,7 +74,7 @@ threads: 1
         ('lora-out: "null"', "--lora-out: 'null' is not allowed"),
         ("checkpoint_out: None", "--checkpoint-out: 'None' is not allowed"),
         ('{"checkpoint-in": false}', "--checkpoint-in: 'false' is not allowed"),
-        ("log: |\n  a\n  b", "--log: 'a\\nb' contains a control character; write it on one"),
+        ("log: |\n  a\n  b", "--log: 'a\\nb' contains a control character; write the name on one"),
         ('report: "C:\\temp"', "--report: 'C:\\temp' contains a control character"),
         ('sample-start: "\\ud83d"', "--sample-start: '\\ud83d' contains half of a surrogate pair"),
         ('{\n\t"ctx": 1,\n\t"ctx": 2\n}', "line 3: ctx was already given as ctx"),

@@ -94,9 +94,9 @@ def _block(
     do, q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h,
     mine,
 ):  # fmt: skip
-    """Compute dq of head h for n queries, starting at t0 + i0.
+    """Compute dq for n queries of head h, starting at row t0 + i0.
 
-    Adds the contributions of these queries to dk_h and dv_h.
+    The contributions of these queries are added to dk_h and dv_h.
     """
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
@@ -150,7 +150,7 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """Return the index of a part's first block, chosen to give all parts about equal work.
+    """Return the index of a part's first block, chosen so that all parts do about equal work.
 
     The work for the first n blocks grows with the square of n.
     """
@@ -245,7 +245,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """Return the same two sizes as `forward_floats`, for `attention_grad`."""
+    """Return the scratch sizes for `attention_grad`, in the same form as `forward_floats`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
@@ -261,9 +261,9 @@ def attention_grad(
 ) -> None:  # fmt: skip
     """Overwrite dq `[N, H, D]`, dk and dv `[Nk, G, D]` with the gradients.
 
-    o and lse are the results of the forward pass. `offsets` contains the offsets of the queries,
-    which also apply to the keys unless `k_offsets` is given. With `k_offsets`, the queries belong
-    to the last tokens of longer sequences.
+    o and lse are the results of the forward pass. `offsets` applies to the queries, and also to the
+    keys unless `k_offsets` is given. With `k_offsets`, the queries belong to the last tokens of
+    longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

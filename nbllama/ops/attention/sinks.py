@@ -13,7 +13,8 @@ p[j] (do . v[j]). The sinks are frozen.
 o is `[N, H, D]`, lse is `[N, H]`, and sinks is `[H]`, all float32. o and lse are modified in place.
 
 Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2023); gpt-oss.
-llama.cpp: `ggml_soft_max_add_sinks`, `ggml_flash_attn_ext_add_sinks`. finetune.cpp has no sinks.
+llama.cpp: `ggml_soft_max_add_sinks`, `ggml_flash_attn_ext_add_sinks`. finetune.cpp does not support
+sinks.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _add_sinks(o, lse, sinks):
 
 
 def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
-    """Apply the sinks `[H]` in place to attention's results o `[N, H, D]` and lse `[N, H]`.
+    """Apply the sinks `[H]` in place to o `[N, H, D]` and lse `[N, H]`, computed by `attention`.
 
     Raises ValueError for mismatched arrays.
     """

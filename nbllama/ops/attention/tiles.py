@@ -23,7 +23,7 @@ BLOCK = 48  # queries whose score rows are in memory at the same time; a multipl
 
 @kernel()
 def pack_transposed(x, t0, n, head, d, out):
-    """Pack panels over tokens: out[p, c, j] = x[t0 + p*PANEL + j, head, c], with zeros past n."""
+    """Pack x into panels of tokens: out[p, c, j] = x[t0 + p*PANEL + j, head, c], padded with 0."""
     ld = x.shape[1] * d
     for p in range((n + PANEL - 1) // PANEL):
         have = min(PANEL, n - p * PANEL)
@@ -43,16 +43,16 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Return the position of a sequence's first panel for KV head g in the packed keys.
+    """Return where the first panel of sequence `seq` and KV head g starts in the packed keys.
 
-    The sequence has tk keys, and its first key is k0.
+    The sequence has tk keys, starting at row k0.
     """
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 
 @kernel()
 def pack_rows(x, t0, n, head, d, scale, out):
-    """Pack panels over dimensions: out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]."""
+    """Pack x into panels of dimensions: out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]."""
     for p in range((d + PANEL - 1) // PANEL):
         have = min(PANEL, d - p * PANEL)
         for t in range(n):

@@ -173,8 +173,8 @@ def attention_tree_grad_ref(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Compute the gradients (dq, dk, dv) of `attention_tree_ref` on whole sequences.
 
-    For the queries in a shared prefix, `do` is set to 0, because these queries belong to a
-    different sequence.
+    In each sequence, `do` is 0 for the shared prefix, because the queries of the prefix belong to
+    an earlier sequence.
     """
     own = np.concatenate(
         [

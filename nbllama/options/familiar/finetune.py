@@ -17,9 +17,11 @@ _FOLDER = (
     "name the files instead: --lora-out FOLDER/lora-ITERATION.gguf for adapters and"
     " --checkpoint-out FOLDER/chk-ITERATION.gguf for checkpoints"
 )
-_ANSWERS_ONLY = "leave it out: only answers count in the loss, unless --train-on-prompt is given"
+_ANSWERS_ONLY = (
+    "leave it out: only answers contribute to the loss, unless --train-on-prompt is given"
+)
 _PRINTED = "leave it out: every iteration is printed; --log FILE writes one JSON line per iteration"
-_WHOLE = "leave it out: an evaluation reads all validation data"
+_WHOLE = "leave it out: every evaluation uses all validation data"
 _ONLY_LORA = "leave it out: this program trains LoRA adapters on text or on input-answer pairs"
 
 FILES: Rows = (

@@ -1,4 +1,7 @@
-"""Options for batches of records and for plain-text samples. `options/data.py` handles reading."""
+"""Options for batches of records and for plain-text samples.
+
+The options for reading records are in `nbllama.options.data`.
+"""
 
 from __future__ import annotations
 

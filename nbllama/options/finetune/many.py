@@ -49,13 +49,13 @@ class ManyOptions:
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "seconds to wait for a worker to connect if none are left, before saving and stopping "
-        "with exit code 1; 0: compute on this machine instead",
+        "number of seconds to wait for a worker to connect when none are left; if none connects, "
+        "save and stop with exit code 1; 0: compute on this machine instead",
     )
     audit: int = _many(
         Whole(),
         0,
-        "also compute one block in every N on a second worker, and check that the results are "
+        "also compute one in every N blocks on a second worker, and check that the results are "
         "bit-identical; 0: never",
     )
 
