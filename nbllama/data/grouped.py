@@ -17,7 +17,7 @@ from nbllama.data.shared import sort_key
 
 
 class GroupedOrder(Order):
-    """The epoch orders for a seed, in which groups of `batch` samples have similar beginnings."""
+    """The order of each epoch, in which groups of `batch` samples have similar beginnings."""
 
     def __init__(self, samples: Samples, seed: int, batch: int) -> None:
         super().__init__(samples.n_samples, seed)

@@ -1,4 +1,4 @@
-"""Read records in memory as if each had been written to a JSON Lines file.
+"""Read records in memory as if they had been written to a JSON Lines file.
 
 Records can contain numpy arrays and numbers, as in the rows of a pandas table. Arrays become lists,
 and the values that pandas uses for an empty cell (NaN, NA, NaT) become None.
@@ -47,8 +47,8 @@ def _record(record: Any) -> Any:
 
 
 def _text(text: str) -> str:
-    """Return a text, unless it is the source or the name of records. Raises `DataError`."""
-    kept = 'if it is a text to train on, pass {"text": ...}'
+    """Return a string; raise `DataError` if it contains JSON or is the path of an existing file."""
+    kept = 'if it is text to train on, pass {"text": ...}'
     if text.lstrip()[:1] in ("{", "[") and _is_json(text):
         raise DataError(
             "a string that contains JSON; convert it with json.loads, or pass the name of the "
@@ -64,7 +64,7 @@ def _text(text: str) -> str:
 
 
 def _is_json(text: str) -> bool:
-    """Return whether a text is an object in JSON, or a list of objects."""
+    """Return whether a string contains a JSON object or a list of JSON objects."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -75,7 +75,7 @@ def _is_json(text: str) -> bool:
 
 
 def json_form(value: Any, *, of_array: bool = False) -> Any:
-    """Return a value as JSON would contain it, or the same object if nothing changes.
+    """Convert a value to JSON form; return the same object if nothing changes.
 
     Objects inside an array (`of_array`) come from a table that gives all of them the same keys, so
     keys without a value are left out, as in a Parquet file. Raises `DataError` for a key that JSON
@@ -92,14 +92,14 @@ def json_form(value: Any, *, of_array: bool = False) -> Any:
     if type(value) is float:
         return None if value != value else value
     if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind != "O":
-        return value.tolist()  # only numbers or only text; a long one takes no time
+        return value.tolist()  # only numbers or only text; fast even for long arrays
     if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors, columns of tables
         return json_form(value.tolist(), of_array=isinstance(value, np.ndarray))
     return None if type(value).__name__ in _MISSING else value
 
 
 def _object(value: dict[Any, Any], of_array: bool) -> dict[str, Any]:
-    """Return an object with text as keys, and values in JSON form. Raises `DataError`."""
+    """Return an object with string keys and values in JSON form. Raises `DataError`."""
     out, same = {}, True
     for key, held in value.items():
         name = key if type(key) is str else _name(key)
@@ -113,12 +113,12 @@ def _object(value: dict[Any, Any], of_array: bool) -> dict[str, Any]:
 
 
 def _name(key: Any) -> str:
-    """Return a key as JSON would write it. Raises `DataError` if JSON has no form for it."""
+    """Convert a key to a string, as JSON does. Raises `DataError` if JSON cannot contain it."""
     key = json_form(key)
     if isinstance(key, str):
         return str(key)
     if isinstance(key, bool | int | float | None):
         return json.dumps(key)
     raise DataError(
-        f"the key {shown(key, 60)} is a value of type {type(key).__name__}; use text as keys"
+        f"the key {shown(key, 60)} is a value of type {type(key).__name__}; use strings as keys"
     )

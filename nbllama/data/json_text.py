@@ -11,10 +11,10 @@ from nbllama.errors import DataError
 
 
 def value_of(text: str, what: str) -> Any:
-    """Return the value of a JSON text.
+    """Parse a JSON text.
 
-    Raises `DataError`, with a message that begins with `what`, if the text is not JSON, contains a
-    key twice in an object, or contains NaN, Infinity or a number that is too large.
+    Raises `DataError`, with a message that begins with `what`, if the text is not JSON, has a
+    duplicate key in an object, or contains NaN, Infinity or a number that is too large.
     """
     try:
         return _DECODER.decode(text)

@@ -2,7 +2,7 @@
 
 Commas after values and trailing commas in lists and objects are ignored. A duplicate key in an
 object is an error, because one of the values would be lost. NaN, which pandas writes for a missing
-value, is read as null. A number remembers its spelling.
+value, is read as null. Numbers keep their original spelling.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _of_line(number: int, line: str) -> list[Value]:
         try:
             return [Value(number, v.value, []) for v in _all_of(text)[0]]
         except DataError:
-            pass  # the error of the line is clearer
+            pass  # the error for the line is clearer
     return [Value(number, DataError(reason), [])]
 
 
@@ -258,7 +258,7 @@ def _decode(text: str, at: int) -> tuple[Any, int]:
 
 
 def reason_for(e: Exception, *, column: bool) -> str:
-    """Return what is wrong with a JSON text, and with `column`, in which column."""
+    """Describe the error in a JSON text, with its column number if `column` is set."""
     if isinstance(e, json.JSONDecodeError):
         wide = _WIDE.get(e.doc[e.pos : e.pos + 1])
         hint = f" (write {wide}, not {e.doc[e.pos]})" if wide else ""

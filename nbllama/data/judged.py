@@ -1,4 +1,4 @@
-"""Judgements of the answers in preference data: whether each is good, and what weight it has."""
+"""Judgements of the answers in preference data: whether each is good, and its weight."""
 
 from __future__ import annotations
 

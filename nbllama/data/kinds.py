@@ -13,7 +13,7 @@ from nbllama.text.thoughts import opening
 
 _PER_MESSAGE = 300  # characters that are examined
 _MESSAGES = 4
-_DENSE = {"CJK": 3, "HIRAGANA": 3, "KATAKANA": 3, "HANGUL": 3}  # letters that a character replaces
+_DENSE = {"CJK": 3, "HIRAGANA": 3, "KATAKANA": 3, "HANGUL": 3}  # letters that a character counts as
 _KANA = ("HIRAGANA", "KATAKANA")
 
 

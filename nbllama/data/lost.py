@@ -30,8 +30,8 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 
     The keys come from `nbllama.data.notices.READ`.
 
-    Raises `MessageError` if a call or all words are missing, because the model would learn to give
-    an empty answer, and if the template removes words up to a mark that ends thoughts.
+    Raises `MessageError` if a tool call or all the text is missing, because the model would learn
+    to give an empty answer, and if the template removes the text before a mark that ends thoughts.
     """
     name = missing_in(text, message)
     if name:
@@ -53,7 +53,7 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 
 
 def _refuse_lost_words(text: str, content: str, words: str, number: int) -> None:
-    """Raise `MessageError` if a mark cuts an answer, or if `text` contains none of its words."""
+    """Raise `MessageError` if the answer is cut at a mark, or if none of its words is in `text`."""
     mark = mark_in_words(content)
     if mark:
         raise MessageError(
@@ -76,7 +76,7 @@ def _refuse_lost_words(text: str, content: str, words: str, number: int) -> None
 class LostPieces:
     """A checker that finds the messages and tools that a template leaves out.
 
-    For each structure of chat (the roles and parts of its messages), one chat with placeholders
+    For each chat structure (the roles and parts of the messages), one chat with placeholders
     instead of text is rendered to determine which messages the template omits. The rendered texts
     of each chat are then searched for the text of the other messages.
     """
@@ -152,7 +152,7 @@ class LostPieces:
     def _same_with(
         self, messages: list[Message], i: int, cuts: Cuts, variables: Any, texts: list[str]
     ) -> bool:
-        """Return whether the texts stay the same with other content in message i.
+        """Return whether the texts stay the same if message i has different content.
 
         If they change, the template does not omit the content, but changes it or cuts it.
         """
@@ -167,7 +167,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Return the range of `words` in the text, verbatim or escaped as in JSON, or else None."""
+    """Return the range of `words` (verbatim or escaped as in JSON) in the text, or None."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

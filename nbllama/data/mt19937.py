@@ -1,4 +1,4 @@
-"""C++'s `std::mt19937`, which shuffles the samples in the old tool, and its text form.
+"""The random number generator of the old tool (C++'s `std::mt19937`) and its text form.
 
 A checkpoint written by the old tool stores the generator as text printed by the C++ library.
 libstdc++ prints the 624 words of the state and the position within them, whereas libc++ prints 624

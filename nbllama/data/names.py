@@ -30,7 +30,7 @@ from nbllama.data.turns import (
 from nbllama.data.wrapped import COLUMN, is_column
 from nbllama.errors import DataError, shown
 
-_PROMPTS = ("prompt", "instruction", "question")  # of preferences
+_PROMPTS = ("prompt", "instruction", "question")  # keys that can contain a prompt
 # Names for keys that a format reads in addition to the keys that identify it.
 _SYSTEM = {"system": "system", "system_prompt": "system", "system_message": "system"}
 _MORE = {"input": "input", "context": "input", "history": "history"} | _SYSTEM
@@ -49,8 +49,9 @@ def known_names(
 ) -> Record:
     """Return the record with its keys renamed to the keys of a format (`wanted`, if given).
 
-    Without `guess`, only chats and numbers are changed. Unknown names stay unchanged. Raises
-    `DataError`, suggesting an option to add, if the record can be read in several ways.
+    Without `guess`, only known layouts of chats and preferences are converted, and numbers become
+    text. Unknown names stay unchanged. Raises `DataError`, suggesting an option to add, if the
+    record can be read in several ways.
     """
     record = from_other_layout(record, wanted, counts)
     if guess:
@@ -95,7 +96,7 @@ def _has(record: Record, wanted: Format | None) -> bool:
 
 
 def _refuse_table_by_columns(record: Record) -> None:
-    """Raise `DataError` if a key contains a column of a table instead of one text."""
+    """Raise `DataError` if a key contains a whole table column instead of a single text."""
     for key in ("prompt", "instruction", "text"):
         value = record.get(key)
         if isinstance(value, list | dict) and is_column(value):

@@ -22,11 +22,11 @@ _KNOWN = (
 def no_format(
     renamed: Record, where: str, *, table: bool, raw: bool, columns: Mapping[str, str]
 ) -> DataError:
-    """Return the error for a file in which the keys of no record match a format.
+    """Return the error for a file in which no record has the keys of a format.
 
-    `renamed` is the first record, in which `columns` gives the names in the file of the keys that
-    `--data-columns` renamed. `where` is the place of the keys. `raw` says whether the file could
-    have been meant as plain text.
+    `renamed` is the first record, with its keys already renamed by `--data-columns`, and `columns`
+    maps the new keys to the names in the file. `where` is the file or line that contains the keys.
+    `raw` says whether the file could have been meant as plain text.
     """
     record = {columns.get(key, key): value for key, value in renamed.items()}
     names = shown(", ".join(record) or "none", 50)
@@ -59,7 +59,7 @@ def no_format(
 def _null_keys(record: Record) -> list[str]:
     """Return the keys that are null although a format needs them, or [] if other keys are missing.
 
-    If the record has the keys of several formats, that with the smallest share of nulls counts.
+    If the record has the keys of several formats, the one with the smallest share of nulls is used.
     """
     keys = keys_by_name({key: "" if value is None else value for key, value in record.items()})
     pairs = [(question, answer) for question in QUESTIONS for answer in ANSWERS]
@@ -73,7 +73,7 @@ def _null_keys(record: Record) -> list[str]:
 
 
 def _outer_key(record: Record) -> str | None:
-    """Return the key under which the record or a list of records lies, or None."""
+    """Return the key that contains the actual record or a list of records, or None."""
     for key, value in record.items():
         inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict) and _is_record(inner):
@@ -111,7 +111,7 @@ def _options(record: Record) -> str:
 
 
 def _contains(key: str, names: Collection[str]) -> bool:
-    """Return whether a key contains one of the names, except short ones, or its Chinese form."""
+    """Return whether a key contains a name or its Chinese form; very short names are ignored."""
     folded = fold(key)
     chinese = (word for word, name in CHINESE_COLUMNS.items() if name in names)
     return any(len(name) > 2 and name in folded for name in names) or any(

@@ -9,7 +9,7 @@ from nbllama.errors import counted, shown
 
 
 class Kind(NamedTuple):
-    """A kind of notice: its words after the number 1, after any other number, and the rest."""
+    """A kind of notice: the words after the number 1, those after other numbers, and the rest."""
 
     one: str
     many: str

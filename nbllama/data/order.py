@@ -18,7 +18,7 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """The numbers of completed epochs and of completed samples in the current epoch."""
+    """The number of completed epochs, and of completed samples in the current epoch."""
 
     epoch: int = 0
     next_sample: int = 0

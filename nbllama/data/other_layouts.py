@@ -58,7 +58,7 @@ def _begins_with_round(value: Any) -> bool:
 
 
 def _pair(item: Record) -> tuple[str, str] | None:
-    """Return the keys of the question and the answer in one round, or None if it has none."""
+    """Return the keys of a round's question and answer, or None unless it has one of each."""
     keys = keys_by_name(item)
     questions = [key for name in QUESTIONS for key in keys.get(name, ())]
     if len(questions) > 1:

@@ -82,7 +82,7 @@ class Packed:
         return len(order) - first
 
     def largest_shared(self, n_rows: int) -> tuple[int, int]:
-        """Return upper bounds on the numbers of computed and of all tokens in a shared batch."""
+        """Return upper bounds on the computed tokens and on all tokens of a shared batch."""
         room, tokens = n_rows * self.n_ctx, self._lengths[0]
         most = min(MOST_TOKENS * room, int(tokens.sum()))
         n = self.n_samples

@@ -50,7 +50,7 @@ class Asked(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A record with the keys of a format, or an error; and the line numbers of record and keys."""
+    """A record with the keys of a format (or an error), and the lines of the record and keys."""
 
     line: int
     keys_line: int

@@ -96,7 +96,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """Samples of row i's answer after row i - 1's prompt, truncated to n_ctx tokens."""
+        """Samples of row i - 1's prompt and row i's answer, with at most n_ctx input tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []

@@ -35,5 +35,5 @@ class Prepared(NamedTuple):
         return self.messages[:last], cuts, chat_variables(self.tools, self.variables)
 
 
-# A chat and the texts of the cuts in its request, or the error of the template.
+# A chat and the texts of the cuts in its request, or the template's error.
 Rendered = tuple[Prepared, list[str]] | NbllamaError

@@ -24,10 +24,10 @@ def chat_with_system(
 
 
 def system_of(record: Record, messages: list[Message]) -> list[Message]:
-    """Return the message under "system", or nothing if `messages` begin with the same message.
+    """Return a list with the message under "system", empty if `messages` begin with that message.
 
-    It is text, or a list of parts as in Anthropic's API. Raises `DataError` if it differs from the
-    first message.
+    The value of "system" is text, or a list of parts as in Anthropic's API. Raises `DataError` if
+    the first message is a different system message.
     """
     if record.get("system") is None:
         return []

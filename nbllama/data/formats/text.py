@@ -1,4 +1,4 @@
-"""Documents ({"text"}). The model is trained on the whole text and the token that ends it."""
+"""Documents ({"text": ...}). The model is trained on the whole text and the token that ends it."""
 
 from __future__ import annotations
 
