@@ -36,7 +36,7 @@ def byte_characters() -> dict[int, str]:
 
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
-_ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the end of the vocabulary, for bytes
+_ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # number of ids for unknown bytes
 # Every pre-tokenizer splits after a line feed that follows a non-white-space character and precedes
 # a letter, and no pattern extends across this position.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
