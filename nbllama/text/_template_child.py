@@ -99,7 +99,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str] | dict[str, str]]:
-    """Render all cuts of the chats in a request; the result of a chat that fails is its error."""
+    """Render all cuts of the chats in a request; a chat that fails gives an error instead."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
 
@@ -178,7 +178,7 @@ def limit_memory(extra: int) -> None:
 def set_alarm() -> Callable[[float], object]:
     """Return a function that ends this process after a number of seconds; 0 cancels the alarm.
 
-    The parent kills a child that takes too long; the alarm is for a child whose parent is gone.
+    The parent kills a child that takes too long; the alarm ends a child whose parent has died.
     """
     if not hasattr(signal, "setitimer"):
         return lambda seconds: None
@@ -187,7 +187,7 @@ def set_alarm() -> Callable[[float], object]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Answer requests until stdin ends.
+    """Answer requests until stdin is closed.
 
     `memory` is the memory limit in bytes, and `seconds` is the time limit for the alarm.
     """

@@ -45,7 +45,7 @@ def split_answer(
 
     `prompt` is P, and `through` is F. `closer` is the text that the template writes between a
     thought and the following words, if known. Raises `MessageError` if it is unclear which part of
-    F the model writes, or if the prompt closes the thought but the data contain one.
+    F the model writes, or if the message contains a thought but the prompt already closes it.
     """
     if through.startswith(prompt):
         return Part("", len(prompt))
@@ -78,8 +78,8 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
         raise MessageError(
             [number],
             ": it contains a thought, but the chat template closes the thought before the answer "
-            "begins; pass --template-vars that enable thoughts, if the template has such "
-            "variables, or remove the thoughts",
+            "begins; if a template variable enables thoughts, set it with --template-vars; "
+            "otherwise, remove the thoughts",
         )
     shown_thought = opening(through, at)
     if shown_thought is not None and shown_thought.closed and not shown_thought.inner.strip():
@@ -171,7 +171,7 @@ def _words_at(through: str, message: dict[str, Any]) -> int | None:
 
 
 def _rest(prompt: str, through: str) -> str:
-    """Return the rest of the prompt, from where it first differs from F, for error messages."""
+    """Return the part of the prompt after the prefix that it shares with F, for error messages."""
     return prompt[len(os.path.commonprefix([prompt, through])) :]
 
 

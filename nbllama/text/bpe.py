@@ -6,8 +6,8 @@ The tokenizer is built from the tokens and merges in a GGUF file, and from an en
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
 exceptions. First, both drop a byte whose character is not in the vocabulary, but only in llama.cpp
 does the dropped byte keep its neighbours from merging. This module gives the byte an id past the
-vocabulary and drops the id afterwards. Second, llama.cpp uses the first rank of a merge that is
-listed twice; `vocab` therefore removes the second one.
+end of the vocabulary and drops the id afterwards. Second, if a merge is listed twice, llama.cpp
+uses its first rank; `vocab` therefore removes the second entry.
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
@@ -36,7 +36,7 @@ def byte_characters() -> dict[int, str]:
 
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
-_ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the vocabulary, for bytes
+_ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # number of ids for unknown bytes
 # Every pre-tokenizer splits after a line feed that follows a non-white-space character and precedes
 # a letter, and no pattern extends across this position.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
@@ -115,7 +115,7 @@ class BpeTokenizer(Tokenizer):
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
 
     def _known(self, library_ids: list[int]) -> list[int]:
-        """Remove the ids past the vocabulary."""
+        """Remove the ids past the end of the vocabulary."""
         if self._is_whole:
             return library_ids
         return [i for i in library_ids if i < self.n_vocab]
@@ -133,7 +133,7 @@ class BpeTokenizer(Tokenizer):
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids in the vocabulary, and the character at which each of them starts.
+        """Return the ids in the vocabulary, and the index of each id's first character.
 
         The library can also return these positions, but that takes longer than tokenising.
         """

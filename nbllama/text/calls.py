@@ -1,4 +1,4 @@
-"""Convert tool calls to the form that a chat template accepts, or to text if it accepts none.
+"""Convert tool calls to the form that a chat template accepts, or to text if it supports no calls.
 
 Most templates expect the arguments of a call as an object, but some expect a string. If the form is
 wrong, the template raises an error, prints the arguments as a Python dict, or encodes them twice.
@@ -136,7 +136,7 @@ def missing_in(text: str, message: Message) -> str:
 
 
 def _rarer_name(text: str, message: Message, names: list[str]) -> str:
-    """Return the first of several called names that the text contains too rarely, or ""."""
+    """Return the first name that occurs in the text less often than in `names`, or ""."""
     if len(names) < 2:
         return ""
     for words in (thought_of(message), visible(message)):

@@ -39,7 +39,7 @@ class ChatTemplate:
     `bos_token` and `eos_token` are the values of the template variables with these names, and
     `variables` contains additional ones, such as `enable_thinking`. `now` is the time that
     `strftime_now` returns, so that the same data give the same text on any day. Errors are
-    raised as `error` and give `where` as the source of the template. `memory_bytes` is the memory
+    raised as `error` and name `where` as the source of the template. `memory_bytes` is the memory
     that the child may use in addition to its initial memory. Raises `error` if the template is
     larger than 256 KB or cannot be compiled within `compile_seconds`.
     """
@@ -118,7 +118,8 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         """Whether the template writes contents only if they are lists of text parts.
 
-        llama.cpp's server makes the same test and passes such templates each content as one part.
+        llama.cpp's server makes the same test, and passes each content to these templates as one
+        part.
         """
         if "text" not in self.source:
             return False
@@ -208,5 +209,7 @@ def chat_template_for(
     )
     if "messages" not in source:
         template.close()
-        raise error(f"{where}: does not use `messages`, so it cannot write a chat; pass another")
+        raise error(
+            f"{where}: does not use `messages`, so it cannot render a chat; pass another template"
+        )
     return template

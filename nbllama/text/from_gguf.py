@@ -11,11 +11,11 @@ from nbllama.text.vocab import read_vocab
 
 
 def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
-    """Return the tokenizer for `f`: SentencePiece if its model is "llama", otherwise BPE.
+    """Return the tokenizer for `f`.
 
-    The model is the value of `tokenizer.ggml.model`. `pre` overrides the pre-tokenizer name in the
-    file. Raises GGUFError if the vocabulary is damaged or not supported, and UsageError if `pre` is
-    invalid (see `read_vocab`).
+    It uses SentencePiece if `tokenizer.ggml.model` is "llama", and BPE otherwise. `pre` overrides
+    the pre-tokenizer name in the file. Raises GGUFError if the vocabulary is damaged or not
+    supported, and UsageError if `pre` is invalid (see `read_vocab`).
     """
     vocab = read_vocab(f, pre)
     if vocab.model == "llama":

@@ -35,7 +35,7 @@ class SpacedBpeTokenizer(Tokenizer):
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        # Imported on first use, because commands without text do not need it.
+        # Imported on first use, because commands that process no text do not need it.
         from tokenizers import Tokenizer, models
 
         # Tokens that are not UTF-8 cannot occur in any text.

@@ -114,7 +114,7 @@ RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> dict[str, int]:
-    """Return the id for each role, either from `given` (the ids from keys) or by the token's text.
+    """Return the id for each role, either from a key (`given`) or found by the token's text.
 
     Tokens that are found by their text are marked as control tokens in `attrs`.
     """

@@ -1,8 +1,8 @@
 """Find thoughts (reasoning) in chats by the marks that templates put around them.
 
 The marks differ between templates, but they have only a few forms: `<think>...</think>`,
-`[THINK]...[/THINK]`, `<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of
-gpt-oss and Gemma 4.
+`[THINK]...[/THINK]`, `<|START_THINKING|>...<|END_THINKING|>` and variants of these, and the
+channels of gpt-oss and Gemma 4.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CLOSER = (
 )
 _ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
 _CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
-_QUOTES = tuple("`'\"\u2018\u201c\u00ab\u300c\u300e(")  # before a mark that the text is about
+_QUOTES = tuple("`'\"\u2018\u201c\u00ab\u300c\u300e(")  # these precede a quoted mark
 _LONGEST_IN_PROMPT = 400  # characters in a thought at the end of a prompt
 
 
@@ -127,8 +127,9 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 def _closer_of_bare_thought(content: str) -> re.Match[str] | None:
     """Return the match for the mark that ends a thought whose opening mark is in the prompt.
 
-    Models whose prompt opens the thought generate only `</think>` after it. Returns None if the
-    content has no closing mark, or if its first one appears to be quoted or part of a sentence.
+    If the prompt opens the thought, the model generates a closing mark but no opening mark. Returns
+    None if the content has no closing mark, or if the first one appears to be quoted or part of a
+    sentence.
     """
     closer = closer_in(content)
     if closer is None:
@@ -157,7 +158,7 @@ def thought_of(message: dict[str, Any]) -> str:
 
 
 def visible(message: dict[str, Any]) -> str:
-    """Return the content of a message without the thought and without outer white space."""
+    """Return the content of a message without the thought and surrounding white space."""
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]
@@ -169,7 +170,7 @@ def visible(message: dict[str, Any]) -> str:
 def mark_in_words(content: str) -> str:
     """Return the closing mark of a thought that is not at the start of the content, or "".
 
-    A template that removes everything up to the mark would also remove words of the answer.
+    A template that removes everything up to the mark would also remove part of the answer.
     """
     if (found := first_thought(content)) is not None:
         if content[: found.start].strip():

@@ -70,7 +70,7 @@ class Tokenizer(ABC):
         self._pieces: dict[int, bytes] = {}
         self._kept: dict[str, list[int]] = {}  # ids of plain text
         self._kept_size = 0
-        self._warm: dict[str, list[Piece]] = {}  # texts from the last call of `warm`
+        self._warm: dict[str, list[Piece]] = {}  # texts from the last call to `warm`
         self._prefix = ""  # prepended to plain text at the start and after a special token
 
     def encode(
@@ -89,8 +89,8 @@ class Tokenizer(ABC):
     def encode_parts(self, text: str, *, parse_special: bool = False) -> Iterator[list[int]]:
         """Yield the ids from `encode` in parts, without bos and eos.
 
-        Each part covers about `CHUNK` characters at most, to limit the working memory of the
-        libraries (about 100 bytes per character).
+        Parts are limited to about `CHUNK` characters, because the libraries use about 100 bytes of
+        working memory per character.
         """
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
@@ -158,7 +158,7 @@ class Tokenizer(ABC):
         return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts in one batch, so that later calls of `encode_pieces` return quickly.
+        """Tokenise texts in one batch, so that later calls to `encode_pieces` return quickly.
 
         A single call for all texts is faster than one call per text.
         """
@@ -211,7 +211,7 @@ class Tokenizer(ABC):
         Control and unknown tokens are included only if `special` is set.
 
         If the model adds a space before a text, one space at the start of the first token is
-        removed. The result is the same as from `llama_detokenize`, except that this method keeps
+        removed. The result is the same as that of `llama_detokenize`, except that this method keeps
         spaces before punctuation, which llama.cpp drops for some vocabularies. Raises ValueError
         for an id outside the vocabulary.
         """
@@ -245,7 +245,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def _on_request(self) -> re.Pattern[str]:
-        """A pattern that matches all tokens that are parsed only on request."""
+        """A pattern that matches all tokens that are parsed only with `parse_special`."""
         kinds = CONTROL | UNKNOWN
         texts = (re.escape(text) for i, text in self._special if self._attrs[i] & kinds)
         return re.compile("|".join(filter(None, texts)) or r"(?!)")

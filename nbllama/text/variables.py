@@ -16,11 +16,11 @@ _BOOLEANS = {"true": True, "false": False}
 
 
 def variable_value(name: str, value: Any) -> Any:
-    """Return the value of a template variable, with "true" and "false" of a switch as booleans.
+    """Return the value of a template variable, converting "true" and "false" if it is a switch.
 
-    A template compares a switch with false or only tests it, so a text or a number would have no
-    effect or the opposite one. Raises `ValueError` with the reason if `value` is a text or a number
-    that is not one of these words.
+    Templates compare a switch with false or test its truth, so a string or number would have no
+    effect, or the opposite effect. Raises `ValueError` with the reason if the value of a switch is
+    a number, or a string other than "true" and "false".
     """
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return value

@@ -3,8 +3,8 @@
 The memory figure is exact. It is the sum of three parts: the memory that the process uses once its
 kernels are compiled, all arrays that the trainer has allocated but not yet touched, and the model
 file. The system maps the pages of the file as they are read, and can drop them, because they can
-be read from the file again. The time is estimated by timing individual blocks and losses at the
-sizes that the run uses.
+be read from the file again. The time is estimated by timing individual blocks and loss
+computations at the sizes that the run uses.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Forecast(NamedTuple):
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """Return a forecast of only the memory, before anything is compiled.
+    """Return a forecast of the memory alone, before anything is compiled.
 
     Raises `NotEnoughMemory` if the run needs more memory than is available.
     """

@@ -86,11 +86,11 @@ class Objective(Protocol):
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Prepare a step or an evaluation, and return the number of items in the mean loss."""
+        """Prepare a step or an evaluation, and return the number of items to average over."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
-        """Return the sum of losses of a micro-batch after its forward pass.
+        """Return the summed loss of a micro-batch, after its forward pass.
 
         If `gradient` is true, the gradient of `weight` times this sum is also written to the
         activations.
@@ -134,7 +134,7 @@ class Objective(Protocol):
         ...
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Return how many seconds a step takes in addition to its passes, without side effects."""
+        """Return, without side effects, the seconds that a step takes in addition to its passes."""
         ...
 
 

@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
     """The loss and token counts of one iteration; `Trainer.gradients` contains the gradient.
 
     `trained` is the number of trained tokens or answers over which the loss is averaged
-    (`Objective.before`). `after` is the position in the data after these samples.
+    (`Objective.before`). `after` is the position in the data after the iteration's samples.
     """
 
     loss: float
@@ -61,9 +61,10 @@ class Evaluation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """The result of one iteration: `loss` is in nats per trained token, `lr` is the learning rate.
+    """The result of one iteration.
 
-    If `skipped` is true, the update was skipped, and all parameters are unchanged.
+    `loss` is in nats per trained token, and `lr` is the learning rate. If `skipped` is true, the
+    update was skipped, and all parameters are unchanged.
     """
 
     iteration: int
@@ -83,7 +84,7 @@ class Trainer:
 
     `bound` is the adapter bound to the model, and `acts` and `buffers` are the memory for the
     passes. `trunk`, if set, stores the output of the frozen blocks below the lowest pair
-    (`nbllama.train.trunk`). Several threads can share a trainer: their calls are serialised.
+    (`nbllama.train.trunk`). Several threads can share a trainer, because calls are serialised.
     """
 
     def __init__(
@@ -119,8 +120,8 @@ class Trainer:
         `ops.dropout`, whose masks are derived from `seed`. `validation` contains the data for
         `validation_loss`. `objective` is the loss to minimise; None means the cross-entropy of each
         token. `share_prompts` says whether to compute the common beginnings of samples in a
-        micro-batch only once (`data.shared`); it has no effect with dropout. `block` is the `size`
-        for `train.blocks.compute.split`.
+        micro-batch only once (`data.shared`); it has no effect with dropout, or if blocks
+        carry a state. `block` is the `size` for `train.blocks.compute.split`.
 
         Raises `UsageError` if `activation_memory` is too small even if every block is checkpointed.
         """
@@ -175,7 +176,7 @@ class Trainer:
     ) -> StepResult:
         """Perform one iteration: `evaluate`, then `update`.
 
-        `seen` is called with the evaluation before the update. If `seen` raises, the update is
+        Before the update, `seen` is called with the evaluation. If `seen` raises, the update is
         skipped.
         """
         found = self.evaluate(check)
@@ -282,7 +283,7 @@ class Trainer:
         """Raise `Diverged` if all of the last MOST_SKIPPED steps were skipped."""
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
-                f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row (last: "
-                f"{self.iteration}); the files from the last save are intact; resume from them "
-                "with a lower --adam-alpha"
+                f"the loss or the gradient was not finite in {MOST_SKIPPED} iterations in a row "
+                f"(last: {self.iteration}); the files from the last save are intact; resume from "
+                "them with a lower --adam-alpha"
             )

@@ -54,8 +54,8 @@ def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
 class TrunkCache:
     """A file that stores the input of block `layer` for each sample, indexed by its tokens.
 
-    Use it as a context manager, or call `close`. Reading and writing never raise an exception: an
-    error is reported once through `say`, and training computes the vectors instead.
+    Use it as a context manager, or call `close`. If the file cannot be read or written, `load` and
+    `keep` report the error through `say` instead of raising, and training computes the vectors.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TrunkCache:
             raise
 
     def _open(self) -> int:
-        """Read the record headers, and return the offset of the next record."""
+        """Read the record headers, and return the offset at which to append the next record."""
         size = self._file.seek(0, os.SEEK_END)
         head = self._read(0, min(size, _HEAD.size))
         if head[: len(_MAGIC)] != _MAGIC[: len(head)]:

@@ -237,7 +237,7 @@ class Table:
     ("data", "error", "message"),
     [
         (None, UsageError, "the training data are missing"),
-        (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
+        (Table(), UsageError, "pass the rows of the table, data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (io.StringIO("x"), UsageError, "data: pass the name of the file instead of an open file"),
         (["toy.gguf"], DataError, "toy.gguf is the name of a file"),

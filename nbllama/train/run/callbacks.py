@@ -17,9 +17,9 @@ _SCREEN = ("note", "header", "compiling", "step", "evaluation", "close")
 def callback(name: str, function: Callable[[Any], object] | None) -> Callable[[Any], bool] | None:
     """Return a function that calls `function` and returns whether to end the run.
 
-    numpy's True also ends the run. A result of another type, such as the number of characters that
-    `write` returns, does not end it, so that any function can be a callback; a warning is issued
-    once. Raises `UsageError` if `function` cannot be called.
+    numpy's True also ends the run. Any function can be a callback: a result of another type, such
+    as the number of characters that `write` returns, does not end the run, but causes a single
+    warning. Raises `UsageError` if `function` is not callable.
     """
     if function is None:
         return None

@@ -49,7 +49,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def check_kinds(outputs: Mapping[str, Sequence[Names]]) -> None:
-    """Raise `OutputError` if a newest file would replace a file of a different kind."""
+    """Raise `OutputError` if an output's newest file would replace a file of a different kind."""
     for option, own in outputs.items():
         for names in own:
             check_contents(option, names.latest)

@@ -1,4 +1,4 @@
-"""Start a run from Python: convert the arguments to options, and restore the process at the end."""
+"""Start a run from Python: convert the arguments to options, and restore signals and threads."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _read(
     on_step: Callable[[StepRecord], object] | None,
     on_eval: Callable[[EvaluationRecord], object] | None,
 ) -> tuple[Options, list[str], Given]:
-    """Return the options, the equivalent command-line words, and the values in memory."""
+    """Return the options, the equivalent command-line arguments, and the values in memory."""
     for name in keywords:
         if name in _ARGUMENTS:
             raise UsageError(f"{name} is the {_ARGUMENTS[name]} argument, not an option")
@@ -124,7 +124,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):
-        raise UsageError(f"{name}: pass the rows of a table: {name}.to_dict('records')")
+        raise UsageError(f"{name}: pass the rows of the table, {name}.to_dict('records')")
     if hasattr(value, "read"):
         raise UsageError(f"{name}: pass the name of the file instead of an open file")
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
