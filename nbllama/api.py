@@ -71,7 +71,7 @@ def tune(
     on_step : callable, optional
         Called after each iteration with its `StepRecord` (`iter`, `n_iter`, `epoch`, `loss`, `lr`,
         `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
-        If it raises an exception, the run ends without another save.
+        If it raises an exception, the run ends without saving again.
     on_eval : callable, optional
         Called after each evaluation with its `EvaluationRecord` (`iter`,
         `val_loss`, `perplexity`, `train_loss`, `best`, `samples`).
