@@ -1,6 +1,7 @@
-"""The public functions for scripts: training, and functions that turn tokens into numpy arrays.
+"""The public functions for scripts.
 
-They use the same forward and backward passes as training.
+They train, create, load and save adapters, and compute logits, losses, gradients and activations
+as numpy arrays, with the same forward and backward passes as training.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def tune(
     on_step : callable, optional
         Called after each iteration with its `StepRecord` (`iter`, `n_iter`, `epoch`, `loss`, `lr`,
         `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
-        If it raises an exception, the run ends without another save.
+        If it raises an exception, the run ends without saving again.
     on_eval : callable, optional
         Called after each evaluation with its `EvaluationRecord` (`iter`,
         `val_loss`, `perplexity`, `train_loss`, `best`, `samples`).
@@ -98,8 +99,8 @@ def tune(
         seed, threads : int
             The same seed gives bit-identical results with any number of threads.
         live : bool or int
-            Serve the run's page to a browser on this machine, on any free port or on a given one.
-            The address is printed, on standard error if nothing else is shown.
+            Serve the run's page to a browser on this machine, on any free port (True) or on the
+            given one. The address is printed (to standard error if nothing else is shown).
         lora_out, checkpoint_out, log, report : path
             Files to write. ITERATION in the first two names is replaced with the iteration number.
         checkpoint_in : path
@@ -171,7 +172,7 @@ def logits(model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None) -
     model : Model
         The base model.
     tokens : sequence of int
-        Token ids, N of them.
+        N token ids.
     adapter : Adapter, optional
         LoRA pairs to apply.
 
@@ -247,7 +248,7 @@ def trace(
     model : Model
         The base model.
     tokens : sequence of int
-        Token ids, N of them.
+        N token ids.
     adapter : Adapter, optional
         LoRA pairs to apply.
 
@@ -301,7 +302,7 @@ def init_adapter(
     ranks : dict of str to int, optional
         Ranks by slot (`nbllama.lora.slots.EVERY_SLOT`) that override `rank`; 0 disables a slot.
     seed : int
-        Seed for the random numbers in A, 0 to 2^64 - 1.
+        Seed for the random numbers in A, from 0 to 2^64 - 1.
 
     Returns
     -------
@@ -348,7 +349,8 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Parameters
     ----------
     path : str or path
-        A GGUF adapter, a `.bin` for llama.cpp of 2023, or a Hugging Face PEFT folder.
+        A GGUF adapter, a `.bin` file for llama.cpp versions from 2023, or a Hugging Face PEFT
+        folder.
     model : Model
         The base model, which the pairs must match.
 

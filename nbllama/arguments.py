@@ -1,4 +1,4 @@
-"""Check the arguments of public functions, so that an error names the argument and what to pass.
+"""Check the arguments of public functions; errors name the argument and say what to pass.
 
 Each function returns the value in the form that the rest of the package uses, and raises
 `ArgumentError` or `UsageError` for any other value.
@@ -96,7 +96,7 @@ def _is_id(value: Any) -> bool:
 def enough_memory(what: str, advice: str) -> Iterator[None]:
     """Convert a failed allocation inside the context to `NotEnoughMemory`.
 
-    `what` says what requires the memory, and `advice` says what to pass.
+    `what` names what needs the memory, and `advice` says what to pass instead.
     """
     try:
         yield

@@ -2,12 +2,12 @@
 
 | name | format |
 |---|---|
-| ends in `.bin` | the format of llama.cpp's `finetune`, which llama.cpp of 2023 reads |
+| ends in `.bin` | the format of llama.cpp's `finetune`, which llama.cpp versions from 2023 read |
 | ends in `/`, or an existing folder | Hugging Face PEFT |
-| any other, such as `.gguf` | the format of current llama.cpp |
+| anything else, such as `lora.gguf` | the format of current llama.cpp |
 
-When a file is read, its contents determine the format (the old tool named its `.bin` files
-`.gguf`). See docs/adapters.md.
+When a file is read, its contents determine the format, because the names of the old tool's `.bin`
+files ended in `.gguf` by default. See docs/adapters.md.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
 
 
 def stored_notes(stored: Stored, tied_output: bool, kind: str) -> list[str]:
-    """Return `adapter_notes` for a stored adapter that is written in format `kind`."""
+    """Return the same lines as `adapter_notes` for a stored adapter and the format `kind`."""
     return _notes(list(stored.pairs), tied_output, kind)
 
 

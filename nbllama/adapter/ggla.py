@@ -1,4 +1,4 @@
-"""The `.bin` adapter of llama.cpp's `finetune` of 2023 and 2024 (`save_as_llama_lora`).
+"""The `.bin` adapters that llama.cpp's `finetune` wrote in 2023 and 2024 (`save_as_llama_lora`).
 
 All numbers are little-endian. The header consists of four u32: magic, version 1, r, alpha. Every
 pair is scaled by alpha / r. The rest of the file consists of records, one for each half of a pair:
@@ -6,13 +6,13 @@ pair is scaled by alpha / r. The rest of the file consists of records, one for e
 | field | type | |
 |---|---|---|
 | n_dims | u32 | 1 or 2 |
-| length of the name, type, ne[n_dims] | u32 | type 0 F32, 1 F16, 30 BF16; ne fastest first |
-| name | bytes | name of the base tensor and `.loraA` or `.loraB` |
+| length of the name, type, ne[n_dims] | u32 | type: 0 F32, 1 F16, 30 BF16; ne: fastest first |
+| name | bytes | name of the base tensor, followed by `.loraA` or `.loraB` |
 | padding | zeros | to the next multiple of 32 bytes in the file |
 | values | | loraA (n_in, rank), loraB (n_out, rank) in numpy's order |
 
-llama.cpp of 2023 accepts only two dimensions. The program of July 2024 omits a trailing 1 (for
-loraB of norm vectors), and its reader accepts both.
+llama.cpp versions from 2023 accept only two dimensions. The July 2024 version omits a trailing
+dimension of 1 (for loraB of norm vectors) and can read both forms.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAX_INT = 2**31 - 1  # the largest r and alpha that the 2023 reader accepts
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
     """Write `stored` atomically; return a line about changes that the format required, if any.
 
-    `july_2024` selects the layout of the July 2024 program, which llama.cpp of 2023 refuses if a
+    `july_2024` selects the layout of the July 2024 version, which the 2023 versions refuse if a
     norm vector has a pair. Raises `UsageError` for LoRA on experts, `OutputError` if the file
     cannot be written, and `OverflowError` with the name of a tensor whose values would not be
     finite.
@@ -77,9 +77,9 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return integers for alpha and r with the same ratio, and a list of lines about changes.
+    """Return alpha and r as integers with the same ratio, and a list of lines about changes.
 
-    If the integers would be too large, r is returned for both, and B must be rescaled.
+    If the integers would be too large, `lora_r` is returned for both, and B must be rescaled.
     """
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
@@ -120,7 +120,7 @@ def read_ggla(path: Path) -> Stored:
 
 
 def _record(f: Source) -> tuple[str, int, np.ndarray]:
-    """Read a record; return the base tensor, the half (0: loraA, 1: loraB) and values (n, rank)."""
+    """Return the next record's base tensor, half (0: loraA, 1: loraB) and values (n, rank)."""
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:

@@ -60,11 +60,11 @@ def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
     if base.head_dim is not None:
         metadata.append((_HEAD_DIM, base.head_dim, ValueType.UINT32))
     write_gguf(path, metadata, tensors)
-    return rounded(inexact, "llama.cpp scales each pair by alpha / its own rank")
+    return rounded(inexact, "llama.cpp scales each pair by alpha divided by the pair's rank")
 
 
 def read_gguf_lora(path: Path, base: Base) -> Stored:
-    """Read a GGUF adapter; tensors can be of any type that can be decoded.
+    """Read a GGUF adapter, whose tensors may have any type that nbllama can decode.
 
     Without the key `nbllama.lora_r`, `lora_r` is the largest rank. Raises `CheckpointError` for a
     file that is damaged or not a LoRA adapter for `base`.

@@ -4,8 +4,8 @@ The row of an architecture maps GGUF tensors to the modules of a block, such as 
 (`ArchRow.hf_modules`). If RoPE rotates neighbouring elements (`rope_pairing` is "interleaved"),
 llama.cpp's converter has reordered the rows of attn_q and attn_k, because Hugging Face rotates the
 two halves of a head instead. Row `2 i + j` of a head is row `j D / 2 + i` in Hugging Face's order,
-where D is the head size (`convert_hf_to_gguf.py:LlamaModel.permute`). In the pair of such a matrix,
-the rows of B are reordered in the same way.
+where D is the head size (`convert_hf_to_gguf.py:LlamaModel.permute`). In the pair for such a
+matrix, the rows of B are reordered in the same way.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
 
 
 def adapter_of(key: str) -> str:
-    """Return the adapter name (such as "default") in PEFT's key, or "" if there is no name."""
+    """Return the adapter name (such as "default") in a PEFT key, or "" if there is no name."""
     found = _KEY.fullmatch(key)
     return (found[5] or "") if found is not None else ""
 
 
 def bare_module(name: str) -> str:
-    """Remove the prefixes that wrappers add from `name`, a module path or the end of one."""
+    """Return `name`, a module path or the end of one, without the prefixes added by wrappers."""
     return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 
@@ -105,7 +105,7 @@ def is_turned(name: str) -> bool:
 
 
 def rows_to_hf(b: np.ndarray, head_dim: int) -> np.ndarray:
-    """Reorder rows (n_out, rank) from GGUF to Hugging Face; n_out is a multiple of `head_dim`."""
+    """Reorder rows (n_out, rank) from GGUF's order to Hugging Face's; `head_dim` divides n_out."""
     heads = b.reshape(-1, head_dim // 2, 2, b.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)
 

@@ -1,4 +1,4 @@
-"""Hugging Face PEFT adapters: a folder of `adapter_model.safetensors` and `adapter_config.json`.
+"""Hugging Face PEFT adapters: folders with `adapter_model.safetensors` and `adapter_config.json`.
 
 PEFT scales a pair by alpha / rank, or by alpha / √rank with `use_rslora`. Rank and alpha can be set
 for individual modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly.
@@ -56,7 +56,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     kept = [name for name in norms if (of := slot_of(name)) and of[0].kind != "norm"]
     if kept:
         raise UsageError(
-            f"a PEFT folder cannot store the pair of {kept[0]}: Hugging Face's models of "
+            f"a PEFT folder cannot store the pair for {kept[0]}: Hugging Face's models of "
             f"architecture {stored.base.arch} have no module for it; use .gguf"
         )
     names = [name for name in names if name not in norms]
@@ -188,9 +188,9 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder.
+    """Read a PEFT folder.
 
-    If nbllama wrote the folder, its metadata provides values that are unknown in `base`. Raises
+    If nbllama wrote the folder, its metadata provides values that are missing in `base`. Raises
     `MissingAdapter` if the folder does not exist, `UsageError` if reading it requires the base
     model, and `CheckpointError` if it is damaged or contains more than LoRA pairs.
     """

@@ -28,7 +28,7 @@ _MUST_BE_OFF = {
     "lora_bias": "biases in lora_B, which no other format supports",
     "layer_replication": "replicated layers are not supported",
     "alora_invocation_tokens": "an activated LoRA (aLoRA), which is not supported",
-    "trainable_token_indices": "embeddings of single tokens, which no other format supports",
+    "trainable_token_indices": "embeddings of individual tokens, which no other format supports",
     "target_parameters": "pairs for parameters instead of modules are not supported",
 }
 
@@ -118,7 +118,7 @@ def _name(path: Path, name: str) -> str:
 
 
 def _check_switch(path: Path, key: str, x: Any) -> None:
-    """Refuse a switch that is not true, false or null: Python reads the text "false" as true."""
+    """Refuse a switch that is not true, false or null; in Python, the string "false" is truthy."""
     if x is not None and not isinstance(x, bool):
         raise _wrong(path, key, x, "true or false")
 
@@ -136,7 +136,7 @@ def _alpha(path: Path, key: str, x: Any) -> float:
 
 
 def _wrong(path: Path, key: str, x: Any, allowed: str) -> CheckpointError:
-    """Return the error for a value that is not `allowed`; text in quotes is named as text."""
+    """Return the error for a value that is not `allowed`; the message says if it is a string."""
     if isinstance(x, list | dict):
         value = "a list" if isinstance(x, list) else "an object"
     else:

@@ -90,7 +90,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Return the start, name, dtype and shape of a tensor, and check that its size matches."""
+    """Return the start offset, name, dtype and shape of a tensor; check that its size matches."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")

@@ -50,9 +50,9 @@ class Adapter(pairs.Adapter):
         Parameters
         ----------
         path : str or path
-            The name determines the format: `.bin` at the end selects llama.cpp of 2023, a final `/`
-            or the name of an existing folder selects Hugging Face PEFT, and any other name (such as
-            `lora.gguf`) selects current llama.cpp.
+            The name determines the format: `.bin` at the end selects llama.cpp's format of 2023, a
+            final `/` or the name of an existing folder selects Hugging Face PEFT, and any other
+            name (such as `lora.gguf`) selects llama.cpp's current format.
 
         Returns
         -------

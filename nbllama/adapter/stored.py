@@ -43,8 +43,8 @@ class Base(NamedTuple):
     def interleaved(self) -> bool:
         """Whether GGUF files and Hugging Face order the rows of attn_q and attn_k differently.
 
-        This is the case if RoPE rotates neighbours in GGUF files, and the two halves of a head in
-        Hugging Face's code (see `hf_names`).
+        This is the case if RoPE rotates neighbouring elements of a head in GGUF's order, but the
+        two halves of a head in Hugging Face's (see `hf_names`).
         """
         return self._row.rope_pairing == "interleaved" and self._row.hf_turned
 
@@ -114,7 +114,7 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same adapter, with its base updated with the known values of `base`."""
+        """Return the same adapter, updating the properties of its base model from `base`."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
@@ -134,9 +134,10 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return an equivalent adapter, with the scale alpha / lora_r where B need not be rounded.
+        """Return an equivalent adapter with the scale alpha / lora_r for as many pairs as possible.
 
-        For files written by nbllama, this undoes `scaled`.
+        Pairs whose B would be rounded or overflow are unchanged. For files written by nbllama,
+        this undoes `scaled`.
         """
         pairs, alphas = dict(self.pairs), dict(self.alphas)
         for name, pair in self.pairs.items():
@@ -162,7 +163,7 @@ class Stored:
 
 
 class MissingAdapter(CheckpointError, FileNotFoundError):
-    """An adapter that does not exist; also a `FileNotFoundError`, as Python programs expect."""
+    """Raised if an adapter does not exist; a `FileNotFoundError`, as Python programs expect."""
 
     def __init__(self, path: object) -> None:
         super().__init__(f"{shown(path, 400)}: no such file or folder; pass the name of an adapter")
@@ -194,7 +195,9 @@ def fitting(path: object, stored: Stored, base: Base) -> Stored:
 
 
 def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
-    """Join the halves (rank, n_in) and (n_out, rank) of base tensor `name`, or of all experts.
+    """Join the halves, (rank, n_in) and (n_out, rank), of the pair for base tensor `name`.
+
+    For a tensor with experts, both halves have the expert as an additional first dimension.
 
     Raises `CheckpointError` for a tensor that cannot have a pair, a missing half, or mismatched
     ranks.

@@ -1,7 +1,7 @@
 """Tell GGUF models, adapters and checkpoints apart, so that none replaces a file of another kind.
 
-A model may be replaced by a model, and so on. A file with a damaged header, which no program can
-use, may be replaced by any of them.
+A model may be replaced only by another model, and so on. A file with a damaged header, which no
+program can use, may be replaced by any of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def gguf_kind(path: str | os.PathLike[str]) -> str:
 
 
 def check_gguf_kind(path: str | os.PathLike[str], kind: str) -> None:
-    """Raise `OutputError` if an existing file is not GGUF, or GGUF of another kind than `kind`."""
+    """Raise `OutputError` if an existing file is not GGUF, or is GGUF but not of this kind."""
     check_kind(os.fspath(path), GGUF)
     found = gguf_kind(path)
     if found not in ("", kind):

@@ -71,7 +71,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
         raise f.error(
             f"key '{old}.block_count'",
             f"{hp.n_layer} layers: this variant of {old} uses ALiBi (a bias on the attention scores"
-            f" that falls with distance), but {new} uses RoPE and has no key for ALiBi; use the"
+            f" that decreases with distance), but {new} uses RoPE and has no key for ALiBi; use the"
             " model without conversion",
         )
     theirs = next((key for key in f.metadata if key.startswith(f"{new}.")), None)

@@ -22,8 +22,8 @@ from nbllama.system.program import run_program
 PROG = "python -m nbllama.convert_lora"
 ABOUT = """Convert a LoRA adapter. IN is a GGUF adapter, a .bin file of llama.cpp's old finetune, or
 a PEFT folder; its name does not matter. OUT becomes a .bin file if its name ends in .bin, a PEFT
-folder if the name ends in / or OUT is a folder, and otherwise a GGUF adapter. Values that OUT can
-store are not rounded; a note lists what OUT cannot store."""
+folder if the name ends in / or OUT is a folder, and otherwise a GGUF adapter. Values are
+rounded only if OUT cannot store them exactly; notes say what was rounded or left out."""
 EPILOG = """exit codes: 0 success, 1 failure, 2 bad usage or bad base model, 3 output cannot be
 written, 5 adapter is damaged or does not fit the base model"""
 
@@ -37,8 +37,8 @@ class Options:
     model_base: str = _files(
         File(),
         "",
-        "the adapter's base model (GGUF); required if IN lacks data that OUT needs (a .bin does "
-        "not contain the architecture, and only nbllama's files contain the head size, which "
+        "the adapter's base model (GGUF); required if IN lacks data that OUT needs (a .bin file "
+        "does not contain the architecture, and only nbllama's files contain the head size, which "
         "determines the order of rows in PEFT); if given, every pair is checked against it",
         also=["-m"],
         shown_default="none",

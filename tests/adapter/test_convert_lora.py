@@ -89,7 +89,8 @@ def test_scales_that_a_format_has_no_place_for(toy: Path, tmp_path: Path) -> Non
     base = model(toy)
     save_adapter(tmp_path / "a.bin", adapter, base[0])
     (note,) = convert(str(tmp_path / "a.bin"), str(tmp_path / "a.gguf"), str(toy))
-    assert note.startswith("llama.cpp scales each pair by alpha / its own rank: lora_b of 2 pairs")
+    why = "llama.cpp scales each pair by alpha divided by the pair's rank"
+    assert note.startswith(f"{why}: lora_b of 2 pairs")
     assert "blk.0.attn_q.weight" in note
     back = load_adapter(tmp_path / "a.gguf", *base)
     for name, x in adapter.parameters().items():

@@ -1,4 +1,4 @@
-"""Rows for Gemma models, which use scaled embeddings, GELU, soft-caps and windows."""
+"""Rows for Gemma models, which use scaled embeddings, GELU, soft-capping and sliding windows."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Interrupt:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Catch SIGINT while the context is open."""
+        """Handle SIGINT inside the context."""
         before = signal.signal(signal.SIGINT, self._handle)
         try:
             yield
@@ -122,7 +122,7 @@ class Interrupt:
 
     @contextmanager
     def stops_answer(self) -> Iterator[None]:
-        """Let the first Ctrl-C make `check` raise `Stopped`; a second Ctrl-C ends the program."""
+        """After the first Ctrl-C, `check` raises `Stopped`; a second Ctrl-C ends the program."""
         self._answering = True
         try:
             yield

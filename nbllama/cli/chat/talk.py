@@ -20,7 +20,7 @@ class Stops:
     """Reverse prompts, which are strings that end an answer.
 
     `slack` is the number of bytes that may follow a reverse prompt, because the last token can
-    extend beyond its end.
+    extend past the end of the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], slack: int) -> None:

@@ -73,7 +73,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
 
 
 def _check_template(template: ChatTemplate, messages: list[dict[str, str]], talk: Talk) -> None:
-    """Report problems of the template before the user types anything.
+    """Report problems with the template before the user types anything.
 
     Prints a warning if the template leaves out the system message in `messages`. Raises
     `UsageError` if it leaves out the questions, and the errors of `template.render`.
