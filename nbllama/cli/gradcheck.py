@@ -60,7 +60,7 @@ def _run(words: list[str]) -> None:
         c = max(wrong, key=lambda c: c.error)
         raise NbllamaError(
             f"{len(wrong)} of {len(found)} gradients are wrong; the largest error, in "
-            f"{c.name}.{c.half}, is {c.error:.2g} of the gradient norm"
+            f"{c.name}.{c.half}, is {c.error:.2g} times the gradient norm"
         )
 
 

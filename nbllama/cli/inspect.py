@@ -1,7 +1,7 @@
 """The program `python -m nbllama.inspect FILE`.
 
 It prints everything that can be read. If the file is unusable, the last line gives the reason, and
-the exit code is the same as when another program fails to use the file.
+the exit code is the one that the other programs return for this file.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def load_adapters(
 ) -> list[tuple[Adapter, float]]:
     """Return the adapters with their scales, reporting each adapter through `say`.
 
-    An adapter that is given more than once is reported, too. `shapes` contains the shapes of the
-    base model's tensors. Raises `CheckpointError` if an adapter belongs to a different base model,
+    Also reports adapters that are given more than once. `shapes` contains the shapes of the base
+    model's tensors. Raises `CheckpointError` if an adapter belongs to a different base model,
     and `UsageError` if a file is missing.
     """
     found = []

@@ -1,4 +1,4 @@
-"""Code shared by programs that write a model: the check of its name, the progress, the table."""
+"""Code shared by programs that write a model: name checks, progress and the table of changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """Return a table of tensor counts, sizes and encoding errors, with a line per pair of types."""
+    """Return a table of tensor counts, sizes and errors, with one line per type conversion."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):
@@ -68,7 +68,8 @@ def table(changes: Changes) -> list[str]:
 def prepare_model(path: str, inputs: Iterable[str]) -> None:
     """Check the name of a new model, and print a line if it replaces a model.
 
-    Raises the same errors as `prepare_output`, and `OutputError` for an adapter or a checkpoint.
+    Raises the same errors as `prepare_output`, and `OutputError` if the model would replace an
+    adapter or a checkpoint.
     """
     prepare_output(path, inputs, GGUF)
     check_gguf_kind(path, MODEL)

@@ -36,7 +36,7 @@ def _matching(a: Dump, b: Dump, patterns: Sequence[str]) -> tuple[Dump, Dump]:
 
     fits = Patterns(patterns)
     if unused := fits.unused([*a, *b]):
-        raise UsageError(f"no array is named {shown(unused[0])}")
+        raise UsageError(f"no array name matches {shown(unused[0])}")
     first, second = (Dump({k: v for k, v in x.items() if fits(k)}, x.about) for x in (a, b))
     return first, second
 

@@ -34,7 +34,7 @@ def in_notebook(stream: object) -> bool:
 
 
 class Line(Display):
-    """One line per run, rewritten at each iteration (without widgets); notes appear above it."""
+    """A single line of text per run, rewritten at each iteration; notes appear above it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)

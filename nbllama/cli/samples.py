@@ -77,8 +77,8 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
 
     The keys are "line" (the line number; null for plain text), "file" (if there are several
     files), "text", "side" (chosen or rejected for preferences; good or bad for labelled answers),
-    "trained" (ranges [start, end) of characters in the text), "ids", and "trained_ids" (ranges of
-    ids).
+    "trained" (ranges [start, end) of characters in the text), "ids", and "trained_ids" (ranges
+    [start, end) of indices into "ids").
     """
     batch = data.batch([i])
     # The input does not contain the last target.
@@ -151,7 +151,7 @@ def _rows(data: Dataset, n: int) -> int:
 
 
 def _chosen(data: Dataset, file: DataFile, n: int | None) -> list[Choice]:
-    """Choose the first `n` samples, or three of different kinds with the reason for each."""
+    """Choose the first `n` samples, or three of different kinds and the reason for each."""
     if n is not None or not isinstance(data, Samples) or data.records is None:
         return [Choice(i, "") for i in range(_rows(data, _SHOWN if n is None else n))]
     width = 2 if data.format == PAIRS else 1

@@ -109,7 +109,7 @@ def print_perplexity(asked: Perplexity) -> None:
 
 
 def print_divergence(asked: Perplexity) -> None:
-    """Print statistics of the per-token divergence of the model from the base model."""
+    """Print statistics on how far the model diverges from the base model at each token."""
     o = asked.options
     model, adapter, found = _prepare(asked)
     other = load_model(o.base_model) if o.base_model else model
@@ -146,7 +146,7 @@ def divergence_lines(c: Compared) -> list[str]:
     same = Mean.of(100.0 * c.same_top)
     rows = [
         ("PPL", f"{ppl.value:.4f} +/- {ppl.error:.5f}"),
-        ("PPL of the base", f"{base.value:.4f} +/- {base.error:.5f}"),
+        ("PPL (base model)", f"{base.value:.4f} +/- {base.error:.5f}"),
         ("ln(PPL / base)", f"{ratio.value:.6f} +/- {ratio.error:.6f}"),
         ("Mean KLD", f"{kl.value:.6f} +/- {kl.error:.6f}"),
         ("Maximum KLD", f"{c.kl.max():.6f}"),

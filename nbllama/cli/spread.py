@@ -9,12 +9,12 @@ import numpy as np
 
 from nbllama.data.kinds import Kind
 
-_LONGER = 1.5  # how much longer than the median the longest sample must be to be shown
+_LONGER = 1.5  # show the longest sample if its length is at least this multiple of the median
 _MOST = 20_000  # records to examine
 
 
 class Choice(NamedTuple):
-    """The index of a record to show, and the reason for showing it ("" for no reason)."""
+    """The index of a record to show, and the reason for showing it ("" if there is none)."""
 
     number: int
     why: str
@@ -24,8 +24,8 @@ def spread(lengths: np.ndarray, kind: Callable[[int], Kind], n: int) -> list[Cho
     """Choose up to `n` records: the first, the longest, and others of different kinds.
 
     `lengths` contains the length of each record, and `kind` returns the kind of a record. The
-    result is in ascending order. If all records are alike, the first `n` are chosen, without a
-    reason.
+    result is in ascending order. If all records are alike, the first `n` are chosen, and no
+    reasons are given.
     """
     n = min(n, len(lengths))
     if n < 1:
@@ -47,7 +47,7 @@ def spread(lengths: np.ndarray, kind: Callable[[int], Kind], n: int) -> list[Cho
                 known = {k[feature] for k in shown}
     if list(why) == [0] and why[0] == "the first":
         return [Choice(i, "") for i in range(n)]
-    for i in range(len(lengths)):  # the next ones, if there are too few kinds
+    for i in range(len(lengths)):  # add the next records if there are too few kinds
         if len(why) >= n:
             break
         why.setdefault(i, "")

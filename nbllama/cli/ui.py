@@ -36,7 +36,7 @@ SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of the objective to s
 
 
 class _Stream:
-    """A text stream that discards all output after its reader has closed it."""
+    """A text stream that discards all output once a write fails, for example to a closed pipe."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -79,7 +79,7 @@ def columns_of(stream: _Stream) -> int:
 
 
 def plain_line(record: StepRecord, seconds_left: float | None) -> str:
-    """Return an iteration as `name=value` words, including the old tool's `iter=` and `loss=`."""
+    """Return an iteration as `name=value` pairs, including the old tool's `iter=` and `loss=`."""
     eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
     line = (
         f"iter={record.iter:6d} of={record.n_iter} epoch={record.epoch} loss={record.loss:f} "
@@ -95,7 +95,7 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
 
 
 def fitted(line: str, columns: int) -> str:
-    """Return a line of `name=value` words, dropping the least useful words if it is too long."""
+    """Return a line of `name=value` pairs without the least useful ones if it is too long."""
     for name in DISPENSABLE:
         if len(line) <= columns:
             break
@@ -104,12 +104,12 @@ def fitted(line: str, columns: int) -> str:
 
 
 def measured(numbers: Mapping[str, float]) -> str:
-    """Return the measures of an objective as ` name=value` words."""
+    """Return the measures of an objective as ` name=value` pairs."""
     return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 
 def evaluation_line(record: EvaluationRecord) -> str:
-    """Return an evaluation as `name=value` words."""
+    """Return an evaluation as `name=value` pairs."""
     loss = math.nan if record.val_loss is None else record.val_loss
     ppl = math.nan if record.perplexity is None else record.perplexity
     line = f"validation iter={record.iter:6d} val_loss={loss:f} perplexity={ppl:.4g}"

@@ -16,7 +16,7 @@ NOT_TRAINED = -1
 
 @dataclass(frozen=True)
 class Tree:
-    """The mapping from samples to rows in a batch whose samples share beginnings.
+    """The mapping from samples to rows in a batch of samples with common prefixes.
 
     It is created by `nbllama.data.shared`. All arrays are C-contiguous int32. The batch contains N
     computed rows in S sequences, n sample tokens, and P keys.
@@ -107,7 +107,7 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """A set of numbered samples; `batch` is a pure function of the numbers."""
+    """A collection of samples, addressed by index; `batch` depends only on the indices."""
 
     @property
     def kind(self) -> str:
@@ -165,7 +165,7 @@ class Dataset(Protocol):
         ...
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return upper bounds on the tokens and trained targets in any batch from `take`."""
+        """Return upper bounds on the token and trained target counts of any batch from `take`."""
         ...
 
     def per_batch(self, n_rows: int) -> float:

@@ -184,7 +184,7 @@ class ChatReader:
         messages, more = self._traits.prepare(chat.messages, self._system_as_user)
         found += more
         answers = [i for i, m in enumerate(chat.messages) if m["role"] == ANSWERING_ROLE]
-        shift = len(messages) - len(chat.messages)  # -1 if the system message was folded
+        shift = len(messages) - len(chat.messages)  # -1 if the system message was merged
         numbers = [i + shift for i in answers if i not in chat.silent]
         if numbers and numbers[0] == 0:
             found["first"] += 1

@@ -11,7 +11,7 @@ from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, shown
 
 MAGIC = b"PAR1"
-_ROWS = 256  # per batch; a batch is in memory before its size is known
+_ROWS = 256  # rows per batch; a batch is in memory before its size is known
 _VALUE_BYTES = 8  # smallest size of a value
 
 
@@ -94,7 +94,7 @@ def _unpacked_size(column: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in JSON form: NaN becomes None, and keys without a value are left out."""
+    """Return a value in JSON form: NaN becomes None, and keys whose value is None are left out."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, list):

@@ -17,7 +17,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
     """Return whether the first line is the header of a table.
 
     A header either contains all column names of a format with at least two columns, or consists
-    only of common names, including one for the question and one for the answer.
+    only of common column names, including one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:
@@ -34,7 +34,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
     """Return the record with keys renamed as in `columns`.
 
-    Raises `DataError` for a missing key, and if two keys refer to the same one in the record.
+    Raises `DataError` if a key is missing, or if two entries of `columns` refer to the same key.
     """
     if not columns:
         return record
@@ -65,7 +65,7 @@ def _same(columns: list[tuple[str, str]]) -> str:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse "prompt=question,completion=answer" (`--data-columns`) to {"prompt": "question", ...}.
+    """Parse "prompt=question,completion=answer" (`--data-columns`) as {"prompt": "question", ...}.
 
     Raises `UsageError` if `text` has a different form, contains a key that no format has, or names
     a key or a column twice.

@@ -27,7 +27,7 @@ _MISSING = frozenset(("NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"))
 class Table(NamedTuple):
     """The rows of a table as records, and the line number of its header.
 
-    `n_spaced` is the number of cells that begin with a space, not counting the names of columns.
+    `n_spaced` is the number of cells below the header that begin with a space.
     `missing` counts the cells that contain only a word for a missing value, by word and column.
     """
 
@@ -65,7 +65,7 @@ def read_table(text: str, path: str) -> Table:
     delimiter = max(DELIMITERS, key=header_line.count)
     if header_line.strip() in [f"sep={d}" for d in DELIMITERS]:
         delimiter = header_line.strip()[-1]
-        text = text.replace(header_line, "", 1)  # an empty line stays, so line numbers are right
+        text = text.replace(header_line, "", 1)  # keeps the line break and so the line numbers
     limit = csv.field_size_limit(1 << 30)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
@@ -115,7 +115,7 @@ def _row(names: list[str], row: list[str], delimiter: str) -> Record | DataError
         line = f"the row has {counted(len(row), 'cell')}, but the header has {len(names)}"
         if len(row) > len(names):
             name = _NAMES[delimiter]
-            return DataError(f'{line}; put a text that contains a {name} in quotes ("...")')
+            return DataError(f'{line}; put text that contains a {name} in quotes ("...")')
         missing = len(names) - len(row)
         others = _OTHER_DELIMITER.findall(row[-1])
         hint = f"; is '{others[0]}' meant as a delimiter?" if len(others) == missing else ""

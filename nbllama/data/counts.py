@@ -104,7 +104,7 @@ def _counted(names: Counter[str]) -> str:
 
 
 def count_keys(record: Record, found: Format, counts: Counts) -> None:
-    """Count the keys that the format reads and those that it ignores, except empty ones."""
+    """Count the non-empty keys that the format reads, and those that it ignores."""
     for key, value in record.items():
         if value in (None, "", [], {}):
             continue
@@ -129,7 +129,7 @@ def _count_schemas(tools: Any, counts: Counts) -> None:
 
 
 def count_message_keys(record: Record, counts: Counts) -> None:
-    """Count the non-empty keys in the messages of a record that no format reads."""
+    """Count the non-empty keys that are not read from the messages of a record."""
     for key in _CHATS:
         messages = record.get(key)
         if isinstance(messages, dict):

@@ -67,8 +67,8 @@ class SampleStart:
     n_ctx times as many bytes as the longest token, rounded up to a whole character.
 
     With `include`, samples begin with `start` instead of after it. Text without `start` becomes a
-    single sample. With `old`, as many bytes as `start` has are removed from the beginning of this
-    sample, as in the old tool (unless `include` is set).
+    single sample. With `old` (and without `include`), this sample skips as many bytes of the
+    text as `start` has, as in the old tool.
     """
 
     start: str

@@ -64,7 +64,7 @@ def encode_continuation(
 
 
 def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
-    """Return whether the ids end in an end-of-generation token, ignoring trailing white space."""
+    """Return whether the ids end with an end-of-generation token, ignoring trailing white space."""
     kept = ids.tolist()
     while kept and not tokenizer.token_bytes(kept[-1]).strip():
         kept.pop()
@@ -79,7 +79,7 @@ def encoded(
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
-    """Yield the number, the line, and the rows or error of each record, in file order.
+    """Yield the index, the line number, and the rows or error of each record, in file order.
 
     The template process renders the next chats while samples are created from the current ones.
     """

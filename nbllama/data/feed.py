@@ -1,11 +1,12 @@
 """The source of batches for the trainer.
 
-A feed returns the batches of an iteration that starts at a given position, and the next position.
+Given a position, a feed returns the batches of the iteration that starts there, and the position
+after them.
 
-nbllama normally uses `SeedFeed`: orders are keyed by (seed, epoch), every sample occurs once per
-epoch, and no epoch ends in the middle of an iteration. `OldFeed` reproduces llama.cpp's
-`common/train.cpp` (`train_opt_callback`, `shuffle_samples`): orders come from a single
-`std::mt19937` for all epochs, and batches are always full. At the end of an epoch, a batch is
+nbllama normally uses `SeedFeed`: the order of an epoch depends only on (seed, epoch), every sample
+occurs once per epoch, and no epoch ends in the middle of an iteration. `OldFeed` reproduces
+llama.cpp's `common/train.cpp` (`train_opt_callback`, `shuffle_samples`): a single `std::mt19937`
+generates the orders of all epochs, and batches are always full. At the end of an epoch, a batch is
 filled with samples from the start of the same epoch's order.
 """
 
@@ -21,7 +22,7 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 
 
 class Taken(NamedTuple):
-    """The micro-batches of one iteration, the next position, and the number of samples.
+    """The micro-batches of one iteration, the position after them, and the number of samples.
 
     There can be more samples than rows, because a row can continue with the next sample.
     """
@@ -66,7 +67,7 @@ class SeedFeed:
         self._order = Order(dataset.n_samples, seed) if order is None else order
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return the micro-batches from `position` onwards, or fewer at the end of the epoch."""
+        """Return `grad_acc` micro-batches from `position` on, or fewer at the end of the epoch."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, first = position
@@ -143,8 +144,8 @@ class OldFeed:
             in_all += used
             at += used
             if at >= n:
-                # The next epoch begins at 0, because rows beyond the end came from the start of the
-                # old order.
+                # The next epoch begins at 0, because rows beyond the end came from the start of
+                # this epoch's order.
                 epoch, at = epoch + 1, 0
         return Taken(batches, Position(epoch, at), in_all)
 
@@ -159,7 +160,7 @@ class OldFeed:
 
 
 def iterations(feed: Feed, position: Position, *, epochs: int, batch: int, grad_acc: int) -> int:
-    """Count the iterations of `epochs` epochs by stepping through them from `position`."""
+    """Count the iterations in `epochs` epochs by stepping through them from `position`."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:
         position = feed.after(position, batch, grad_acc)

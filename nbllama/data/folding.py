@@ -16,7 +16,7 @@ _UNSEEN = "\u200b-\u200f\u2060\ufeff"
 _BLANK = re.compile(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$")
 _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s:{_UNSEEN}]+$")
 
-# English name: Chinese names, first in simplified characters, then in traditional ones that differ.
+# English name: Chinese names, first in simplified, then in traditional characters if they differ.
 _COLUMNS = {
     "question": "问题 问 提问 问句 询问 题目 用户问题  問題 問 提問 問句 詢問 題目 用戶問題",
     "query": "查询  查詢",

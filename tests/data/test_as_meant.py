@@ -199,7 +199,7 @@ def test_chats_in_the_cells_of_a_table(tmp_path: Path) -> None:
     answer = json.dumps([Q, A])
     assert one(prompt="Write a chat.", completion=answer) == ("Write a chat.", answer)
     for cells, reason in (
-        ({"messages": str([Q, A])}, 'line 2: "messages" is text, which must be a list of messages'),
+        ({"messages": str([Q, A])}, 'line 2: "messages" is text, but not a list of messages'),
         ({"messages": '[{"role": "user", "role": "user"}]'}, '"role" appears twice in an object'),
         ({"messages": "hi"}, '"messages" must be a list of messages, not text'),
         ({"prompt": str([Q]), "completion": "a"}, 'line 2: "prompt" looks like a list of messages'),

@@ -202,7 +202,7 @@ class TestTables:
             ("prompt,completion\na,b，c\nc，d\n", "has 2; is '，' meant as a delimiter?"),
             (
                 "prompt\tcompletion\na\tb\tc\n",
-                "3 cells, but the header has 2; put a text that contains a tab in quotes",
+                "3 cells, but the header has 2; put text that contains a tab in quotes",
             ),
             ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
             (

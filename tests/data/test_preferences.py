@@ -113,7 +113,7 @@ BAD_RECORDS: dict[str, dict[str, Any]] = {
         "prompt": "a", "chosen": "b", "rejected": "c", "weight": 0,
     },
     "the last message must have": {"prompt": [USER], "chosen": [GOOD, USER], "rejected": [BAD]},
-    'the text of "prompt" does not occur in': {
+    'no message that the two chats share has the text of "prompt"': {
         "prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD],
     },
     "must both be text": {"prompt": "a", "chosen": "b", "rejected": [BAD]},

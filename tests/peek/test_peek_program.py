@@ -96,7 +96,7 @@ def test_diff_with_a_pattern_that_matches_nothing(capsys: Capture, tmp_path: Pat
     Dump({"one": np.ones(1), "two": np.ones(1)}).save(tmp_path / "y.npz")
     files = ("diff", tmp_path / "x.npz", tmp_path / "y.npz")
     code, out, err = run(capsys, *files, "one", "thr*")
-    assert (code, out) == (2, "") and "no array is named thr*" in err
+    assert (code, out) == (2, "") and "no array name matches thr*" in err
     assert run(capsys, *files, "two")[:2] == (
         1,
         "name  largest difference  relative  numbers that "

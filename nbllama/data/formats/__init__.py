@@ -44,7 +44,7 @@ __all__ = [
     "plain_ones",
 ]
 
-# If a record has the keys of several formats, the first such format is used.
+# If a record has the keys of several formats, the first of these formats is used.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (messages, sharegpt, preference, labelled, completion, alpaca, text)
@@ -52,7 +52,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(records: Iterable[Record]) -> Format | None:
-    """Return the format that the most records fit, or None if no record fits a format.
+    """Return the format that fits the most records, or None if no format fits any record.
 
     A null value counts as a missing key, because merged tables contain such values.
     """

@@ -63,7 +63,7 @@ def _in_cell(text: str) -> Any:
         return json.loads(text) if text.strip() else None
     except (ValueError, RecursionError) as e:
         raise DataError(
-            '"history" must be a list of [question, answer] pairs, or such a list as JSON text'
+            '"history" must be a list of [question, answer] pairs; in text, write the list as JSON'
         ) from e
 
 

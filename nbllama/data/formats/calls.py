@@ -85,7 +85,7 @@ def _call(call: Any, where: str) -> Message:
 
 
 def _check_outer(call: Record, what: str) -> None:
-    """Raise `DataError` if a call has arguments or a mask next to its "function"."""
+    """Raise `DataError` if a call has arguments or a mask key next to its "function"."""
     if call.keys() <= CALL_KEYS:
         return
     check_whole(call, what)
@@ -122,7 +122,7 @@ def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
     """Return the arguments as an object, and the original JSON string if they were given as one."""
     what = f"{where}the arguments of a tool call"
     text = ""
-    for _ in range(3):  # an object, which can be encoded as JSON several times
+    for _ in range(3):  # the object may be encoded as JSON several times
         if not isinstance(value, str):
             break
         text = value

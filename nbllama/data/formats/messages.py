@@ -21,7 +21,7 @@ from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
 from nbllama.text.thoughts import closer_in, opening
 
-# The role of a message in a list that Python wrote, as pandas does for a table.
+# The role of a message in a list in Python's notation, which pandas writes to tables.
 _ROLE_IN_TEXT = re.compile(r"'role': '(?:user|assistant|system)'")
 EXTRA_KEYS = ("tool_calls", "function_call", *MASK_KEYS, *THOUGHT_KEYS)
 MESSAGE_KEYS = frozenset(("role", "content", *EXTRA_KEYS))
@@ -54,10 +54,10 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
 
 
 def listed(record: Record, key: str) -> list[Any]:
-    """Return the messages under `key`, which are not yet checked. Raises `DataError`."""
+    """Return the list under `key`, without checking its messages. Raises `DataError`."""
     messages = record[key]
     if isinstance(messages, str) and messages.lstrip()[:1] == "[":
-        messages = value_of(messages, f'"{key}" is text, which must be a list of messages in JSON')
+        messages = value_of(messages, f'"{key}" is text, but not a list of messages in JSON')
     if not isinstance(messages, list) or not messages:
         what = "empty" if messages == [] else kind_of(messages)
         hint = "; in text, write the list as JSON" if isinstance(messages, str) else ""
@@ -94,7 +94,7 @@ def _message(message: Any, where: str) -> Message:
 
 
 def _check_calling(messages: list[Record]) -> None:
-    """Raise `DataError` for two messages in succession that only consist of calls."""
+    """Raise `DataError` if two consecutive messages have roles from `CALLING_ROLES`."""
     calling = [m["role"] in CALLING_ROLES for m in messages]
     if any(calling):
         for i in range(1, len(messages)):
@@ -106,7 +106,7 @@ def _check_calling(messages: list[Record]) -> None:
 
 
 def extras(message: Record, read: Message, calls: list[Message], where: str) -> Message:
-    """Return the parts of a message other than its role and content, which `read` contains.
+    """Return the parts of a message other than the role and content (which are in `read`).
 
     These are the thought, the tool calls and, for the result of a tool call, the name of the tool
     and the id of the call. Raises `DataError`.
@@ -154,7 +154,7 @@ def _thought(message: Record, content: str, where: str) -> str:
 
 
 def _without_marks(thought: str, where: str) -> str:
-    """Return a thought without marks such as <think> around it, which the template writes."""
+    """Return a thought without the marks around it, such as <think>, which the template adds."""
     found = opening(thought)
     if found is None:
         closer = closer_in(thought)

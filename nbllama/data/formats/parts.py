@@ -1,4 +1,4 @@
-"""Text that a message contains as a list of {"type": "text", "text": ...} parts."""
+"""Read the text of a message that is given as a list of {"type": "text", "text": ...} parts."""
 
 from __future__ import annotations
 

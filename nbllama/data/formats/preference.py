@@ -156,7 +156,7 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
     if prompt is not None and not any(
         m["content"] == text_of(record, "prompt") for m in chosen[:n]
     ):
-        raise DataError('the text of "prompt" does not occur in the part that the two chats share')
+        raise DataError('no message that the two chats share has the text of "prompt"')
     first, second = (
         _chat(m[:n], m[n:], frozenset(i - n for i in quiet if i >= n), record, notices, side)
         for side, (m, quiet, notices) in zip(SIDES, parts, strict=True)
@@ -183,7 +183,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         n += 1
     prompt = chosen[:n]
     words = prompt.split()
-    # The prompt ends after a whole word. As in tokens, the space belongs to the answer.
+    # The prompt ends after a whole word. The answer begins with the space, as tokens do.
     whole = len(prompt.rstrip())
     if prompt == prompt.rstrip() and words:
         whole = len(prompt) - len(words[-1])
