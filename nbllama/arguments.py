@@ -40,7 +40,7 @@ def file_name(name: str, value: Any) -> str:
     """Return a path as text."""
     instance(name, value, (str, os.PathLike), "pass the name of a file")
     path = os.fspath(value)
-    instance(name, path, str, "pass the name of a file as text")
+    instance(name, path, str, "pass the name of a file as a string")
     return str(path)
 
 

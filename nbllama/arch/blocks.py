@@ -49,7 +49,9 @@ def read_blocks(
     key = f"{row.name}.rope.dimension_count_swa"
     own_rot = int(f.count(key, MAX_COUNT, default=n_rot))
     if own_rot < 2 or own_rot % 2 or own_rot > own:
-        raise f.error(f"key '{key}'", f"{own_rot}, but must be even, from 2 to the head size {own}")
+        raise f.error(
+            f"key '{key}'", f"{own_rot}, but must be an even number from 2 to the head size ({own})"
+        )
     kv_heads = per_block(f, f"{prefix}.head_count_kv", n_layer, default=n_head)
     n_ff = per_block(f, f"{row.name}.feed_forward_length", n_layer)
     has_window = _windows(f, f"{prefix}.sliding_window_pattern", n_layer)

@@ -42,7 +42,7 @@ def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
-        limits = f"must be even, from 2 to the head size {head_dim}"
+        limits = f"must be an even number from 2 to the head size ({head_dim})"
         raise f.error(f"key '{key}'", f"{n_rot}, but {limits}")
     if n_rot != head_dim and not row.partial_rope:
         size = f"must be the head size {head_dim} for {row.name}"

@@ -65,7 +65,8 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
     """Raise `GGUFError` unless model `f` is equivalent to a model of architecture `new`."""
     if hp.arch != old:
         raise f.error(
-            "key 'general.architecture'", f"'{hp.arch}', but this conversion is for {old}"
+            "key 'general.architecture'",
+            f"the architecture is '{hp.arch}', but this conversion is for {old}",
         )
     if hp.alibi_max_bias:
         raise f.error(

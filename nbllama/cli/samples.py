@@ -137,7 +137,7 @@ def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
 
 def _legend(colours: bool) -> Text:
     if not colours:
-        return Text(f"tokens between {OPEN} and {CLOSE} are trained")
+        return Text(f"the model is trained on the tokens between {OPEN} and {CLOSE}")
     return Text.assemble(
         ("trained", _TRAINED[0]), " ", ("tokens", _TRAINED[1]), ", ",
         ("given", _GIVEN[0]), " ", ("tokens", _GIVEN[1]), ", ", ("special tokens", _SPECIAL),

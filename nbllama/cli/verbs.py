@@ -5,7 +5,7 @@ from __future__ import annotations
 # For each verb: the module that defines its `main` function, and a description.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
-    "show-data": ("nbllama.cli.show_data", "show which tokens in the training data are trained"),
+    "show-data": ("nbllama.cli.show_data", "show which tokens a model would be trained on"),
     "report": ("nbllama.cli.report", "generate a page about a run from its log, or compare runs"),
     "chat": ("nbllama.cli.chat.converse", "chat with a model, with or without adapters"),
     "generate": ("nbllama.cli.chat.generate", "complete a prompt"),

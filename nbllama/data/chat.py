@@ -4,8 +4,8 @@ The prompt for an answer is the part of the chat before it, rendered for generat
 the text that the model must write so that the prompt and the answer together form the chat
 (`nbllama.text.answers`). It ends with the first end-of-generation token. The prompt and the answer
 are tokenised separately, as in inference. If the ids of the prompt and the answer are the beginning
-of a later prompt's ids, the answer is trained as part of that later answer's sample. Otherwise, it
-becomes a separate sample.
+of a later prompt's ids, the answer is trained on as part of that later answer's sample. Otherwise,
+it becomes a separate sample.
 """
 
 from __future__ import annotations

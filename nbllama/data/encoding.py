@@ -39,7 +39,7 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """Encode a prompt and its continuation; only the continuation is trained.
+    """Encode a prompt and its continuation; only the continuation is trained on.
 
     BOS is prepended if the tokenizer adds it; EOS is appended and trained. Special tokens in the
     text are treated as plain characters unless `parse_special` is set. If it is set, a BOS or end

@@ -94,11 +94,11 @@ class RawText:
         return self.n_ctx if self.full_rows else max(1, min(size, self.n_ctx))
 
     def n_trained(self, i: int) -> int:
-        """Return the length of the row, because every target is trained."""
+        """Return the length of the row, because every target is trained on."""
         return self.n_tokens(i)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lengths twice (tokens and targets), because every target is trained."""
+        """Return the lengths twice (tokens and targets), because every target is trained on."""
         low = self.n_ctx if self.full_rows else 1
         counts = np.clip(self.windows.sizes, low, self.n_ctx)
         return counts, counts

@@ -10,7 +10,7 @@ _NONE = np.zeros(0, np.int64)
 
 
 class Encoded(NamedTuple):
-    """A sample: token ids, int32 [n], and a mask of the ids that are trained, bool [n]."""
+    """A sample: token ids, int32 [n], and a mask of the ids to train on, bool [n]."""
 
     ids: np.ndarray
     trained: np.ndarray
@@ -36,7 +36,7 @@ class Row(NamedTuple):
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
 
     def n_useful(self) -> int:
-        """Return the number of ids up to the last trained target, or 0 if no target is trained."""
+        """Return the number of ids up to the last target to train on, or 0 if there is none."""
         if len(self.trained) > 1 and self.trained[-1]:
             return len(self.trained)
         # The first id is not a target, because nothing precedes it.

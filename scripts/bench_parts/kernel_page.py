@@ -91,8 +91,8 @@ def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
         shared = [f"{LAST[column]} is {value}" for column, value in common.items()]
         out.append(f"## {title}\n\n{text}\n")
         if shared:
-            parts = [", ".join(shared[:-1]), shared[-1]] if shared[1:] else shared
-            out.append(f"In all rows, {' and '.join(parts)}.\n")
+            parts = [*shared[:-1], f"and {shared[-1]}"] if shared[1:] else shared
+            out.append(f"In all rows, {(', ' if shared[2:] else ' ').join(parts)}.\n")
         out.append('<div class="numbers" markdown>\n')
         out += table(cases, rows, cells, [column for column in LAST if column not in common])
         out.append("</div>\n")

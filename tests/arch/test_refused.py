@@ -115,9 +115,9 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ),
     ("M10m", factors(1, 2, 0, 4), "'rope_freqs.weight': must be positive and finite"),
     ("M10n", factors(1, 2, F32_NAN, 4), "'rope_freqs.weight': must be positive and finite"),
-    ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, but must be even, from 2 to the head size 8"),
-    ("M12b", edit("count", ROT, 10), "10, but must be even, from 2 to the head size 8"),
-    ("M12c", edit("count", ROT, 0), "0, but must be even"),
+    ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, but must be an even number from 2"),
+    ("M12b", edit("count", ROT, 10), "but must be an even number from 2 to the head size (8)"),
+    ("M12c", edit("count", ROT, 0), "0, but must be an even number"),
     ("M12d", edit("count", ROT, 4), f"'{ROT}': 4, but must be the head size 8 for llama"),
     *[
         (f"M12-{v}", edit("number", BASE, v), f"'{BASE}': {v}, but must be positive and finite")

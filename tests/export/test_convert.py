@@ -68,7 +68,7 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["llama-to-baichuan", seven, out], 2, "unknown conversion 'llama-to-baichuan'; use b"),
         ([name, seven, out, "--threads"], 2, "unknown option '--threads'"),
         ([name, tmp_path / "no.gguf", out], 2, "cannot be opened"),
-        ([name, other, out], 2, "'llama', but this conversion is for baichuan"),
+        ([name, other, out], 2, "architecture is 'llama', but this conversion is for baichuan"),
         ([name, deep, out], 2, "40 layers: this variant of baichuan uses ALiBi"),
         ([name, mixed, out], 2, "key 'llama.block_count': is a key of llama"),
         ([name, seven, seven], 2, "is also an input"),

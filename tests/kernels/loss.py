@@ -66,7 +66,7 @@ def _cross_entropy(size: str) -> Run:
 @case("output layer and loss", "products", output_loss, bound=VOCABULARY_SUM, unit="GF/s",
       llama_bound=ROUNDED,
       llama="ggml_mul_mat, ggml_cross_entropy_loss, ggml_cross_entropy_loss_back, ggml_out_prod",
-      shape="128 rows, 576 to 49152, Q8_0, loss and dx")  # fmt: skip
+      shape="128 rows, 576 inputs, 49152 outputs, Q8_0, loss and dx")  # fmt: skip
 def _output_loss(size: str) -> Run:
     m, c, v = {"one": (1, 64, 97), "odd": (37, 96, 1003), "large": (128, 576, 49152)}[size]
     w, x = Layer("Q8_0", v, c), normal(1, m, c) / 4  # logits of about 3

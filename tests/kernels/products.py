@@ -83,7 +83,7 @@ class _Sample:
 
 @case("linear with LoRA", "products", linear, bound=2e-6, unit="GF/s", llama_bound=ROUNDED,
       llama="ggml_mul_mat (3), ggml_scale, ggml_add",
-      shape="1024 tokens, 576 to 1536, Q4_1, rank 4")  # fmt: skip
+      shape="1024 tokens, 576 inputs, 1536 outputs, Q4_1, rank 4")  # fmt: skip
 def _linear(size: str) -> Run:
     s = _Sample(size)
     pair = LoraPair(s.a, s.b, s.scale, None, None)
@@ -110,7 +110,7 @@ def _linear(size: str) -> Run:
 
 @case("linear with LoRA, gradient", "products", linear_grad, bound=2e-6, unit="GF/s",
       llama="ggml_out_prod (6), ggml_mul_mat, ggml_scale (2), ggml_add",
-      shape="1024 tokens, 576 to 1536, Q4_1, rank 4")  # fmt: skip
+      shape="1024 tokens, 576 inputs, 1536 outputs, Q4_1, rank 4")  # fmt: skip
 def _linear_grad(size: str) -> Run:
     s = _Sample(size)
     da, db, dx = np.empty_like(s.a), np.empty_like(s.b), np.empty_like(s.x)
@@ -186,7 +186,7 @@ def _thin_product(size: str) -> Run:
 
 @case("dA = dhᵀ x, dB = dyᵀ h", "products", pack_with_gradients, bound=2e-6, unit="GF/s",
       llama="ggml_out_prod (3), ggml_scale",
-      shape="1024 tokens, 576 to 1536, rank 4, including dh and the packing of dy")  # fmt: skip
+      shape="1024 tokens, 576 inputs, 1536 outputs, rank 4, including dh and packing dy")  # fmt: skip
 def _pair_gradients(size: str) -> Run:
     s = _Sample(size)
     h, b = normal(5, s.n, s.rank), normal(6, s.n_out, s.rank)
@@ -249,7 +249,7 @@ def _outer_packed(size: str) -> Run:
 
 @case("product left packed", "products", matmul_packed, bound=2e-6, unit="GF/s",
       llama_bound=ROUNDED, llama="ggml_mul_mat",
-      shape="1024 tokens, 576 to 1536, Q4_1")  # fmt: skip
+      shape="1024 tokens, 576 inputs, 1536 outputs, Q4_1")  # fmt: skip
 def _matmul_packed(size: str) -> Run:
     s = _Sample(size)
     xp, (yp,) = to_panels(s.x, s.k), s.memory(panel_floats(s.n, s.n_out))

@@ -148,15 +148,17 @@ for _t in QUANTS.values():
          llama="to_float of ggml_get_type_traits", shape="576 x 1536")(
         partial(_decode, t=_t))  # fmt: skip
     case(f"matmul {_t.name}", "matmul", matmul, bound=SUM, unit="GF/s", llama="ggml_mul_mat",
-         llama_bound=PRODUCT_BOUND.get(_t.name, ROUNDED), shape="512 tokens, 1536 to 576")(
+         llama_bound=PRODUCT_BOUND.get(_t.name, ROUNDED),
+         shape="512 tokens, 1536 inputs, 576 outputs")(
         partial(_matmul, t=_t))  # fmt: skip
     case(f"matmul {_t.name}, gradient", "matmul gradient", matmul_grad, bound=SUM, unit="GF/s",
          llama="none: ggml_out_prod does not accept 16-bit floats" if _t.name in NO_GRADIENT
          else "ggml_out_prod",
-         shape="512 tokens, 576 to 1536")(
+         shape="512 tokens, 576 inputs, 1536 outputs")(
         partial(_matmul_grad, t=_t))  # fmt: skip
     case(f"one token {_t.name}", "one token", matvec, bound=SUM, unit="GF/s", llama="ggml_mul_mat",
-         llama_bound=PRODUCT_BOUND.get(_t.name, ROUNDED), shape="1 token, 1536 to 576")(
+         llama_bound=PRODUCT_BOUND.get(_t.name, ROUNDED),
+         shape="1 token, 1536 inputs, 576 outputs")(
         partial(_matvec, t=_t))  # fmt: skip
 
 for _t in QUANTS.values():

@@ -1,7 +1,7 @@
 """A prompt and its continuation: {"prompt", "completion"}.
 
 If both are strings, they are concatenated unchanged, without a template or a space in between. If
-both are lists of messages, they form one chat, in which the answers in "completion" are trained.
+both are lists of messages, they form one chat, in which the answers in "completion" are trained on.
 """
 
 from __future__ import annotations
