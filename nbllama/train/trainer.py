@@ -120,8 +120,8 @@ class Trainer:
         `ops.dropout`, whose masks are derived from `seed`. `validation` contains the data for
         `validation_loss`. `objective` is the loss to minimise; None means the cross-entropy of each
         token. `share_prompts` says whether to compute the common beginnings of samples in a
-        micro-batch only once (`data.shared`); it has no effect with dropout, or if blocks
-        carry a state. `block` is the `size` for `train.blocks.compute.split`.
+        micro-batch only once (`data.shared`); it has no effect with dropout, or if blocks carry a
+        state. `block` is the `size` for `train.blocks.compute.split`.
 
         Raises `UsageError` if `activation_memory` is too small even if every block is checkpointed.
         """

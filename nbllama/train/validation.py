@@ -54,10 +54,7 @@ class Validation:
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Add an evaluation, and return whether the run overfits.
-
-        `best` says whether to record the evaluation as the best so far.
-        """
+        """Add an evaluation, recorded as the best if `best`; return whether the run overfits."""
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0

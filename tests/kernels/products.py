@@ -186,7 +186,7 @@ def _thin_product(size: str) -> Run:
 
 @case("dA = dhᵀ x, dB = dyᵀ h", "products", pack_with_gradients, bound=2e-6, unit="GF/s",
       llama="ggml_out_prod (3), ggml_scale",
-      shape="1024 tokens, 576 inputs, 1536 outputs, rank 4, including dh and packing dy")  # fmt: skip
+      shape="1024 tokens, 576 inputs, 1536 outputs, rank 4, with dh and packing dy")  # fmt: skip
 def _pair_gradients(size: str) -> Run:
     s = _Sample(size)
     h, b = normal(5, s.n, s.rank), normal(6, s.n_out, s.rank)
