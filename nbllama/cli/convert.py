@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
     )
     if len(words) != 3 or not all(words):
-        raise UsageError("expected three arguments: CONVERSION IN OUT; see --help")
+        raise UsageError("expected three arguments: pass CONVERSION IN OUT; see --help")
     return words[0], words[1], words[2], options
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import operator
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
+from nbllama.arguments import described, whole
 from nbllama.errors import UsageError, shown
 from nbllama.generation.sampling.params import SamplingParams
-from nbllama.options.sampling import RANGES
-from nbllama.options.values import NotInFloat32, Real, Whole
+from nbllama.generation.sampling.ranges import ANY, RANGES
 
 # The other arguments of `Model.generate`, to suggest when a name is misspelt.
 _ARGUMENTS = ("prompt", "adapter", "max_tokens", "temperature", "chat_template", "exact")
@@ -43,13 +44,15 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
 
 def _number(name: str, shown_as: str, value: Any) -> int | float:
     """Return the value of a setting as a Python number. Raises `UsageError`."""
-    allowed = RANGES[name]
-    with suppress(TypeError, ValueError, OverflowError):
-        if isinstance(allowed, Whole) and not isinstance(value, bool):
-            return allowed.parse(str(operator.index(value)))
-        if isinstance(allowed, Real) and not isinstance(value, bool | str):
-            try:
-                return allowed.parse(repr(float(value)))
-            except NotInFloat32:
-                raise UsageError(f"{shown_as}: {shown(value)} is not a normal float32") from None
-    raise UsageError(f"{shown_as}: '{shown(value)}' is not allowed; use {allowed.allowed()}")
+    low, high, off, is_whole = RANGES[name]
+    if is_whole:
+        return whole(shown_as, value, int(low), int(high))
+    with suppress(TypeError, ValueError, OverflowError):  # for a value that is not a number
+        number = None if isinstance(value, bool | str) else float(value)
+        if number is not None and low <= number <= high:
+            if number and abs(number) < np.finfo(np.float32).tiny:
+                raise UsageError(f"{shown_as}: {shown(value)} is not a normal float32")
+            return number
+    hint = "" if off is None else f" ({off:g} turns it off)"
+    allowed = "a number" if RANGES[name] == ANY else f"a number from {low:g} to {high:g}{hint}"
+    raise UsageError(f"{shown_as}: {described(value)} is not allowed; use {allowed}")

@@ -89,7 +89,7 @@ class Weights:
                 )
             else:  # a vector, or a matrix with the biases of all experts
                 n = int(np.prod(info.shape))
-                check_finite(info.type_id, as_readonly(gguf.data(name)), n, name, gguf.path)
+                check_finite(info.type_id, as_readonly(gguf.data(name)), n, name, path=gguf.path)
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
         self.output_bias = self.vectors.get("output.bias")
@@ -113,7 +113,7 @@ class Weights:
         """
         w = self.matrices[name + ".weight"]
         if name not in self._checked:
-            check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name, self.gguf.path)
+            check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name, path=self.gguf.path)
             self._checked.add(name)
         return w
 
@@ -149,7 +149,7 @@ class Weights:
         """
         w = self.experts[f"blk.{layer}.{tensor}.weight"][expert]
         if w.name not in self._checked:
-            check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name, self.gguf.path)
+            check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name, path=self.gguf.path)
             self._checked.add(w.name)
         return w
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from nbllama.errors import UsageError
 from nbllama.generation.sampling.params import SamplingParams
+from nbllama.generation.sampling.ranges import RANGES
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.escapes import unescape
 from nbllama.options.familiar.others import CHAT
 from nbllama.options.file_names import File
 from nbllama.options.parser import markdown, option, parse_into, table
-from nbllama.options.sampling import RANGES
-from nbllama.options.values import Text, Variables, Whole
+from nbllama.options.values import Real, Text, Variables, Whole
 
 _files = partial(option, "Files")
 _text = partial(option, "Text")
@@ -40,8 +40,9 @@ exit codes: 0 success, 1 failure, 2 bad usage or bad file, 4 out of memory, 5 ad
 
 def _setting(name: str, help: str, also: Sequence[str] = ()) -> Any:
     """Declare an option for a field of `SamplingParams`."""
-    default = getattr(SamplingParams, name)
-    return option("Sampling", RANGES[name], default, help, also=also)
+    low, high, off, whole = RANGES[name]
+    value = Whole(int(low), int(high)) if whole else Real(low, high, off=off)
+    return option("Sampling", value, getattr(SamplingParams, name), help, also=also)
 
 
 @dataclass(frozen=True)

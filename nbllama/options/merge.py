@@ -163,7 +163,7 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
         familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
     )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
-        raise UsageError("expected three arguments: IN OUT TYPE; see --help")
+        raise UsageError("expected three arguments: pass IN OUT TYPE; see --help")
     threads = options.threads
     if len(words) == 4:
         try:

@@ -108,7 +108,9 @@ def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
     return int(_first_special(raw, t.type_size - 2, t.type_size, start, n, mask))
 
 
-def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str, path: str = "") -> None:
+def check_finite(
+    type_id: int, raw: np.ndarray, n_elements: int, name: str, *, path: str = ""
+) -> None:
     """Raise GGUFError for tensor `name` if any of its weights is, or could be, infinite or NaN.
 
     The error begins with `path`, the name of the file, if it is given. The other arguments and

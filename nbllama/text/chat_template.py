@@ -208,7 +208,8 @@ def chat_template_for(
         error=error,
     )
     if "messages" not in source:
-        template.close()
+        with template:
+            template.render([{"role": "user", "content": _PROBE}], True)  # raises its own error
         raise error(
             f"{where}: does not use `messages`, so it cannot render a chat; pass another template"
         )

@@ -40,7 +40,7 @@ def read(*records: Any) -> DataFile:
 def test_an_empty_cell_is_missing(missing: Any) -> None:
     record = {"instruction": "aaa", "input": missing, "output": "b"}
     assert read(record).samples == read({"instruction": "aaa", "output": "b"}).samples
-    with pytest.raises(DataError, match="match no format"):
+    with pytest.raises(DataError, match='"completion" is null or NaN'):
         read({"prompt": "aaa", "completion": missing})
     turns = [CHAT[0], {"role": "assistant", "content": missing}]
     with pytest.raises(DataError, match='message 2: "content" must be text, not null'):
@@ -117,7 +117,9 @@ def test_the_name_of_a_file_is_not_a_text(tmp_path: Path) -> None:
     for name in (tmp_path / "c.jsonl", tmp_path):
         with pytest.raises(DataError, match=r"line 1: .* is the name of a file or a folder"):
             read(str(name))
-    assert len(read("{not JSON}", "[1, 2]", "{}x", "nothing.jsonl", "a\0b").samples) == 5
+    assert len(read("{not JSON}", "[1, 2]", "{}x", "nothing.jsonl").samples) == 4
+    with pytest.raises(DataError, match=r"line 1: .* contains a NUL character"):
+        read("a\0b")
 
 
 def test_what_json_could_contain_is_not_copied() -> None:

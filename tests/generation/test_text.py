@@ -115,7 +115,7 @@ def test_draws(model: Model) -> None:
         ({"temp": 1.0}, "unknown setting 'temp'; did you mean temperature"),
         ({"topk": 3}, "did you mean top_k"),
         ({"max_new_tokens": 3}, "unknown setting 'max_new_tokens'; did you mean max_tokens"),
-        ({"temperature": "hot"}, "temperature: 'hot' is not allowed; use a number"),
+        ({"temperature": "hot"}, "temperature: the text 'hot' is not allowed; use a number"),
         ({"temperature": float("nan")}, "temperature: 'nan'"),
         ({"top_k": 1.5}, "top_k: '1.5' is not allowed; use a whole number"),
         ({"seed": -1}, "seed: '-1' is not allowed"),

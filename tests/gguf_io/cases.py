@@ -291,7 +291,7 @@ def ends() -> Iterator[Case]:
     yield (
         "G66b",
         lambda: with_kv(*of_two),
-        "one of 2 parts of a split model; to find the other parts",
+        "one of 2 parts of a split model; rename it to NAME-00002-of-00002.gguf so that the ",
     )
     yield "G66c", lambda: with_kv(kv_u32("split.count", 2), kv_u32("split.no", 2)), "'split.no': 2,"
     yield "G66d", lambda: with_kv(kv_str("split.count", "2")), "'split.count': must be a count"

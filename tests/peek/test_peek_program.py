@@ -99,7 +99,7 @@ def test_diff_with_a_pattern_that_matches_nothing(capsys: Capture, tmp_path: Pat
     assert (code, out) == (2, "") and "no array name matches thr*" in err
     assert run(capsys, *files, "two")[:2] == (
         1,
-        "name  largest difference  relative  numbers that "
+        "name  largest difference  relative  elements that "
         "differ\ntwo   only in B\n1 of 1 arrays differ\n",
     )
 

@@ -40,7 +40,7 @@ def test_constants_from_python(tmp_path: Path, name: str) -> None:
     value: Any
     for value in (0.0, -1.0, 1e39, 1e-40, float("nan"), float("inf")):
         constant: dict[str, Any] = {name: value}
-        with pytest.raises(UsageError, match=f"{name} .*must be positive"):
+        with pytest.raises(UsageError, match=f"{name}: .*; use a number above 0"):
             nbllama.load_model(tmp_path / "toy.gguf", **constant)
 
 

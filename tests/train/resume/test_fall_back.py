@@ -82,8 +82,8 @@ def test_where_there_is_no_good_one(done: Path, run: Run) -> None:
     refused(again(run, done, 2), 5, "chk-LATEST.gguf")
     assert listing(done) == before
     refused(again(run, done, 2, "--checkpoint-in", str(done)), 5, "cannot be used")
-    (done / "none").mkdir()
-    empty = ["--checkpoint-in", "none", "--force"]
+    (done / "empty").mkdir()
+    empty = ["--checkpoint-in", "empty", "--force"]
     refused(again(run, done, 2, *empty), 5, "the folder contains no checkpoint")
 
 
