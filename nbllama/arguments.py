@@ -17,7 +17,7 @@ import numpy as np
 from nbllama.errors import ArgumentError, NotEnoughMemory, UsageError, shown
 
 MOST = 2**31 - 1  # the largest whole number that options accept
-_PASS_IDS = "pass whole numbers, such as model.tokenizer.encode(text)"
+_PASS_IDS = "pass integers, such as those that model.tokenizer.encode(text) returns"
 _TINY, _HUGE = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 

@@ -92,4 +92,4 @@ def mostly_lost(data: Any) -> str:
     if 2 * lost <= n_all:
         return ""
     reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    return f"less than half of the data is used unchanged ({n_all} samples: {reasons})"
+    return f"less than half of the data are used unchanged ({n_all} samples: {reasons})"

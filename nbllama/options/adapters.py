@@ -40,7 +40,7 @@ def lora_scaled_option(*also: str) -> Any:
 def take_adapters(
     argv: Sequence[str], options: Sequence[Option]
 ) -> tuple[list[tuple[str, float]], list[str]]:
-    """Return the adapters with their scales, in order, and the command-line words that remain.
+    """Return the adapters with their scales, in order, and the command-line arguments that remain.
 
     `options` contains all options of the program, including `lora` and `lora_scaled`. Raises
     `UsageError` if a list is malformed or a scale is not a number.

@@ -28,7 +28,7 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
 def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
-    """Return the options in a config file as command-line words.
+    """Return the options in a config file as command-line arguments.
 
     Raises `UsageError` if the file is not a flat mapping, a key is unknown or repeated, or a value
     is not valid for its option. The message names the file and the line.
@@ -107,7 +107,7 @@ def _without_tabs(text: str) -> str:
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """Return one key's command-line words; the list is empty for a switch left at its default."""
+    """Return the command-line arguments for one key, or an empty list for an unset switch."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):

@@ -1,7 +1,7 @@
 """Options as keyword arguments of a Python function.
 
 Names, values and messages are the same as on the command line: keywords are converted to
-command-line words.
+command-line arguments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nbllama.options.values import Text, Variables
 def keyword_words(
     options: Sequence[Option], given: Mapping[str, Any], familiar: Mapping[str, str]
 ) -> list[str]:
-    """Convert the options in `given`, keyed by Python name, to command-line words.
+    """Convert the options in `given`, keyed by Python name, to command-line arguments.
 
     A key is any long name of an option, without the leading dashes and with `_` instead of `-`.
     None means "not given". Switches accept True or False. Options that can be repeated, and options

@@ -176,10 +176,10 @@ def _rest(prompt: str, through: str) -> str:
 
 
 def words_end(text: str, message: dict[str, Any]) -> int:
-    """Return the position at which the words of the message end in `text`, the text of an answer.
+    """Return the position in `text`, the text of an answer, at which the message itself ends.
 
-    The words are the thought, content and calls. The answer ends with the first end-of-generation
-    token after the words.
+    The message consists of its thought, content and calls. The answer ends with the first
+    end-of-generation token after them.
     """
     end = 0
     pieces = [thought_of(message), visible(message)]

@@ -192,7 +192,7 @@ def test_most_of_the_data_lost(tmp_path: Path, bpe: Tokenizer, chatml: ChatTempl
     path.write_text("\n".join(map(json.dumps, records)))
     data = load_dataset(path, bpe, 40, template=chatml, skip_bad=True)
     assert mostly_lost(data) == (
-        "less than half of the data is used unchanged (4 samples: 2 truncated at --ctx, "
+        "less than half of the data are used unchanged (4 samples: 2 truncated at --ctx, "
         "1 skipped as bad)"
     )
     assert mostly_lost(SimpleNamespace(samples=data)) == mostly_lost(data)

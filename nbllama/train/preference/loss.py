@@ -125,7 +125,7 @@ class SentAnswers(NamedTuple):
 
 
 class PreferenceLoss(TakesData):
-    """The `Objective` of a run on preferences.
+    """The `Objective` of a run that trains on preferences.
 
     If `reference` is None, all reference log-probabilities are treated as 0. `history` contains the
     measures of each step, and `point` is the reference point for KTO.

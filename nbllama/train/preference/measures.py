@@ -1,4 +1,4 @@
-"""Measures of a run on preferences: margin, accuracy, log-probabilities and answer lengths."""
+"""Measures of training on preferences: margin, accuracy, log-probabilities and answer lengths."""
 
 from __future__ import annotations
 

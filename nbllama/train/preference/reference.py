@@ -1,4 +1,4 @@
-"""Reference log-probabilities for a run on preferences, computed once and stored in a file.
+"""Reference log-probabilities for training on preferences, computed once and stored in a file.
 
 The reference is the base model, with or without an adapter. The file name contains a digest of
 everything that the values depend on: the base model, the adapter, and the data with its template

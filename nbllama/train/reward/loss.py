@@ -59,7 +59,7 @@ class RewardNumbers(NamedTuple):
 
 
 class RewardLoss:
-    """The `Objective` of a run on rewards.
+    """The `Objective` of a run that trains on rewards.
 
     `reference` is the adapter of the reference model, or None for the base model; it is not used if
     `beta` is 0. `history` contains the measures of each step.

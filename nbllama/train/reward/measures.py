@@ -1,4 +1,4 @@
-"""The measures of a step in a run on rewards."""
+"""The measures of a step in a run that trains on rewards."""
 
 from __future__ import annotations
 

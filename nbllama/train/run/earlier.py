@@ -125,7 +125,7 @@ def complete(checkpoint: str, iteration: int) -> UsageError:
 
 
 def _without(words: Sequence[str], name: str) -> list[str]:
-    """Return the command-line words without the option `name` and its value."""
+    """Return the command-line arguments without the option `name` and its value."""
     found: list[str] = []
     skip = False
     for word in words:
@@ -139,7 +139,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the command-line words with output names that are not yet in use."""
+    """Return the command-line arguments with output names that are not yet in use."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

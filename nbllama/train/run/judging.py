@@ -1,4 +1,4 @@
-"""Choose the objective of a run on preferences or on rewards."""
+"""Choose the objective of a run that trains on preferences or rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data, the loss and the reference model of a run on preferences."""
+"""The data, the loss and the reference model of a run that trains on preferences."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
 
 
 class RunPreferences(FirstAndLast):
-    """The objective of a run on preferences, and the reference model, if any."""
+    """The objective of a run that trains on preferences, and the reference model, if any."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The prompts, the reward function and the reference model of a run on rewards."""
+"""The prompts, the reward function and the reference model of a run that trains on rewards."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def load_prompts(
 
 
 class RunRewards(FirstAndLast):
-    """The objective of a run on rewards."""
+    """The objective of a run that trains on rewards."""
 
     def __init__(
         self, options: Options, model: Model, data: Prompts, *, say: Callable[[str], None]

@@ -294,6 +294,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return a command line for another verb of the program, in the form used to call this one."""
+    """Return the command line for another subcommand, called in the same way as this program."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"
