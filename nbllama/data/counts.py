@@ -111,7 +111,7 @@ def count_keys(record: Record, found: Format, counts: Counts) -> None:
         if key in found.keys or key in _READ[found.name]:
             counts.used[key] += 1
         else:
-            counts.unread[shown(key, 40)] += 1
+            counts.unread[shown(key, 40) or '""'] += 1
     if record.get("tools"):
         _count_schemas(record["tools"], counts)
     count_message_keys(record, counts)

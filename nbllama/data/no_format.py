@@ -29,7 +29,7 @@ def no_format(
     `raw` says whether the file could have been meant as plain text.
     """
     record = {columns.get(key, key): value for key, value in renamed.items()}
-    names = shown(", ".join(record) or "none", 50)
+    names = shown(", ".join(key or '""' for key in record) or "none", 50)
     if is_turn(record):
         return DataError(
             f"{where}: each {'row' if table else 'record'} is a single message ({names}); write "

@@ -93,9 +93,21 @@ def test_labels(tmp_path: Path) -> None:
     found = read(tmp_path, *records)
     assert [s.good for s in found] == [True, False, True, False]
     assert all(isinstance(s, Labelled) for s in found)
+    texts = [{"prompt": "a", "completion": "b", "label": x} for x in ("true", "False", "1.0", "0")]
+    assert [s.good for s in read(tmp_path, *texts)] == [True, False, True, False]
     # a label that is not a judgement is an ordinary key
     (other,) = read(tmp_path, {"prompt": "a", "completion": "b", "label": "spam"})
     assert other == Continuation("a", "b")
+
+
+def test_labels_of_pandas(tmp_path: Path) -> None:
+    lines = [f'{{"prompt": "a", "completion": "b", "label": {x}}}' for x in ("1.0", "0.0", "0.00")]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    samples = [sample for _, sample in open_data(path).samples]
+    assert [s.good for s in samples if isinstance(s, Labelled)] == [True, False, False]
+    (score,) = read(tmp_path, {"prompt": "a", "completion": "b", "label": 0.5})
+    assert score == Continuation("a", "b")
 
 
 BAD_RECORDS: dict[str, dict[str, Any]] = {

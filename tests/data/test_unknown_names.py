@@ -50,6 +50,14 @@ def test_a_file_of_records(tmp_path: Path) -> None:
     assert "raw" not in found
 
 
+def test_a_column_without_a_name(tmp_path: Path) -> None:
+    """As pandas writes the index of a table."""
+    assert 'the columns ("", theme, poem) match' in error(tmp_path, ",theme,poem\n0,a,b", "x.csv")
+    path = tmp_path / "y.csv"
+    path.write_text(",question,answer\n0,q,a\n1,q,a\n", encoding="utf-8")
+    assert 'keys not used for training: "" (2)' in open_data(path).notes
+
+
 def test_rows_that_are_messages(tmp_path: Path) -> None:
     for header in ("角色,内容", "role,content", "说话人,消息"):
         found = error(tmp_path, f"{header}\nuser,q\nassistant,a\n", "x.csv")

@@ -1,7 +1,7 @@
 """An answer with a label: {"prompt", "completion", "label": true or false}.
 
-The prompt and the completion are read as in the `completion` format. The label can also be 1 or 0,
-or, as in tables, any of these values as a string.
+The prompt and the completion are read as in the `completion` format. The label can also be 1, 0, 1.0
+or 0.0 (pandas writes labels as 1.0 if any is missing), or any of these values as a string.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nbllama.data.formats.checks import Record
 from nbllama.data.formats.record import Format, Labelled, Style, weight_of
 from nbllama.errors import DataError
 
-_LABELS = {"true": True, "false": False, "1": True, "0": False}
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def read(record: Record, style: Style) -> Labelled:
@@ -27,7 +27,7 @@ def read(record: Record, style: Style) -> Labelled:
 
 def _label(value: Any) -> bool | None:
     if isinstance(value, float):
-        return None
+        value = float(value)  # as text, 1.00 becomes 1.0
     return _LABELS.get(str(value).strip().lower())
 
 
