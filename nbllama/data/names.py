@@ -8,7 +8,7 @@ one way to do so.
 from __future__ import annotations
 
 from nbllama.data.counts import Counts
-from nbllama.data.formats import FORMATS, Format, Record
+from nbllama.data.formats import FORMATS, Format, Record, Style
 from nbllama.data.keys import (
     ANSWERS,
     QUESTIONS,
@@ -45,7 +45,12 @@ def format_by_keys(record: Record) -> Format | None:
 
 
 def known_names(
-    record: Record, wanted: Format | None, counts: Counts, *, guess: bool = True
+    record: Record,
+    wanted: Format | None,
+    counts: Counts,
+    *,
+    guess: bool = True,
+    style: Style | None = None,
 ) -> Record:
     """Return the record with its keys renamed to the keys of a format (`wanted`, if given).
 
@@ -53,7 +58,7 @@ def known_names(
     text. Unknown names stay unchanged. Raises `DataError`, suggesting an option to add, if the
     record can be read in several ways.
     """
-    record = from_other_layout(record, wanted, counts)
+    record = from_other_layout(record, wanted, counts, (style or Style()).joint)
     if guess:
         if not _has(record, wanted):
             record = _guessed(record, wanted, counts)

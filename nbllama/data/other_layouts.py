@@ -1,7 +1,7 @@
 """Convert chats and preferences in the layouts of other programs to the usual keys.
 
 - XTuner and Firefly: {"conversation": [{"system": S, "input": Q, "output": A}, ...]}, in which each
-  item is a question with its answer;
+  item is a question with its answer, possibly with an instruction and an input;
 - Gemini: {"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", ...}]};
 - OpenAI's preferences: {"input": {"messages": [...]}, "preferred_output": [A],
   "non_preferred_output": [B]}.
@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbllama.data.counts import Counts
-from nbllama.data.formats import Format, Record
+from nbllama.data.formats import Format, Record, Style
+from nbllama.data.formats.checks import text_of
 from nbllama.data.keys import ANSWERS, QUESTIONS, keys_by_name, with_renamed
 from nbllama.data.turns import is_turn
 from nbllama.errors import DataError, shown
@@ -32,17 +33,20 @@ _SYSTEM = ("systemInstruction", "system_instruction")
 _KEYS = frozenset((*_ROUNDS, "contents", *_SIDES))
 
 
-def from_other_layout(record: Record, wanted: Format | None, counts: Counts) -> Record:
+def from_other_layout(
+    record: Record, wanted: Format | None, counts: Counts, joint: str = Style().joint
+) -> Record:
     """Return the record with the usual keys, or the same record if it has a usual layout.
 
-    Raises `DataError` if a part of the record does not fit the layout of the rest.
+    `joint` is the text between an instruction and its input. Raises `DataError` if a part of the record does not fit the layout of the
+    rest.
     """
     if _KEYS.isdisjoint(record):
         return record
     if wanted is None or wanted.name == "chat":
         for key in _ROUNDS:
-            if key in record and _begins_with_round(record[key]):
-                return _with_rounds(record, key, counts)
+            if key in record and begins_with_round(record[key]):
+                return _with_rounds(record, key, counts, joint)
         if _has_parts(record.get("contents")):
             return _with_contents(record, counts)
     if (wanted is None or wanted.name == "preference") and record.keys() >= _SIDES.keys():
@@ -50,47 +54,63 @@ def from_other_layout(record: Record, wanted: Format | None, counts: Counts) -> 
     return record
 
 
-def _begins_with_round(value: Any) -> bool:
+def begins_with_round(value: Any) -> bool:
     """Return whether a value is a list that begins with a question and its answer."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
     return not is_turn(value[0]) and _pair(value[0]) is not None
 
 
-def _pair(item: Record) -> tuple[str, str] | None:
-    """Return the keys of a round's question and answer, or None unless it has one of each."""
+def _pair(item: Record) -> tuple[list[str], str] | None:
+    """Return the keys of a round's question and its answer, or None unless it has one of each.
+
+    The question can have two keys: an instruction (or a question) and its input.
+    """
     keys = keys_by_name(item)
-    questions = [key for name in QUESTIONS for key in keys.get(name, ())]
+    questions = [(name, key) for name in QUESTIONS for key in keys.get(name, ())]
     if len(questions) > 1:
-        questions = [key for key in questions if item[key] != ""]
+        questions = [(name, key) for name, key in questions if item[key] != ""]
     answers = [key for name in ANSWERS for key in keys.get(name, ())]
-    return (questions[0], answers[0]) if len(questions) == len(answers) == 1 else None
+    names = [name for name, _ in questions]
+    single = len(names) == 1 or names in (["instruction", "input"], ["question", "input"])
+    return ([key for _, key in questions], answers[0]) if single and len(answers) == 1 else None
 
 
-def _with_rounds(record: Record, key: str, counts: Counts) -> Record:
+def _with_rounds(record: Record, key: str, counts: Counts, joint: str) -> Record:
     messages: list[Record] = []
     system: Any = None
     for number, item in enumerate(record[key], 1):
         pair = _pair(item) if isinstance(item, dict) else None
         if pair is None:
             raise DataError(f'item {number} of "{key}" must have one question and one answer')
-        question, answer = pair
-        if not str(item[question]).strip():
-            raise DataError(
-                f'item {number} of "{key}": the question ({shown(question, 40)}) is empty'
-            )
-        rest = {k: v for k, v in item.items() if k not in (*pair, "system", "output_with_loss")}
+        questions, answer = pair
+        question = _question(item, questions, f'item {number} of "{key}": ', joint)
+        read = (*questions, answer, "system", "output_with_loss")
+        rest = {k: v for k, v in item.items() if k not in read}
         if "output_with_loss" in item:  # XTuner's name for a key that excludes an answer
             rest["loss"] = item["output_with_loss"]
         if item.get("system") not in (None, "", system):
             system = item["system"]
             messages.append({"role": "system", "content": system})
-        messages.append({"role": "user", "content": item[question]})
+        messages.append({"role": "user", "content": question})
         messages.append({**rest, "role": "assistant", "content": item[answer]})
-        for old, new in ((question, "user"), (answer, "assistant")):
+        for old, new in (*((name, "user") for name in questions), (answer, "assistant")):
             if old != new:
                 counts.columns[(shown(old, 40), new)] += 1
     return with_renamed(record | {key: messages}, {key: "messages"}, counts)
+
+
+def _question(item: Record, keys: list[str], where: str, joint: str) -> Any:
+    """Return the question of a round. Raises `DataError` if it is empty."""
+    first = item[keys[0]]
+    if not str(first).strip():
+        raise DataError(
+            f"{where}the question ({shown(keys[0], 40)}) is empty; write text without a question "
+            'as {"text": ...}'
+        )
+    if len(keys) == 1:
+        return first
+    return text_of(item, keys[0], where) + joint + text_of(item, keys[1], where)
 
 
 def _has_parts(value: Any) -> bool:

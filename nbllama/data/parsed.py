@@ -61,7 +61,11 @@ class _Read(NamedTuple):
 def named(record: Record, asked: Asked, counts: Counts) -> Record:
     """Return the record with its keys renamed to the keys of a format. Raises `DataError`."""
     return known_names(
-        renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
+        renamed(record, asked.columns),
+        asked.wanted,
+        counts,
+        guess=not asked.columns,
+        style=asked.style,
     )
 
 

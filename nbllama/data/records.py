@@ -35,6 +35,7 @@ NAMES = (RAW, *FORMATS, CSV)
 """The allowed values of `--data-format`."""
 
 _TABLES = (".csv", ".tsv")
+_JSON_LINES = (".jsonl", ".ndjson")
 
 
 @without_collection()
@@ -180,7 +181,9 @@ def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
     try:
         values, whole = json_values(text)
         lines: list[str] = []
-        entries = list(entries_of(values, whole, known, lines))
+        entries = list(
+            entries_of(values, whole, known, lines, per_line=ending(name) in _JSON_LINES)
+        )
     except DataError as e:
         raise DataError(f"{shown(name, 400)}, {e}") from e.__cause__
     notes += [f"{shown(name, 400)}: {line}" for line in lines]

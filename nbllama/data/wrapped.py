@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 from nbllama.data.formats.checks import Record, kind_of
 from nbllama.data.json_values import Value, line_numbers, list_items, member_at
+from nbllama.data.other_layouts import begins_with_round
 from nbllama.data.turns import has_roles, is_turns
 from nbllama.errors import DataError, counted, shown
 
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
+_CHATS = ("messages", "conversations")
+_OF_ONE_CHAT = {"id", "uuid", "system", "tools"}  # also names that end in "_id"
 _DEPTH = 3  # levels of nested objects to search
 
 COLUMN = (
@@ -40,11 +43,13 @@ class _Held(NamedTuple):
     items: list[Any]
 
 
-def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
+def entries_of(
+    values: list[Value], text: str, known: Known, notes: list[str], *, per_line: bool = False
+) -> Iterator[Entry]:
     """Yield the records in the values of a file.
 
     `text` is the text that the positions of `values` refer to. `known` returns whether an object
-    has the keys of a known format. If the records are under a key, a message is added to `notes`.
+    has the keys of a known format. `per_line` says that each line is a record (JSON Lines). If the records are under a key, a message is added to `notes`.
     Raises `DataError` ("line N: ...") for an object in which several lists could contain the
     records.
     """
@@ -53,11 +58,27 @@ def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -
         found = value.value
         if isinstance(found, list) and found and not is_turns(found):
             yield from map(_entry, value.lines or [value.line] * len(found), found)
-        elif single and isinstance(found, dict) and (held := _held(value, known)) is not None:
+        elif (
+            single
+            and isinstance(found, dict)
+            and not _is_chat_in_rounds(found, per_line)
+            and (held := _held(value, known)) is not None
+        ):
             yield from map(_entry, _lines(value, held, text), held.items)
             notes.append(_note(held, found))
         else:
             yield _entry(value.line, found)
+
+
+def _is_chat_in_rounds(found: Record, per_line: bool) -> bool:
+    """Return whether the only object of a file is a chat of questions and answers.
+
+    Without a key that belongs to a single chat, a list under one of the `_CHATS` that is not in
+    JSON Lines contains separate records.
+    """
+    if not any(begins_with_round(found.get(key)) for key in _CHATS):
+        return False
+    return per_line or any(key in _OF_ONE_CHAT or key.endswith(("_id", "Id")) for key in found)
 
 
 def _entry(line: int, value: Any) -> Entry:
@@ -122,7 +143,7 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
     """
     if isinstance(record, DataError):
         return False
-    for key in ("messages", "conversations"):
+    for key in _CHATS:
         turns = record.get(key)
         if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict | list):
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbllama.data import Conversation, DataFile, open_data
-from nbllama.data.formats import Pair
+from nbllama.data.formats import Pair, Style
 from nbllama.errors import DataError
 
 XTUNER = {
@@ -85,6 +85,48 @@ def test_a_list_of_records_stays_one(tmp_path: Path) -> None:
     assert [said(found, n) for n in range(2)] == [TWO_TURNS[:2], TWO_TURNS[2:]]
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "chats"),
+    [
+        ("x.jsonl", {}, 1),
+        ("x.ndjson", {"version": 1}, 1),
+        ("x.json", {"id": 1}, 1),
+        ("x.json", {"conversation_id": 1}, 1),
+        ("x.json", {"system": "s"}, 1),
+        ("x.json", {"valid": []}, 2),
+        ("x.json", {"version": 1}, 2),
+    ],
+)
+@pytest.mark.parametrize("key", ["conversations", "messages"])
+@pytest.mark.parametrize("names", [("input", "output"), ("question", "answer")])
+def test_one_chat_or_a_list_of_records(
+    tmp_path: Path, name: str, more: Any, chats: int, key: str, names: tuple[str, str]
+) -> None:
+    """The same line twice is always read as two chats; the only line should be read alike."""
+    question, answer = names
+    rounds = [{question: f"q{i}", answer: f"a{i}"} for i in (1, 2)]
+    found = opened(tmp_path, more | {key: rounds}, name=name)
+    assert len(found.samples) == chats
+    if chats == 1:
+        assert said(found) == [("system", "s")] * ("system" in more) + TWO_TURNS
+
+
+@pytest.mark.parametrize("key", ["conversation", "conversations"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_instruction_and_its_input(tmp_path: Path, key: str, times: int) -> None:
+    rounds = [
+        {"instruction": "i1", "input": "x", "output": "a1"},
+        {"instruction": "i2", "input": "", "output": "a2"},
+        {"instruction": "", "input": "q3", "output": "a3"},
+    ]
+    found = opened(tmp_path, *[{key: rounds}] * times)
+    assert len(found.samples) == times
+    asked = [text for role, text in said(found) if role == "user"]
+    assert asked == ["i1\n\nx", "i2", "q3"]
+    found = open_data(tmp_path / "x.jsonl", style=Style(" + "))
+    assert said(found)[0] == ("user", "i1 + x")
+
+
 def test_an_answer_without_loss(tmp_path: Path) -> None:
     first, second = XTUNER["conversation"]
     found = opened(tmp_path, {"conversation": [first | {"output_with_loss": False}, second]})
@@ -101,7 +143,8 @@ def test_an_answer_without_loss(tmp_path: Path) -> None:
         ),
         (
             {"conversation": [{"input": "", "output": "a"}]},
-            'item 1 of "conversation": the question (input) is empty',
+            'item 1 of "conversation": the question (input) is empty; write text without '
+            'a question as {"text": ...}',
         ),
         (
             {"contents": [{"role": "user", "parts": [{"text": "q"}, {"inlineData": {}}]}]},
