@@ -18,14 +18,12 @@ _READ = {
     "chat": {"system", "tools", "functions", "chat_template_kwargs"},
     "sharegpt": {"system", "tools", "functions", "chat_template_kwargs"},
     "completion": {"tools", "functions", "chat_template_kwargs"},
-    "preference": {
-        "prompt", "weight", "tools", "functions", "chat_template_kwargs", "instruction", "question",
-        "input", "system", "history",
-    },
+    "preference": {"prompt", "weight", "tools", "functions", "chat_template_kwargs"},
     "labelled": {"weight", "tools", "functions", "chat_template_kwargs"},
     "alpaca": {"input", "system", "history", "tools", "functions", "chat_template_kwargs"},
     "text": set[str](),
-}  # fmt: skip
+}
+_WITH_QUESTION = {"instruction", "question", "input", "system", "history"}  # of a preference
 # Keys that can contain messages.
 _CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 
@@ -105,16 +103,28 @@ def _counted(names: Counter[str]) -> str:
 
 def count_keys(record: Record, found: Format, counts: Counts) -> None:
     """Count the non-empty keys that the format reads, and those that it ignores."""
+    read = _read_from(record, found)
     for key, value in record.items():
         if value in (None, "", [], {}):
             continue
-        if key in found.keys or key in _READ[found.name]:
+        if key in found.keys or key in read:
             counts.used[key] += 1
         else:
             counts.unread[shown(key, 40) or '""'] += 1
     if record.get("tools"):
         _count_schemas(record["tools"], counts)
     count_message_keys(record, counts)
+
+
+def _read_from(record: Record, found: Format) -> set[str]:
+    """Return the optional keys that the format reads from this record."""
+    read = _READ[found.name]
+    if found.name not in ("preference", "labelled", "completion"):
+        return read
+    prompt = record.get("prompt")
+    if isinstance(prompt if prompt is not None else record.get("chosen"), list):
+        return read | {"system"}
+    return read | _WITH_QUESTION if prompt is None else read
 
 
 def _count_schemas(tools: Any, counts: Counts) -> None:

@@ -8,7 +8,9 @@ one way to do so.
 from __future__ import annotations
 
 from nbllama.data.counts import Counts
+from nbllama.data.folding import canonical
 from nbllama.data.formats import FORMATS, Format, Record, Style
+from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.data.keys import (
     ANSWERS,
     QUESTIONS,
@@ -19,6 +21,7 @@ from nbllama.data.keys import (
     with_renamed,
 )
 from nbllama.data.other_layouts import from_other_layout
+from nbllama.data.ranked import role_of
 from nbllama.data.turns import (
     by_turns,
     has_roles,
@@ -129,6 +132,8 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
             names = {_only(keys, name, found.keys): name for name in found.keys}
             return with_renamed(record, names, counts)
     chats = [key for key, value in record.items() if is_turns(value)]
+    if wanted is None and len(chats) == 1 and _waits_for_answer(record, chats[0], keys):
+        chats = []
     if len(chats) == 1 or (chats and wanted is not None):
         key = "messages" if has_roles(record[chats[0]][0]) else "conversations"
         if wanted is None or wanted.keys == (key,):
@@ -149,6 +154,16 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
     return with_renamed(record, {question: ends[0], answer: ends[1]}, counts)
 
 
+def _waits_for_answer(record: Record, chat: str, keys: Keys) -> bool:
+    """Return whether a chat is a prompt whose answer is text under another key."""
+    answers = [key for name in ANSWERS for key in keys.get(name, ())]
+    return (
+        canonical(chat) in QUESTIONS
+        and any(isinstance(record[key], str) for key in answers)
+        and role_of(record[chat][-1]) != ANSWERING_ROLE
+    )
+
+
 def _only(keys: Keys, name: str, wanted: tuple[str, ...]) -> str:
     """Return the only key with the English name `name`. Raises `DataError` if there are several."""
     if len(keys[name]) > 1:
@@ -163,8 +178,13 @@ def _with_more(record: Record, counts: Counts) -> Record:
     """Return the record with the optional keys of its format renamed to their usual names."""
     if "chosen" in record and "rejected" in record:
         record = _with_prompt(record, counts)
-        more = _MORE if record.get("prompt") is None else {}
-    elif record.get("messages") is not None or record.get("conversations") is not None:
+        prompt = record.get("prompt")
+        more = _MORE if prompt is None else _SYSTEM if isinstance(prompt, list) else {}
+    elif (
+        record.get("messages") is not None
+        or record.get("conversations") is not None
+        or isinstance(record.get("prompt"), list)
+    ):
         more = _SYSTEM
     elif record.get("instruction") is not None and record.get("output") is not None:
         more = _MORE

@@ -4,7 +4,8 @@
   item is a question with its answer, possibly with an instruction and an input;
 - Gemini: {"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", ...}]};
 - OpenAI's preferences: {"input": {"messages": [...]}, "preferred_output": [A],
-  "non_preferred_output": [B]}.
+  "non_preferred_output": [B]};
+- LLaMA-Factory's preferences and labelled answers (`nbllama.data.ranked`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nbllama.data.counts import Counts
 from nbllama.data.formats import Format, Record, Style
 from nbllama.data.formats.checks import text_of
 from nbllama.data.keys import ANSWERS, QUESTIONS, keys_by_name, with_renamed
+from nbllama.data.ranked import TAG, with_judgement
 from nbllama.data.turns import is_turn
 from nbllama.errors import DataError, shown
 
@@ -30,7 +32,7 @@ _ROUNDS = (
 )
 _SIDES = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 _SYSTEM = ("systemInstruction", "system_instruction")
-_KEYS = frozenset((*_ROUNDS, "contents", *_SIDES))
+_KEYS = frozenset((*_ROUNDS, "contents", *_SIDES, TAG))
 
 
 def from_other_layout(
@@ -43,6 +45,7 @@ def from_other_layout(
     """
     if _KEYS.isdisjoint(record):
         return record
+    record = with_judgement(record, wanted, counts, joint)
     if wanted is None or wanted.name == "chat":
         for key in _ROUNDS:
             if key in record and begins_with_round(record[key]):

@@ -118,7 +118,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         ("completion", {"completion": "p"}, 'the key "prompt" is missing'),
         ("completion", {"prompt": "p", "completion": ""}, "the answer (completion) is empty"),
         ("completion", {"prompt": None, "completion": "c"}, '"prompt" must be text, not null'),
-        ("completion", {"prompt": [Q], "completion": "c"}, '"completion" must be a list of mess'),
+        ("completion", {"prompt": [Q], "completion": {}}, '"completion" must be a list of mess'),
         ("completion", {"prompt": [Q, A], "completion": [Q]}, "every answer is excluded from"),
         ("alpaca", {"instruction": "", "output": "a"}, "the instruction is empty"),
         ("alpaca", {"instruction": "q", "output": "\t"}, "the answer (output) is empty"),

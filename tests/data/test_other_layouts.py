@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbllama.data import Conversation, DataFile, open_data
-from nbllama.data.formats import Pair, Style
+from nbllama.data.formats import Labelled, Pair, Style
 from nbllama.errors import DataError
 
 XTUNER = {
@@ -183,3 +183,74 @@ def test_preferences_of_openai(tmp_path: Path) -> None:
     assert (chosen.messages, rejected.messages) == ([USER, GOOD], [USER, BAD])
     assert chosen.tools == tools
     assert "keys not used for training: parallel_tool_calls (2)" in found.notes
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_preferences_of_llama_factory(tmp_path: Path, key: str, times: int) -> None:
+    """The chat is the prompt, and each side is a single turn."""
+    turns: list[Any] = [{"from": "human", "value": "q"}]
+    good, bad = {"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}
+    if key == "messages":
+        turns, good, bad = [USER], GOOD, BAD
+    record = {key: turns, "system": "s", "chosen": good, "rejected": bad}
+    found = opened(tmp_path, *[record] * times)
+    assert found.format == "preference" and len(found.samples) == times
+    pair = found.samples[0][1]
+    assert isinstance(pair, Pair) and isinstance(pair.chosen, Conversation)
+    assert pair.chosen.messages == [{"role": "system", "content": "s"}, USER, GOOD]
+    assert isinstance(pair.rejected, Conversation) and pair.rejected.messages[1:] == [USER, BAD]
+    assert not any("not used" in note for note in found.notes)
+
+
+def test_a_chat_with_its_answer_next_to_two_sides_stays_a_chat(tmp_path: Path) -> None:
+    """As in the binarised UltraFeedback."""
+    record = {"messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert opened(tmp_path, record, record).format == "chat"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [USER, GOOD]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]},
+        {"instruction": "q", "input": "", "output": "good"},
+    ],
+)
+def test_labels_of_llama_factory(tmp_path: Path, record: Any) -> None:
+    found = opened(tmp_path, record | {"kto_tag": True}, record | {"kto_tag": False})
+    assert found.format == "labelled"
+    samples = [sample for _, sample in found.samples]
+    assert all(isinstance(sample, Labelled) for sample in samples)
+    assert [s.good for s in samples if isinstance(s, Labelled)] == [True, False]
+    for sample in samples:
+        assert isinstance(sample, Labelled) and isinstance(sample.answer, Conversation)
+        assert sample.answer.messages == [USER, GOOD]
+
+
+@pytest.mark.parametrize("system", ["system", "system_prompt"])
+def test_messages_and_the_text_of_an_answer(tmp_path: Path, system: str) -> None:
+    """As in Nemotron's data."""
+    found = opened(tmp_path, {"input": [USER], "output": "a", system: "s", "used": "x"})
+    assert said(found) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+    assert "keys not used for training: used (1)" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("more", "system"),
+    [
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, True),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, True),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, False),
+        ({"question": "p", "chosen": "a", "rejected": "b"}, True),
+    ],
+)
+def test_the_system_message_of_a_preference(tmp_path: Path, more: Any, system: bool) -> None:
+    """It is read if the sides are chats, and otherwise listed as not used."""
+    found = opened(tmp_path, more | {"system": "s"})
+    pair = found.samples[0][1]
+    assert isinstance(pair, Pair)
+    for side in (pair.chosen, pair.rejected):
+        first = isinstance(side, Conversation) and side.messages[0]
+        assert (first == {"role": "system", "content": "s"}) == system
+    assert ("keys not used for training: system (1)" in found.notes) != system

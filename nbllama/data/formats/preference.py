@@ -2,7 +2,7 @@
 
 "prompt" is text or a list of messages, and each side is text, a list of messages, or a single
 message. Strings are concatenated unchanged, without a template. Messages form one chat, in which
-the answers on that side are trained on. Without "prompt", both sides contain the whole chat or
+the answers on that side are trained on, and "system" is read. Without "prompt", both sides contain the whole chat or
 text, and the common beginning is the prompt. With "instruction" or "question" instead of "prompt",
 the strings are passed to the chat template as in the `alpaca` format.
 """
@@ -28,6 +28,7 @@ from nbllama.data.formats.record import (
     conversation,
     weight_of,
 )
+from nbllama.data.formats.system import system_of
 from nbllama.errors import DataError
 
 SIDES = ("chosen", "rejected")
@@ -104,11 +105,17 @@ def _chat(
     side: str,
 ) -> Conversation:
     """Build a chat in which the answers in `answered` but not in `silent` are trained on."""
+    first = system_of(record, asked)
+    asked = first + asked
     n = len(asked)
     quiet = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
     try:
         return conversation(
-            asked + answered, frozenset(quiet | {n + i for i in silent}), record, notices
+            asked + answered,
+            frozenset(quiet | {n + i for i in silent}),
+            record,
+            notices,
+            n_first=len(first),
         )
     except DataError as e:
         raise DataError(f"{side}: {e}") from None
