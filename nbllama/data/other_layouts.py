@@ -3,6 +3,7 @@
 - XTuner and Firefly: {"conversation": [{"system": S, "input": Q, "output": A}, ...]}, in which each
   item is a question with its answer, possibly with an instruction and an input;
 - Gemini: {"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", ...}]};
+- distilled answers: {"input": Q, "content": A, "reasoning_content": T};
 - OpenAI's preferences: {"input": {"messages": [...]}, "preferred_output": [A],
   "non_preferred_output": [B]};
 - LLaMA-Factory's preferences and labelled answers (`nbllama.data.ranked`).
@@ -19,6 +20,7 @@ from nbllama.data.keys import ANSWERS, QUESTIONS, keys_by_name, with_renamed
 from nbllama.data.ranked import TAG, with_judgement
 from nbllama.data.turns import is_turn
 from nbllama.errors import DataError, shown
+from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
 
 _ROUNDS = (
     "conversation",
@@ -32,7 +34,8 @@ _ROUNDS = (
 )
 _SIDES = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 _SYSTEM = ("systemInstruction", "system_instruction")
-_KEYS = frozenset((*_ROUNDS, "contents", *_SIDES, TAG))
+_CONTENTS = ("contents", "messages", "conversations")
+_KEYS = frozenset((*_ROUNDS, *_CONTENTS, *_SIDES, *THOUGHT_KEYS, TAG))
 
 
 def from_other_layout(
@@ -50,8 +53,11 @@ def from_other_layout(
         for key in _ROUNDS:
             if key in record and begins_with_round(record[key]):
                 return _with_rounds(record, key, counts, joint)
-        if _has_parts(record.get("contents")):
-            return _with_contents(record, counts)
+        for key in _CONTENTS:
+            if _has_parts(record.get(key)):
+                return _with_contents(record, key, counts)
+        if (found := _with_thought(record, counts)) is not None:
+            return found
     if (wanted is None or wanted.name == "preference") and record.keys() >= _SIDES.keys():
         return _with_preference(record, counts)
     return record
@@ -120,19 +126,22 @@ def _has_parts(value: Any) -> bool:
     """Return whether a value is a chat in Gemini's layout."""
     if not isinstance(value, list) or not value:
         return False
-    return all(isinstance(turn, dict) and "parts" in turn for turn in value)
+    return all(
+        isinstance(turn, dict) and "parts" in turn and turn.get("content") is None for turn in value
+    )
 
 
-def _with_contents(record: Record, counts: Counts) -> Record:
+def _with_contents(record: Record, key: str, counts: Counts) -> Record:
     messages = []
-    for number, turn in enumerate(record["contents"], 1):
+    for number, turn in enumerate(record[key], 1):
         rest = {key: value for key, value in turn.items() if key != "parts"}
         messages.append(rest | {"content": _text(turn["parts"], f"message {number}: ")})
-    record = with_renamed(record | {"contents": messages}, {"contents": "messages"}, counts)
-    for key in _SYSTEM:
-        if isinstance(record.get(key), dict):
-            text = _text(record[key].get("parts"), f"{key}: ")
-            record = with_renamed(record | {key: text}, {key: "system"}, counts)
+    record = with_renamed(record | {key: messages}, {key: "messages"}, counts)
+    for name in _SYSTEM:
+        if isinstance(text := record.get(name), dict):
+            text = _text(text.get("parts"), f"{name}: ")
+        if isinstance(text, str):
+            record = with_renamed(record | {name: text}, {name: "system"}, counts)
     return record
 
 
@@ -148,6 +157,29 @@ def _text(parts: Any, where: str) -> str:
             '[{"role": ..., "content": ...}, ...]}'
         )
     return "".join(part["text"] for part in parts)
+
+
+def _with_thought(record: Record, counts: Counts) -> Record | None:
+    """Return a chat of a question, its answer under "content" and a thought, or None."""
+    thoughts = {key: record[key] for key in THOUGHT_KEYS if record.get(key) is not None}
+    keys = keys_by_name(record)
+    questions = [key for name in QUESTIONS for key in keys.get(name, ())]
+    if (
+        not thoughts
+        or len(questions) != 1
+        or not isinstance(record[questions[0]], str)
+        or not isinstance(record.get("content"), str)
+        or not keys.keys().isdisjoint(("role", "text", *ANSWERS))
+    ):
+        return None
+    asked = {"role": "user", "content": record[questions[0]]}
+    answer = {"role": "assistant", "content": record["content"], **thoughts}
+    counts.columns[(shown(questions[0], 40), "user")] += 1
+    counts.columns[("content", "assistant")] += 1
+    read = (*questions, "content", *thoughts)
+    return {key: value for key, value in record.items() if key not in read} | {
+        "messages": [asked, answer]
+    }
 
 
 def _with_preference(record: Record, counts: Counts) -> Record:

@@ -254,3 +254,45 @@ def test_the_system_message_of_a_preference(tmp_path: Path, more: Any, system: b
         first = isinstance(side, Conversation) and side.messages[0]
         assert (first == {"role": "system", "content": "s"}) == system
     assert ("keys not used for training: system (1)" in found.notes) != system
+
+
+@pytest.mark.parametrize("question", ["input", "问题", "prompt"])
+def test_a_distilled_answer_and_its_thought(tmp_path: Path, question: str) -> None:
+    record = {question: "q", "content": "a", "reasoning_content": "t", "repo_name": "x", "score": 1}
+    found = opened(tmp_path, record, record)
+    assert said(found) == [("user", "q"), ("assistant", "a")]
+    sample = found.samples[0][1]
+    assert isinstance(sample, Conversation) and sample.messages[1]["reasoning_content"] == "t"
+    assert found.notes[0] == f"read: {question} as user, content as assistant"
+    assert "keys not used for training: repo_name (2), score (2)" in found.notes
+
+
+@pytest.mark.parametrize("key", ["contents", "messages", "conversations"])
+@pytest.mark.parametrize("system", ["s", {"parts": [{"text": "s"}]}])
+def test_other_forms_of_gemini(tmp_path: Path, key: str, system: Any) -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    record = {key: GEMINI["contents"], "systemInstruction": system}
+    record["tools"] = [{"functionDeclarations": [function, {"name": "g"}]}]
+    found = opened(tmp_path, record)
+    assert said(found) == [("system", "s"), *TWO_TURNS]
+    sample = found.samples[0][1]
+    assert isinstance(sample, Conversation) and sample.tools is not None
+    assert [tool["function"]["name"] for tool in sample.tools] == ["f", "g"]
+    assert sample.tools[0]["function"] == function
+
+
+def test_parts_next_to_contents_are_not_read(tmp_path: Path) -> None:
+    """As in the messages of Vercel's AI SDK."""
+    parts = [{"type": "text", "text": "x"}]
+    found = opened(tmp_path, {"messages": [USER | {"parts": parts}, GOOD | {"parts": parts}]})
+    assert said(found) == [("user", "q"), ("assistant", "good")]
+
+
+def test_an_export_of_claude(tmp_path: Path) -> None:
+    turns = [
+        {"uuid": "1", "sender": who, "text": text, "content": [{"type": "text", "text": text}]}
+        for who, text in (("human", "q"), ("assistant", "a"))
+    ]
+    found = opened(tmp_path, {"uuid": "0", "name": "title", "chat_messages": turns})
+    assert said(found) == [("user", "q"), ("assistant", "a")]
+    assert "keys not used for training: uuid (1), name (1)" in found.notes

@@ -13,7 +13,8 @@ from nbllama.data.formats.calls import CALLING_ROLES, RESULT_ROLES, calls_in_tex
 from nbllama.data.formats.checks import Record, kind_of, text_of
 from nbllama.data.formats.masks import silent_ones
 from nbllama.data.formats.messages import extras, listed, messages_of
-from nbllama.data.formats.record import Conversation, Format, Message, Style
+from nbllama.data.formats.parts import text_of_parts
+from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Format, Message, Style
 from nbllama.data.formats.system import chat_with_system
 from nbllama.errors import DataError, shown
 
@@ -57,7 +58,10 @@ def _turn(turn: Any, where: str) -> Message:
     if speaker not in ROLES:
         raise DataError(f"{where}\"from\" is '{shown(speaker, 40)}', not one of {', '.join(ROLES)}")
     role, calls = ROLES[speaker], calls_of(turn, where)
-    value = text_of(turn, "value", where, default="" if calls else None)
+    if isinstance(turn.get("value"), list):
+        value = text_of_parts(turn, "value", where, answer=role == ANSWERING_ROLE)
+    else:
+        value = text_of(turn, "value", where, default="" if calls else None)
     if speaker in CALLING_ROLES and not calls:
         calls, value = calls_in_text(value, where)
     message = {"role": role, "content": value}

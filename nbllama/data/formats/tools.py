@@ -11,6 +11,7 @@ from nbllama.text.variables import RESERVED, variable_value
 
 SCHEMA_KEYS = ("input_schema", "inputSchema")
 """The keys for the parameters of a tool in Anthropic's API and in MCP."""
+_LISTS = ("functionDeclarations", "function_declarations")  # of Gemini
 
 
 def tools_of(record: Record) -> list[Any] | None:
@@ -34,7 +35,7 @@ def _tools(record: Record, key: str) -> list[Any]:
     if not isinstance(tools, list):
         raise DataError(f'"{key}" must be a list, not {kind_of(tools)}')
     out = []
-    for tool in tools:
+    for tool in _single(tools):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f'"{key}" contains an entry that is not a function with a name')
@@ -43,6 +44,16 @@ def _tools(record: Record, key: str) -> list[Any]:
             tool = tool | {"function": function} if "function" in tool else function
         out.append(tool if "function" in tool else {"type": "function", "function": tool})
     check_json(out, f'"{key}"')
+    return out
+
+
+def _single(tools: list[Any]) -> list[Any]:
+    """Return the tools, with each of Gemini's lists of functions replaced by its functions."""
+    out = []
+    for tool in tools:
+        lists = [tool.get(key) for key in _LISTS] if isinstance(tool, dict) else []
+        functions = next((value for value in lists if isinstance(value, list)), None)
+        out += [tool] if functions is None else functions
     return out
 
 
