@@ -22,7 +22,7 @@ from nbllama.data.turns import is_turn
 from nbllama.errors import DataError, shown
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
 
-_ROUNDS = (
+ROUNDS = (
     "conversation",
     "conversations",
     "dialogue",
@@ -35,7 +35,7 @@ _ROUNDS = (
 _SIDES = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 _SYSTEM = ("systemInstruction", "system_instruction")
 _CONTENTS = ("contents", "messages", "conversations")
-_KEYS = frozenset((*_ROUNDS, *_CONTENTS, *_SIDES, *THOUGHT_KEYS, TAG))
+_KEYS = frozenset((*ROUNDS, *_CONTENTS, *_SIDES, *THOUGHT_KEYS, TAG))
 
 
 def from_other_layout(
@@ -43,14 +43,14 @@ def from_other_layout(
 ) -> Record:
     """Return the record with the usual keys, or the same record if it has a usual layout.
 
-    `joint` is the text between an instruction and its input. Raises `DataError` if a part of the record does not fit the layout of the
-    rest.
+    `joint` is the text between an instruction and its input. Raises `DataError` if a part of the
+    record does not fit the layout of the rest.
     """
     if _KEYS.isdisjoint(record):
         return record
     record = with_judgement(record, wanted, counts, joint)
     if wanted is None or wanted.name == "chat":
-        for key in _ROUNDS:
+        for key in ROUNDS:
             if key in record and begins_with_round(record[key]):
                 return _with_rounds(record, key, counts, joint)
         for key in _CONTENTS:

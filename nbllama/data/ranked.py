@@ -1,7 +1,7 @@
 """Convert preferences and labelled answers in the layouts of LLaMA-Factory to the usual keys.
 
-- {"conversations": [...], "chosen": {"from": "gpt", "value": A}, "rejected": {...}}: the chat, which
-  ends with a question, is the prompt;
+- {"conversations": [...], "chosen": {"from": "gpt", "value": A}, "rejected": {...}}: the chat ends
+  with a question and is the prompt;
 - {"conversations": [..., answer], "kto_tag": true} and {"instruction": Q, "output": A, "kto_tag":
   true}: the last answer is labelled.
 """
@@ -63,9 +63,7 @@ def _labelled(record: Record, counts: Counts, joint: str) -> Record:
     answer = [{"role": ANSWERING_ROLE, "content": text_of(record, "output")}]
     record = {key: value for key, value in record.items() if key != "input"}
     record = record | {"instruction": asked, "output": answer}
-    return with_renamed(
-        record, names | {"instruction": "prompt", "output": "completion"}, counts
-    )
+    return with_renamed(record, names | {"instruction": "prompt", "output": "completion"}, counts)
 
 
 def _chat_key(record: Record) -> str | None:

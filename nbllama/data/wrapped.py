@@ -49,9 +49,9 @@ def entries_of(
     """Yield the records in the values of a file.
 
     `text` is the text that the positions of `values` refer to. `known` returns whether an object
-    has the keys of a known format. `per_line` says that each line is a record (JSON Lines). If the records are under a key, a message is added to `notes`.
-    Raises `DataError` ("line N: ...") for an object in which several lists could contain the
-    records.
+    has the keys of a known format. `per_line` says that each line is a record (JSON Lines). If the
+    records are under a key, a message is added to `notes`. Raises `DataError` ("line N: ...") for
+    an object in which several lists could contain the records.
     """
     single = len(values) == 1
     for value in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,43 @@ def test_a_table(
     head, _, option = found.partition("; pass ")
     assert head.startswith(f", line {line}: the columns (") and len(head) < 200
     assert f"--data-columns {typed}" in option and "raw" not in found
+
+
+@pytest.mark.parametrize(
+    ("record", "typed"),
+    [
+        ({"input": "q", "content": "a", "repo_name": "x"}, "prompt=input,completion=content"),
+        (
+            {"lang": "en", "story": "long text", "style": "b", "book": "c" * 9},
+            "story,completion=book",
+        ),
+        ({"title": "t", "body": "b", "category": "c"}, "prompt=title,completion=body"),
+        ({"id": "1", "essay": "e", "url": "u"}, "text=essay"),
+        ({"answer_id": "x", "essay": "e", "reply_text": "r"}, "prompt=essay,completion=reply_text"),
+    ],
+)
+def test_an_option_names_long_texts(tmp_path: Path, record: dict[str, str], typed: str) -> None:
+    assert f"{typed} " in error(tmp_path, json.dumps(record), "x.jsonl") + " "
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"title": "t", "mapping": {"x": {"message": None}}, "model_slug": 1},  # ChatGPT's export
+        {"question_id": 81, "category": "writing", "turns": ["q1", "q2"]},  # MT-bench
+        {"id": "0", "data": ["q", "a"]},  # UltraChat
+        {"dialog": ["Hi", "Hello"]},
+        {"dialog": ["Hi", "Hello"], "act": [1, 2], "emotion": [0, 0]},  # DailyDialog
+        {"repo_name": "x", "created_at": "y", "UUID": "z"},
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_no_option_trains_on_a_description(tmp_path: Path, record: Any, times: int) -> None:
+    found = error(tmp_path, f"{json.dumps(record)}\n" * times, "x.jsonl")
+    assert "--data-columns" not in found
+    assert ("contains a list of texts; write a chat as" in found) == (
+        any(key in record for key in ("turns", "data", "dialog"))
+    )
 
 
 def test_a_file_of_records(tmp_path: Path) -> None:

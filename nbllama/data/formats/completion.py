@@ -44,9 +44,7 @@ def read(record: Record, style: Style) -> Plain:
         n = len(asked)
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
         silent = frozenset(given | {n + i for i in silent})
-        return conversation(
-            asked + answered, silent, record, notices or more, n_first=len(first)
-        )
+        return conversation(asked + answered, silent, record, notices or more, n_first=len(first))
     check_no_list(record, "prompt")
     prompt = text_of(record, "prompt")
     return Continuation(prompt, filled(text_of(record, "completion"), "the answer (completion)"))

@@ -1,7 +1,7 @@
 """An answer with a label: {"prompt", "completion", "label": true or false}.
 
-The prompt and the completion are read as in the `completion` format. The label can also be 1, 0, 1.0
-or 0.0 (pandas writes labels as 1.0 if any is missing), or any of these values as a string.
+The prompt and the completion are read as in the `completion` format. The label can also be 1, 0,
+1.0 or 0.0 (pandas writes labels as 1.0 if any is missing), or any of these values as a string.
 """
 
 from __future__ import annotations

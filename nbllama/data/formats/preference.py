@@ -2,9 +2,9 @@
 
 "prompt" is text or a list of messages, and each side is text, a list of messages, or a single
 message. Strings are concatenated unchanged, without a template. Messages form one chat, in which
-the answers on that side are trained on, and "system" is read. Without "prompt", both sides contain the whole chat or
-text, and the common beginning is the prompt. With "instruction" or "question" instead of "prompt",
-the strings are passed to the chat template as in the `alpaca` format.
+the answers on that side are trained on, and "system" is read. Without "prompt", both sides contain
+the whole chat or text, and the common beginning is the prompt. With "instruction" or "question"
+instead of "prompt", the strings are passed to the chat template as in the `alpaca` format.
 """
 
 from __future__ import annotations
