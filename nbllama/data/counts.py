@@ -122,7 +122,7 @@ def _read_from(record: Record, found: Format) -> set[str]:
     if found.name not in ("preference", "labelled", "completion"):
         return read
     prompt = record.get("prompt")
-    if isinstance(prompt if prompt is not None else record.get("chosen"), list):
+    if isinstance(prompt, list) or isinstance(record.get("chosen"), list):
         return read | {"system"}
     return read | _WITH_QUESTION if prompt is None else read
 

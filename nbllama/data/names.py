@@ -179,7 +179,8 @@ def _with_more(record: Record, counts: Counts) -> Record:
     if "chosen" in record and "rejected" in record:
         record = _with_prompt(record, counts)
         prompt = record.get("prompt")
-        more = _MORE if prompt is None else _SYSTEM if isinstance(prompt, list) else {}
+        chats = isinstance(prompt, list) or isinstance(record["chosen"], list)
+        more = _MORE if prompt is None else _SYSTEM if chats else {}
     elif (
         record.get("messages") is not None
         or record.get("conversations") is not None

@@ -162,13 +162,13 @@ def _text(parts: Any, where: str) -> str:
 def _with_thought(record: Record, counts: Counts) -> Record | None:
     """Return a chat of a question, its answer under "content" and a thought, or None."""
     thoughts = {key: record[key] for key in THOUGHT_KEYS if record.get(key) is not None}
+    if not thoughts or not isinstance(record.get("content"), str):
+        return None
     keys = keys_by_name(record)
     questions = [key for name in QUESTIONS for key in keys.get(name, ())]
     if (
-        not thoughts
-        or len(questions) != 1
+        len(questions) != 1
         or not isinstance(record[questions[0]], str)
-        or not isinstance(record.get("content"), str)
         or not keys.keys().isdisjoint(("role", "text", *ANSWERS))
     ):
         return None

@@ -19,6 +19,7 @@ from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.data.formats.sharegpt import ROLES
 from nbllama.data.keys import with_renamed
 from nbllama.data.turns import is_turn, is_turns
+from nbllama.errors import DataError
 
 SIDES = ("chosen", "rejected")
 TAG = "kto_tag"
@@ -31,12 +32,12 @@ def with_judgement(record: Record, wanted: Format | None, counts: Counts, joint:
     `joint` is the text between an instruction and its input. Raises `DataError`.
     """
     kind = None if wanted is None else wanted.name
+    if kind in (None, "labelled") and record.get(TAG) is not None:
+        return _labelled(record, counts, joint)
     if record.get("prompt") is not None:
         return record
     if kind in (None, "preference") and all(record.get(side) is not None for side in SIDES):
         return _preference(record, counts)
-    if kind in (None, "labelled") and record.get(TAG) is not None:
-        return _labelled(record, counts, joint)
     return record
 
 
@@ -50,13 +51,19 @@ def _preference(record: Record, counts: Counts) -> Record:
 
 def _labelled(record: Record, counts: Counts, joint: str) -> Record:
     names = {TAG: "label"}
+    if record.get("prompt") is not None and record.get("completion") is not None:
+        return with_renamed(record, names, counts)
     key = _chat_key(record)
     if key is not None and len(record[key]) > 1 and role_of(record[key][-1]) == ANSWERING_ROLE:
         messages = _messages(record[key])
         record = record | {key: messages[:-1], "completion": messages[-1:]}
         return with_renamed(record, names | {key: "prompt"}, counts)
-    if "instruction" not in record or "output" not in record or record.get("history"):
-        return record
+    if not record.keys() >= {"instruction", "output"} or record.get("history"):
+        raise DataError(
+            f'"{TAG}" requires a chat that ends with an answer, or "instruction" and "output" '
+            'without "history"; write other records as {"prompt": ..., "completion": ..., '
+            '"label": true or false}'
+        )
     question = text_of(record, "instruction")
     more = text_of(record, "input", default="")
     asked = [{"role": "user", "content": question + joint + more if more.strip() else question}]

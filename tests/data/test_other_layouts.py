@@ -228,6 +228,16 @@ def test_labels_of_llama_factory(tmp_path: Path, record: Any) -> None:
         assert sample.answer.messages == [USER, GOOD]
 
 
+@pytest.mark.parametrize("tag", [True, False])
+def test_labels_of_llama_factory_in_other_records(tmp_path: Path, tag: bool) -> None:
+    found = opened(tmp_path, {"prompt": "p", "completion": "c", "kto_tag": tag})
+    assert found.format == "labelled"
+    turns = {"instruction": "q", "output": "a", "history": [["q", "a"]]}
+    for record in (turns, {"question": "q", "answer": "a"}, {"messages": [USER]}):
+        with pytest.raises(DataError, match='"kto_tag" requires a chat that ends with an answer'):
+            opened(tmp_path, record | {"kto_tag": tag})
+
+
 @pytest.mark.parametrize("system", ["system", "system_prompt"])
 def test_messages_and_the_text_of_an_answer(tmp_path: Path, system: str) -> None:
     """As in Nemotron's data."""
@@ -241,6 +251,7 @@ def test_messages_and_the_text_of_an_answer(tmp_path: Path, system: str) -> None
     [
         ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, True),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, True),
+        ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, True),
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, False),
         ({"question": "p", "chosen": "a", "rejected": "b"}, True),
     ],
