@@ -19,6 +19,7 @@ import numpy as np
 from nbllama.data.answers import Answer, begins_empty, row_of, why_apart
 from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
+from nbllama.data.formats.tools import switched
 from nbllama.data.lost import LEFT_OUT, LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
 from nbllama.data.prepared import Prepared, Rendered
@@ -201,9 +202,12 @@ class ChatReader:
                 found["hermes"] += n_calls
             elif form.null:
                 found["null"] += sum(m["content"] is None for m in messages)
-        if chat.variables and not self._traits.names.issuperset(chat.variables):
-            found["variables"] += 1
-        return Prepared(messages, numbers, chat.tools, chat.variables, found, -shift - chat.n_first)
+        variables = chat.variables
+        if variables:
+            variables = switched(variables, self._traits.names)
+            if not self._traits.names.issuperset(variables):
+                found["variables"] += 1
+        return Prepared(messages, numbers, chat.tools, variables, found, -shift - chat.n_first)
 
     def _answer(
         self, chat: Prepared, n: int, texts: list[str], tokens: ChatTokens, marked: bool
