@@ -318,7 +318,7 @@ def texts_with(
     data = open_records([{"messages": [Q, A], "chat_template_kwargs": variables}], "x")
     with ChatTemplate(more + CHATML) as template:
         found = load_dataset(data, bpe, 64, template=template)
-    return [bpe.decode(found.batch([0]).tokens[0].tolist())], found.notes
+    return [bpe.decode(found.batch([0]).tokens.tolist())], found.notes
 
 
 def check(folder: Path, line: str, reason: str) -> None:
