@@ -35,7 +35,7 @@ from nbllama.data.tokens import ChatTokens
 from nbllama.errors import DataError, MessageError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
-from nbllama.text.thoughts import thought_in, thought_of
+from nbllama.text.thoughts import is_cut_off, thought_in, thought_of
 from nbllama.text.traits import Traits
 
 if TYPE_CHECKING:
@@ -263,6 +263,9 @@ class ChatReader:
                 lost_of_answer(answer.text, message, answer.number, found)
             except MessageError as e:
                 raise DataError(e.counted(chat.shift)) from None
+            if is_cut_off(message["content"]):
+                found["cut off"] += 1
+                continue
             # If the template leaves out a thought under a key, `lost_of_answer` has counted it.
             if begins_empty(answer) and (thought_in(message["content"]) or not thought_of(message)):
                 empty += 1

@@ -47,6 +47,12 @@ READ = {
         " a thought (reasoning_content or <think>) that the chat template omits; the model is "
         "trained on the rest of the answer",
     ),
+    "cut off": Kind(
+        "answer contains",
+        "answers contain",
+        " a thought that is not closed; the model learns to stop before it answers; remove cut-off "
+        "answers",
+    ),
     "hermes": Kind(
         "answer calls",
         "answers call",

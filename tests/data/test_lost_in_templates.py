@@ -66,6 +66,43 @@ def test_a_thought_without_an_opening_mark(
     assert read(demo_tokenizer, source, Q, a(content)) == ([[expected + END]], [])
 
 
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        (CHATML, "<think>\nseven", "<think>\nseven"),
+        (OPENS, "<think>\nseven", "seven"),
+        (STRIPS, "<think>seven", "<think>\n\n</think>\n\n<think>seven"),
+        (CHATML, "[THINK]seven", "[THINK]seven"),
+    ],
+)
+def test_a_thought_that_is_cut_off_is_reported(
+    demo_tokenizer: Tokenizer, source: str, content: str, expected: str
+) -> None:
+    """The only notice, because others about the same answer would mislead."""
+    texts, (notice,) = read(demo_tokenizer, source, Q, a(content))
+    assert texts == [[expected + END]]
+    assert notice.startswith("1 answer contains a thought that is not closed; the model learns to ")
+
+
+@pytest.mark.parametrize("content", ["<think>\nseven", "[THINK]seven"])
+def test_a_thought_that_is_cut_off_after_a_closed_thought(
+    demo_tokenizer: Tokenizer, content: str
+) -> None:
+    """Whether or not the template also shows the closed thought in the history."""
+    keeps = CLOSED.replace("m.content", "('<think>\\n\\n</think>\\n\\n' if m.role == 'assistant'"
+                           " else '') + m.content")  # fmt: skip
+    for source in (CLOSED, keeps):
+        assert read(demo_tokenizer, source, Q, a("56")) == ([["56" + END]], [])
+        with pytest.raises(DataError, match=CLOSES):
+            read(demo_tokenizer, source, Q, a(content))
+
+
+def test_an_opening_mark_in_a_sentence_is_no_thought(demo_tokenizer: Tokenizer) -> None:
+    words = "<think> opens a thought."
+    for source in (CHATML, CLOSED):
+        assert read(demo_tokenizer, source, Q, a(words)) == ([[words + END]], [])
+
+
 def test_thoughts_without_opening_marks_in_two_turns(demo_tokenizer: Tokenizer) -> None:
     chat = [Q, a("seven\n</think>\n\n56"), Q, a("six\n</think>\n\n50")]
     texts, _ = read(demo_tokenizer, OPENS, *chat)
