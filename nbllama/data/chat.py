@@ -130,7 +130,7 @@ class ChatReader:
                 for n in reversed(range(len(chat.numbers)))
             ]
         except MessageError as e:
-            raise DataError(e.counted(chat.shift)) from None
+            raise chat.numbered(e) from None
         heads: list[tuple[Answer, list[int], np.ndarray]] = []
         why: Counter[str] = Counter()
         for answer in answers:
@@ -262,7 +262,7 @@ class ChatReader:
             try:
                 lost_of_answer(answer.text, message, answer.number, found)
             except MessageError as e:
-                raise DataError(e.counted(chat.shift)) from None
+                raise chat.numbered(e) from None
             if is_cut_off(message["content"]):
                 found["cut off"] += 1
                 continue

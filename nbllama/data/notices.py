@@ -65,6 +65,11 @@ READ = {
         " no text; the content is set to null, because the chat template writes tool calls only "
         "in messages whose content is null",
     ),
+    "joined": Kind(
+        "tool call was",
+        "tool calls were",
+        " joined to the call in the message directly before, as parallel calls in one answer",
+    ),
     "tools": Kind(
         "record lists",
         "records list",

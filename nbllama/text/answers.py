@@ -14,7 +14,15 @@ import re
 from typing import Any, NamedTuple
 
 from nbllama.errors import MessageError, shown
-from nbllama.text.thoughts import Thought, at_end, closer_in, is_cut_off, opening, thought_of, visible
+from nbllama.text.thoughts import (
+    Thought,
+    at_end,
+    closer_in,
+    is_cut_off,
+    opening,
+    thought_of,
+    visible,
+)
 
 _DEFAULT_CLOSER = "\n</think>\n\n"
 _MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")

@@ -122,7 +122,8 @@ def test_numbers_are_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["1.50", "1e-7", "12345678901234567890.5", "-0.0", "-0", "1E5", "123456789012345678901"]
+    "number",
+    ["1.50", "1e-7", "12345678901234567890.5", "-0.0", "-0", "1E5", "123456789012345678901"],
 )
 def test_numbers_keep_their_spelling(tmp_path: Path, number: str) -> None:
     path = tmp_path / "x.jsonl"

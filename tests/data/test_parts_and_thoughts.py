@@ -99,7 +99,8 @@ def test_an_empty_thought_in_the_text_next_to_a_thought(written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["use </think> here", "`</think>` closes it", "<think> opens it", "56 <think>x</think>"]
+    "words",
+    ["use </think> here", "`</think>` closes it", "<think> opens it", "56 <think>x</think>"],
 )
 def test_words_about_marks_next_to_a_thought(words: str) -> None:
     answer = read(Q, {**A, "content": words, "thinking": "seven"})[1]

@@ -12,6 +12,7 @@ from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, calls_in_text, calls_of
 from nbllama.data.formats.checks import Record, filled, kind_of, text_of
+from nbllama.data.formats.joined import with_joined_calls
 from nbllama.data.formats.masks import MASK_KEYS, silent_ones
 from nbllama.data.formats.parts import text_of_parts
 from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Format, Message, Style
@@ -48,9 +49,9 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
         raise DataError(f'the key "{key}" is missing')
     messages = listed(record, key)
     parsed = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
-    _check_calling(messages)
     silent, notices = silent_ones(messages, [m["role"] for m in parsed])
-    return parsed, silent, notices
+    calling = [m["role"] in CALLING_ROLES for m in messages]
+    return with_joined_calls((parsed, silent, notices), calling)
 
 
 def listed(record: Record, key: str) -> list[Any]:
@@ -91,18 +92,6 @@ def _message(message: Any, where: str) -> Message:
         role = ANSWERING_ROLE
     out = {"role": "tool" if role == "function" else role, "content": content}
     return out | extras(message, out, calls, where)
-
-
-def _check_calling(messages: list[Record]) -> None:
-    """Raise `DataError` if two consecutive messages have roles from `CALLING_ROLES`."""
-    calling = [m["role"] in CALLING_ROLES for m in messages]
-    if any(calling):
-        for i in range(1, len(messages)):
-            if calling[i - 1] and calling[i]:
-                raise DataError(
-                    f'message {i + 1}: the previous message also has the role "'
-                    f'{messages[i - 1]["role"]}"; put both calls into one message, as a JSON list'
-                )
 
 
 def extras(message: Record, read: Message, calls: list[Message], where: str) -> Message:
