@@ -19,6 +19,7 @@ import numpy as np
 from nbllama.data.answers import Answer, begins_empty, row_of, why_apart
 from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
+from nbllama.data.formats.tools import switched
 from nbllama.data.lost import LEFT_OUT, LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
 from nbllama.data.prepared import Prepared, Rendered
@@ -34,7 +35,7 @@ from nbllama.data.tokens import ChatTokens
 from nbllama.errors import DataError, MessageError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
-from nbllama.text.thoughts import thought_in, thought_of
+from nbllama.text.thoughts import is_cut_off, thought_in, thought_of
 from nbllama.text.traits import Traits
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class ChatReader:
                 for n in reversed(range(len(chat.numbers)))
             ]
         except MessageError as e:
-            raise DataError(e.counted(chat.shift)) from None
+            raise chat.numbered(e) from None
         heads: list[tuple[Answer, list[int], np.ndarray]] = []
         why: Counter[str] = Counter()
         for answer in answers:
@@ -201,9 +202,12 @@ class ChatReader:
                 found["hermes"] += n_calls
             elif form.null:
                 found["null"] += sum(m["content"] is None for m in messages)
-        if chat.variables and not self._traits.names.issuperset(chat.variables):
-            found["variables"] += 1
-        return Prepared(messages, numbers, chat.tools, chat.variables, found, -shift - chat.n_first)
+        variables = chat.variables
+        if variables:
+            variables = switched(variables, self._traits.names)
+            if not self._traits.names.issuperset(variables):
+                found["variables"] += 1
+        return Prepared(messages, numbers, chat.tools, variables, found, -shift - chat.n_first)
 
     def _answer(
         self, chat: Prepared, n: int, texts: list[str], tokens: ChatTokens, marked: bool
@@ -258,7 +262,10 @@ class ChatReader:
             try:
                 lost_of_answer(answer.text, message, answer.number, found)
             except MessageError as e:
-                raise DataError(e.counted(chat.shift)) from None
+                raise chat.numbered(e) from None
+            if is_cut_off(message["content"]):
+                found["cut off"] += 1
+                continue
             # If the template leaves out a thought under a key, `lost_of_answer` has counted it.
             if begins_empty(answer) and (thought_in(message["content"]) or not thought_of(message)):
                 empty += 1

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from nbllama.data.json_values import once, reason_for
-from nbllama.data.spelled import spelled
+from nbllama.data.spelled import spelled, spelled_integer
 from nbllama.errors import DataError
 
 
@@ -14,7 +14,7 @@ def value_of(text: str, what: str) -> Any:
     """Parse a JSON text.
 
     Raises `DataError`, with a message that begins with `what`, if the text is not JSON, has a
-    duplicate key in an object, or contains NaN, Infinity or a number that is too large.
+    duplicate key in an object, or contains NaN or Infinity.
     """
     try:
         return _DECODER.decode(text)
@@ -26,4 +26,6 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is not a JSON value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_refuse, parse_float=spelled)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=once, parse_constant=_refuse, parse_float=spelled, parse_int=spelled_integer
+)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from nbllama.data.spelled import QUOTE, spelled
+from nbllama.data.spelled import spelled, spelled_integer
 from nbllama.errors import DataError, shown
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
@@ -265,8 +265,6 @@ def reason_for(e: Exception, *, column: bool) -> str:
         return f"invalid JSON{f' at column {e.colno}' if column else ''}: {e.msg}{hint}"
     if isinstance(e, RecursionError):
         return "invalid JSON: nested too deeply"
-    if "set_int_max_str_digits" in str(e):
-        return f"invalid JSON: a number has too many digits; {QUOTE}"
     return f"invalid JSON: {shown(e)}"
 
 
@@ -284,7 +282,9 @@ def _constant(word: str) -> None:
         raise ValueError(f"{word} is not a JSON value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_constant, parse_float=spelled)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=once, parse_constant=_constant, parse_float=spelled, parse_int=spelled_integer
+)
 
 
 def broken_byte(text: str) -> DataError | None:

@@ -12,7 +12,7 @@ from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.errors import MessageError, NbllamaError, shown
 from nbllama.text.calls import missing_in
 from nbllama.text.chat_template import chat_variables
-from nbllama.text.thoughts import mark_in_words, thought_in, thought_of, visible
+from nbllama.text.thoughts import is_cut_off, mark_in_words, thought_in, thought_of, visible
 
 if TYPE_CHECKING:
     from nbllama.data.prepared import Prepared
@@ -45,7 +45,8 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
     if words and place is None and _place(text, content) is None:
         if not message.get("tool_calls"):
             _refuse_lost_words(text, content, words, number)
-        found["changed"] += 1
+        if not is_cut_off(content):  # the prompt may contain the opening mark
+            found["changed"] += 1
     thoughts = {thought_of(message), thought_in(content)} - {""}
     start, end = place or (len(text), len(text))
     if any(not _place(text[:start], t) and not _place(text[end:], t) for t in thoughts):

@@ -47,6 +47,12 @@ READ = {
         " a thought (reasoning_content or <think>) that the chat template omits; the model is "
         "trained on the rest of the answer",
     ),
+    "cut off": Kind(
+        "answer contains",
+        "answers contain",
+        " a thought that is not closed; the model learns to stop before it answers; remove cut-off "
+        "answers",
+    ),
     "hermes": Kind(
         "answer calls",
         "answers call",
@@ -58,6 +64,11 @@ READ = {
         "answers call tools and have",
         " no text; the content is set to null, because the chat template writes tool calls only "
         "in messages whose content is null",
+    ),
+    "joined": Kind(
+        "tool call was",
+        "tool calls were",
+        " joined to the call in the message directly before, as parallel calls in one answer",
     ),
     "tools": Kind(
         "record lists",

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbllama.data.formats import Message
-from nbllama.errors import NbllamaError
+from nbllama.data.formats.joined import as_numbered
+from nbllama.errors import DataError, MessageError, NbllamaError
 from nbllama.text.chat_template import chat_variables
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class Prepared(NamedTuple):
     variables: dict[str, Any] | None
     found: Counter[str]
     shift: int = 0
+
+    def numbered(self, error: MessageError) -> DataError:
+        """Return an error in which the messages have their numbers in the record."""
+        return DataError(error.counted(self.shift) + as_numbered(self.found))
 
     @property
     def request(self) -> Chat:

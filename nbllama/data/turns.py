@@ -12,14 +12,14 @@ from nbllama.data.formats.messages import EXTRA_KEYS, MESSAGE_KEYS, RESULT_KEYS,
 from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
 from nbllama.data.json_text import value_of
 from nbllama.data.keys import Keys, keys_by_name, with_renamed
-from nbllama.data.spelled import SpelledFloat
+from nbllama.data.spelled import MinusZero, SpelledFloat, text_of_number
 from nbllama.errors import DataError, shown
 
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _CHATS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
-_NUMBER = (int, float, SpelledFloat)  # not bool
+_NUMBER = (int, float, MinusZero, SpelledFloat)  # not bool
 
 # Names for message roles; names not listed here stay unchanged.
 _ANY = ("user", "assistant", "system")
@@ -57,8 +57,11 @@ def has_roles(turn: Record) -> bool:
 
 
 def with_numbers(record: Record, counts: Counts) -> Record:
-    """Return the record, with numbers converted to text under keys that require text."""
-    changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in _NUMBER}
+    """Return the record, with numbers converted to text under keys that require text.
+
+    Raises `DataError` if one of these numbers is too large.
+    """
+    changed = {k: text_of_number(record[k]) for k in _NUMBERS if type(record.get(k)) in _NUMBER}
     for key in changed:
         counts.numbers[key] += 1
     return record | changed if changed else record
@@ -143,7 +146,7 @@ def _turn(turn: Record, counts: Counts) -> Record:
         return turn
     if type(turn.get(words)) in _NUMBER:
         counts.numbers[words] += 1
-        return turn | {words: str(turn[words])}
+        return turn | {words: text_of_number(turn[words])}
     return turn
 
 

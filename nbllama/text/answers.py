@@ -14,7 +14,15 @@ import re
 from typing import Any, NamedTuple
 
 from nbllama.errors import MessageError, shown
-from nbllama.text.thoughts import Thought, at_end, closer_in, opening, thought_of, visible
+from nbllama.text.thoughts import (
+    Thought,
+    at_end,
+    closer_in,
+    is_cut_off,
+    opening,
+    thought_of,
+    visible,
+)
 
 _DEFAULT_CLOSER = "\n</think>\n\n"
 _MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
@@ -47,9 +55,14 @@ def split_answer(
     thought and the following words, if known. Raises `MessageError` if it is unclear which part of
     F the model writes, or if the message contains a thought but the prompt already closes it.
     """
-    if through.startswith(prompt):
+    cut_off = is_cut_off(messages[number].get("content"))
+    if through.startswith(prompt) and not cut_off:
         return Part("", len(prompt))
     held = at_end(prompt)
+    if cut_off and held is not None and held.closed:
+        raise _closed_before(number)
+    if through.startswith(prompt):
+        return Part("", len(prompt))
     base = prompt if held is None else prompt[: held.start]
     at = _aligned(base, through, messages, number)
     if at is None and held is not None and held.closed:
@@ -75,12 +88,7 @@ def split_answer(
 def _after_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
     """Return an answer whose prompt contains a closed thought."""
     if thought:
-        raise MessageError(
-            [number],
-            ": it contains a thought, but the chat template closes the thought before the answer "
-            "begins; if a template variable enables thoughts, set it with --template-vars; "
-            "otherwise, remove the thoughts",
-        )
+        raise _closed_before(number)
     shown_thought = opening(through, at)
     if shown_thought is not None and shown_thought.closed and not shown_thought.inner.strip():
         at = shown_thought.end
@@ -90,6 +98,15 @@ def _after_closed(held: Thought, through: str, at: int, thought: str, number: in
         return Part("", at)
     # The prompt already contains the white space after the closer.
     return Part("", at + held_tail(held, through, at))
+
+
+def _closed_before(number: int) -> MessageError:
+    return MessageError(
+        [number],
+        ": it contains a thought, but the chat template closes the thought before the answer "
+        "begins; if a template variable enables thoughts, set it with --template-vars; "
+        "otherwise, remove the thoughts",
+    )
 
 
 def held_tail(held: Thought, through: str, at: int) -> int:
@@ -130,6 +147,9 @@ def _after_open(
         end = found.end() if found is not None else len(closer)
         end += len(closer[end:]) - len(closer[end:].lstrip())
         closer = closer[:end]
+    if thought:  # the template may keep the line breaks between the thought and the words
+        rest, n_breaks = through[at:], len(closer) - len(closer.rstrip("\n"))
+        at += min(len(rest) - len(rest.lstrip("\n")), n_breaks)
     return Part(thought + closer, at, len(thought))
 
 

@@ -52,7 +52,8 @@ _LONGEST_IN_PROMPT = 400  # characters in a thought at the end of a prompt
 class Thought(NamedTuple):
     """A thought within a text; `text[start:end]` is the whole thought, including its marks.
 
-    `inner` is the text between the marks, and `closed` says whether the closing mark is present.
+    `closed` says whether the closing mark is present, and `inner` is the text between the marks, or
+    the rest of the text if the closing mark is missing.
     """
 
     start: int
@@ -71,6 +72,33 @@ def opening(text: str, at: int = 0) -> Thought | None:
     """Return the thought at the start of `text[at:]`, ignoring leading white space, or None."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
     return None if match is None else _thought(text, match)
+
+
+def leading_thought(content: str) -> Thought | None:
+    """Return the thought at the start of the content of a message, or None.
+
+    It can lack its opening mark (which the prompt of some models contains) or its closing mark.
+    """
+    if not _may_hold_marks(content):
+        return None
+    found = opening(content)
+    if found is None and first_thought(content) is None:
+        closer = _closer_of_bare_thought(content)
+        if closer is not None:
+            inner = content[: closer.start()]
+            found = Thought(0, closer.end(), "", closer.group(), inner, True)
+    return found
+
+
+def is_cut_off(content: str | None) -> bool:
+    """Return whether the content of a message is a thought that lacks its closing mark.
+
+    An opening mark before a space is a part of a sentence.
+    """
+    if not content or not _may_hold_marks(content):
+        return False
+    found = opening(content)
+    return found is not None and not found.closed and not found.inner.startswith(" ")
 
 
 def first_thought(text: str) -> Thought | None:
@@ -119,7 +147,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
     closer = _CLOSERS[kind].format(match.groups()[kind])
     end = text.find(closer, match.end())
     if end < 0:
-        return Thought(match.start(), len(text), match.group(), closer, "", False)
+        return Thought(match.start(), len(text), match.group(), closer, text[match.end() :], False)
     inner = text[match.end() : end]
     return Thought(match.start(), end + len(closer), match.group(), closer, inner, True)
 

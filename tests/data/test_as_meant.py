@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from nbllama.data import Conversation, DataFile, open_data, open_records
+from nbllama.data import Conversation, DataFile, load_dataset, open_data, open_records
 from nbllama.data.formats.prompt import read as read_prompt
 from nbllama.data.formats.record import Pair, Style
 from nbllama.errors import DataError
+from nbllama.text import CHATML, ChatTemplate, Tokenizer
 
 Q: Any = {"role": "user", "content": "q"}
 A: Any = {"role": "assistant", "content": "a"}
@@ -127,9 +128,56 @@ def test_calls_and_results_by_role(role: str, result: str) -> None:
     assert silent == {1}
 
 
-def test_calls_by_role_in_succession() -> None:
-    call = {"role": "tool_call", "content": json.dumps(CALL)}
-    refused({"messages": [Q, call, call]}, "message 3: the previous message also has the role")
+CALLING: Any = {"role": "tool_call", "content": json.dumps(CALL)}
+RESULT = {"role": "tool_response", "content": "7"}
+
+
+def test_calls_by_role_in_succession(bpe: Tokenizer) -> None:
+    """ms-swift writes parallel calls as several messages; a template must get one answer."""
+    record = {"messages": [Q, CALLING, CALLING, CALLING, RESULT, RESULT, RESULT, A]}
+    messages = chat(record).messages
+    assert [m["role"] for m in messages] == ["user", "assistant", *["tool"] * 3, "assistant"]
+    assert messages[1]["tool_calls"] == [READ_CALL] * 3
+    silent = {**CALLING, "loss": False}
+    assert chat({"messages": [Q, silent, silent, RESULT, {**A, "weight": 0}, Q, A]}).silent == {
+        1,
+        3,
+    }
+    apart = {"messages": [Q, CALLING, RESULT, CALLING, RESULT, A]}
+    assert len(chat(apart).messages) == 6
+    turn = {"from": "function_call", "value": json.dumps(CALL)}
+    result = {"from": "observation", "value": "7"}
+    turns = {"conversations": [TURNS[0], turn, turn, result, result, TURNS[1]]}
+    two = {**messages[1], "tool_calls": [READ_CALL] * 2}
+    assert chat(turns).messages == [Q, two, *messages[3:]]
+    with ChatTemplate(CHATML) as template:
+        notes = load_dataset(opened(record), bpe, 256, template=template).notes
+    assert sum("2 tool calls were joined to the call in the message dir" in n for n in notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({**CALLING, "content": "I call f."}, "only calls can be joined, without a text or a th"),
+        ({**CALLING, "thinking": "t"}, "only calls can be joined, without a text or a thought"),
+        ({**CALLING, "loss": 0}, "but only one of the two is excluded from training"),
+    ],
+)
+def test_calls_by_role_that_cannot_be_joined(message: dict[str, Any], reason: str) -> None:
+    refused({"messages": [Q, CALLING, message, RESULT, A]}, "message 3: ")
+    refused({"messages": [Q, CALLING, message, RESULT, A]}, reason)
+
+
+def test_numbers_of_messages_after_joined_calls(bpe: Tokenizer) -> None:
+    hint = "; messages with consecutive calls are counted as one"
+    turns = [Q, CALLING, CALLING, RESULT]
+    refused({"messages": [*turns, {**A, "content": " "}]}, f"message 4: the answer is empty{hint}")
+    leaves_out = (
+        "{% set messages = messages if add_generation_prompt else messages[:-1] %}" + CHATML
+    )
+    with ChatTemplate(leaves_out) as template, pytest.raises(DataError) as caught:
+        load_dataset(opened({"messages": [*turns, A]}), bpe, 256, template=template)
+    assert "message 4" in str(caught.value) and str(caught.value).endswith(hint)
 
 
 def test_calls_of_sharegpt_under_another_name() -> None:

@@ -22,6 +22,7 @@ OPENS, CLOSED, STRIPS = (
         "strips-earlier-thoughts",
     )
 )
+KEEPS_BREAKS = OPENS.replace(".lstrip('\\n')", "")  # as in R1's distillations
 Q = {"role": "user", "content": "q"}
 END = "<|im_end|>"
 SENTENCE, QUOTED = "use </think> to close. 56", "Write `</think>` to close a thought."
@@ -51,6 +52,8 @@ def read(
         (OPENS, "seven</think>56", "seven\n</think>\n\n56"),
         (OPENS, "seven.</think> 56", "seven.\n</think>\n\n 56"),
         (OPENS, "seven </think>\n\n56", "seven\n</think>\n\n56"),
+        (KEEPS_BREAKS, "<think>\nseven\n</think>\n\n56", "seven\n</think>\n\n56"),
+        (KEEPS_BREAKS, "seven\n</think>\n\n\n56", "seven\n</think>\n\n\n56"),
         (STRIPS, "seven\n</think>\n\n56", "<think>\nseven\n</think>\n\n56"),
         (CHATML, "seven\n</think>\n\n56", "seven\n</think>\n\n56"),
         (CHATML, SENTENCE, SENTENCE),
@@ -64,6 +67,43 @@ def test_a_thought_without_an_opening_mark(
 ) -> None:
     """As R1's output is logged, because the prompt contains the opening mark."""
     assert read(demo_tokenizer, source, Q, a(content)) == ([[expected + END]], [])
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        (CHATML, "<think>\nseven", "<think>\nseven"),
+        (OPENS, "<think>\nseven", "seven"),
+        (STRIPS, "<think>seven", "<think>\n\n</think>\n\n<think>seven"),
+        (CHATML, "[THINK]seven", "[THINK]seven"),
+    ],
+)
+def test_a_thought_that_is_cut_off_is_reported(
+    demo_tokenizer: Tokenizer, source: str, content: str, expected: str
+) -> None:
+    """The only notice, because others about the same answer would mislead."""
+    texts, (notice,) = read(demo_tokenizer, source, Q, a(content))
+    assert texts == [[expected + END]]
+    assert notice.startswith("1 answer contains a thought that is not closed; the model learns to ")
+
+
+@pytest.mark.parametrize("content", ["<think>\nseven", "[THINK]seven"])
+def test_a_thought_that_is_cut_off_after_a_closed_thought(
+    demo_tokenizer: Tokenizer, content: str
+) -> None:
+    """Whether or not the template also shows the closed thought in the history."""
+    keeps = CLOSED.replace("m.content", "('<think>\\n\\n</think>\\n\\n' if m.role == 'assistant'"
+                           " else '') + m.content")  # fmt: skip
+    for source in (CLOSED, keeps):
+        assert read(demo_tokenizer, source, Q, a("56")) == ([["56" + END]], [])
+        with pytest.raises(DataError, match=CLOSES):
+            read(demo_tokenizer, source, Q, a(content))
+
+
+def test_an_opening_mark_in_a_sentence_is_no_thought(demo_tokenizer: Tokenizer) -> None:
+    words = "<think> opens a thought."
+    for source in (CHATML, CLOSED):
+        assert read(demo_tokenizer, source, Q, a(words)) == ([[words + END]], [])
 
 
 def test_thoughts_without_opening_marks_in_two_turns(demo_tokenizer: Tokenizer) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from nbllama.data import Conversation, DataFile, open_data
+from nbllama.data import Conversation, DataFile, load_dataset, open_data, open_records
 from nbllama.data.formats import Sample
 from nbllama.data.json_values import looks_like_json, numbered_lines
 from nbllama.errors import DataError
+from nbllama.text import CHATML, ChatTemplate, Tokenizer
 
 GOOD = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
 Q: Any = {"role": "user", "content": "q"}
@@ -183,7 +184,6 @@ def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
         ('{"messages": [', "invalid JSON at column 15: "),
         (GOOD + '{"a', "invalid JSON at column 88: Extra data"),
         ("[" * 100_000, "invalid JSON: "),
-        ('{"a": ' + "1" * 5000 + "}", "invalid JSON: "),
         ("[1]", "a record must be an object with named values, not a number"),
         ("[]", "a record must be an object with named values, not a list"),
         ("null", "not null"),
@@ -285,14 +285,6 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
         ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" must not set "tools"'),
         ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" must not set "a b"'),
-        (
-            {"chat_template_kwargs": {"enable_thinking": 0}},
-            '"chat_template_kwargs": "enable_thinking" must be true or false, not 0',
-        ),
-        (
-            {"chat_template_kwargs": '{"enable_thinking": "no"}'},
-            '"chat_template_kwargs": "enable_thinking" must be true or false, not "no"',
-        ),
     ],
 )
 def test_bad_tools_and_variables(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
@@ -300,10 +292,33 @@ def test_bad_tools_and_variables(tmp_path: Path, more: dict[str, Any], reason: s
 
 
 @pytest.mark.parametrize("value", [False, "false", "False"])
-def test_a_switch_that_is_text_is_a_boolean(tmp_path: Path, value: Any) -> None:
+def test_a_switch_that_is_text_is_a_boolean(bpe: Tokenizer, value: Any) -> None:
+    """Only variables that the template mentions are switches."""
+    used, unused = "{% if enable_thinking is false and effort == 'False' %}Yes{% endif %}", ""
     variables = {"enable_thinking": value, "effort": "False"}
-    found = one(tmp_path, {"messages": [Q, A], "chat_template_kwargs": variables})
-    assert found.variables == {"enable_thinking": False, "effort": "False"}
+    assert "Yes" in "".join(texts_with(bpe, used, variables)[0])
+    assert any("1 record sets variables" in n for n in texts_with(bpe, unused, variables)[1])
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, "0"), ("no", '"no"'), ("low", '"low"')])
+def test_a_switch_that_is_neither_true_nor_false(bpe: Tokenizer, value: Any, shown: str) -> None:
+    for name in ("enable_thinking", "thinking"):
+        reason = f'"chat_template_kwargs": "{name}" must be true or false, not {shown}'
+        with pytest.raises(DataError) as caught:
+            texts_with(bpe, f"{{% if {name} %}}Yes{{% endif %}}", {name: value})
+        assert reason in str(caught.value)
+        notes = texts_with(bpe, "", {name: value})[1]
+        assert any("1 record sets variables" in note for note in notes)
+
+
+def texts_with(
+    bpe: Tokenizer, more: str, variables: dict[str, Any]
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the texts of a chat that sets variables, and the notes about it."""
+    data = open_records([{"messages": [Q, A], "chat_template_kwargs": variables}], "x")
+    with ChatTemplate(more + CHATML) as template:
+        found = load_dataset(data, bpe, 64, template=template)
+    return [bpe.decode(found.batch([0]).tokens.tolist())], found.notes
 
 
 def check(folder: Path, line: str, reason: str) -> None:

@@ -122,7 +122,8 @@ def test_numbers_are_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["1.50", "1e-7", "12345678901234567890.5", "-0.0", "1E5", "123456789012345678901"]
+    "number",
+    ["1.50", "1e-7", "12345678901234567890.5", "-0.0", "-0", "1E5", "123456789012345678901"],
 )
 def test_numbers_keep_their_spelling(tmp_path: Path, number: str) -> None:
     path = tmp_path / "x.jsonl"
@@ -137,7 +138,7 @@ def test_numbers_keep_their_spelling(tmp_path: Path, number: str) -> None:
     ("number", "reason"),
     [
         ("-1e999", "the number -1e999 is too large; put it in quotes to keep it as text"),
-        ("1" * 5000, "a number has too many digits; put it in quotes to keep it as text"),
+        ("1" * 5000, "1111… is too large; put it in quotes to keep it as text"),
         ("1.0]", "Expecting ',' delimiter"),
     ],
 )
@@ -147,6 +148,19 @@ def test_numbers_that_cannot_be_kept(tmp_path: Path, number: str, reason: str) -
     with pytest.raises(DataError, match="line 2: ") as caught:
         open_data(path)
     assert str(caught.value).endswith(reason)
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1E999", "1" * 5000])
+def test_a_number_that_is_too_large_but_not_used(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "x.jsonl"
+    turns = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "p": NUMBER}]'
+    for record in (
+        '{"question": "q", "answer": "a", "score": NUMBER}',
+        f'{{"messages": {turns}}}',
+        f'{{"messages": {json.dumps(turns)}}}',
+    ):
+        path.write_text(record.replace("NUMBER", number))
+        assert said(open_data(path)) == [("user", "q"), ("assistant", "a")]
 
 
 def test_text_that_is_not_nfc_is_counted(tmp_path: Path) -> None:

@@ -77,11 +77,37 @@ def test_words_about_marks_stay_in_a_thought(words: str) -> None:
 def test_a_thought_in_the_text_and_in_a_key() -> None:
     """An equal thought is read once; a template could write both."""
     answer = {**A, "content": MARKED}
-    assert read(Q, {**answer, "reasoning_content": " seven\n"})[1] == answer
-    empty = {**A, "content": "<think>\n\n</think>\n\n56"}
-    assert read(Q, {**empty, "thinking": "seven"})[1]["thinking"] == "seven"
-    with pytest.raises(DataError, match="message 2: the message contains two thoughts, one in its"):
-        opened(Q, {**answer, "reasoning": "eight"})
+    for content in (MARKED, "seven\n</think>\n\n56", "<think>\nseven"):
+        answer = {**A, "content": content}
+        assert read(Q, {**answer, "reasoning_content": " seven\n"})[1] == answer
+        with pytest.raises(DataError, match="message 2: the message contains two thoughts, one in"):
+            opened(Q, {**answer, "reasoning": "eight"})
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["<think>\n\n</think>\n\n56", "<think></think>56", "\n</think>\n\n56", "[THINK][/THINK]56"],
+)
+def test_an_empty_thought_in_the_text_next_to_a_thought(written: str) -> None:
+    """Exports of hybrid models contain both; a template would write both."""
+    answer = read(Q, {**A, "content": written, "thinking": "seven"})[1]
+    assert (answer["content"], answer["thinking"]) == ("56", "seven")
+    assert read(Q, {**A, "content": written})[1]["content"] == written
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": written, "reasoning": "x"}]
+    ((_, sample),) = open_records([{"conversations": turns}], "x").samples
+    assert isinstance(sample, Conversation) and sample.messages[1]["content"] == "56"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["use </think> here", "`</think>` closes it", "<think> opens it", "56 <think>x</think>"],
+)
+def test_words_about_marks_next_to_a_thought(words: str) -> None:
+    answer = read(Q, {**A, "content": words, "thinking": "seven"})[1]
+    assert (answer["content"], answer["thinking"]) == (words, "seven")
+
+
+def test_text_after_a_thought_under_a_key() -> None:
     with pytest.raises(
         DataError, match="message 2: the thought contains text after </think>; move"
     ):

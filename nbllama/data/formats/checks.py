@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from nbllama.data.spelled import QUOTE
 from nbllama.errors import DataError, shown
 
 Record = dict[str, Any]
@@ -74,7 +75,7 @@ def check_json(value: Any, what: str) -> None:
     try:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as e:
-        raise DataError(f"{what} must not contain a number that is not finite") from e
+        raise DataError(f"{what} must not contain a number that is not finite; {QUOTE}") from e
     check_unicode(written, what)
 
 

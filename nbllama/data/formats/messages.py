@@ -12,6 +12,7 @@ from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, calls_in_text, calls_of
 from nbllama.data.formats.checks import Record, filled, kind_of, text_of
+from nbllama.data.formats.joined import with_joined_calls
 from nbllama.data.formats.masks import MASK_KEYS, silent_ones
 from nbllama.data.formats.parts import text_of_parts
 from nbllama.data.formats.record import ANSWERING_ROLE, Conversation, Format, Message, Style
@@ -19,7 +20,7 @@ from nbllama.data.formats.system import chat_with_system
 from nbllama.data.json_text import value_of
 from nbllama.errors import DataError
 from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
-from nbllama.text.thoughts import closer_in, opening
+from nbllama.text.thoughts import closer_in, is_cut_off, leading_thought, opening
 
 # The role of a message in a list in Python's notation, which pandas writes to tables.
 _ROLE_IN_TEXT = re.compile(r"'role': '(?:user|assistant|system)'")
@@ -48,9 +49,9 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
         raise DataError(f'the key "{key}" is missing')
     messages = listed(record, key)
     parsed = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
-    _check_calling(messages)
     silent, notices = silent_ones(messages, [m["role"] for m in parsed])
-    return parsed, silent, notices
+    calling = [m["role"] in CALLING_ROLES for m in messages]
+    return with_joined_calls((parsed, silent, notices), calling)
 
 
 def listed(record: Record, key: str) -> list[Any]:
@@ -93,27 +94,18 @@ def _message(message: Any, where: str) -> Message:
     return out | extras(message, out, calls, where)
 
 
-def _check_calling(messages: list[Record]) -> None:
-    """Raise `DataError` if two consecutive messages have roles from `CALLING_ROLES`."""
-    calling = [m["role"] in CALLING_ROLES for m in messages]
-    if any(calling):
-        for i in range(1, len(messages)):
-            if calling[i - 1] and calling[i]:
-                raise DataError(
-                    f'message {i + 1}: the previous message also has the role "'
-                    f'{messages[i - 1]["role"]}"; put both calls into one message, as a JSON list'
-                )
-
-
 def extras(message: Record, read: Message, calls: list[Message], where: str) -> Message:
     """Return the parts of a message other than the role and content (which are in `read`).
 
     These are the thought, the tool calls and, for the result of a tool call, the name of the tool
-    and the id of the call. Raises `DataError`.
+    and the id of the call. If there is a thought next to content that begins with an empty thought,
+    the content without the empty thought is also returned. Raises `DataError`.
     """
     out: Message = {}
     role = read["role"]
-    thought = _thought(message, read["content"], where)
+    thought, content = _thought(message, read["content"], where)
+    if content != read["content"]:
+        out["content"] = content
     if thought:
         if role != ANSWERING_ROLE:
             raise DataError(
@@ -129,8 +121,12 @@ def extras(message: Record, read: Message, calls: list[Message], where: str) -> 
     return out
 
 
-def _thought(message: Record, content: str, where: str) -> str:
-    """Return the thought under one of the `THOUGHT_KEYS`, without marks, or ""."""
+def _thought(message: Record, content: str, where: str) -> tuple[str, str]:
+    """Return the thought under one of the `THOUGHT_KEYS`, without marks, or "", and the content.
+
+    An empty thought at the start of the content is removed if there is a thought under a key, as
+    a template would write both. If the content begins with the same thought, the thought is "".
+    """
     found = ""
     for key in THOUGHT_KEYS:
         if message.get(key) is None:
@@ -140,17 +136,21 @@ def _thought(message: Record, content: str, where: str) -> str:
             raise DataError(f'{where}the message contains two thoughts, one of them under "{key}"')
         found = found or (thought if thought.strip() else "")
     if not found:
-        return ""
+        return "", content
     found = _without_marks(found, where)
-    inside = opening(content)
-    if inside is None or not inside.inner.strip():
-        return found
+    inside = leading_thought(content)
+    if inside is None:
+        return found, content
+    if not inside.inner.strip():
+        return found, content[inside.end :].lstrip("\r\n")
+    if not inside.closed and not is_cut_off(content):
+        return found, content  # a mark in a sentence
     if inside.inner.strip() != found.strip():
         raise DataError(
             f"{where}the message contains two thoughts, one in its text and a different one under "
             f'"{next(key for key in THOUGHT_KEYS if message.get(key))}"; keep one of them'
         )
-    return ""  # the template would write the same thought twice
+    return "", content
 
 
 def _without_marks(thought: str, where: str) -> str:
@@ -160,10 +160,9 @@ def _without_marks(thought: str, where: str) -> str:
         closer = closer_in(thought)
         ends = closer is not None and not thought[closer.end() :].strip()
         return thought[: closer.start()].strip() if closer is not None and ends else thought
-    inside = thought[found.start + len(found.opener) :]
     if not found.closed:
-        marked = found.opener.startswith("<") and inside.startswith("\n")
-        return inside.strip() if marked else thought
+        marked = found.opener.startswith("<") and found.inner.startswith("\n")
+        return found.inner.strip() if marked else thought
     if thought[found.end :].strip():
         raise DataError(
             f"{where}the thought contains text after {found.closer}; move it into the message's "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nbllama.data.formats.checks import Record
+from nbllama.data.formats.joined import as_numbered
 from nbllama.data.formats.tools import tools_of, variables_of
 from nbllama.errors import DataError
 
@@ -121,7 +122,8 @@ def conversation(
         raise DataError(f'there is no message with the role "{ANSWERING_ROLE}" to train on')
     for i in answers:
         if not messages[i]["content"].strip() and not messages[i].get("tool_calls"):
-            raise DataError(f"message {i + 1 - n_first}: the answer is empty")
+            hint = as_numbered(notices)
+            raise DataError(f"message {i + 1 - n_first}: the answer is empty{hint}")
     if silent.issuperset(answers):
         raise DataError("every answer is excluded from training")
     tools = tools_of(record) if record is not None else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from nbllama.data.formats.calls import CALLING_ROLES, RESULT_ROLES, calls_in_text, calls_of
 from nbllama.data.formats.checks import Record, kind_of, text_of
+from nbllama.data.formats.joined import with_joined_calls
 from nbllama.data.formats.masks import silent_ones
 from nbllama.data.formats.messages import extras, listed, messages_of
 from nbllama.data.formats.parts import text_of_parts
@@ -48,6 +49,8 @@ def read(record: Record, style: Style) -> Conversation:
         turns = listed(record, "conversations")
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
         silent, notices = silent_ones(turns, [m["role"] for m in messages])
+        calling = [turn["from"].lower() in CALLING_ROLES for turn in turns]
+        messages, silent, notices = with_joined_calls((messages, silent, notices), calling)
     return chat_with_system(messages, silent, record, notices)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from nbllama.data.formats.checks import Record, check_json, kind_of
@@ -72,7 +73,10 @@ def _with_parameters(function: Record) -> Record:
 
 
 def variables_of(record: Record) -> dict[str, Any] | None:
-    """Return the template variables under "chat_template_kwargs". Raises `DataError`."""
+    """Return the template variables under "chat_template_kwargs". Raises `DataError`.
+
+    The values of switches are not checked, because the template may not use them (`switched`).
+    """
     value = record.get("chat_template_kwargs")
     if isinstance(value, str) and value.strip():
         value = value_of(value, '"chat_template_kwargs"')
@@ -84,7 +88,16 @@ def variables_of(record: Record) -> dict[str, Any] | None:
         if name in RESERVED or not name.isidentifier():
             raise DataError(f'"chat_template_kwargs" must not set "{shown(name, 40)}"')
     check_json(value, '"chat_template_kwargs"')
+    return value
+
+
+def switched(variables: dict[str, Any], used: Collection[str]) -> dict[str, Any]:
+    """Return the variables of a record with true and false as the values of switches.
+
+    Variables whose names are not in `used` stay unchanged. Raises `DataError` if the value of a
+    switch is neither true nor false.
+    """
     try:
-        return {name: variable_value(name, v) for name, v in value.items()}
+        return {n: variable_value(n, v) if n in used else v for n, v in variables.items()}
     except ValueError as e:
         raise DataError(f'"chat_template_kwargs": {e}') from None
