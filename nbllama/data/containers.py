@@ -29,16 +29,21 @@ class Table(NamedTuple):
 
     `n_spaced` is the number of cells below the header that begin with a space.
     `missing` counts the cells that contain only a word for a missing value, by word and column.
+    `n_blank` is the number of rows without any text, which are left out.
     """
 
     header: int
     rows: list[Entry]
     n_spaced: int
     missing: Counter[tuple[str, str]]
+    n_blank: int
 
     def notes(self, path: str) -> list[str]:
         """Return a line for each kind of suspicious cell."""
         out = []
+        if self.n_blank:
+            rows = counted(self.n_blank, "row was", "rows were")
+            out.append(f"{shown(path, 400)}: {rows} skipped because all cells are empty")
         if self.n_spaced:
             cells = counted(self.n_spaced, "cell begins", "cells begin")
             out.append(
@@ -71,7 +76,7 @@ def read_table(text: str, path: str) -> Table:
     names: list[str] = []
     rows: list[Entry] = []
     header = line = 1
-    n_spaced = 0
+    n_spaced = n_blank = 0
     missing: Counter[tuple[str, str]] = Counter()
     try:
         for row in reader:
@@ -80,6 +85,8 @@ def read_table(text: str, path: str) -> Table:
                 names, header = [trimmed(name) for name in row], begins
                 if (problem := _problem(names)) is not None:
                     raise DataError(f"{shown(path)}, line {begins}: {problem}")
+            elif row and not any(map(str.strip, row)):
+                n_blank += 1
             elif row:
                 rows.append(Entry(begins, _row(names, row, delimiter)))
                 n_spaced += sum(cell.startswith(" ") for cell in row)
@@ -92,7 +99,7 @@ def read_table(text: str, path: str) -> Table:
         raise DataError(f"{shown(path)}, line {line}: broken table: {e}{hint}") from e
     finally:
         csv.field_size_limit(limit)
-    return Table(header, rows, n_spaced, missing)
+    return Table(header, rows, n_spaced, missing, n_blank)
 
 
 def _problem(names: list[str]) -> str | None:

@@ -11,7 +11,7 @@ from nbllama.data.formats.calls import READ_IN_CALLS
 from nbllama.data.formats.messages import MESSAGE_KEYS, RESULT_KEYS, TURN_KEYS
 from nbllama.data.formats.parts import PART_KEYS
 from nbllama.data.formats.tools import SCHEMA_KEYS
-from nbllama.errors import shown
+from nbllama.errors import DataError, shown
 
 READ_LINE = "read: "  # how a line about the keys begins
 _READ = {
@@ -75,6 +75,18 @@ class Counts(NamedTuple):
             names.setdefault(new, []).append(f"{old} as {new}" if old != new else old)
         listed = [name for key, renamed in names.items() for name in renamed or [key]]
         return f"{READ_LINE}{_listed(listed)}{_joined(set(names), chats)}"
+
+    def reason(self, error: DataError, record: Record | DataError) -> str:
+        """Return the text of an error about a record, with the names of the keys in the file."""
+        text = str(error)
+        if isinstance(record, dict):
+            absent = [old for old, _ in self.columns if record.get(old) is None]
+            found = {
+                f'the key "{new}" is missing' for old, new in self.columns if old not in absent
+            }
+            if absent and text in found:  # no key was renamed, because another one is missing
+                return f'the key "{absent[0]}" is missing or null'
+        return text + self.other_name(text)
 
     def other_name(self, error: str) -> str:
         """Return a hint for an error about a key that has another name in the file."""

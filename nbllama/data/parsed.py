@@ -104,7 +104,7 @@ def parsed(
             used[its_format.name] += 1
             count_keys(record, its_format, counts)
         except DataError as e:
-            reason = str(e) + counts.other_name(str(e))
+            reason = counts.reason(e, record)
             if not asked.skip_bad:
                 raise DataError(f"{data.where(line)}: {reason}") from e.__cause__
             data.bad.append(Bad(line, reason))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import shlex
 
 from nbllama.data.magic import binary_kind, guessed_encoding
 from nbllama.errors import DataError, shown
@@ -70,7 +71,7 @@ def decode_text(
                 raise DataError(f"{name} is not text: it contains NUL characters")
             return text
     if (kind := binary_kind(content)) is not None:
-        raise DataError(f"{name} is {kind}")
+        raise DataError(f"{name} is {_with_file(kind, path)}")
     if lenient and not guessed_encoding(content):
         return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     return decode_utf8(content, path, keep_mark=keep_mark)
@@ -88,9 +89,18 @@ def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool
         hint = guessed_encoding(content) or "; convert the file to UTF-8"
         raise DataError(
             f"{shown(os.fspath(path))} is not UTF-8: byte 0x{content[e.start]:02x} at offset "
-            f"{e.start}, line {line}{hint}"
+            f"{e.start}, line {line}{_with_file(hint, path)}"
         ) from e
     return text if keep_mark else text.removeprefix("\ufeff")
+
+
+def _with_file(hint: str, path: str | os.PathLike[str]) -> str:
+    """Complete the command in a hint that ends with an `iconv` command without files."""
+    if not hint.endswith(" -t UTF-8"):
+        return hint
+    base, ending = os.path.splitext(os.fspath(path))
+    old, new = (shown(shlex.quote(name), 400) for name in (base + ending, f"{base}-utf8{ending}"))
+    return f"{hint} {old} > {new}"
 
 
 def sha256_parts(*parts: bytes | str | int) -> str:

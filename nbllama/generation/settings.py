@@ -34,7 +34,8 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
             continue
         if name not in names:
             every = [*names, *_ARGUMENTS]
-            near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, every, 1)
+            near = difflib.get_close_matches(name, every, 1, 0.7)
+            near = ["temperature"] if name == "temp" else near
             hint = f"did you mean {near[0]}?" if near else f"valid names: {', '.join(names)}"
             raise UsageError(f"unknown setting '{shown(name)}'; {hint}")
         values[name] = _number(name, name, value)

@@ -147,7 +147,10 @@ def _check_target(name: str) -> None:
 
 def cannot_write(name: str, e: OSError) -> OutputError:
     """Return an error about a file that cannot be written."""
-    return OutputError(f"{shown(name, 400)}: cannot be written: {e.strerror or e}")
+    folder, hint = os.path.dirname(name), ""
+    if isinstance(e, FileNotFoundError) and folder and not os.path.exists(folder):
+        hint = f"; the folder {shown(folder, 400)} does not exist"
+    return OutputError(f"{shown(name, 400)}: cannot be written: {e.strerror or e}{hint}")
 
 
 def _copy_mode(name: str, fd: int) -> None:

@@ -77,7 +77,8 @@ class TestEncodings:
     def test_gb18030_is_guessed(self, tmp_path: Path, text: str, encoding: str) -> None:
         line = refusal(tmp_path, text.encode(encoding), "a.txt")
         assert "is not UTF-8: byte 0x" in line
-        assert "looks like GB18030; convert it with iconv -f GB18030 -t UTF-8" in line
+        assert "looks like GB18030; convert it with iconv -f GB18030 -t UTF-8 " in line
+        assert line.endswith("a.txt > " + str(tmp_path / "a-utf8.txt"))
 
     @pytest.mark.parametrize(
         ("text", "encoding"),

@@ -182,6 +182,9 @@ class TestTables:
             (2, Conversation([message("user", "q\n\ni"), message("assistant", "a, b")]))
         ]
         assert opened(tmp_path, "text\none\ntwo\n", "x.csv").format == "text"
+        blank = opened(tmp_path, "q,a\nb,c\n,\n , \n,,\nd,e\n", "z.csv")
+        assert [line for line, _ in blank.samples] == [2, 6]
+        assert blank.notes[0].endswith("3 rows were skipped because all cells are empty")
         spaced = opened(tmp_path, "q,a\nb, c\nd, e\n", "y.csv")
         assert "2 cells begin with a space" in spaced.notes[0]
         missing = opened(tmp_path, "q,a\nb,NaN\nd,null\nNone,NaN\n", "y.csv")

@@ -212,3 +212,13 @@ def test_options_use_the_names_in_the_file(tmp_path: Path) -> None:
 
 def test_a_record_without_keys(tmp_path: Path) -> None:
     assert "the keys (none) match no format" in error(tmp_path, "{}\n", "x.jsonl")
+
+
+def test_the_key_that_is_missing_is_named(tmp_path: Path) -> None:
+    good = '{"question": "q", "answer": "a"}\n'
+    for bad in ('{"question": "q"}', '{"question": "q", "answer": null}'):
+        found = error(tmp_path, good + bad, "x.jsonl")
+        assert found == ', line 2: the key "answer" is missing or null'
+    for bad in ('{"answer": "a"}', '{"question": null, "answer": "a"}'):
+        found = error(tmp_path, good + bad, "x.jsonl")
+        assert found.endswith('is missing (in other records, it is called "question")')

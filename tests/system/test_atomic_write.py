@@ -81,7 +81,7 @@ class TestAtomicWrite:
 
 
 BAD_PATHS = [
-    ("none/out.bin", "cannot be written: No such file or directory"),
+    ("none/out.bin", "No such file or directory; the folder "),
     ("file/out.bin", "cannot be written: Not a directory"),
     ("folder", "cannot be written: Is a directory"),
     ("folder/", "not a file name"),

@@ -15,6 +15,7 @@ _HELP = (
     "/clear starts a new chat; /exit or Ctrl-D ends the program; Ctrl-C stops an answer or, at the "
     "prompt, the program"
 )
+_LONE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not UTF-8
 _EXIT = ("/exit", "/quit", "/bye")
 
 
@@ -50,6 +51,9 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
             if said == "/clear":
                 del messages[n_fixed:]
             console.note(_answer(said))
+            continue
+        if _LONE.search(said):
+            console.note("error: the message is not UTF-8 and was ignored")
             continue
         try:
             user = {"role": "user", "content": said if first else read_escapes(o, said, "input")}

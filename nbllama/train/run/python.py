@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from nbllama.errors import Interrupted, NbllamaError, UsageError, shown
+from nbllama.errors import Interrupted, NbllamaError, UsageError, counted, shown
 from nbllama.generation.model import Model
 from nbllama.kernels.cores import use_threads
 from nbllama.model import passes
@@ -86,7 +86,7 @@ def _read(
         prompts = list(keywords["sample_prompts"])
         if not all(isinstance(text, str) for text in prompts):
             raise UsageError("sample_prompts: pass a file, or a list of strings")
-        keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
+        keywords["sample_prompts"] = f"a list of {counted(len(prompts), 'prompt')}"
     words = list(_NO_FILES)
     if keywords.get("config"):
         # must come after the empty file names, and before the keywords, which override the file
@@ -130,7 +130,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise UsageError(f"{name}: pass the name of a file, or a list of records")
     records = list(value)
-    return f"a list of {len(records)} records", records
+    return f"a list of {counted(len(records), 'record')}", records
 
 
 @contextmanager

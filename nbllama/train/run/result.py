@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbllama.adapter.savable import Adapter
+from nbllama.errors import counted
 from nbllama.report.log import loss_text
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Run:
     answers: list[dict[str, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        parts = [f"{self.iteration} iterations"]
+        parts = [counted(self.iteration, "iteration")]
         if self.losses:
             parts.append(f"loss {loss_text(self.losses[0])} -> {loss_text(self.losses[-1])}")
         if self.best is not None:

@@ -7,18 +7,14 @@ run, a verdict, and suggested commands.
 from __future__ import annotations
 
 import math
-import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbllama.errors import shown
-from nbllama.options.finetune.table import OPTIONS, PROG
-from nbllama.options.words import replace_options
 from nbllama.report.log import loss_text
-from nbllama.system.program import called_as
 from nbllama.train.run.asked import HELD_OUT, TRAINED, Asked, answer, find_questions
+from nbllama.train.run.next_commands import BY_HEART, HARDLY, LEARNED, Rows, next_commands
 from nbllama.train.run.plan import HELD_OUT_FROM
 from nbllama.train.run.rewards import RunRewards
 
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import StepResult
     from nbllama.train.validation import Validation
 
-Rows = list[tuple[str, str]]  # names and values
-LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
 KNOWN = 0.25  # nats per token; below this loss, the model reproduces the text almost without errors
 FALLEN = 0.5  # a run has learned if the last mean loss is at most this fraction of the first one
 RISEN = 1.1  # validation loss, relative to the lowest one, that indicates learning by heart
@@ -237,7 +231,10 @@ class Ending:
         s.ui.record(row)
         run.verdict, run.answers = str(verdict), row["answers"]
         self.verdict.append(("verdict", str(verdict)))
-        self.commands += self._next(verdict, s.outputs.paths)
+        trained = [q.right for q in self.questions if q.kind == TRAINED]
+        all_wrong = s.preferences is None and bool(trained) and not any(trained)
+        further = self._longer() if verdict.word == HARDLY or all_wrong else ""
+        self.commands += next_commands(s, verdict.word, s.outputs.paths, further=further)
 
     def _nothing_new(self) -> str:
         s = self._session
@@ -271,29 +268,6 @@ class Ending:
             mark = "as in the data" if q.right else f"expected: {_short(q.wanted)}"
             note(f"   after:  {_short(q.after)}  ({mark})")
 
-    def _next(self, verdict: Verdict, paths: dict[str, str]) -> Rows:
-        """Return suggested commands: either to chat and merge, or to continue the run."""
-        o = self._session.options
-        adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
-        if not adapter:
-            return []
-        model = o.model_base
-        if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
-            name, value = self._longer().split(" or ")[0].split()
-            more = [("--checkpoint-in", checkpoint), (name, value)]
-            words = replace_options(self._session.words, OPTIONS, more)
-            return [("to continue", f"{called_as(PROG)} {shlex.join(words)}")]
-        words = ["--model", model, "--lora", adapter]
-        out = os.path.basename(model).removesuffix(".gguf")
-        merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]
-        return [("to chat", _verb("chat", words)), ("to merge", _verb("export-lora", merged))]
-
 
 def _short(text: str, most: int = 100) -> str:
     return shown(" ".join(text.split()), most)
-
-
-def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command line for another subcommand, called in the same way as this program."""
-    program = called_as(PROG).removesuffix("finetune").rstrip(" .")
-    return f"{program} {name} {shlex.join(words)}"
