@@ -15,7 +15,7 @@ _HELP = (
     "/clear starts a new chat; /exit or Ctrl-D ends the program; Ctrl-C stops an answer or, at the "
     "prompt, the program"
 )
-_LONE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not UTF-8
+_LONE = re.compile("[\ud800-\udfff]")  # a byte that is not UTF-8
 _EXIT = ("/exit", "/quit", "/bye")
 
 
