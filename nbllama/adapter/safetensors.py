@@ -97,9 +97,9 @@ def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, 
     fields: tuple[Any, ...] = tuple(entry.get(k) for k in ("dtype", "shape", "data_offsets"))
     dtype, shape, place = fields
     if not isinstance(dtype, str) or dtype not in BYTES:
-        raise f.error(where, f"type {shown(dtype)}, but must be one of {', '.join(BYTES)}")
+        raise f.error(where, f"the type must be one of {', '.join(BYTES)}, not {shown(dtype)}")
     if not _counts(shape) or not 1 <= len(shape) <= 2 or 0 in shape:
-        raise f.error(where, f"shape {shown(shape)}, but must be one or two positive integers")
+        raise f.error(where, f"the shape must be one or two positive integers, not {shown(shape)}")
     if not _counts(place) or len(place) != 2:
         raise f.error(where, f"data_offsets must be two offsets, not {shown(place)}")
     if place[1] - place[0] != math.prod(shape) * BYTES[dtype] or place[1] > f.left:

@@ -54,7 +54,7 @@ class Table(NamedTuple):
             cells = counted(self.missing.total(), "cell contains", "cells contain")
             listed = ", ".join(f"{w} in {c} ({n})" for (w, c), n in self.missing.most_common(8))
             out.append(
-                f"{shown(path, 400)}: {cells} only a word for a missing value, which is read as "
+                f"{shown(path, 400)}: {cells} only a missing-value marker, which is read as "
                 f"text: {shown(listed, 200)}; leave the cells empty if their values are missing"
             )
         return out

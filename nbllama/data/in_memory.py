@@ -120,5 +120,5 @@ def _name(key: Any) -> str:
     if isinstance(key, bool | int | float | None):
         return json.dumps(key)
     raise DataError(
-        f"the key {shown(key, 60)} is a value of type {type(key).__name__}; use strings as keys"
+        f"the key {shown(key, 60)} is of type {type(key).__name__}; use strings as keys"
     )

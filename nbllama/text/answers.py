@@ -42,7 +42,7 @@ class Part(NamedTuple):
     n_thought: int = 0
 
     def text(self, through: str) -> str:
-        """Return the text of the answer; `through` is F."""
+        """Return the text of the answer; `through` is the chat including the answer (F)."""
         return self.head + through[self.at :]
 
 

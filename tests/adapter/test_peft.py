@@ -296,7 +296,7 @@ HEADERS: dict[str, tuple[Any, str]] = {
     "deep": (b'{"a":' * 50_000, "not JSON"),
     "twice": (b'{"a":{},"a":{}}', "a key appears twice"),
     "number": ({"a": 1}, "not an object"),
-    "F64": ({"a": entry(dtype="F64")}, "type F64"),
+    "F64": ({"a": entry(dtype="F64")}, "the type must be one of .*, not F64"),
     "type a list": ({"a": entry(dtype=[])}, "type"),
     "shape negative": ({"a": entry(shape=[-2, -2])}, "shape"),
     "shape zero": ({"a": entry(shape=[0, 2], data_offsets=[0, 0])}, "shape"),

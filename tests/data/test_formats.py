@@ -189,7 +189,7 @@ class TestTables:
         assert "2 cells begin with a space" in spaced.notes[0]
         missing = opened(tmp_path, "q,a\nb,NaN\nd,null\nNone,NaN\n", "y.csv")
         assert missing.notes[0].endswith(
-            "y.csv: 4 cells contain only a word for a missing value, which is read as text: NaN in "
+            "y.csv: 4 cells contain only a missing-value marker, which is read as text: NaN in "
             "a (2), null in a (1), None in q (1); leave the cells empty if their values are missing"
         )
         # A single column of this name can be any text, if nothing else shows that it is a table.

@@ -99,7 +99,7 @@ def test_keys_that_are_not_text() -> None:
     ]
     with pytest.raises(DataError, match=r"line 1: the key None contains \['c'\]; csv\.DictReader"):
         read({"text": "x", None: ["c"]})
-    with pytest.raises(DataError, match=r"the key \('a', 'b'\) is a value of type tuple"):
+    with pytest.raises(DataError, match=r"the key \('a', 'b'\) is of type tuple"):
         read({"text": "x", ("a", "b"): 1})
     with pytest.raises(DataError, match='the key "1" appears twice'):
         read({"text": "x", 1: "a", "1": "b"})

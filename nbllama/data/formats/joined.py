@@ -1,7 +1,7 @@
-"""Join the messages of parallel tool calls that each have a message with one of the calling roles.
+"""Join parallel tool calls that are written as separate messages, one for each call.
 
-ms-swift writes parallel calls in this way: two calls, then two results. For a chat template, they
-are the calls of a single answer.
+ms-swift writes parallel calls in this way: two messages with calls, then two with results. A chat
+template expects them as the calls of a single answer.
 """
 
 from __future__ import annotations
