@@ -100,7 +100,7 @@ def test_message_names_tensor_type_and_block() -> None:
     with pytest.raises(GGUFError, match=r"bad\\nname"):
         check_finite(0, numbers, 3, "bad\nname")
     with pytest.raises(GGUFError, match=r"^m\.gguf: tensor output_norm\.weight"):
-        check_finite(0, numbers, 3, "output_norm.weight", "m.gguf")
+        check_finite(0, numbers, 3, "output_norm.weight", path="m.gguf")
 
 
 def test_sizes_are_checked() -> None:

@@ -15,11 +15,9 @@ import nbllama
 from nbllama.report.log import loss_text
 from nbllama.report.records import read_log
 from nbllama.train.run.asked import HELD_OUT, LONGEST_ANSWER, Asked, find_questions
+from nbllama.train.run.next_commands import BY_HEART, HARDLY, LEARNED
 from nbllama.train.run.result import Run as Result
 from nbllama.train.run.verdict import (
-    BY_HEART,
-    HARDLY,
-    LEARNED,
     Means,
     means,
     nothing_new,
