@@ -190,7 +190,7 @@ def test_an_answer_without_its_words(demo_tokenizer: Tokenizer, answer: str) -> 
 
 def test_an_answer_of_which_one_character_is_left(demo_tokenizer: Tokenizer) -> None:
     source = CHATML.replace("message['content']", "message['content'][:1]")
-    with pytest.raises(DataError, match="message 2: no word of this answer is in the rendered te"):
+    with pytest.raises(DataError, match="message 2: no word of this answer is in the rendered"):
         read(demo_tokenizer, source, Q, a("Yes, both."))
 
 
@@ -226,7 +226,7 @@ NO_SYSTEM += "{% endif %}{% endfor %}" + CHATML
 @pytest.mark.parametrize(
     ("chat", "as_user", "hint"),
     [
-        ([S, Q], False, "none; --system-as-user puts a system message in front of the first ques"),
+        ([S, Q], False, "none; --system-as-user puts a system message in front of the first"),
         ([S, S, Q], True, "none; --system-as-user applies only to a system message that is the"),
         ([S, a("hello"), Q], True, "none; --system-as-user applies only to a system message that"),
         ([Q, S], True, "none; --system-as-user applies only to a system message that is the first"),
