@@ -10,7 +10,7 @@ from typing import Any
 
 from nbllama.arguments import described, file_name, instance, positive, whole
 from nbllama.data.chat import prompt_ids
-from nbllama.errors import UsageError
+from nbllama.errors import UsageError, shown
 from nbllama.generation.arguments import check_adapter, memory_for, number_of_tokens
 from nbllama.generation.batch import AT_ONCE, generate_many
 from nbllama.generation.messages import messages_of_prompt
@@ -26,6 +26,9 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 class Model(passes.Model):
     """A GGUF model for computing activations and generating text, as returned by `load_model`."""
+
+    def __repr__(self) -> str:
+        return f"<Model: {self.hp.arch}, {self.hp.n_layer} layers, {shown(self.gguf.path, 400)}>"
 
     def generate(
         self,

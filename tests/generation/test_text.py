@@ -162,6 +162,11 @@ def test_bad_prompts(model: Model, tmp_path: Path) -> None:
         model.generate(CHAT, chat_template=str(tmp_path / "t.jinja"))
 
 
+def test_a_model_shows_what_it_is(model: Model) -> None:
+    shown = repr(model)
+    assert shown.startswith("<Model: llama, 2 layers, ") and shown.endswith("toy.gguf>")
+
+
 def test_a_list_of_prompts_is_no_single_prompt(model: Model) -> None:
     bad: Any
     for bad in ("hello", None, 5, {"role": "user", "content": "x"}):
