@@ -67,7 +67,7 @@ def test_sizes(tmp_path: Path) -> None:
         ("attention.shared_kv_layers", 2, "2: block 4 would use the keys and values of block 2"),
         ("attention.shared_kv_layers", 5, "5, but must be from 0 to 4"),
         ("attention.value_length_swa", 24, "24, but keys have size 16"),
-        ("rope.dimension_count_swa", 18, "from 2 to the head size 16"),
+        ("rope.dimension_count_swa", 18, "from 2 to the head size (16)"),
         ("attention.head_count_kv", [3, 1, 1, 1, 1, 1], "3 does not divide head_count 4"),
         ("attention.head_count_kv", [2, 2, 1, 4, 2, 1], "a different kind of attention"),
         ("attention.sliding_window_pattern", [True, False], "2 values for 6 layers"),

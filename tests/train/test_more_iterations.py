@@ -43,7 +43,7 @@ def test_records_get_a_new_decay_and_resume_in_it(finished: Path, run: Run) -> N
     first = ["--checkpoint-in", str(finished / "chk-12.gguf"), "--epochs", "5", "--save-every", "4"]
     done = run(args(finished, *first))
     assert done.code == 0, done
-    assert done.out.count(OVER) == 1 and "15 more" in done.out
+    assert done.out.count(OVER) == 1
     assert "warm-up 0, cosine to 0 at iteration 27" in done.out
     whole, chk = numbers(finished / "log.jsonl"), (finished / "chk-27.gguf").read_bytes()
     rates = [row["lr"] for row in whole]
@@ -126,7 +126,7 @@ def test_one_iteration_learns(folder: Path, run: Run) -> None:
     # another one is a new decay, not the end of this one
     more = ["--adam-iter", "1", "--warmup", "1", "--checkpoint-in", str(folder / "chk-1.gguf")]
     done = run(args(folder, *more))
-    assert done.code == 0 and "covers iterations 2 to 2" in done.out, done
+    assert done.code == 0 and "covers iteration 2" in done.out, done
     assert log_rows(folder / "log.jsonl")[-1]["lr"] == pytest.approx(0.005)
 
 

@@ -270,7 +270,7 @@ def resolve(
         data_kind=data_kind,
         n_iter=n_iter,
         last=total,
-        threads=cores if options.threads is None else min(options.threads, cores),
+        threads=cores if options.threads is None else options.threads,
         seed=new_seed if options.seed < 0 else options.seed,
         ctx=context(options, data_kind),
         lora_r=lora_r,
