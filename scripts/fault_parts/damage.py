@@ -134,7 +134,7 @@ def changed(box: Box) -> Iterator[str]:
         ("block_count", lambda f: make_llama(f / "toy.gguf", n_layer=3), []),
         ("training data", lambda f: (f / "text.txt").write_text("the rat " * 20), []),
         ("batch", lambda f: None, ["--batch", "3"]),
-        ("adam_alpha", lambda f: None, ["--adam-alpha", "0.5"]),
+        ("lr was", lambda f: None, ["--adam-alpha", "0.5"]),
         ("seed", lambda f: None, ["--seed", "12"]),
         ("ctx", lambda f: None, ["--ctx", "8"]),
         ("rank", lambda f: None, ["--rank-wq", "3"]),
