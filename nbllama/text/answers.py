@@ -147,9 +147,6 @@ def _after_open(
         end = found.end() if found is not None else len(closer)
         end += len(closer[end:]) - len(closer[end:].lstrip())
         closer = closer[:end]
-    if thought:  # the template may keep the line breaks between the thought and the words
-        rest, n_breaks = through[at:], len(closer) - len(closer.rstrip("\n"))
-        at += min(len(rest) - len(rest.lstrip("\n")), n_breaks)
     return Part(thought + closer, at, len(thought))
 
 

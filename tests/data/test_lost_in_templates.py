@@ -22,7 +22,6 @@ OPENS, CLOSED, STRIPS = (
         "strips-earlier-thoughts",
     )
 )
-KEEPS_BREAKS = OPENS.replace(".lstrip('\\n')", "")  # as in R1's distillations
 Q = {"role": "user", "content": "q"}
 END = "<|im_end|>"
 SENTENCE, QUOTED = "use </think> to close. 56", "Write `</think>` to close a thought."
@@ -52,8 +51,6 @@ def read(
         (OPENS, "seven</think>56", "seven\n</think>\n\n56"),
         (OPENS, "seven.</think> 56", "seven.\n</think>\n\n 56"),
         (OPENS, "seven </think>\n\n56", "seven\n</think>\n\n56"),
-        (KEEPS_BREAKS, "<think>\nseven\n</think>\n\n56", "seven\n</think>\n\n56"),
-        (KEEPS_BREAKS, "seven\n</think>\n\n\n56", "seven\n</think>\n\n\n56"),
         (STRIPS, "seven\n</think>\n\n56", "<think>\nseven\n</think>\n\n56"),
         (CHATML, "seven\n</think>\n\n56", "seven\n</think>\n\n56"),
         (CHATML, SENTENCE, SENTENCE),
