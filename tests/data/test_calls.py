@@ -7,22 +7,12 @@ from typing import Any
 
 import pytest
 
-from nbllama.data import Conversation, DataFile, open_records
 from nbllama.errors import DataError
+from tests.data.test_as_meant import chat, opened
 
 Q: Any = {"role": "user", "content": "q"}
 A: Any = {"role": "assistant", "content": "a"}
 TWICE = '{"n": 4, "n": 5}'
-
-
-def opened(record: dict[str, Any]) -> DataFile:
-    return open_records([record], "x")
-
-
-def chat(record: dict[str, Any]) -> Conversation:
-    ((_, sample),) = opened(record).samples
-    assert isinstance(sample, Conversation)
-    return sample
 
 
 def with_call(call: Any) -> dict[str, Any]:
